@@ -1,0 +1,1 @@
+"""Where examples come from: each reader yields `Example`s."""

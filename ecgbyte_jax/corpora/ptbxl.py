@@ -1,0 +1,72 @@
+"""PTB-XL (Wagner et al. 2020): one example a recording, the cardiologist's report as the answer."""
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ecgbyte_jax.corpora.example import Example, Rejected
+from ecgbyte_jax.errors import CorpusError, ExampleError
+
+REPORT_QUESTION = "Could you please help me explain my ECG?"
+DATABASE = "ptbxl_database.csv"
+_COLUMNS = {"ecg_id", "patient_id", "report", "strat_fold", "filename_lr", "filename_hr"}
+_WHERE_TO_GET = (
+    "PTB-XL 1.0.3 (CC BY 4.0, 1.7 GB to download, 3.0 GB unpacked) is at https://physionet.org/content/ptb-xl/1.0.3/; "
+    "set --config.data.root to the folder that holds ptbxl_database.csv. "
+    "--config=experiments/demo.py needs no download"
+)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One row of the database; record is the WFDB path without extension."""
+
+    patient: str
+    split: str
+    record: Path
+    report: str
+
+
+def read_reports(root: Path, sample_rate: int, question: str) -> Iterator[Example | Rejected]:
+    """Every row of the database as an example, in the file's order, from the recordings at `sample_rate` Hz."""
+    for id, found in read_database(root, sample_rate):
+        if isinstance(found, Rejected):
+            yield found
+            continue
+        try:
+            yield Example(id, found.patient, found.split, found.record, question, found.report)
+        except ExampleError as error:
+            yield Rejected(id, str(root / DATABASE), str(error))
+
+
+def read_database(root: Path, sample_rate: int) -> Iterator[tuple[str, Recording | Rejected]]:
+    """(ecg_id, recording) for every row, or what is wrong with the row. Folds 1-8 train, 9 valid, 10 test: by patient.
+
+    Raises CorpusError where the folder, the file or a column is missing.
+    """
+    path = root / DATABASE
+    if not path.is_file():
+        raise CorpusError(f"data.root: no {DATABASE} in '{root}'. {_WHERE_TO_GET}")
+    if sample_rate not in (100, 500):
+        raise CorpusError(f"data.sample_rate: {sample_rate} found, 100 or 500 (Hz) wanted")
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        missing = sorted(_COLUMNS - set(rows.fieldnames or ()))
+        if missing:
+            raise CorpusError(f"{path}: columns {missing} are missing")
+        for line, row in enumerate(rows, start=2):
+            yield _recording(row, line, root, "filename_hr" if sample_rate == 500 else "filename_lr")
+
+
+def _recording(row: dict[str, str], line: int, root: Path, column: str) -> tuple[str, Recording | Rejected]:
+    id = row["ecg_id"] or f"line {line}"
+    try:
+        fold = int(row["strat_fold"])
+        patient = str(int(float(row["patient_id"])))
+    except (TypeError, ValueError) as error:
+        return id, Rejected(id, str(root / DATABASE), f"line {line}, strat_fold or patient_id: {error}")
+    if not 1 <= fold <= 10 or not row[column]:
+        return id, Rejected(id, str(root / DATABASE), f"line {line}: strat_fold {fold}, {column} {row[column]!r}")
+    split = "train" if fold <= 8 else "valid" if fold == 9 else "test"
+    return id, Recording(patient, split, root / row[column], row["report"] or "")

@@ -1,0 +1,82 @@
+"""Quantising millivolts to the 26 letters a..z, stored as uint8 0..25, and back.
+
+Axes: `...` is any number of leading axes, T samples.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ecgbyte_jax.errors import TokenizerError
+
+ALPHABET_SIZE = 26
+_MARGIN_MV = 0.5
+_EPSILON_MV = 1e-6
+_FIT_SAMPLES = 100_000
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """26 equal bins from 0.5 mV below the first to 0.5 mV above the 99th percentile (both in mV), as published."""
+
+    percentile_1: float
+    percentile_99: float
+
+    def __post_init__(self):
+        if not self.percentile_1 < self.percentile_99:
+            raise TokenizerError(f"percentiles {self.percentile_1} and {self.percentile_99} mV found, the first must be lower")
+
+    @property
+    def low(self) -> float:
+        """Lower end of the first bin in mV."""
+        return self.percentile_1 - _MARGIN_MV
+
+    @property
+    def high(self) -> float:
+        """Upper end of the last bin in mV."""
+        return self.percentile_99 + _MARGIN_MV
+
+    @classmethod
+    def fit(cls, signals: Iterable[np.ndarray], *, seed: int = 0) -> "Quantizer":
+        """A quantizer whose percentiles come from 100,000 samples of `signals`, arrays of mV of any shape.
+
+        One pass, constant memory: every sample draws a key, and those with the smallest keys stay, so that each
+        sample of the corpus is equally likely. Raises TokenizerError where there is none, or one is not finite.
+        """
+        rng = np.random.default_rng(seed)
+        samples, keys, limit = np.empty(0), np.empty(0), 1.0
+        for signal in signals:
+            drawn = rng.random(np.size(signal))
+            keep = drawn < limit
+            samples = np.concatenate([samples, _finite(np.ravel(signal))[keep]])
+            keys = np.concatenate([keys, drawn[keep]])
+            if len(keys) > _FIT_SAMPLES:
+                smallest = np.argpartition(keys, _FIT_SAMPLES)[:_FIT_SAMPLES]
+                samples, keys = samples[smallest], keys[smallest]
+                limit = keys.max()
+        if not samples.size:
+            raise TokenizerError("no signal found to fit the quantizer on, at least one sample wanted")
+        return cls(*(float(p) for p in np.percentile(samples, [1, 99])))
+
+    def encode(self, signal: np.ndarray) -> np.ndarray:
+        """Millivolts [..., T] to symbols uint8 [..., T] in 0..25; values outside the range take the end bins."""
+        share = (_finite(signal) - self.low) / (self.high - self.low + _EPSILON_MV)
+        return np.minimum(np.floor(ALPHABET_SIZE * np.clip(share, 0.0, 1.0)), ALPHABET_SIZE - 1).astype(np.uint8)
+
+    def decode(self, symbols: np.ndarray, *, published_inverse: bool = False) -> np.ndarray:
+        """Symbols [..., T] to float64 mV [..., T]: the centres of the bins, off by half a bin at most.
+
+        `published_inverse` spreads the symbols over [low, high], both included: off by up to a whole bin.
+        """
+        symbols = np.asarray(symbols)
+        if published_inverse:
+            return symbols / (ALPHABET_SIZE - 1) * (self.high - self.low) + self.low
+        return (symbols + 0.5) / ALPHABET_SIZE * (self.high - self.low + _EPSILON_MV) + self.low
+
+
+def _finite(signal: np.ndarray) -> np.ndarray:
+    signal = np.asarray(signal, np.float64)
+    if not np.isfinite(signal).all():
+        raise TokenizerError("the signal holds values that are not finite (NaN); clean it first")
+    return signal

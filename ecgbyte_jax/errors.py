@@ -1,0 +1,41 @@
+"""The errors that a user can act on: each message names what, where, what was wanted, and what to do."""
+
+
+class EcgByteError(Exception):
+    """Base of all errors raised on purpose; `main.py` prints the message alone, without a stack trace."""
+
+
+class RecordError(EcgByteError):
+    """A recording cannot be used: unreadable, incomplete, or its signal is not an ECG."""
+
+
+class ExampleError(EcgByteError):
+    """One example of a corpus cannot be used (its row, its question or its answer); the others can."""
+
+
+class CorpusError(EcgByteError):
+    """A corpus is not where the config says, or as a whole not in the form that its reader knows."""
+
+
+class TokenizerError(EcgByteError):
+    """A tokenizer cannot be trained, loaded or applied to this input."""
+
+
+class ConfigError(EcgByteError):
+    """A setting is unknown, of the wrong type, or does not fit another setting."""
+
+
+class WeightsError(EcgByteError):
+    """A folder of model weights cannot be loaded."""
+
+
+class ShardsError(EcgByteError):
+    """Token shards are missing, unfinished, or were made by other settings."""
+
+
+class CheckpointError(EcgByteError):
+    """A checkpoint is missing or does not belong to this model or tokenizer."""
+
+
+class TrainingError(EcgByteError):
+    """Training cannot go on (a loss that is not finite, say)."""

@@ -1,0 +1,1 @@
+"""From tokens and text to batches: prompt, token shards, Grain pipelines."""

@@ -1,0 +1,64 @@
+"""The text tokenizer: a Hugging Face folder's, or one trained on the corpus, with the ECG tokens added."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from ecgbyte_jax.ecg.tokenizer import published_id
+from ecgbyte_jax.errors import TokenizerError
+
+SIG_START, SIG_END, PAD = "<sig_start>", "<sig_end>", "<pad>"
+_BOS, _EOS = "<bos>", "<eos>"
+
+
+def train_text_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE (no text is unknown to it) of at most `vocab_size` tokens, learnt from `texts`."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, _BOS, _EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=_BOS,
+        eos_token=_EOS,
+        pad_token=PAD,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def load_text_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a Hugging Face folder; raises TokenizerError where there is none, or it has no bos or eos."""
+    if not (Path(folder) / "tokenizer_config.json").is_file() and not (Path(folder) / "tokenizer.json").is_file():
+        raise TokenizerError(f"{folder}: no tokenizer.json or tokenizer_config.json there")
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None:
+        raise TokenizerError(f"{folder}: the tokenizer has no bos or no eos token; the prompt needs both")
+    return tokenizer
+
+
+def add_ecg_tokens(tokenizer: PreTrainedTokenizerFast, ecg_vocab_size: int) -> None:
+    """Adds `signal_<published id>` for every ECG token, `<sig_start>`, `<sig_end>`, and a pad token where it lacks one."""
+    tokenizer.add_tokens([*_ecg_names(ecg_vocab_size), SIG_START, SIG_END], special_tokens=True)
+    if tokenizer.pad_token_id is None:
+        tokenizer.add_special_tokens({"pad_token": PAD})
+
+
+def ecg_text_ids(tokenizer: PreTrainedTokenizerFast, ecg_vocab_size: int) -> np.ndarray:
+    """int32 [ecg_vocab_size]: the text tokenizer's id of every ECG token."""
+    ids = tokenizer.convert_tokens_to_ids(_ecg_names(ecg_vocab_size))
+    if None in ids or tokenizer.unk_token_id in ids:
+        raise TokenizerError("the text tokenizer lacks some of the ECG tokens; run --stage=prepare again")
+    return np.array(ids, np.int32)
+
+
+def _ecg_names(ecg_vocab_size: int) -> list[str]:
+    return [f"signal_{id}" for id in published_id(np.arange(ecg_vocab_size))]

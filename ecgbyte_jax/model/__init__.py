@@ -1,0 +1,1 @@
+"""The causal language model: decoder, LoRA, weights, generation. Knows nothing of ECGs."""

@@ -1,0 +1,168 @@
+"""Stage `eval`: from a checkpoint on disk to generations, scores and the table that compares them with baselines."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ecgbyte_jax.errors import CheckpointError, ConfigError
+from ecgbyte_jax.inputs.batches import open_split, prompt_batch
+from ecgbyte_jax.inputs.shards import Sequence
+from ecgbyte_jax.model.decoder import Decoder
+from ecgbyte_jax.model.generate import generate
+from ecgbyte_jax.run import prepare, stages, train
+from ecgbyte_jax.run.build import build_model
+from ecgbyte_jax.run.checkpoint import Checkpoints
+from ecgbyte_jax.run.logbook import console, progress, score_table
+from ecgbyte_jax.run.metrics import score
+from ecgbyte_jax.run.optim import make_optimizer
+from ecgbyte_jax.run.sharding import check_batch_size, make_mesh, put_batch
+
+_VERSION = 1  # of this stage's outputs
+MODEL, OTHER_ECG, COMMONEST = "model", "model, another patient's ECG", "commonest answer to the question"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One evaluated sequence: the model's answer, its answer to another patient's ECG, the commonest answer."""
+
+    sequence: Sequence
+    other: Sequence
+    answer: str
+    answer_to_other: str
+    commonest: str
+
+    def to_json(self) -> str:
+        s = self.sequence
+        fields = {"id": s.id, "segment": s.segment, "patient": s.patient, "question": s.question, "reference": s.answer}
+        answers = {"answer": self.answer, "answer_to_other_ecg": self.answer_to_other, "commonest_answer": self.commonest}
+        return json.dumps(
+            fields | answers | {"other_ecg": self.other.id, "other_segment": self.other.segment}, ensure_ascii=False
+        )
+
+
+def settings(config: ConfigDict) -> dict:
+    """What the scores depend on, beside the trained weights."""
+    return {"version": _VERSION, "seed": config.seed, "eval": config.eval.to_dict()}
+
+
+def evaluate(config: ConfigDict, workdir: Path) -> None:
+    """Runs the stage where it is not done, on the newest checkpoint, and shows the table of scores."""
+    prepare_marker = prepare.Paths.of(config, workdir).marker
+    stages.require("prepare", prepare_marker, prepare.settings(config))
+    trained = stages.require("train", train.marker(workdir), train.settings(config))
+    stage = stages.Stage("eval", workdir / "eval" / "stage.json", settings(config), trained)
+    if stage.finished():
+        console.print("eval: settings and inputs have not changed, nothing to do")
+    else:
+        if stage.changes():
+            console.print(f"eval: running again, because {stage.changes()}", markup=False)
+        stage.begin()
+        mesh = make_mesh(**config.mesh.to_dict())
+        check_batch_size(mesh, config.eval.batch_size, "eval.batch_size")
+        with jax.set_mesh(mesh):
+            _evaluate(config, workdir, mesh)
+        stage.finish()
+    _show(workdir)
+
+
+def _evaluate(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
+    prepared = prepare.load_prepared(config, workdir)
+    sequences = _choose(config, prepared)
+    others = _other_patients(sequences, config.seed)
+    model, step = _restore(config, workdir, prepared, mesh)
+    commonest = prepared.manifest.commonest
+    answers = _answer(config, prepared, mesh, model, [(s.ecg, s.question_ids) for s in sequences], "answer")
+    questions = [(o.ecg, s.question_ids) for s, o in zip(sequences, others)]
+    to_others = _answer(config, prepared, mesh, model, questions, "answer to another's ECG")
+    rows = [
+        Row(s, o, answer, other, commonest.get(s.question, commonest[""]))
+        for s, o, answer, other in zip(sequences, others, answers, to_others, strict=True)
+    ]
+    _write(config, workdir, rows, step)
+
+
+def _choose(config: ConfigDict, prepared: prepare.Prepared) -> list[Sequence]:
+    """The sequences to evaluate, in the shards' order."""
+    if config.eval.split not in prepared.manifest.splits:
+        raise ConfigError(f"eval.split: {config.eval.split!r} found, one of {list(prepared.manifest.splits)} wanted")
+    dataset = open_split(prepared.shards, prepared.manifest, config.eval.split)
+    wanted = min(config.eval.max_sequences or len(dataset), len(dataset))
+    chosen = np.sort(np.random.default_rng(config.seed).choice(len(dataset), wanted, replace=False))
+    return [dataset[int(i)] for i in chosen]
+
+
+def _other_patients(sequences: list[Sequence], seed: int) -> list[Sequence]:
+    """For every sequence one of another patient, drawn at random; raises ConfigError where there is but one patient."""
+    patients = np.array([s.patient for s in sequences])
+    if len(set(patients)) < 2:
+        raise ConfigError("eval.split: sequences of one patient alone found; at least two wanted, to swap their ECGs")
+    rng = np.random.default_rng(seed)
+    return [sequences[rng.choice(np.flatnonzero(patients != patient))] for patient in patients]
+
+
+def _restore(config: ConfigDict, workdir: Path, prepared: prepare.Prepared, mesh: Mesh) -> tuple[Decoder, int]:
+    """The model with the newest checkpoint's weights, and the checkpoint's step."""
+    parts = build_model(config, len(prepared.text_tokenizer), mesh)
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    latest = checkpoints.latest()
+    if latest is None:
+        raise CheckpointError(f"{workdir / 'checkpoints'}: no checkpoint there; add train to --stage")
+    optimizer, _ = make_optimizer(config, parts.config.width, 1)
+    state = checkpoints.load(latest, train.start_state(parts.trained, optimizer, mesh))
+    checkpoints.close()
+    return parts.model(state.params), latest
+
+
+def _answer(
+    config: ConfigDict,
+    prepared: prepare.Prepared,
+    mesh: Mesh,
+    model: Decoder,
+    prompts: list[tuple[np.ndarray, np.ndarray]],
+    what: str,
+) -> list[str]:
+    """The texts that the model generates greedily for (ECG ids, question ids) prompts."""
+    ids, tokenizer, rows = prepared.ids, prepared.text_tokenizer, config.eval.batch_size
+    answers: list[str] = []
+    with progress(what, len(prompts)) as report:
+        for start in range(0, len(prompts), rows):
+            some = prompts[start : start + rows]
+            batch = put_batch(prompt_batch(ids, some, rows, config.prompt.max_length), mesh)
+            tokens = generate(model, **batch, max_new_tokens=config.eval.max_new_tokens, stop_ids=(ids.eos,), pad_id=ids.pad)
+            texts = tokenizer.batch_decode(np.asarray(tokens)[: len(some)], skip_special_tokens=True)
+            answers += [text.strip() for text in texts]
+            report(len(answers))
+    return answers
+
+
+def _write(config: ConfigDict, workdir: Path, rows: list[Row], step: int) -> None:
+    references = [row.sequence.answer.strip() for row in rows]
+    systems = {
+        MODEL: [row.answer for row in rows],
+        OTHER_ECG: [row.answer_to_other for row in rows],
+        COMMONEST: [row.commonest for row in rows],
+    }
+    results = {
+        "split": config.eval.split,
+        "checkpoint_step": step,
+        "sequences": len(rows),
+        "patients": len({row.sequence.patient for row in rows}),
+        "empty_answers": sum(not row.answer for row in rows),
+        "scores": {name: score(references, hypotheses) for name, hypotheses in systems.items()},
+    }
+    stages.write_atomically(workdir / "eval" / "generations.jsonl", "".join(row.to_json() + "\n" for row in rows))
+    stages.write_atomically(workdir / "eval" / "results.json", json.dumps(results, indent=1) + "\n")
+
+
+def _show(workdir: Path) -> None:
+    """The table of scores, and where everything lies."""
+    results = json.loads((workdir / "eval" / "results.json").read_text())
+    title = f"{results['split']}: {results['sequences']} sequences of {results['patients']} patients, checkpoint {results['checkpoint_step']}, in %"
+    score_table(title, results["scores"])
+    console.print(f"written: {workdir}{os.sep}eval{os.sep}{{results.json, generations.jsonl}}", markup=False)

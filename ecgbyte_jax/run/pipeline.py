@@ -1,0 +1,25 @@
+"""The stages of a run, one after the other."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from ecgbyte_jax.errors import ConfigError
+from ecgbyte_jax.run.evaluate import evaluate
+from ecgbyte_jax.run.prepare import prepare
+from ecgbyte_jax.run.stages import write_atomically
+from ecgbyte_jax.run.train import train
+
+STAGES = {"prepare": prepare, "train": train, "eval": evaluate}
+
+
+def run(config: ConfigDict, workdir: Path, stages: list[str]) -> None:
+    """Runs the named stages in their order; each does nothing where it is already done. Raises ConfigError for others."""
+    unknown = sorted(set(stages) - set(STAGES))
+    if unknown or not stages:
+        raise ConfigError(f"--stage: {unknown} found, any of {list(STAGES)} wanted")
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_atomically(workdir / "config.json", config.to_json_best_effort(indent=1))
+    for name, stage in STAGES.items():
+        if name in stages:
+            stage(config, workdir)

@@ -1,0 +1,91 @@
+"""The device mesh and who holds which part of which array: one table for the parameters, one rule for batches.
+
+Axes of the mesh: data (rows of the batch, parameters repeated), fsdp (rows of the batch, parameters split), tensor (parameters
+split, rows repeated).
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from ecgbyte_jax.errors import ConfigError
+from ecgbyte_jax.model.decoder import BATCH_AXES
+
+AXES = ("data", "fsdp", "tensor")
+
+# Path of a parameter -> how its axes are split. Kernels are [n_in, n_out].
+RULES = (
+    (r"embedding", ("tensor", "fsdp")),  # [V, D]
+    (r"head/kernel", ("fsdp", "tensor")),  # [D, V]
+    (r".*/(q|k|v|gate|up)/kernel", ("fsdp", "tensor")),
+    (r".*/(o|down)/kernel", ("tensor", "fsdp")),
+    (r".*/(q|k|v|gate|up)/lora/a", ("fsdp", None)),
+    (r".*/(q|k|v|gate|up)/lora/b", (None, "tensor")),
+    (r".*/(o|down)/lora/a", ("tensor", None)),
+    (r".*/(o|down)/lora/b", (None, "fsdp")),
+    (r"(.*/)?\w*norm/scale", ()),
+)
+
+
+def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
+    """A mesh over all devices; one of the sizes may be -1. Raises ConfigError where they do not multiply up."""
+    sizes, devices = [data, fsdp, tensor], jax.device_count()
+    if sizes.count(-1) == 1:
+        sizes[sizes.index(-1)] = devices // max(1, -int(np.prod(sizes)))
+    if min(sizes) < 1 or np.prod(sizes) != devices:
+        raise ConfigError(f"mesh: data {data} x fsdp {fsdp} x tensor {tensor} found for {devices} devices; one may be -1")
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of a batch [B, ...] over data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def check_batch_size(mesh: Mesh, size: int, name: str) -> None:
+    """Raises ConfigError where the mesh cannot split `size` rows evenly."""
+    parts = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+    if size % parts:
+        raise ConfigError(f"{name}: {size} found, a multiple of the mesh's data x fsdp = {parts} wanted")
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This host's rows of a batch as global arrays."""
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
+def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
+    """The sharding of every array in a tree of parameters, by its path.
+
+    An optimiser's state has the parameters' paths within its own, and its counters have none. An axis whose size the
+    mesh does not divide stays whole. Raises ConfigError for an array that no rule names.
+    """
+    return jax.tree.map_with_path(lambda path, leaf: NamedSharding(mesh, _spec(_name(path), leaf.shape, mesh)), tree)
+
+
+def _name(path: tuple) -> str:
+    """`blocks/0/attention/q/kernel`, also where the path has an optimiser's names before it."""
+    parts = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", "")))) for key in path]
+    parts = [part for part in parts if part not in ("", "value")]
+    starts = [i for i, part in enumerate(parts) if part in ("embedding", "blocks", "norm", "head")]
+    return "/".join(parts[starts[0] :] if starts else parts)
+
+
+def _spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    if not shape:
+        return PartitionSpec()
+    axes = next((axes for pattern, axes in RULES if re.fullmatch(pattern, name)), None)
+    if axes is None:
+        raise ConfigError(f"run/sharding.py: no rule says how parameter {name} {shape} is split")
+    return PartitionSpec(*(a if a and size % mesh.shape[a] == 0 else None for a, size in zip(axes, shape)))
+
+
+def make_sharded(create: Callable[..., Any], mesh: Mesh, *args: Any) -> Any:
+    """What `create(*args)` returns (a tree of arrays), each array made straight on the devices that hold its parts."""
+    shardings = parameter_shardings(jax.eval_shape(create, *args), mesh)
+    return jax.jit(create, out_shardings=shardings)(*args)

@@ -1,0 +1,108 @@
+"""Which stages are done: each leaves a marker with the settings and inputs that made it, and is kept while they hold."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ecgbyte_jax.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run: its name, its marker file, its settings as plain JSON values, and the digest of its inputs."""
+
+    name: str
+    marker: Path
+    settings: dict
+    inputs: str
+
+    def digest(self) -> str:
+        """Stands for everything that this stage's outputs depend on."""
+        return digest([self.name, self.settings, self.inputs])
+
+    def begin(self) -> None:
+        """Says that the outputs are being made and not to be trusted yet."""
+        self._write(finished=False)
+
+    def finish(self) -> None:
+        """Says that the outputs are whole."""
+        self._write(finished=True)
+
+    def begun(self) -> bool:
+        """Whether the same stage, settings and inputs alike, was begun here (and finished or not)."""
+        found = _read_marker(self.marker)
+        return found is not None and found["digest"] == self.digest()
+
+    def finished(self) -> bool:
+        """Whether the outputs are whole and made by the same settings from the same inputs."""
+        return self.begun() and _read_marker(self.marker)["finished"]
+
+    def changes(self) -> str:
+        """Why an earlier run's outputs cannot be kept, in words; "" where there are none."""
+        found = _read_marker(self.marker)
+        if found is None or found["digest"] == self.digest():
+            return ""
+        old, new = _flatten(found["settings"]), _flatten(json.loads(json.dumps(self.settings)))
+        changed = [f"{k}: {old.get(k)} -> {new.get(k)}" for k in sorted(old | new) if old.get(k) != new.get(k)]
+        return "; ".join(changed) or "its inputs are not the same"
+
+    def _write(self, finished: bool) -> None:
+        self.marker.parent.mkdir(parents=True, exist_ok=True)
+        content = {"finished": finished, "digest": self.digest(), "settings": self.settings, "inputs": self.inputs}
+        write_atomically(self.marker, json.dumps(content, indent=1))
+
+
+def require(stage: str, marker: Path, settings: dict) -> str:
+    """The digest of an earlier stage's finished outputs; raises ConfigError where they are missing or of other settings."""
+    found = _read_marker(marker)
+    if found is None or not found["finished"]:
+        raise ConfigError(f"{marker}: stage '{stage}' has not finished in this work directory; add it to --stage")
+    earlier = Stage(stage, marker, settings, found["inputs"])
+    if not earlier.begun():
+        raise ConfigError(
+            f"stage '{stage}' was run with other settings ({earlier.changes()}); add it to --stage to run it again"
+        )
+    return found["digest"]
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file that is either whole or not there."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def digest(value: object) -> str:
+    """SHA-256 of a value as canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def fingerprint(files: Iterable[Path], base: Path) -> str:
+    """Changes when one of the files (named relative to `base`) changes its size or time, comes or goes."""
+    rows = []
+    for file in files:
+        try:
+            stat = file.stat()
+            rows.append([os.path.relpath(file, base), stat.st_size, stat.st_mtime_ns])
+        except FileNotFoundError:
+            rows.append([os.path.relpath(file, base), None, None])
+    return digest(rows)
+
+
+def _read_marker(path: Path) -> dict | None:
+    """The marker's content; None where there is none or it is not one of ours."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return found if isinstance(found, dict) and {"finished", "digest", "settings", "inputs"} <= set(found) else None
+
+
+def _flatten(tree: dict, prefix: str = "") -> dict[str, object]:
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

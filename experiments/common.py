@@ -1,0 +1,112 @@
+"""The settings that every experiment starts from: the published recipe where it names one.
+
+Each experiment's `get_config(arg)` changes what it needs. All spans in samples are at `signal.target_rate`.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_defaults() -> ConfigDict:
+    """A fresh copy of the shared defaults."""
+    config = ConfigDict()
+    config.seed = 0
+
+    config.data = ConfigDict()
+    config.data.corpus = "ptbxl"  # "ptbxl": reports; "ecg_qa": ECG-QA's questions on PTB-XL
+    config.data.root = "data/ptbxl"  # folder with ptbxl_database.csv
+    config.data.sample_rate = 500  # Hz; 500 or 100, which of PTB-XL's two sets is read
+    config.data.ecgqa_root = ""  # ECG-QA's folder; "" is the folder ecgqa beside data.root
+    config.data.question = "Could you please help me explain my ECG?"  # ptbxl: asked of every recording
+    config.data.question_types = ("single-verify", "single-choose", "single-query")  # ecg_qa
+    config.data.wording = "template"  # ecg_qa: "template" or "paraphrased"
+    config.data.split = "official"  # ecg_qa: "official", or "folds" of PTB-XL (1-8, 9, 10), both by patient
+    config.data.synthetic_records = 0  # > 0: so many recordings and their questions are made in the work directory
+    config.data.max_segments = 0  # segments taken from each recording, from its start; 0: all
+    config.data.max_bad_fraction = 0.05  # the stage fails if a larger share of the examples is set aside
+    config.data.sequences_per_file = 20_000
+
+    config.signal = ConfigDict()
+    config.signal.target_rate = 250.0  # Hz
+    config.signal.segment_length = 500  # samples: 2 s
+    config.signal.notches = (50.0, 60.0)  # Hz
+    config.signal.notch_quality = 30.0
+    config.signal.band = (0.5, 100.0)  # Hz
+    config.signal.highpass = 0.05  # Hz
+    config.signal.order = 4
+    config.signal.wavelet = "db6"
+    config.signal.wavelet_level = 4
+
+    config.tokenizer = ConfigDict()
+    config.tokenizer.num_merges = 3500
+    config.tokenizer.percentile_records = 1000  # training recordings, drawn at random, that p1 and p99 come from
+
+    config.prompt = ConfigDict()
+    config.prompt.max_length = 1024  # tokens; longer ECGs are cut at their end
+    config.prompt.text_vocab_size = 2000  # of the text tokenizer, where no pretrained one is used
+
+    config.model = ConfigDict()
+    config.model.pretrained = ""  # a Hugging Face folder; "": from scratch by the sizes below
+    config.model.width = 256
+    config.model.layers = 4
+    config.model.heads = 4
+    config.model.kv_heads = 4
+    config.model.head_dim = 64
+    config.model.mlp_width = 768
+    config.model.rope_theta = 10_000.0
+    config.model.dtype = "float32"  # computes
+    config.model.param_dtype = "float32"  # stores
+    config.model.remat = False  # recompute each block in the backward pass, to save memory
+
+    config.lora = ConfigDict()
+    config.lora.rank = 0  # 0: all weights are trained
+    config.lora.alpha = 32.0
+    config.lora.dropout = 0.05
+    config.lora.targets = ("q", "k", "v", "o", "gate", "up", "down")
+
+    config.optim = ConfigDict()
+    config.optim.preset = "ecg_byte"  # "ecg_byte": as published; "adamw": decoupled decay, cosine schedule
+    config.optim.peak_rate = 1e-3  # adamw; the published schedule follows from the model's width
+    config.optim.warmup = 500  # steps
+    config.optim.b1 = 0.9
+    config.optim.b2 = 0.99
+    config.optim.weight_decay = 1e-2
+    config.optim.clip_norm = 1.0
+
+    config.train = ConfigDict()
+    config.train.batch_size = 2  # sequences a step, over all devices
+    config.train.epochs = 1.0
+    config.train.checkpoint_every = 1000  # steps; the validation loss is taken then too
+    config.train.valid_batches = 50  # of the validation split, at most
+    config.train.keep_checkpoints = 2
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # devices along each axis; -1 takes what the others leave
+    config.mesh.fsdp = 1
+    config.mesh.tensor = 1
+
+    config.eval = ConfigDict()
+    config.eval.split = "test"
+    config.eval.batch_size = 16
+    config.eval.max_new_tokens = 128
+    config.eval.max_sequences = 0  # drawn at random; 0: all
+    return config
+
+
+def use_tiny_model(config: ConfigDict) -> None:
+    """Makes an experiment small enough for a laptop's minutes: a small model, few merges, a short training."""
+    config.tokenizer.num_merges = 1000
+    config.data.max_segments = 1
+    config.model.pretrained = ""
+    config.lora.rank = 0
+    config.model.width = 64
+    config.model.layers = 2
+    config.model.heads = 2
+    config.model.kv_heads = 2
+    config.model.head_dim = 32
+    config.model.mlp_width = 192
+    config.optim.preset = "adamw"
+    config.optim.peak_rate = 3e-3
+    config.optim.warmup = 20
+    config.train.batch_size = 8
+    config.train.epochs = 4.0
+    config.eval.max_new_tokens = 48

@@ -1,0 +1,33 @@
+"""PTB-XL: explain the ECG. The question is always the same, the answer is the cardiologist's report.
+
+    python main.py --config=experiments/ptb.py --config.data.root=PTBXL --config.model.pretrained=LLAMA --workdir=runs/ptb
+
+PTBXL is the folder of PTB-XL 1.0.3, LLAMA a downloaded Hugging Face folder of Llama 3.2 1B. Hardware: one accelerator with
+40 GB. Time and result: not measured yet.
+
+    python main.py --config=experiments/ptb.py:tiny --config.data.root=PTBXL --workdir=runs/ptb_tiny
+
+The same way through the code with a model of 0.2 M parameters from scratch, for any laptop: about a minute on the 388
+recordings that the tests use; the report's wording is learnt, its content is not.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.common import get_defaults, use_tiny_model
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """arg: "" or "tiny"."""
+    config = get_defaults()
+    config.data.corpus = "ptbxl"
+    config.model.pretrained = "weights/Llama-3.2-1B"
+    config.model.dtype = "bfloat16"
+    config.model.param_dtype = "bfloat16"
+    config.lora.rank = 16
+    if arg == "tiny":
+        use_tiny_model(config)
+        config.model.dtype = "float32"
+        config.model.param_dtype = "float32"
+    elif arg:
+        raise ValueError(f"experiments/ptb.py:{arg}: unknown argument, 'tiny' or none wanted")
+    return config
