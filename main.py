@@ -1,31 +1,66 @@
 """Runs an experiment: `python main.py --config=experiments/demo.py --workdir=runs/demo`."""
 
 import os
+import sys
 from pathlib import Path
+from typing import NoReturn
 
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Before transformers is imported: it would say that PyTorch is missing, which is not used here.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from ecgbyte_jax.errors import EcgByteError
 from ecgbyte_jax.run.pipeline import STAGES, run
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The experiment, and its argument: experiments/ptb.py:tiny", lock_config=True
+    "config", None, "The experiment, with its argument: experiments/ptb.py:tiny", lock_config=True
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where everything that the run makes is written.")
-_STAGES = flags.DEFINE_list("stage", list(STAGES), f"What to run, of {','.join(STAGES)}.")
-flags.mark_flags_as_required(["config", "workdir"])
+_WORKDIR = flags.DEFINE_string("workdir", None, "The folder that everything the run makes is written to.")
+_STAGES = flags.DEFINE_list("stage", list(STAGES), f"What to run, any of {','.join(STAGES)}.")
 
 
 def main(argv: list[str]) -> None:
-    """Runs the stages asked for; an error that the user can mend ends with one line and exit code 1."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]!r}; flags look like --workdir=DIR")
+    """Runs the stages asked for; what the user can mend ends in one line."""
     logging.set_verbosity(logging.ERROR)
-    run(_CONFIG.value, Path(_WORKDIR.value), _STAGES.value)
+    if len(argv) > 1:
+        _fail(f"unknown argument {argv[1]!r}; flags look like --workdir=DIR")
+    if _CONFIG.value is None or not _WORKDIR.value:
+        _fail("--config=experiments/NAME.py and --workdir=DIR are both needed, --config=experiments/demo.py say")
+    try:
+        run(_CONFIG.value, Path(_WORKDIR.value), _STAGES.value)
+    except EcgByteError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("stopped; the same command goes on from what is whole")
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """absl's parser, whose errors about settings come as stack traces otherwise."""
+    try:
+        rest = flags.FLAGS(argv)
+        if _CONFIG.value is not None:
+            _CONFIG.value.keys()  # a config file that did not load says so when it is used
+        return rest
+    except flags.Error as error:
+        _fail(_last_line(error))
+    except (AttributeError, KeyError) as error:
+        given = [arg for arg in argv if arg.startswith("--config.")]
+        _fail(f"one of {given} is no setting of this experiment: {_last_line(error)}; see experiments/common.py")
+    except (OSError, TypeError) as error:
+        _fail(f"--config: {_last_line(error)}")
+
+
+def _last_line(error: Exception) -> str:
+    """Where config_flags wraps one error in another, the last line tells what is wrong."""
+    return str(error).replace("\\n", "\n").strip().strip("\"'").strip().splitlines()[-1].strip()
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=_parse_flags)

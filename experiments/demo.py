@@ -1,0 +1,36 @@
+"""The embedded default: synthetic ECGs with questions about them, from WFDB files to scores, with nothing to download."""
+
+from ml_collections import ConfigDict
+
+from experiments.common import get_defaults
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """arg: none."""
+    if arg:
+        raise ValueError(f"experiments/demo.py:{arg}: unknown argument, none wanted")
+    config = get_defaults()
+    config.data.corpus = "ecg_qa"
+    config.data.synthetic_records = 800
+    config.data.max_segments = 3
+    config.signal.target_rate = 50.0
+    config.signal.segment_length = 100
+    config.signal.band = (0.5, 20.0)
+    config.tokenizer.num_merges = 2000
+    config.prompt.max_length = 256
+    config.prompt.text_vocab_size = 600
+    config.model.width = 128
+    config.model.layers = 2
+    config.model.heads = 2
+    config.model.kv_heads = 2
+    config.model.head_dim = 64
+    config.model.mlp_width = 384
+    config.optim.preset = "adamw"
+    config.optim.peak_rate = 2e-3
+    config.optim.warmup = 50
+    config.train.batch_size = 32
+    config.train.epochs = 1.0
+    config.train.checkpoint_every = 100
+    config.eval.batch_size = 64
+    config.eval.max_new_tokens = 24
+    return config

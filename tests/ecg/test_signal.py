@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+
+from ecgbyte_jax.ecg import signal
+from ecgbyte_jax.ecg.records import LEADS, Record, read_record
+from ecgbyte_jax.errors import RecordError
+
+RECORDS = ["00197_hr", "00122_hr", "00241_hr"]
+
+
+@pytest.fixture
+def record(rng) -> Record:
+    """Ten seconds of noise at 500 Hz, in steps of 1 uV as a recorder stores them."""
+    return Record((rng.integers(-2000, 2000, (12, 5000)) / 1000).astype(np.float32), 500.0, LEADS)
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_every_step_matches_the_published_figures(shared, name):
+    published = np.load(shared / "fixtures/ecg_byte/signal.npz")
+    record = read_record(shared / "data/ptbxl/records500/00000" / name)
+    filtered = signal.filter_bands(signal.select_leads(record), 500.0)
+    denoised = signal.denoise(filtered)
+    np.testing.assert_allclose(filtered.T[::10], published[f"{name}.filtered"], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(denoised.T[::10], published[f"{name}.denoised"], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(signal.clean(record).T, published[f"{name}.resampled"], rtol=0, atol=1e-9)
+
+
+def test_clean_takes_leads_by_name(record, rng):
+    order = rng.permutation(12)
+    shuffled = Record(record.signal[order], 500.0, tuple(LEADS[i] for i in order))
+    np.testing.assert_array_equal(signal.clean(shuffled), signal.clean(record))
+
+
+def test_clean_gives_250_hz_in_float64(record):
+    cleaned = signal.clean(record)
+    assert cleaned.shape == (12, 2500) and cleaned.dtype == np.float64
+
+
+def test_clean_removes_mains_and_wander_and_keeps_the_heart():
+    time = np.arange(5000) / 500
+    heart = np.sin(2 * np.pi * 8 * time)
+    noisy = heart + np.sin(2 * np.pi * 50 * time) + 2 * np.sin(2 * np.pi * 0.1 * time)
+    record = Record(np.tile(noisy, (12, 1)).astype(np.float32), 500.0, LEADS)
+    cleaned = signal.clean(record)[0, 500:2000]
+    kept = np.sin(2 * np.pi * 8 * np.linspace(0, 10, 2500))[500:2000]
+    assert np.corrcoef(cleaned, kept)[0, 1] > 0.98
+
+
+def test_initial_state_is_the_steady_state():
+    for b, a, state in signal._filters(500.0, signal.CleanConfig()):
+        output, _ = signal.lfilter(b, a, np.ones(50), zi=state)
+        np.testing.assert_allclose(output, output[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("rate, samples", [(100.0, 1000), (250.0, 2500), (1000.0, 10_000)])
+def test_other_sample_rates_are_cleaned_at_their_own_rate(rng, rate, samples):
+    cleaned = signal.clean(Record(rng.standard_normal((12, samples)).astype(np.float32), rate, LEADS))
+    assert cleaned.shape == (12, 2500) and np.isfinite(cleaned).all()
+
+
+def test_resample_goes_through_a_cubic_exactly():
+    time = np.linspace(0, 2, 1000)
+    wanted = np.linspace(0, 2, 500)
+    resampled = signal.resample(np.stack([time**3 - time, time**2]), 500.0, 250.0)
+    np.testing.assert_allclose(resampled, np.stack([wanted**3 - wanted, wanted**2]), atol=1e-12)
+
+
+def test_segment_cuts_whole_segments_from_the_start():
+    segments = signal.segment(np.arange(24.0).reshape(2, 12), 5)
+    np.testing.assert_array_equal(segments, [[[0, 1, 2, 3, 4], [12, 13, 14, 15, 16]], [[5, 6, 7, 8, 9], [17, 18, 19, 20, 21]]])
+
+
+def test_missing_lead_is_refused_by_name(record):
+    with pytest.raises(RecordError, match=r"\['V6'\] are missing"):
+        signal.clean(Record(record.signal[:11], 500.0, LEADS[:11]))
+
+
+def test_flat_lead_is_refused_by_name(record):
+    record.signal[3] = 0.25
+    with pytest.raises(RecordError, match=r"\['aVR'\] are flat"):
+        signal.clean(record)
+
+
+def test_nan_is_refused_by_name(record):
+    record.signal[1, 17] = np.nan
+    with pytest.raises(RecordError, match=r"\['II'\] hold values that are not finite"):
+        signal.clean(record)
+
+
+@pytest.mark.parametrize("samples", [1, 20, 27])
+def test_too_short_a_recording_is_refused(rng, samples):
+    with pytest.raises(RecordError):
+        signal.clean(Record(rng.standard_normal((12, samples)).astype(np.float32), 500.0, LEADS))
+
+
+def test_a_recording_shorter_than_a_segment_is_refused():
+    with pytest.raises(RecordError, match="at least one segment of 500 wanted"):
+        signal.segment(np.zeros((12, 499)), 500)
