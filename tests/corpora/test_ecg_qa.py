@@ -1,0 +1,88 @@
+import json
+from collections import Counter
+
+import pytest
+
+from ecgbyte_jax.corpora.demo import write_demo
+from ecgbyte_jax.corpora.ecg_qa import read_questions
+from ecgbyte_jax.corpora.example import Example, Rejected
+from ecgbyte_jax.errors import CorpusError
+
+SINGLE = ("single-verify", "single-choose", "single-query")
+
+
+@pytest.fixture
+def demo(tmp_path):
+    """Twenty synthetic recordings, as (ECG-QA's folder, PTB-XL's folder)."""
+    write_demo(tmp_path / "ptbxl", tmp_path / "ecgqa", 20, seed=0)
+    return tmp_path / "ecgqa", tmp_path / "ptbxl"
+
+
+def read(demo, types=SINGLE, wording="template", split="official"):
+    return list(read_questions(*demo, 500, wording, types, split))
+
+
+def edit(demo, change):
+    """Applies `change` to the first training question and writes the file again."""
+    path = demo[0] / "ptbxl/template/train/00000.json"
+    rows = json.loads(path.read_text())
+    rows[0] = change(rows[0])
+    path.write_text(json.dumps(rows))
+
+
+def test_questions_are_joined_with_their_recordings(demo):
+    first = read(demo)[0]
+    row = json.loads((demo[0] / "ptbxl/template/train/00000.json").read_text())[0]
+    assert first == Example("train/00000/0", "1", "train", demo[1] / "records500/00000/00001_hr", row["question"], row["answer"][0])
+
+
+def test_only_the_types_asked_for_are_read(demo):
+    assert len(read(demo, ("single-query",))) == 20 and len(read(demo)) == 80
+
+
+def test_several_answers_are_joined_by_one_space(demo):
+    edit(demo, lambda row: row | {"answer": ["rr interval", "qt interval"]})
+    assert read(demo)[0].answer == "rr interval qt interval"
+
+
+def test_official_split_is_the_folder_and_folds_are_ptbxl_s(demo):
+    edit(demo, lambda row: row | {"ecg_id": [20]})  # of fold 10, in the official training set
+    assert read(demo)[0].split == "train" and read(demo, split="folds")[0].split == "test"
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (lambda row: "text", "an object with the fields"),
+        (lambda row: {k: v for k, v in row.items() if k != "answer"}, "an object with the fields"),
+        (lambda row: row | {"ecg_id": [1, 2]}, "a list of one id wanted"),
+        (lambda row: row | {"ecg_id": [999]}, "ecg_id 999 is not in PTB-XL's database"),
+        (lambda row: row | {"question": 5}, "not texts"),
+        (lambda row: row | {"answer": []}, "the answer is empty"),
+    ],
+)
+def test_a_bad_question_is_rejected_and_the_rest_goes_on(demo, change, reason):
+    edit(demo, change)
+    found = read(demo)
+    assert len(found) == 80 and [reason in r.reason for r in found if isinstance(r, Rejected)] == [True]
+
+
+def test_a_broken_file_is_rejected_and_the_other_files_go_on(demo):
+    path = demo[0] / "ptbxl/template/train/00000.json"
+    path.write_text(path.read_text()[:-30])
+    found = read(demo)
+    assert [r.file for r in found if isinstance(r, Rejected)] == [str(path)]
+    assert {e.split for e in found if isinstance(e, Example)} == {"valid", "test"}
+
+
+def test_missing_folder_and_unknown_settings_are_named(demo, tmp_path):
+    with pytest.raises(CorpusError, match="paraphrased"):
+        read(demo, wording="paraphrased")
+    with pytest.raises(CorpusError, match="'random'"):
+        read(demo, split="random")
+
+
+def test_the_real_questions_are_read(shared):
+    found = list(read_questions(shared / "data/ecgqa", shared / "data/ptbxl", 500, "paraphrased", SINGLE, "folds"))
+    assert all(isinstance(e, Example) for e in found)
+    assert Counter(e.split for e in found) == {"train": 239, "valid": 86, "test": 88}

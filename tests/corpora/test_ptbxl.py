@@ -1,0 +1,65 @@
+import csv
+
+import pytest
+
+from ecgbyte_jax.corpora.example import Example, Rejected
+from ecgbyte_jax.corpora.ptbxl import DATABASE, read_reports
+from ecgbyte_jax.errors import CorpusError
+
+COLUMNS = ["ecg_id", "patient_id", "report", "strat_fold", "filename_lr", "filename_hr"]
+GOOD = ["7", "15709.0", "sinus rhythm", "3", "records100/00000/00007_lr", "records500/00000/00007_hr"]
+
+
+def write(root, *rows, columns=COLUMNS):
+    with (root / DATABASE).open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([columns, *rows])
+
+
+def changed(**fields):
+    return [fields.get(name, value) for name, value in zip(COLUMNS, GOOD)]
+
+
+def test_a_row_becomes_an_example(tmp_path):
+    write(tmp_path, GOOD)
+    record = tmp_path / "records500/00000/00007_hr"
+    assert list(read_reports(tmp_path, 500, "why?")) == [Example("7", "15709", "train", record, "why?", "sinus rhythm")]
+
+
+def test_100_hz_takes_the_other_files(tmp_path):
+    write(tmp_path, GOOD)
+    assert next(read_reports(tmp_path, 100, "why?")).record == tmp_path / "records100/00000/00007_lr"
+
+
+@pytest.mark.parametrize("fold, split", [("1", "train"), ("8", "train"), ("9", "valid"), ("10", "test")])
+def test_folds_make_the_splits(tmp_path, fold, split):
+    write(tmp_path, changed(strat_fold=fold))
+    assert next(read_reports(tmp_path, 500, "why?")).split == split
+
+
+@pytest.mark.parametrize("field, value", [("report", "  "), ("strat_fold", "x"), ("strat_fold", "11"), ("patient_id", ""), ("filename_hr", "")])
+def test_a_bad_row_is_rejected_with_a_reason_and_the_rest_goes_on(tmp_path, field, value):
+    write(tmp_path, changed(**{field: value}), GOOD)
+    bad, good = read_reports(tmp_path, 500, "why?")
+    assert isinstance(bad, Rejected) and bad.id == "7" and bad.reason and DATABASE in bad.file
+    assert isinstance(good, Example)
+
+
+def test_missing_database_tells_where_to_get_it(tmp_path):
+    with pytest.raises(CorpusError, match=r"PTB-XL 1\.0\.3 \(CC BY 4\.0.*physionet.*experiments/demo\.py needs no download"):
+        list(read_reports(tmp_path, 500, "why?"))
+
+
+def test_missing_column_and_odd_rate_are_named(tmp_path):
+    write(tmp_path, GOOD[:-1], columns=COLUMNS[:-1])
+    with pytest.raises(CorpusError, match="filename_hr"):
+        list(read_reports(tmp_path, 500, "why?"))
+    with pytest.raises(CorpusError, match="250 found"):
+        list(read_reports(tmp_path, 250, "why?"))
+
+
+def test_the_real_rows_are_all_accounted_for(shared):
+    found = list(read_reports(shared / "data/ptbxl", 500, "why?"))
+    rejected = [f for f in found if isinstance(f, Rejected)]
+    assert len(found) == 388 and [(r.id, r.reason) for r in rejected] == [("443", "the answer is empty")]
+    by_split = {split: {e.patient for e in found if isinstance(e, Example) and e.split == split} for split in ("train", "valid", "test")}
+    assert not by_split["train"] & by_split["test"] and not by_split["train"] & by_split["valid"]

@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+
+from ecgbyte_jax.errors import ExampleError
+from ecgbyte_jax.inputs.prompt import PromptIds, pad_left, render
+from ecgbyte_jax.inputs.text import add_ecg_tokens, ecg_text_ids, load_text_tokenizer, train_text_tokenizer
+
+# bos 1, eos 2, pad 0, <sig_start> 3, <sig_end> 4; ECG token k is 100 + k.
+IDS = PromptIds(bos=1, eos=2, pad=0, sig_start=3, sig_end=4, ecg=np.arange(100, 130, dtype=np.int32))
+ECG, QUESTION, ANSWER = np.array([7, 8, 9]), np.array([50, 51]), np.array([60])
+
+
+def test_worked_example():
+    sequence, mask = render(IDS, ECG, QUESTION, ANSWER, 20)
+    assert sequence.tolist() == [1, 3, 107, 108, 109, 4, 50, 51, 60, 2]
+    assert mask.tolist() == [False] * 8 + [True] * 2
+
+
+def test_without_an_answer_the_prompt_ends_with_the_question():
+    sequence, mask = render(IDS, ECG, QUESTION, None, 20)
+    assert sequence.tolist() == [1, 3, 107, 108, 109, 4, 50, 51] and not mask.any()
+
+
+def test_an_ecg_that_does_not_fit_is_cut_at_its_end():
+    sequence, mask = render(IDS, ECG, QUESTION, ANSWER, 9)
+    assert sequence.tolist() == [1, 3, 107, 108, 4, 50, 51, 60, 2] and mask.sum() == 2
+
+
+def test_texts_that_leave_no_room_are_refused():
+    with pytest.raises(ExampleError, match=r"2 and 1 tokens.*max_length 7"):
+        render(IDS, ECG, QUESTION, ANSWER, 7)
+
+
+def test_padding_is_on_the_left_and_positions_count_tokens():
+    row = pad_left(*render(IDS, ECG[:1], QUESTION[:1], ANSWER, 10), 10, IDS.pad)
+    assert row["input_ids"].tolist() == [0, 0, 0, 1, 3, 107, 4, 50, 60, 2]
+    assert row["attention_mask"].tolist() == [False] * 3 + [True] * 7
+    assert row["positions"].tolist() == [0, 0, 0, 0, 1, 2, 3, 4, 5, 6]
+    assert row["loss_mask"].tolist() == [False] * 8 + [True] * 2
+
+
+TEXTS = ["Does this ECG show atrial fibrillation?", "sinusrhythmus, lagetyp normal", "nÖdvÄndig"] * 3
+
+
+def test_text_tokenizer_gives_any_text_back_and_survives_saving(tmp_path):
+    tokenizer = train_text_tokenizer(TEXTS, 400)
+    add_ecg_tokens(tokenizer, 30)
+    tokenizer.save_pretrained(tmp_path)
+    for tok in (tokenizer, load_text_tokenizer(tmp_path)):
+        for text in [*TEXTS, "unseen € words 漢字"]:
+            assert tok.decode(tok(text, add_special_tokens=False).input_ids) == text
+    np.testing.assert_array_equal(ecg_text_ids(load_text_tokenizer(tmp_path), 30), ecg_text_ids(tokenizer, 30))
+
+
+def test_training_the_text_tokenizer_twice_gives_the_same_files(tmp_path):
+    for name in ("a", "b"):
+        train_text_tokenizer(TEXTS, 400).save_pretrained(tmp_path / name)
+    assert (tmp_path / "a/tokenizer.json").read_bytes() == (tmp_path / "b/tokenizer.json").read_bytes()
+
+
+def test_ecg_tokens_have_their_published_names():
+    tokenizer = train_text_tokenizer(TEXTS, 400)
+    add_ecg_tokens(tokenizer, 28)
+    ids = ecg_text_ids(tokenizer, 28)
+    assert tokenizer.convert_ids_to_tokens(ids[[0, 25, 26, 27]].tolist()) == ["signal_97", "signal_122", "signal_256", "signal_257"]
+    assert tokenizer("<sig_start>signal_256<sig_end>", add_special_tokens=False).input_ids[1] == ids[26]
