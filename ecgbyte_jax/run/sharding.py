@@ -4,6 +4,7 @@ Axes of the mesh: data (rows of the batch, parameters repeated), fsdp (rows of t
 split, rows repeated).
 """
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -31,14 +32,15 @@ RULES = (
 )
 
 
-def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
-    """A mesh over all devices; one of the sizes may be -1. Raises ConfigError where they do not multiply up."""
-    sizes, devices = [data, fsdp, tensor], jax.device_count()
+def make_mesh(data: int, fsdp: int, tensor: int, devices: list[jax.Device] | None = None) -> Mesh:
+    """A mesh over all devices (or those given); one of the sizes may be -1. ConfigError where they do not multiply up."""
+    devices = jax.devices() if devices is None else devices
+    sizes = [data, fsdp, tensor]
     if sizes.count(-1) == 1:
-        sizes[sizes.index(-1)] = devices // max(1, -int(np.prod(sizes)))
-    if min(sizes) < 1 or np.prod(sizes) != devices:
-        raise ConfigError(f"mesh: data {data} x fsdp {fsdp} x tensor {tensor} found for {devices} devices; one may be -1")
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3)
+        sizes[sizes.index(-1)] = len(devices) // max(1, -math.prod(sizes))
+    if min(sizes) < 1 or math.prod(sizes) != len(devices):
+        raise ConfigError(f"mesh: data {data} x fsdp {fsdp} x tensor {tensor} found for {len(devices)} devices; one may be -1")
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -48,7 +50,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 def check_batch_size(mesh: Mesh, size: int, name: str) -> None:
     """Raises ConfigError where the mesh cannot split `size` rows evenly."""
-    parts = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     if size % parts:
         raise ConfigError(f"{name}: {size} found, a multiple of the mesh's data x fsdp = {parts} wanted")
 

@@ -1,0 +1,167 @@
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from ecgbyte_jax.corpora.demo import write_demo
+from ecgbyte_jax.corpora.ptbxl import DATABASE
+from ecgbyte_jax.ecg.records import read_record
+from ecgbyte_jax.ecg.signal import CleanConfig, clean, segment
+from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
+from ecgbyte_jax.errors import ConfigError, CorpusError
+from ecgbyte_jax.inputs.batches import open_split
+from ecgbyte_jax.run import prepare as stage
+from ecgbyte_jax.run.prepare import load_prepared, prepare
+
+FLAT = np.zeros(5000, "<i2")
+
+
+@pytest.fixture
+def folder(config, tmp_path):
+    """Forty synthetic recordings outside the work directory; `config` reads their reports."""
+    write_demo(tmp_path / "ptbxl", tmp_path / "ecgqa", 40, seed=0)
+    config.data.corpus = "ptbxl"
+    config.data.synthetic_records = 0
+    config.data.root = str(tmp_path / "ptbxl")
+    return tmp_path / "ptbxl"
+
+
+def record(folder, number: int, ending: str):
+    return folder / f"records500/00000/{number:05d}_hr.{ending}"
+
+
+def edit_signal(folder, number: int, lead: int, values: np.ndarray) -> None:
+    path = record(folder, number, "dat")
+    signal = np.fromfile(path, "<i2").reshape(-1, 12)
+    signal[:, lead] = values
+    signal.tofile(path)
+
+
+def edit_row(folder, number: int, **fields) -> None:
+    path = folder / DATABASE
+    rows = list(csv.DictReader(path.open(newline="")))
+    rows[number - 1] |= fields
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def quarantine(workdir) -> dict[str, dict]:
+    return {line["id"]: line for line in map(json.loads, (workdir / "prepare/quarantine.jsonl").open())}
+
+
+def written(workdir) -> int:
+    manifest = json.loads((workdir / "shards/manifest.json").read_text())
+    return sum(split["examples"] for split in manifest["splits"].values())
+
+
+def test_shards_hold_the_tokens_of_the_cleaned_segments(config, prepared):
+    opened = load_prepared(config, prepared)
+    tokenizer = ECGTokenizer.load(prepared / "tokenizer/ecg_tokenizer.json")
+    sequences = open_split(opened.shards, opened.manifest, "test")
+    assert len(sequences) == opened.manifest.splits["test"].examples == 16
+    signal = config.signal
+    cleaned = clean(read_record(prepared / "data/ptbxl/records500/00000/00019_hr"), CleanConfig(signal.target_rate, band=signal.band))
+    expected = tokenizer.encode(segment(cleaned, signal.segment_length)[0])
+    found = [s for s in (sequences[i] for i in range(16)) if s.patient == "10"][0]
+    np.testing.assert_array_equal(found.ecg, expected)
+    assert opened.text_tokenizer.decode(found.question_ids) == found.question
+    assert opened.text_tokenizer.decode(found.answer_ids) == found.answer
+
+
+def test_segments_of_a_recording_each_make_a_sequence(config, folder, tmp_path):
+    config.data.max_segments = 3
+    prepare(config, tmp_path / "w")
+    manifest = load_prepared(config, tmp_path / "w").manifest
+    assert {name: (s.examples, s.sequences) for name, s in manifest.splits.items()} == {
+        "train": (32, 96), "valid": (4, 12), "test": (4, 12)
+    }  # fmt: skip
+
+
+def test_a_second_run_does_no_work_and_a_changed_setting_is_told(config, folder, tmp_path, monkeypatch, capsys):
+    first = prepare(config, tmp_path / "w")
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "_prepare", lambda *_: pytest.fail("prepared again"))
+        assert prepare(config, tmp_path / "w") == first
+    capsys.readouterr()
+    config.signal.segment_length = 80
+    assert prepare(config, tmp_path / "w") != first
+    assert "signal.segment_length: 100 -> 80" in capsys.readouterr().out
+
+
+def test_a_changed_recording_is_prepared_again(config, folder, tmp_path):
+    first = prepare(config, tmp_path / "w")
+    edit_signal(folder, 5, 0, np.arange(5000) % 300)
+    assert prepare(config, tmp_path / "w") != first
+
+
+def test_preparing_twice_gives_the_same_bytes(config, folder, tmp_path):
+    files = {}
+    for name in ("a", "b"):
+        prepare(config, tmp_path / name)
+        paths = [p for p in (tmp_path / name).rglob("*") if p.is_file()]
+        files[name] = {str(p.relative_to(tmp_path / name)): p.read_bytes() for p in paths}
+    assert files["a"] == files["b"] and len(files["a"]) == 9
+
+
+def test_bad_recordings_and_rows_are_set_aside_with_file_and_reason(config, folder, tmp_path):
+    config.data.max_bad_fraction = 0.5
+    data = record(folder, 1, "dat")
+    data.write_bytes(data.read_bytes()[:1001])
+    record(folder, 2, "hea").unlink()
+    edit_signal(folder, 3, 4, FLAT)
+    edit_signal(folder, 4, 7, np.full(5000, -32768, "<i2"))  # WFDB's mark of a missing sample
+    edit_row(folder, 5, filename_hr="records500/00000/99999_hr")
+    edit_row(folder, 6, report="")
+    edit_row(folder, 7, strat_fold="eleven")
+    edit_row(folder, 8, report="word " * 600)
+    prepare(config, tmp_path / "w")
+    found = quarantine(tmp_path / "w")
+    reasons = ["truncated", r"no such file", "flat", "NaN", "99999_hr", "empty", "strat_fold", "no room"]
+    assert {id: next((r for r in reasons if r in line["file"] + line["reason"]), None) for id, line in found.items()} == {
+        "1": "truncated", "2": "no such file", "3": "flat", "4": "NaN", "5": "no such file", "6": "empty",
+        "7": "strat_fold", "8": "no room",
+    }  # fmt: skip
+    assert "00003_hr" in found["3"]["file"] and "99999_hr" in found["5"]["file"]
+    assert written(tmp_path / "w") + len(found) == 40
+
+
+def test_too_many_bad_examples_stop_the_stage(config, folder, tmp_path):
+    for number in (1, 2, 3):
+        record(folder, number, "dat").unlink()
+    with pytest.raises(CorpusError, match=r"3 of 40 examples cannot be used, more than data\.max_bad_fraction 0\.05.*00001_hr"):
+        prepare(config, tmp_path / "w")
+    assert len(quarantine(tmp_path / "w")) == 3
+    with pytest.raises(ConfigError, match="'prepare' has not finished"):
+        stage.stages.require("prepare", tmp_path / "w/prepare/stage.json", stage.settings(config))
+
+
+def test_a_stage_that_died_half_way_is_run_again_whole(config, folder, tmp_path, monkeypatch):
+    prepare(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(stage.ShardWriter, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config, tmp_path / "w")
+    prepare(config, tmp_path / "w")
+    for name in ("manifest.json", "train-00000.array_record"):
+        assert (tmp_path / "w/shards" / name).read_bytes() == (tmp_path / "whole/shards" / name).read_bytes()
+
+
+def test_no_recording_of_the_test_set_touches_the_tokenizer(config, folder, tmp_path):
+    prepare(config, tmp_path / "a")
+    for number in (17, 18, 19, 20, 37, 38, 39, 40):  # folds 9 and 10
+        edit_signal(folder, number, 1, np.arange(5000) % 2000)
+    prepare(config, tmp_path / "b")
+    assert (tmp_path / "a/tokenizer/ecg_tokenizer.json").read_bytes() == (tmp_path / "b/tokenizer/ecg_tokenizer.json").read_bytes()
+
+
+def test_the_pretrained_folder_s_text_tokenizer_is_used(config, folder, tmp_path):
+    prepare(config, tmp_path / "w")
+    shutil.copytree(tmp_path / "w/tokenizer/text", tmp_path / "llama")
+    config.model.pretrained = str(tmp_path / "llama")
+    prepare(config, tmp_path / "v")
+    ours, theirs = (load_prepared(config, tmp_path / name).text_tokenizer for name in ("w", "v"))
+    assert ours.get_vocab() == theirs.get_vocab()

@@ -1,0 +1,89 @@
+"""Twelve steps of the published optimisation in PyTorch (with PEFT), against the same steps here."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file
+
+from ecgbyte_jax.model.hf import load_pretrained
+from ecgbyte_jax.model.lora import LoraConfig, add_lora
+from ecgbyte_jax.run.build import Parts
+from ecgbyte_jax.run.optim import make_optimizer
+from ecgbyte_jax.run.sharding import make_mesh, parameter_shardings, put_batch
+from ecgbyte_jax.run.train import make_step, start_state
+from experiments.common import get_defaults
+
+
+def adapter_parameters(path) -> dict[str, np.ndarray]:
+    """A PEFT file's matrices by this project's names, [n_in, R] and [R, n_out]."""
+    found = {}
+    for name, array in load_file(path / "adapter_model.safetensors").items():
+        _, _, _, _, layer, part, kernel, matrix, _ = name.split(".")
+        folder = {"self_attn": "attention", "mlp": "mlp"}[part]
+        found[f"blocks/{layer}/{folder}/{kernel.removesuffix('_proj')}/lora/{matrix[-1].lower()}"] = array.T
+    return found
+
+
+def follow(folder, parts: Parts, mesh, config):
+    """Our state after the fixture's batches, and what every step reported."""
+    trajectory = np.load(folder / "trajectory.npz")
+    optimizer, schedule = make_optimizer(config, parts.config.width, 12)
+    state = start_state(parts.trained, optimizer, mesh)
+    step = make_step(parts, optimizer, trajectory["labels"].shape[-1] - 1, 0.0, 0)
+    reported = []
+    for i in range(12):
+        batch = {name: trajectory[key][i] for name, key in (("input_ids", "input_ids"), ("positions", "position_ids"))}
+        masks = {"attention_mask": trajectory["attention_mask"][i] == 1, "loss_mask": trajectory["labels"][i] != -100}
+        state, metrics = step(state, parts.frozen, put_batch(batch | masks, mesh))
+        reported.append({name: float(value) for name, value in metrics.items()} | {"learning_rate": float(schedule(i))})
+    return trajectory, state, {name: np.array([r[name] for r in reported]) for name in reported[0]}
+
+
+def check(trajectory, reported):
+    np.testing.assert_allclose(reported["loss"], trajectory["losses"], atol=1e-4)
+    np.testing.assert_allclose(reported["grad_norm"], trajectory["grad_norms"], rtol=1e-3)
+    np.testing.assert_allclose(reported["learning_rate"], trajectory["learning_rates"], rtol=1e-6)
+
+
+@pytest.fixture
+def config(shared):
+    config = get_defaults()
+    config.optim.warmup = int(np.load(shared / "fixtures/recipe/full/trajectory.npz")["warmup"])
+    return config
+
+
+@pytest.fixture
+def mesh():
+    mesh = make_mesh(2, 1, -1)
+    with jax.set_mesh(mesh):
+        yield mesh
+
+
+def test_training_all_weights_follows_pytorch(shared, config, mesh):
+    folder = shared / "fixtures/recipe/full"
+    model, decoder = load_pretrained(shared / "fixtures/hf_torch/llama3")
+    graphdef, *states = nnx.split(model, nnx.Param, ...)
+    parts = Parts(decoder, graphdef, *jax.device_put(states, parameter_shardings(states, mesh)))
+    trajectory, state, reported = follow(folder, parts, mesh, config)
+    check(trajectory, reported)
+    final, _ = load_pretrained(folder / "model_final")
+    for ours, theirs in zip(jax.tree.leaves(state.params), jax.tree.leaves(nnx.state(final, nnx.Param)), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_training_lora_follows_peft(shared, config, mesh):
+    folder = shared / "fixtures/recipe/lora"
+    trajectory = np.load(folder / "trajectory.npz")
+    model, decoder = load_pretrained(shared / "fixtures/hf_torch/llama3")
+    targets = ("q", "k", "v", "o", "gate", "up", "down")
+    add_lora(model, LoraConfig(int(trajectory["rank"]), float(trajectory["alpha"]), 0.0, targets), nnx.Rngs(0))
+    graphdef, trained, frozen = nnx.split(model, nnx.LoRAParam, ...)
+    initial, final = (adapter_parameters(folder / name) for name in ("adapter_init", "adapter_final"))
+    flat = [(path, leaf.replace(initial["/".join(map(str, path))])) for path, leaf in nnx.to_flat_state(trained)]
+    states = (nnx.from_flat_state(flat), frozen)
+    parts = Parts(decoder, graphdef, *jax.device_put(states, parameter_shardings(states, mesh)))
+    trajectory, state, reported = follow(folder, parts, mesh, config)
+    check(trajectory, reported)
+    for path, leaf in nnx.to_flat_state(state.params):
+        np.testing.assert_allclose(leaf[...], final["/".join(map(str, path))], atol=1e-4)

@@ -1,0 +1,96 @@
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from ecgbyte_jax.errors import ConfigError
+from ecgbyte_jax.run.build import build_model
+from ecgbyte_jax.run.optim import make_optimizer
+from ecgbyte_jax.run.prepare import load_prepared
+from ecgbyte_jax.run.sharding import batch_sharding, check_batch_size, make_mesh, put_batch
+from ecgbyte_jax.run.train import make_step, open_batches, start_state
+
+LAYOUTS = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]
+
+
+def specs(state) -> dict[str, P]:
+    return {"/".join(map(str, path)): leaf.sharding.spec for path, leaf in nnx.to_flat_state(state)}
+
+
+def test_parameters_are_split_as_the_table_says(config):
+    config.lora.rank = 4
+    parts = build_model(config, 512, make_mesh(2, 2, 2))
+    frozen, trained = specs(parts.frozen), specs(parts.trained)
+    assert frozen["embedding"] == P("tensor", "fsdp")
+    assert frozen["blocks/0/attention/q/kernel"] == P("fsdp", "tensor")
+    assert frozen["blocks/1/attention/o/kernel"] == P("tensor", "fsdp")
+    assert frozen["blocks/1/mlp/down/kernel"] == P("tensor", "fsdp")
+    assert frozen["blocks/0/mlp_norm/scale"] == P() == frozen["norm/scale"]
+    assert trained["blocks/0/attention/q/lora/a"] == P("fsdp", None)
+    assert trained["blocks/0/attention/q/lora/b"] == P(None, "tensor")
+    assert trained["blocks/0/mlp/down/lora/a"] == P("tensor", None)
+    shard = parts.frozen["embedding"][...].addressable_shards[0].data
+    assert shard.shape == (256, 16)
+
+
+def test_optimiser_state_is_split_like_its_parameters(config):
+    mesh = make_mesh(2, 2, 2)
+    parts = build_model(config, 512, mesh)
+    optimizer, _ = make_optimizer(config, 32, 10)
+    state = start_state(parts.trained, optimizer, mesh)
+    for name in ("mu", "nu"):
+        moments = jax.tree.leaves(optax.tree.get(state.opt_state, name))
+        for moment, parameter in zip(moments, jax.tree.leaves(parts.trained), strict=True):
+            assert moment.sharding.spec == parameter.sharding.spec
+
+
+def test_an_axis_that_the_mesh_does_not_divide_stays_whole(config):
+    parts = build_model(config, 511, make_mesh(2, 2, 2))
+    assert specs(parts.trained)["embedding"] == P(None, "fsdp")
+
+
+def test_batches_are_split_over_data_and_fsdp():
+    mesh = make_mesh(2, 2, 2)
+    batch = put_batch({"input_ids": np.arange(32).reshape(8, 4)}, mesh)["input_ids"]
+    assert batch.sharding == batch_sharding(mesh) and batch.addressable_shards[0].data.shape == (2, 4)
+
+
+def test_the_same_seed_gives_the_same_weights_on_any_mesh(config):
+    first, second = (jax.tree.leaves(build_model(config, 512, make_mesh(*layout)).trained) for layout in LAYOUTS[:2])
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_losses_do_not_depend_on_the_mesh(config, prepared):
+    def losses(data, fsdp, tensor, devices=None):
+        mesh = make_mesh(data, fsdp, tensor, devices)
+        opened = load_prepared(config, prepared)
+        with jax.set_mesh(mesh):
+            parts = build_model(config, len(opened.text_tokenizer), mesh)
+            optimizer, _ = make_optimizer(config, 32, 4)
+            state = start_state(parts.trained, optimizer, mesh)
+            step = make_step(parts, optimizer, opened.manifest.splits["train"].longest_answer, 0.0, 0)
+            batches, found = open_batches(config, opened, "train", 8, 1.0), []
+            for i in range(4):
+                state, metrics = step(state, parts.frozen, put_batch(batches[i], mesh))
+                found.append(float(metrics["loss"]))
+        return found
+
+    config.optim.warmup = 1
+    one = losses(1, 1, 1, jax.devices()[:1])
+    assert one[-1] < one[0] - 0.5
+    for layout in LAYOUTS:
+        np.testing.assert_allclose(losses(*layout), one, atol=1e-4)
+
+
+@pytest.mark.parametrize("sizes", [(3, 1, 1), (-1, 3, 1), (-1, -1, 1), (16, 1, 1), (0, 1, 1)])
+def test_a_mesh_that_does_not_fit_the_devices_is_refused(sizes):
+    with pytest.raises(ConfigError, match="for 8 devices"):
+        make_mesh(*sizes)
+
+
+def test_a_batch_that_the_mesh_cannot_split_is_refused():
+    with pytest.raises(ConfigError, match=r"train\.batch_size: 6 found, a multiple of the mesh's data x fsdp = 4"):
+        check_batch_size(make_mesh(2, 2, 2), 6, "train.batch_size")

@@ -1,0 +1,63 @@
+import os
+
+import pytest
+
+from ecgbyte_jax.errors import ConfigError
+from ecgbyte_jax.run.stages import Stage, fingerprint, require, write_atomically
+
+
+def stage(tmp_path, settings=None, inputs="in") -> Stage:
+    return Stage("bake", tmp_path / "stage.json", settings or {"oven": {"heat": 200}}, inputs)
+
+
+def test_only_a_finished_stage_of_the_same_settings_and_inputs_is_kept(tmp_path):
+    now = stage(tmp_path)
+    assert not now.begun() and not now.finished()
+    now.begin()
+    assert now.begun() and not now.finished()
+    now.finish()
+    assert now.finished()
+    assert not stage(tmp_path, inputs="other").finished()
+    assert not stage(tmp_path, {"oven": {"heat": 180}}).begun()
+
+
+def test_a_changed_setting_is_named_with_both_values(tmp_path):
+    stage(tmp_path).finish()
+    assert stage(tmp_path, {"oven": {"heat": 180}}).changes() == "oven.heat: 200 -> 180"
+    assert stage(tmp_path, inputs="other").changes() == "its inputs are not the same"
+    assert stage(tmp_path).changes() == ""
+
+
+def test_a_marker_cut_short_is_no_marker(tmp_path):
+    now = stage(tmp_path)
+    now.finish()
+    now.marker.write_text(now.marker.read_text()[:-10])
+    assert not now.begun()
+
+
+def test_a_later_stage_requires_the_earlier_one_whole_and_unchanged(tmp_path):
+    now = stage(tmp_path)
+    with pytest.raises(ConfigError, match="'bake' has not finished"):
+        require("bake", now.marker, now.settings)
+    now.begin()
+    with pytest.raises(ConfigError, match="'bake' has not finished"):
+        require("bake", now.marker, now.settings)
+    now.finish()
+    assert require("bake", now.marker, now.settings) == now.digest()
+    with pytest.raises(ConfigError, match=r"other settings \(oven\.heat: 200 -> 180\)"):
+        require("bake", now.marker, {"oven": {"heat": 180}})
+
+
+def test_fingerprint_sees_size_time_and_absence(tmp_path):
+    file = tmp_path / "a"
+    seen = {fingerprint([file], tmp_path)}
+    for text, time in (("x", 1), ("y", 2), ("yy", 2)):
+        file.write_text(text)
+        os.utime(file, (time, time))
+        seen.add(fingerprint([file], tmp_path))
+    assert len(seen) == 4
+
+
+def test_an_atomic_write_leaves_no_partial_file(tmp_path):
+    write_atomically(tmp_path / "a.json", "text")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"] and (tmp_path / "a.json").read_text() == "text"

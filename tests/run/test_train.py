@@ -1,0 +1,206 @@
+import csv
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ecgbyte_jax.corpora.ptbxl import DATABASE
+from ecgbyte_jax.errors import CheckpointError, ConfigError, TrainingError
+from ecgbyte_jax.inputs.prompt import pad_left, render
+from ecgbyte_jax.run import train as stage
+from ecgbyte_jax.run.build import build_model
+from ecgbyte_jax.run.checkpoint import Checkpoints
+from ecgbyte_jax.run.evaluate import evaluate
+from ecgbyte_jax.run.optim import inverse_root_schedule, make_optimizer
+from ecgbyte_jax.run.pipeline import run
+from ecgbyte_jax.run.prepare import load_prepared
+from ecgbyte_jax.run.sharding import make_mesh
+from ecgbyte_jax.run.train import TrainState, answer_loss, make_step, open_batches, start_state, train
+from experiments import ptb
+
+
+@pytest.fixture
+def workdir(prepared, tmp_path):
+    """A work directory of the test's own, prepared."""
+    shutil.copytree(prepared, tmp_path / "w")
+    return tmp_path / "w"
+
+
+def metrics(workdir) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+
+
+def deterministic(lines: list[dict]) -> list[dict]:
+    return [{k: v for k, v in line.items() if k != "tokens_per_s"} for line in lines]
+
+
+def test_loss_falls_on_the_answer_and_eos_alone(config, prepared):
+    opened = load_prepared(config, prepared)
+    parts = build_model(config, len(opened.text_tokenizer), make_mesh(8, 1, 1))
+    model = parts.model(parts.trained)
+    ids, ecg, question, answer = opened.ids, np.arange(9), np.array([300, 301]), np.array([302, 303])
+    sequence, mask = render(ids, ecg, question, answer, 40)
+    row = {name: jnp.asarray(v)[None] for name, v in pad_left(sequence, mask, 40, ids.pad).items()}
+    log_p = jax.nn.log_softmax(model(sequence[None])[0])
+    by_hand = -np.mean([log_p[len(sequence) - 4 + i, token] for i, token in enumerate([302, 303, ids.eos])])
+    for longest in (3, 10):
+        assert float(answer_loss(model, row, longest, None)) == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_published_schedule_by_hand():
+    rate = inverse_root_schedule(width=64, warmup=4)
+    np.testing.assert_allclose([rate(0), rate(3), rate(8)], [1 / 8 * 1 / 8, 1 / 8 * 1 / 2, 1 / 8 * 1 / 3], rtol=1e-6)
+
+
+def test_published_decay_is_added_to_the_gradient_and_adamw_s_to_the_update(config):
+    config.optim.weight_decay, config.optim.warmup, config.optim.peak_rate = 0.5, 1, 0.1
+    weight, gradient = jnp.array([2.0]), jnp.array([0.0])
+    updates = {}
+    for preset in ("ecg_byte", "adamw"):
+        config.optim.preset = preset
+        optimizer, schedule = make_optimizer(config, width=100, steps=10)
+        state = optimizer.init(weight)
+        _, state = optimizer.update(gradient, state, weight)
+        update, _ = optimizer.update(gradient, state, weight)
+        updates[preset] = float(update[0]) / float(schedule(1))
+    # Adam makes a steady gradient of any size a step of one; decoupled decay is proportional to the weight.
+    assert updates == pytest.approx({"ecg_byte": -1.0, "adamw": -1.0}, rel=1e-3)
+    config.optim.weight_decay = 0.25
+    for preset, expected in (("ecg_byte", -1.0), ("adamw", -0.5)):
+        config.optim.preset = preset
+        optimizer, schedule = make_optimizer(config, width=100, steps=10)
+        state = optimizer.init(weight)
+        _, state = optimizer.update(gradient, state, weight)
+        update, _ = optimizer.update(gradient, state, weight)
+        assert float(update[0]) / float(schedule(1)) == pytest.approx(expected, rel=1e-3)
+
+
+def test_frozen_weights_stay_and_only_the_adapter_is_saved(config, workdir):
+    config.lora.rank = 4
+    opened = load_prepared(config, workdir)
+    mesh = make_mesh(8, 1, 1)
+    with jax.set_mesh(mesh):
+        parts = build_model(config, len(opened.text_tokenizer), mesh)
+        frozen = jax.tree.map(np.asarray, parts.frozen)
+    train(config, workdir)
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    optimizer, _ = make_optimizer(config, 32, 1)
+    with jax.set_mesh(mesh):
+        state = checkpoints.load(checkpoints.latest(), start_state(parts.trained, optimizer, mesh))
+    changed = [not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(parts.trained))]
+    assert all(changed) and stage.count(state.params) < stage.count(frozen) / 2
+    for before, after in zip(jax.tree.leaves(frozen), jax.tree.leaves(build_model(config, len(opened.text_tokenizer), mesh).frozen)):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_training_writes_one_line_a_step_and_a_second_run_does_nothing(config, workdir, monkeypatch):
+    train(config, workdir)
+    lines = metrics(workdir)
+    assert [line["step"] for line in lines] == list(range(1, 9))  # half of 128 sequences, 8 a step
+    assert [line["step"] for line in lines if "valid_loss" in line] == [4, 8]
+    monkeypatch.setattr(stage, "_train", lambda *_: pytest.fail("trained again"))
+    train(config, workdir)
+
+
+def test_resume_equals_uninterrupted(config, workdir, tmp_path, monkeypatch):
+    shutil.copytree(workdir, tmp_path / "whole")
+    train(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        put = stage.put_batch
+        calls = iter(range(100))
+        # Two validation batches belong to the checkpoint at step 4; the run dies in step 7.
+        patch.setattr(stage, "put_batch", lambda *a: put(*a) if next(calls) < 8 else pytest.fail("killed", pytrace=False))
+        with pytest.raises(pytest.fail.Exception):
+            train(config, workdir)
+    died_at = metrics(workdir)[-1]["step"]
+    assert 4 < died_at < 8
+    train(config, workdir)
+    assert deterministic(metrics(workdir)) == deterministic(metrics(tmp_path / "whole"))
+
+
+def test_other_settings_move_the_old_training_aside(config, workdir, capsys):
+    train(config, workdir)
+    config.optim.peak_rate = 1e-4
+    train(config, workdir)
+    assert "optim.peak_rate: 0.002 -> 0.0001" in capsys.readouterr().out
+    assert (workdir / "checkpoints.old-1/metrics.jsonl").is_file() and len(metrics(workdir)) == 8
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(config, workdir):
+    config.optim.peak_rate, config.optim.warmup, config.optim.clip_norm = 1e30, 1, 1e30
+    with pytest.raises(TrainingError, match=r"step \d: the loss is (nan|inf)"):
+        train(config, workdir)
+
+
+def test_training_needs_prepared_data(config, tmp_path):
+    with pytest.raises(ConfigError, match="'prepare' has not finished"):
+        train(config, tmp_path)
+
+
+def test_a_checkpoint_of_another_model_is_refused(config, workdir):
+    mesh = make_mesh(8, 1, 1)
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    with jax.set_mesh(mesh):
+        optimizer = optax.sgd(0.1)
+        for vocab_size, act in ((256, checkpoints.save), (512, checkpoints.load)):
+            state = start_state(build_model(config, vocab_size, mesh).trained, optimizer, mesh)
+            if act == checkpoints.save:
+                act(1, state)
+                continue
+            with pytest.raises(CheckpointError, match="checkpoint 1 cannot be restored"):
+                act(1, state)
+    checkpoints.close()
+
+
+def test_steps_move_the_weights_and_count(config, prepared):
+    opened = load_prepared(config, prepared)
+    mesh = make_mesh(8, 1, 1)
+    with jax.set_mesh(mesh):
+        parts = build_model(config, len(opened.text_tokenizer), mesh)
+        optimizer, _ = make_optimizer(config, 32, 4)
+        state = start_state(parts.trained, optimizer, mesh)
+        before = np.asarray(state.params["embedding"][...])
+        step = make_step(parts, optimizer, opened.manifest.splits["train"].longest_answer, 0.0, 0)
+        batches = open_batches(config, opened, "train", 8, 1.0)
+        for i in range(2):
+            state, _ = step(state, parts.frozen, stage.put_batch(batches[i], mesh))
+    assert isinstance(state, TrainState) and int(state.step) == 2
+    assert np.abs(np.asarray(state.params["embedding"][...]) - before).max() > 0
+
+
+@pytest.fixture
+def eight_recordings(shared, tmp_path):
+    """PTB-XL with eight of the real recordings, all of them for training, every report another."""
+    source, target = shared / "data/ptbxl", tmp_path / "ptbxl"
+    target.mkdir()
+    (target / "records500").symlink_to(source / "records500")
+    with (source / DATABASE).open(newline="") as file:
+        rows = {row["report"]: row for row in csv.DictReader(file) if 10 < len(row["report"]) < 90}
+    with (target / DATABASE).open("w", newline="") as file:
+        chosen = [row | {"strat_fold": 1} for row in list(rows.values())[:8]]
+        writer = csv.DictWriter(file, list(chosen[0]))
+        writer.writeheader()
+        writer.writerows(chosen)
+    return target
+
+
+def test_eight_real_examples_are_learnt_word_for_word(eight_recordings, tmp_path):
+    config = ptb.get_config("tiny")
+    config.data.root = str(eight_recordings)
+    config.tokenizer.num_merges = 300
+    config.prompt.max_length = 256
+    config.optim.warmup = 10
+    config.train.epochs = 120.0
+    config.eval.split = "train"
+    config.eval.batch_size = 8
+    run(config, tmp_path / "w", ["prepare", "train"])
+    evaluate(config, tmp_path / "w")
+    lines = metrics(tmp_path / "w")
+    assert lines[-1]["loss"] < 0.05 < 3 < lines[0]["loss"]
+    rows = [json.loads(line) for line in (tmp_path / "w/eval/generations.jsonl").open()]
+    assert len({row["reference"] for row in rows}) == 8
+    assert [row["answer"] for row in rows] == [row["reference"].strip() for row in rows]
