@@ -54,7 +54,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 def _last_line(error: Exception) -> str:
     """Where config_flags wraps one error in another, the last line tells what is wrong."""
-    return str(error).replace("\\n", "\n").strip().strip("\"'").strip().splitlines()[-1].strip()
+    return str(error).replace("\\n", "\n").strip().splitlines()[-1].strip()
 
 
 def _fail(message: str) -> NoReturn:

@@ -92,21 +92,33 @@ def get_defaults() -> ConfigDict:
     return config
 
 
+def use_published_model(config: ConfigDict) -> None:
+    """The published choice: Llama 3.2 1B in bfloat16 with LoRA."""
+    config.model.pretrained = "weights/Llama-3.2-1B"
+    config.model.dtype = "bfloat16"
+    config.model.param_dtype = "bfloat16"
+    config.lora.rank = 16
+
+
 def use_tiny_model(config: ConfigDict) -> None:
-    """Makes an experiment small enough for a laptop's minutes: a small model, few merges, a short training."""
-    config.tokenizer.num_merges = 1000
+    """Small enough for minutes on a laptop: a model of 0.2 M parameters from scratch, one segment of each recording."""
     config.data.max_segments = 1
+    config.tokenizer.num_merges = 1000
+    config.prompt.max_length = 640
+    config.prompt.text_vocab_size = 1000
     config.model.pretrained = ""
-    config.lora.rank = 0
+    config.model.dtype = "float32"
+    config.model.param_dtype = "float32"
     config.model.width = 64
     config.model.layers = 2
     config.model.heads = 2
     config.model.kv_heads = 2
     config.model.head_dim = 32
     config.model.mlp_width = 192
+    config.lora.rank = 0
     config.optim.preset = "adamw"
     config.optim.peak_rate = 3e-3
     config.optim.warmup = 20
     config.train.batch_size = 8
-    config.train.epochs = 4.0
-    config.eval.max_new_tokens = 48
+    config.train.epochs = 3.0
+    config.eval.max_new_tokens = 64

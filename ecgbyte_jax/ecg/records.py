@@ -50,7 +50,6 @@ def read_record(path: str | Path) -> Record:
         TypeError,
         AttributeError,
         UnicodeDecodeError,
-        
     ) as error:
         raise RecordError(f"{stem}: not readable as a WFDB record, or truncated: {error}") from error
     if found.p_signal is None or found.p_signal.size == 0:

@@ -115,7 +115,7 @@ def _stored_tensors(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
     for file in _weight_files(folder):
         if file.suffix == ".safetensors":
             with safe_open(file, framework="flax") as tensors:
-                yield from ((name, np.asarray(tensors.get_tensor(name))) for name in tensors.keys())
+                yield from ((name, np.asarray(tensors.get_tensor(name))) for name in tensors.keys())  # noqa: SIM118 (no mapping)
         else:
             for path, array in flatten_dict(msgpack_restore(file.read_bytes())).items():
                 name = ".".join((*path[:-1], _FLAX_LEAVES.get(path[-1], path[-1])))

@@ -163,6 +163,6 @@ def _write(config: ConfigDict, workdir: Path, rows: list[Row], step: int) -> Non
 def _show(workdir: Path) -> None:
     """The table of scores, and where everything lies."""
     results = json.loads((workdir / "eval" / "results.json").read_text())
-    title = f"{results['split']}: {results['sequences']} sequences of {results['patients']} patients, checkpoint {results['checkpoint_step']}, in %"
-    score_table(title, results["scores"])
+    found = "{split}: {sequences} sequences of {patients} patients, checkpoint {checkpoint_step}, in %".format(**results)
+    score_table(found, results["scores"])
     console.print(f"written: {workdir}{os.sep}eval{os.sep}{{results.json, generations.jsonl}}", markup=False)

@@ -88,27 +88,43 @@ def settings(config: ConfigDict) -> dict:
 
 @dataclass
 class Corpus:
-    """What was read: the usable examples, and those set aside with the reason. `read` never changes."""
+    """The usable examples, and those set aside with the reason; `read` counts both and never changes."""
 
     read: int
     examples: list[Example]
     rejected: list[Rejected]
+    quarantine: Path
+    max_bad_fraction: float
 
     @classmethod
-    def of(cls, found: Iterable[Example | Rejected]) -> "Corpus":
+    def of(cls, found: Iterable[Example | Rejected], quarantine: Path, max_bad_fraction: float) -> "Corpus":
         found = list(found)
         rejected = [f for f in found if isinstance(f, Rejected)]
-        return cls(len(found), [f for f in found if isinstance(f, Example)], rejected)
-
-    def set_aside(self, bad: list[Rejected]) -> None:
-        """Moves examples from one list to the other."""
-        ids = {rejected.id for rejected in bad}
-        self.examples = [example for example in self.examples if example.id not in ids]
-        self.rejected += bad
+        return cls(len(found), [f for f in found if isinstance(f, Example)], rejected, quarantine, max_bad_fraction)
 
     def records(self, split: str | None = None) -> list[Path]:
         """The distinct recordings (of one split), in the order in which they are first asked about."""
         return list(dict.fromkeys(e.record for e in self.examples if split in (None, e.split)))
+
+    def set_aside(self, bad: list[Rejected]) -> None:
+        """Moves examples to the rejected ones and writes all of those to the quarantine file.
+
+        Raises CorpusError where they are too many, or no example is left to train on.
+        """
+        ids = {rejected.id for rejected in bad}
+        self.examples = [example for example in self.examples if example.id not in ids]
+        self.rejected += bad
+        lines = (json.dumps(asdict(rejected), ensure_ascii=False) + "\n" for rejected in self.rejected)
+        self.quarantine.parent.mkdir(parents=True, exist_ok=True)
+        self.quarantine.write_text("".join(lines), encoding="utf-8")
+        if len(self.rejected) > self.max_bad_fraction * self.read:
+            first = self.rejected[0]
+            raise CorpusError(
+                f"{len(self.rejected)} of {self.read} examples cannot be used, more than data.max_bad_fraction "
+                f"{self.max_bad_fraction}; the first: {first.file}: {first.reason}; all of them: {self.quarantine}"
+            )
+        if not any(example.split == "train" for example in self.examples):
+            raise CorpusError(f"{self.read} examples read, none of them usable for training; set aside: {self.quarantine}")
 
 
 def prepare(config: ConfigDict, workdir: Path) -> str:
@@ -118,7 +134,7 @@ def prepare(config: ConfigDict, workdir: Path) -> str:
     """
     paths = Paths.of(config, workdir)
     _make_demo_data(config, paths, workdir)
-    corpus = Corpus.of(_read_corpus(config, paths))
+    corpus = Corpus.of(_read_corpus(config, paths), paths.quarantine, config.data.max_bad_fraction)
     stage = stages.Stage("prepare", paths.marker, settings(config), _inputs(config, paths, corpus))
     if stage.finished():
         console.print("prepare: settings and inputs have not changed, nothing to do")
@@ -133,16 +149,16 @@ def prepare(config: ConfigDict, workdir: Path) -> str:
 
 
 def _prepare(config: ConfigDict, paths: Paths, corpus: Corpus, digest: str) -> None:
+    corpus.set_aside([])  # writes and checks what was set aside in reading
     cleaner = _Cleaner(config)
     quantizer = _fit_quantizer(cleaner, corpus, config)
-    symbols = _quantize(cleaner, quantizer, corpus)
-    _check_quarantine(paths, config, corpus)
+    cleaned = _clean(cleaner, corpus, corpus.records(), "clean and quantize")
+    symbols = {record: quantizer.encode(segments) for record, segments in cleaned}
     bpe = _train_bpe(np.concatenate([symbols[record] for record in corpus.records("train")]), config)
     ECGTokenizer(quantizer, bpe).save(paths.ecg_tokenizer)
     text_tokenizer = _make_text_tokenizer(config, corpus, bpe.vocab_size)
     text_tokenizer.save_pretrained(paths.text_tokenizer)
     _set_aside_long_texts(corpus, text_tokenizer, config)
-    _check_quarantine(paths, config, corpus)
     with ShardWriter(paths.shards, config.data.sequences_per_file) as writer:
         _write_shards(writer, config, bpe, text_tokenizer, symbols, corpus)
         manifest = writer.finish(digest)
@@ -197,36 +213,26 @@ def _inputs(config: ConfigDict, paths: Paths, corpus: Corpus) -> str:
     return stages.digest([examples, rejected, stages.fingerprint(recordings, paths.root), stages.fingerprint(text, pretrained)])
 
 
-def _fit_quantizer(cleaner: _Cleaner, corpus: Corpus, config: ConfigDict) -> Quantizer:
-    """From training recordings alone, so that the test set stays unseen; unusable ones are counted by `_quantize`."""
-    records = corpus.records("train")
-    wanted = min(config.tokenizer.percentile_records, len(records))
-    drawn = np.sort(np.random.default_rng(config.seed).choice(len(records), wanted, replace=False))
-
-    def signals() -> Iterator[np.ndarray]:
-        with progress("percentiles of the signal", len(drawn)) as report:
-            for done, index in enumerate(drawn, start=1):
-                try:
-                    yield cleaner(records[index])
-                except RecordError:
-                    pass
-                report(done)
-
-    return Quantizer.fit(signals(), seed=config.seed)
-
-
-def _quantize(cleaner: _Cleaner, quantizer: Quantizer, corpus: Corpus) -> dict[Path, np.ndarray]:
-    """uint8 [S, 12, T] by recording; the examples of unusable recordings are set aside."""
-    symbols, reasons, records = {}, {}, corpus.records()
-    with progress("clean and quantize", len(records)) as report:
+def _clean(cleaner: _Cleaner, corpus: Corpus, records: list[Path], what: str) -> Iterator[tuple[Path, np.ndarray]]:
+    """(recording, clean segments float64 [S, 12, T] in mV); the examples of unusable recordings are set aside at the end."""
+    reasons: dict[Path, str] = {}
+    with progress(what, len(records)) as report:
         for done, record in enumerate(records, start=1):
             try:
-                symbols[record] = quantizer.encode(cleaner(record))
+                yield record, cleaner(record)
             except RecordError as error:
                 reasons[record] = str(error)
             report(done)
     corpus.set_aside([Rejected(e.id, str(e.record), reasons[e.record]) for e in corpus.examples if e.record in reasons])
-    return symbols
+
+
+def _fit_quantizer(cleaner: _Cleaner, corpus: Corpus, config: ConfigDict) -> Quantizer:
+    """From training recordings alone, so that the test set stays unseen."""
+    records = corpus.records("train")
+    wanted = min(config.tokenizer.percentile_records, len(records))
+    drawn = np.sort(np.random.default_rng(config.seed).choice(len(records), wanted, replace=False))
+    cleaned = _clean(cleaner, corpus, [records[i] for i in drawn], "percentiles of the signal")
+    return Quantizer.fit((segments for _, segments in cleaned), seed=config.seed)
 
 
 def _train_bpe(symbols: np.ndarray, config: ConfigDict) -> BPE:
@@ -296,21 +302,6 @@ def _encode(bpe: BPE, symbols: dict[Path, np.ndarray]) -> Iterator[tuple[Path, l
         for r in waiting:
             yield r, [next(ids) for _ in symbols[r]]
         waiting = []
-
-
-def _check_quarantine(paths: Paths, config: ConfigDict, corpus: Corpus) -> None:
-    """Writes what was set aside; raises CorpusError where that is too much, or no training example is left."""
-    paths.quarantine.parent.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps(asdict(rejected), ensure_ascii=False) + "\n" for rejected in corpus.rejected)
-    paths.quarantine.write_text("".join(lines), encoding="utf-8")
-    allowed = config.data.max_bad_fraction
-    if len(corpus.rejected) > allowed * corpus.read:
-        raise CorpusError(
-            f"{len(corpus.rejected)} of {corpus.read} examples cannot be used, more than data.max_bad_fraction {allowed}; "
-            f"the first: {corpus.rejected[0].file}: {corpus.rejected[0].reason}; all of them: {paths.quarantine}"
-        )
-    if not corpus.records("train"):
-        raise CorpusError(f"{paths.root}: {corpus.read} examples read, none of them usable for training")
 
 
 def _report(paths: Paths, corpus: Corpus, manifest: Manifest, bpe: BPE, config: ConfigDict) -> None:

@@ -248,7 +248,7 @@ def _show_start(
         "parameters": f"{count(parts.trained):,} trained, {count(parts.frozen):,} frozen, {parts.config.param_dtype}",
         "vocabulary": f"{len(prepared.text_tokenizer)} tokens, {prepared.ids.ecg.size} of them ECG",
         "training examples": f"{split.examples} in {split.sequences} sequences",
-        "a step": f"{size} sequences of {config.prompt.max_length} places, {size * split.tokens // split.sequences} tokens on average",
+        "a step": f"{size} x {config.prompt.max_length} places, {size * split.tokens // split.sequences} tokens on average",
         "steps": f"{steps}" + (f", going on from {latest}" if latest else ""),
     }
     if prepared.manifest.splits["valid"].sequences < size:

@@ -33,7 +33,9 @@ def edit(demo, change):
 def test_questions_are_joined_with_their_recordings(demo):
     first = read(demo)[0]
     row = json.loads((demo[0] / "ptbxl/template/train/00000.json").read_text())[0]
-    assert first == Example("train/00000/0", "1", "train", demo[1] / "records500/00000/00001_hr", row["question"], row["answer"][0])
+    assert first == Example(
+        "train/00000/0", "1", "train", demo[1] / "records500/00000/00001_hr", row["question"], row["answer"][0]
+    )
 
 
 def test_only_the_types_asked_for_are_read(demo):

@@ -36,7 +36,9 @@ def test_folds_make_the_splits(tmp_path, fold, split):
     assert next(read_reports(tmp_path, 500, "why?")).split == split
 
 
-@pytest.mark.parametrize("field, value", [("report", "  "), ("strat_fold", "x"), ("strat_fold", "11"), ("patient_id", ""), ("filename_hr", "")])
+@pytest.mark.parametrize(
+    "field, value", [("report", "  "), ("strat_fold", "x"), ("strat_fold", "11"), ("patient_id", ""), ("filename_hr", "")]
+)
 def test_a_bad_row_is_rejected_with_a_reason_and_the_rest_goes_on(tmp_path, field, value):
     write(tmp_path, changed(**{field: value}), GOOD)
     bad, good = read_reports(tmp_path, 500, "why?")
@@ -61,5 +63,7 @@ def test_the_real_rows_are_all_accounted_for(shared):
     found = list(read_reports(shared / "data/ptbxl", 500, "why?"))
     rejected = [f for f in found if isinstance(f, Rejected)]
     assert len(found) == 388 and [(r.id, r.reason) for r in rejected] == [("443", "the answer is empty")]
-    by_split = {split: {e.patient for e in found if isinstance(e, Example) and e.split == split} for split in ("train", "valid", "test")}
+    by_split = {
+        split: {e.patient for e in found if isinstance(e, Example) and e.split == split} for split in ("train", "valid", "test")
+    }
     assert not by_split["train"] & by_split["test"] and not by_split["train"] & by_split["valid"]

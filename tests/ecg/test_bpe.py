@@ -1,4 +1,5 @@
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ def train_plainly(corpus: np.ndarray, num_merges: int) -> list[tuple[int, int, i
     """The published rule, recounted from scratch at every merge: (left, right, count)."""
     stream, made = corpus.tolist(), []
     for new in range(26, 26 + num_merges):
-        pairs = Counter(zip(stream, stream[1:], strict=False))
+        pairs = Counter(pairwise(stream))
         if not pairs:
             break
         left, right = min(pairs, key=lambda pair: (-pairs[pair], pair))
@@ -44,9 +45,11 @@ def encode_plainly(bpe: BPE, text: np.ndarray) -> list[int]:
 
 
 # Few letters and long runs, so that ties and overlaps are everywhere.
-corpora = st.integers(1, 5).flatmap(
-    lambda letters: st.lists(st.tuples(st.integers(0, letters - 1), st.integers(1, 6)), min_size=1, max_size=40)
-).map(lambda runs: np.concatenate([np.full(length, letter, np.uint8) for letter, length in runs]))
+corpora = (
+    st.integers(1, 5)
+    .flatmap(lambda letters: st.lists(st.tuples(st.integers(0, letters - 1), st.integers(1, 6)), min_size=1, max_size=40))
+    .map(lambda runs: np.concatenate([np.full(length, letter, np.uint8) for letter, length in runs]))
+)
 
 
 def test_worked_example():
@@ -62,7 +65,9 @@ def test_worked_example():
 @given(corpora, st.integers(1, 12))
 def test_training_follows_the_published_rule(corpus, num_merges):
     bpe = BPE.train(corpus, num_merges)
-    assert [(*pair, count) for pair, count in zip(bpe.merges.tolist(), bpe.counts.tolist())] == train_plainly(corpus, num_merges)
+    assert [(*pair, count) for pair, count in zip(bpe.merges.tolist(), bpe.counts.tolist())] == train_plainly(
+        corpus, num_merges
+    )
 
 
 @given(corpora, corpora, st.integers(1, 12))

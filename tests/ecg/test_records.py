@@ -45,7 +45,9 @@ def test_truncated_signal_file_is_refused(written, size):
         read_record(written)
 
 
-@pytest.mark.parametrize("header", ["", "garbage", "r1 2 500 3\n", "r1 two 500 3\nr1.dat 16\n", "r1 2 500 3\nr1.dat 16 x/mV\nr1.dat\n"])
+@pytest.mark.parametrize(
+    "header", ["", "garbage", "r1 2 500 3\n", "r1 two 500 3\nr1.dat 16\n", "r1 2 500 3\nr1.dat 16 x/mV\nr1.dat\n"]
+)
 def test_broken_header_is_refused(written, header):
     written.with_suffix(".hea").write_text(header)
     with pytest.raises(RecordError, match="r1"):

@@ -61,7 +61,9 @@ def test_disturbances_reach_the_signal():
         return np.abs(np.fft.rfft(lead(Heart(**(QUIET | noise)), "V3")))[int(frequency * 10)]
 
     assert power(50, hum=0.1) > 20 * power(50)
-    spectrum = {muscle: np.abs(np.fft.rfft(lead(Heart(**(QUIET | {"muscle": muscle})), "V3")))[1500:].mean() for muscle in (0.0, 0.02)}
+    spectrum = {
+        muscle: np.abs(np.fft.rfft(lead(Heart(**(QUIET | {"muscle": muscle})), "V3")))[1500:].mean() for muscle in (0.0, 0.02)
+    }
     assert spectrum[0.02] > 10 * spectrum[0.0]
     assert np.abs(lead(Heart(**(QUIET | {"wander": 0.5})), "V3") - lead(Heart(**QUIET), "V3")).max() > 0.05
 

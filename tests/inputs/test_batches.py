@@ -11,7 +11,9 @@ IDS = PromptIds(bos=1, eos=2, pad=0, sig_start=3, sig_end=4, ecg=np.arange(100, 
 
 def sequence(number: int) -> Sequence:
     """One whose answer token tells its number."""
-    return Sequence(f"e{number}", f"p{number}", 0, "why?", f"a{number}", np.array([1, 2]), np.array([50]), np.array([1000 + number]))
+    return Sequence(
+        f"e{number}", f"p{number}", 0, "why?", f"a{number}", np.array([1, 2]), np.array([50]), np.array([1000 + number])
+    )
 
 
 @pytest.fixture
@@ -102,7 +104,7 @@ def test_a_missing_file_or_manifest_is_named(folder):
     with pytest.raises(ShardsError, match="train-00001"):
         read_manifest(folder)
     (folder / "manifest.json").unlink()
-    with pytest.raises(ShardsError, match="manifest.json: no such file"):
+    with pytest.raises(ShardsError, match=r"manifest\.json: no such file"):
         read_manifest(folder)
 
 

@@ -62,5 +62,10 @@ def test_ecg_tokens_have_their_published_names():
     tokenizer = train_text_tokenizer(TEXTS, 400)
     add_ecg_tokens(tokenizer, 28)
     ids = ecg_text_ids(tokenizer, 28)
-    assert tokenizer.convert_ids_to_tokens(ids[[0, 25, 26, 27]].tolist()) == ["signal_97", "signal_122", "signal_256", "signal_257"]
+    assert tokenizer.convert_ids_to_tokens(ids[[0, 25, 26, 27]].tolist()) == [
+        "signal_97",
+        "signal_122",
+        "signal_256",
+        "signal_257",
+    ]
     assert tokenizer("<sig_start>signal_256<sig_end>", add_special_tokens=False).input_ids[1] == ids[26]

@@ -14,14 +14,18 @@ def test_exact_match_counts_whole_answers():
 
 
 def test_bleu_is_nltk_s_method_1():
-    expected = corpus_bleu([[r.split()] for r in REFERENCES], [h.split() for h in HYPOTHESES], smoothing_function=SmoothingFunction().method1)
+    expected = corpus_bleu(
+        [[r.split()] for r in REFERENCES], [h.split() for h in HYPOTHESES], smoothing_function=SmoothingFunction().method1
+    )
     assert bleu(REFERENCES, HYPOTHESES) == pytest.approx(expected)
 
 
 def test_rouge_is_the_mean_f_of_the_library():
     expected = Rouge().get_scores(HYPOTHESES, REFERENCES, avg=True)
     ours = rouge(REFERENCES, HYPOTHESES)
-    assert ours == pytest.approx({"rouge_1": expected["rouge-1"]["f"], "rouge_2": expected["rouge-2"]["f"], "rouge_l": expected["rouge-l"]["f"]})
+    assert ours == pytest.approx(
+        {"rouge_1": expected["rouge-1"]["f"], "rouge_2": expected["rouge-2"]["f"], "rouge_l": expected["rouge-l"]["f"]}
+    )
 
 
 @pytest.mark.parametrize("empty", ["", "  ", ".", ". ."])

@@ -64,9 +64,11 @@ def test_shards_hold_the_tokens_of_the_cleaned_segments(config, prepared):
     sequences = open_split(opened.shards, opened.manifest, "test")
     assert len(sequences) == opened.manifest.splits["test"].examples == 16
     signal = config.signal
-    cleaned = clean(read_record(prepared / "data/ptbxl/records500/00000/00019_hr"), CleanConfig(signal.target_rate, band=signal.band))
+    cleaned = clean(
+        read_record(prepared / "data/ptbxl/records500/00000/00019_hr"), CleanConfig(signal.target_rate, band=signal.band)
+    )
     expected = tokenizer.encode(segment(cleaned, signal.segment_length)[0])
-    found = [s for s in (sequences[i] for i in range(16)) if s.patient == "10"][0]
+    found = next(s for s in (sequences[i] for i in range(16)) if s.patient == "10")
     np.testing.assert_array_equal(found.ecg, expected)
     assert opened.text_tokenizer.decode(found.question_ids) == found.question
     assert opened.text_tokenizer.decode(found.answer_ids) == found.answer
@@ -155,7 +157,9 @@ def test_no_recording_of_the_test_set_touches_the_tokenizer(config, folder, tmp_
     for number in (17, 18, 19, 20, 37, 38, 39, 40):  # folds 9 and 10
         edit_signal(folder, number, 1, np.arange(5000) % 2000)
     prepare(config, tmp_path / "b")
-    assert (tmp_path / "a/tokenizer/ecg_tokenizer.json").read_bytes() == (tmp_path / "b/tokenizer/ecg_tokenizer.json").read_bytes()
+    assert (tmp_path / "a/tokenizer/ecg_tokenizer.json").read_bytes() == (
+        tmp_path / "b/tokenizer/ecg_tokenizer.json"
+    ).read_bytes()
 
 
 def test_the_pretrained_folder_s_text_tokenizer_is_used(config, folder, tmp_path):

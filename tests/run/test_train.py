@@ -93,7 +93,9 @@ def test_frozen_weights_stay_and_only_the_adapter_is_saved(config, workdir):
         state = checkpoints.load(checkpoints.latest(), start_state(parts.trained, optimizer, mesh))
     changed = [not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(parts.trained))]
     assert all(changed) and stage.count(state.params) < stage.count(frozen) / 2
-    for before, after in zip(jax.tree.leaves(frozen), jax.tree.leaves(build_model(config, len(opened.text_tokenizer), mesh).frozen)):
+    for before, after in zip(
+        jax.tree.leaves(frozen), jax.tree.leaves(build_model(config, len(opened.text_tokenizer), mesh).frozen)
+    ):
         np.testing.assert_array_equal(before, after)
 
 

@@ -1,0 +1,32 @@
+"""ECG-QA on PTB-XL: questions about single recordings (verify, choose, query), with ECG-QA's own split.
+
+    python main.py --config=experiments/ecg_qa_ptb.py --config.data.root=PTBXL --config.data.ecgqa_root=ECGQA \
+        --config.model.pretrained=LLAMA --workdir=runs/ecg_qa_ptb
+
+PTBXL is the folder of PTB-XL 1.0.3, ECGQA the folder `ecgqa` of ECG-QA, LLAMA a downloaded Hugging Face folder of Llama 3.2 1B.
+Hardware: one accelerator with 40 GB. Time and result: not measured yet.
+
+    python main.py --config=experiments/ecg_qa_ptb.py:tiny --config.data.root=PTBXL --config.data.ecgqa_root=ECGQA \
+        --workdir=runs/ecg_qa_ptb_tiny
+
+The same way through the code with a small model from scratch, for any laptop. It splits by PTB-XL's folds, because small
+excerpts of ECG-QA hold questions of its training split alone.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.common import get_defaults, use_published_model, use_tiny_model
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """arg: "" or "tiny"."""
+    config = get_defaults()
+    config.data.corpus = "ecg_qa"
+    use_published_model(config)
+    if arg == "tiny":
+        use_tiny_model(config)
+        config.data.split = "folds"
+        config.eval.max_new_tokens = 8
+    elif arg:
+        raise ValueError(f"experiments/ecg_qa_ptb.py:{arg}: unknown argument, 'tiny' or none wanted")
+    return config

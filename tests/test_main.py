@@ -1,0 +1,158 @@
+"""main.py as a user runs it: in processes of its own."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    "data.synthetic_records=40",
+    "data.max_segments=1",
+    "tokenizer.num_merges=100",
+    "model.width=32",
+    "model.head_dim=16",
+    "model.mlp_width=64",
+    "train.batch_size=8",
+    "train.epochs=0.5",
+    "eval.batch_size=8",
+    "eval.max_new_tokens=8",
+]
+
+
+def main(*arguments: str, devices: int = 1) -> subprocess.CompletedProcess:
+    """`python main.py ...` on so many simulated devices."""
+    env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    command = [sys.executable, "main.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+
+
+def small_demo(workdir: Path, *more: str, devices: int = 1) -> subprocess.CompletedProcess:
+    settings = [f"--config.{setting}" for setting in SMALL]
+    return main("--config=experiments/demo.py", f"--workdir={workdir}", *settings, *more, devices=devices)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(work directory, what was printed) of a whole small run on one device."""
+    workdir = tmp_path_factory.mktemp("run") / "w"
+    done = small_demo(workdir)
+    assert done.returncode == 0, done.stderr
+    return workdir, done.stdout
+
+
+def losses(workdir: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").open()]
+
+
+def test_a_run_leaves_everything_where_it_is_looked_for(finished):
+    workdir, _ = finished
+    for name in (
+        "config.json", "tokenizer/ecg_tokenizer.json", "shards/manifest.json", "checkpoints", "metrics.jsonl",
+        "eval/results.json", "eval/generations.jsonl", "prepare/quarantine.jsonl",
+    ):  # fmt: skip
+        assert (workdir / name).exists(), name
+    assert json.loads((workdir / "config.json").read_text())["model"]["width"] == 32
+
+
+def test_a_run_shows_banner_counts_scores_and_paths(finished):
+    workdir, shown = finished
+    for words in (
+        "devices",
+        "mesh",
+        "trained, 0 frozen",
+        "set aside",
+        "validation loss",
+        "commonest answer",
+        "another patient",
+        "exact match",
+    ):
+        assert words in shown, words
+    assert str(workdir) in shown
+
+
+def test_results_follow_from_the_generations(finished):
+    workdir, _ = finished
+    results = json.loads((workdir / "eval/results.json").read_text())
+    rows = [json.loads(line) for line in (workdir / "eval/generations.jsonl").open()]
+    assert results["sequences"] == len(rows) == 16
+    for system, field in (
+        ("model", "answer"),
+        ("model, another patient's ECG", "answer_to_other_ecg"),
+        ("commonest answer to the question", "commonest_answer"),
+    ):
+        share = np.mean([row[field] == row["reference"] for row in rows])
+        assert results["scores"][system]["exact_match"] == pytest.approx(share)
+    train = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+    assert results["checkpoint_step"] == train[-1]["step"]
+
+
+def test_another_ecg_is_another_patient_s(finished):
+    workdir, _ = finished
+    rows = [json.loads(line) for line in (workdir / "eval/generations.jsonl").open()]
+    patient = {row["id"]: row["patient"] for row in rows}
+    assert all(patient[row["other_ecg"]] != row["patient"] for row in rows)
+
+
+def test_the_same_command_again_does_no_work(finished):
+    workdir, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file() and path.name != "config.json"}
+    again = small_demo(workdir)
+    assert again.returncode == 0 and again.stdout.count("nothing to do") == 3 and "exact match" in again.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_eval_alone_in_a_new_process_gives_the_same_files(finished, tmp_path):
+    workdir, _ = finished
+    shutil.copytree(workdir, tmp_path / "w")
+    shutil.rmtree(tmp_path / "w/eval")
+    alone = small_demo(tmp_path / "w", "--stage=eval")
+    assert alone.returncode == 0, alone.stderr
+    for name in ("results.json", "generations.jsonl"):
+        assert (tmp_path / "w/eval" / name).read_bytes() == (workdir / "eval" / name).read_bytes()
+
+
+def test_losses_on_8_devices_are_those_on_1(finished, tmp_path):
+    workdir, _ = finished
+    eight = small_demo(tmp_path / "w", "--stage=prepare,train", devices=8)
+    assert eight.returncode == 0 and "8 x cpu" in eight.stdout, eight.stderr
+    np.testing.assert_allclose(losses(tmp_path / "w"), losses(workdir), atol=1e-4)
+
+
+def test_eval_refuses_settings_that_the_checkpoint_was_not_trained_with(finished):
+    workdir, _ = finished
+    other = small_demo(workdir, "--stage=eval", "--config.model.layers=3")
+    assert other.returncode == 1 and "model.layers: 2 -> 3" in other.stderr and "Traceback" not in other.stderr
+
+
+DEMO = "--config=experiments/demo.py"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([DEMO, "--config.model.widht=3"], 'Did you mean "width"'),
+        ([DEMO, "--config.model.width=wide"], "config.model.width=wide"),
+        ([DEMO, "--stage=trian"], "['trian'] found, any of ['prepare', 'train', 'eval'] wanted"),
+        ([DEMO, "--stage=eval"], "stage 'prepare' has not finished"),
+        ([DEMO + ":huge"], "experiments/demo.py:huge: unknown argument"),
+        (["--config=experiments/nothing.py"], "No such file or directory: 'experiments/nothing.py'"),
+        ([DEMO, "--wrokdir=x"], "wrokdir"),
+        ([DEMO, "data"], "unknown argument 'data'"),
+        ([], "--config=experiments/NAME.py and --workdir=DIR are both needed"),
+        (
+            ["--config=experiments/ptb.py:tiny", "--config.data.root=nowhere"],
+            "no ptbxl_database.csv in 'nowhere'. PTB-XL 1.0.3",
+        ),
+        (["--config=experiments/ecg_qa_ptb.py:tiny", "--config.data.ecgqa_root=nowhere"], "no folder 'nowhere/ptbxl/"),
+    ],
+)
+def test_a_mistake_ends_in_one_clear_line(tmp_path, arguments, message):
+    done = main(*arguments, f"--workdir={tmp_path / 'w'}")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and message in done.stderr, done.stderr
