@@ -1,4 +1,4 @@
-"""Runs an experiment: `python main.py --config=experiments/demo.py --workdir=runs/demo`."""
+"""Runs an experiment: `python main.py --config=experiments/demo.py`."""
 
 import os
 import sys
@@ -17,7 +17,7 @@ from ecgbyte_jax.run.pipeline import STAGES, run
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment, with its argument: experiments/ptb.py:tiny", lock_config=True
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "The folder that everything the run makes is written to.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where everything that the run makes goes; runs/<experiment> if not given.")
 _STAGES = flags.DEFINE_list("stage", list(STAGES), f"What to run, any of {','.join(STAGES)}.")
 
 
@@ -26,14 +26,20 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)
     if len(argv) > 1:
         _fail(f"unknown argument {argv[1]!r}; flags look like --workdir=DIR")
-    if _CONFIG.value is None or not _WORKDIR.value:
-        _fail("--config=experiments/NAME.py and --workdir=DIR are both needed, --config=experiments/demo.py say")
+    if _CONFIG.value is None:
+        _fail("--config=experiments/NAME.py is needed; --config=experiments/demo.py needs no data")
     try:
-        run(_CONFIG.value, Path(_WORKDIR.value), _STAGES.value)
+        run(_CONFIG.value, Path(_WORKDIR.value or _default_workdir()), _STAGES.value)
     except EcgByteError as error:
         _fail(str(error))
     except KeyboardInterrupt:
         _fail("stopped; the same command goes on from what is whole")
+
+
+def _default_workdir() -> Path:
+    """runs/ptb for experiments/ptb.py, runs/ptb_tiny for experiments/ptb.py:tiny."""
+    file, _, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    return Path("runs") / "_".join(filter(None, (Path(file).stem, argument)))
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

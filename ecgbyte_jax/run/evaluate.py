@@ -1,7 +1,6 @@
 """Stage `eval`: from a checkpoint on disk to generations, scores and the table that compares them with baselines."""
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +17,13 @@ from ecgbyte_jax.model.generate import generate
 from ecgbyte_jax.run import prepare, stages, train
 from ecgbyte_jax.run.build import build_model
 from ecgbyte_jax.run.checkpoint import Checkpoints
-from ecgbyte_jax.run.logbook import console, progress, score_table
+from ecgbyte_jax.run.logbook import banner, console, progress, score_table
 from ecgbyte_jax.run.metrics import score
 from ecgbyte_jax.run.optim import make_optimizer
 from ecgbyte_jax.run.sharding import check_batch_size, make_mesh, put_batch
 
 _VERSION = 1  # of this stage's outputs
-MODEL, OTHER_ECG, COMMONEST = "model", "model, another patient's ECG", "commonest answer to the question"
+MODEL, OTHER_ECG, COMMONEST = "model", "another patient's ECG", "commonest answer"
 
 
 @dataclass(frozen=True)
@@ -53,9 +52,7 @@ def settings(config: ConfigDict) -> dict:
 
 def evaluate(config: ConfigDict, workdir: Path) -> None:
     """Runs the stage where it is not done, on the newest checkpoint, and shows the table of scores."""
-    prepare_marker = prepare.Paths.of(config, workdir).marker
-    stages.require("prepare", prepare_marker, prepare.settings(config))
-    trained = stages.require("train", train.marker(workdir), train.settings(config))
+    trained = train.describe(config, workdir).require()
     stage = stages.Stage("eval", workdir / "eval" / "stage.json", settings(config), trained)
     if stage.finished():
         console.print("eval: settings and inputs have not changed, nothing to do")
@@ -165,4 +162,13 @@ def _show(workdir: Path) -> None:
     results = json.loads((workdir / "eval" / "results.json").read_text())
     found = "{split}: {sequences} sequences of {patients} patients, checkpoint {checkpoint_step}, in %".format(**results)
     score_table(found, results["scores"])
-    console.print(f"written: {workdir}{os.sep}eval{os.sep}{{results.json, generations.jsonl}}", markup=False)
+    names = (
+        "eval/results.json",
+        "eval/generations.jsonl",
+        "metrics.jsonl",
+        "checkpoints",
+        "shards",
+        "tokenizer",
+        "config.json",
+    )
+    banner("written", {name: workdir / name for name in names})

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -46,7 +47,7 @@ def banner(title: str, rows: dict[str, object]) -> None:
 
 def score_table(title: str, rows: dict[str, dict[str, float]]) -> None:
     """One line a system, one column a score, in percent."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("")
     names = list(next(iter(rows.values())))
     for name in names:

@@ -23,7 +23,7 @@ from ecgbyte_jax.ecg.records import read_record
 from ecgbyte_jax.ecg.signal import CleanConfig, clean, segment
 from ecgbyte_jax.ecg.symbols import Quantizer
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
-from ecgbyte_jax.errors import ConfigError, CorpusError, ExampleError, RecordError
+from ecgbyte_jax.errors import ConfigError, CorpusError, ExampleError, RecordError, WeightsError
 from ecgbyte_jax.inputs.prompt import PromptIds, ecg_room
 from ecgbyte_jax.inputs.shards import Manifest, Sequence, ShardWriter, read_manifest
 from ecgbyte_jax.inputs.text import add_ecg_tokens, load_text_tokenizer, train_text_tokenizer
@@ -133,6 +133,7 @@ def prepare(config: ConfigDict, workdir: Path) -> str:
     Raises CorpusError where more than `data.max_bad_fraction` of the examples had to be set aside.
     """
     paths = Paths.of(config, workdir)
+    _check_pretrained(config.model.pretrained)
     _make_demo_data(config, paths, workdir)
     corpus = Corpus.of(_read_corpus(config, paths), paths.quarantine, config.data.max_bad_fraction)
     stage = stages.Stage("prepare", paths.marker, settings(config), _inputs(config, paths, corpus))
@@ -177,6 +178,16 @@ class _Cleaner:
     def __call__(self, record: Path) -> np.ndarray:
         """float64 [S, 12, T] in mV; raises RecordError."""
         return segment(clean(read_record(record), self.config), self.length)[: self.max_segments]
+
+
+def _check_pretrained(folder: str) -> None:
+    """Before hours of work, not behind them."""
+    if folder and not Path(folder).is_dir():
+        raise WeightsError(
+            f"model.pretrained: no folder '{folder}'; download one, say with `hf download meta-llama/Llama-3.2-1B "
+            f"--local-dir {folder}` once its licence is accepted there, or train from scratch with "
+            "--config.model.pretrained= --config.lora.rank=0"
+        )
 
 
 def _make_demo_data(config: ConfigDict, paths: Paths, workdir: Path) -> None:

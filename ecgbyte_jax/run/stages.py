@@ -19,6 +19,11 @@ class Stage:
     settings: dict
     inputs: str
 
+    @classmethod
+    def on_disk(cls, name: str, marker: Path, settings: dict) -> "Stage":
+        """The stage with the inputs that it was run on here, for those who use its outputs and not its inputs."""
+        return cls(name, marker, settings, (_read_marker(marker) or {"inputs": ""})["inputs"])
+
     def digest(self) -> str:
         """Stands for everything that this stage's outputs depend on."""
         return digest([self.name, self.settings, self.inputs])
@@ -40,6 +45,14 @@ class Stage:
         """Whether the outputs are whole and made by the same settings from the same inputs."""
         return self.begun() and _read_marker(self.marker)["finished"]
 
+    def require(self) -> str:
+        """The digest of the finished outputs; raises ConfigError where they are missing or were made otherwise."""
+        if self.changes():
+            raise ConfigError(f"stage '{self.name}' was run otherwise ({self.changes()}); add it to --stage to run it again")
+        if not self.finished():
+            raise ConfigError(f"{self.marker}: stage '{self.name}' has not finished in this work directory; add it to --stage")
+        return self.digest()
+
     def changes(self) -> str:
         """Why an earlier run's outputs cannot be kept, in words; "" where there are none."""
         found = _read_marker(self.marker)
@@ -53,19 +66,6 @@ class Stage:
         self.marker.parent.mkdir(parents=True, exist_ok=True)
         content = {"finished": finished, "digest": self.digest(), "settings": self.settings, "inputs": self.inputs}
         write_atomically(self.marker, json.dumps(content, indent=1))
-
-
-def require(stage: str, marker: Path, settings: dict) -> str:
-    """The digest of an earlier stage's finished outputs; raises ConfigError where they are missing or of other settings."""
-    found = _read_marker(marker)
-    if found is None or not found["finished"]:
-        raise ConfigError(f"{marker}: stage '{stage}' has not finished in this work directory; add it to --stage")
-    earlier = Stage(stage, marker, settings, found["inputs"])
-    if not earlier.begun():
-        raise ConfigError(
-            f"stage '{stage}' was run with other settings ({earlier.changes()}); add it to --stage to run it again"
-        )
-    return found["digest"]
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -43,11 +43,6 @@ class TrainState:
     step: jax.Array
 
 
-def marker(workdir: Path) -> Path:
-    """Where this stage says that it is done."""
-    return workdir / "checkpoints" / "stage.json"
-
-
 def settings(config: ConfigDict) -> dict:
     """What the trained weights depend on, beside the prepared data and the pretrained weights."""
     train = {name: config.train[name] for name in ("batch_size", "epochs")}
@@ -55,15 +50,22 @@ def settings(config: ConfigDict) -> dict:
     return {"version": _VERSION, "seed": config.seed, "train": train, **parts}
 
 
+def describe(config: ConfigDict, workdir: Path) -> stages.Stage:
+    """The stage on what `prepare` left here; raises ConfigError where that has not finished or was run otherwise."""
+    marker = prepare.Paths.of(config, workdir).marker
+    prepared = stages.Stage.on_disk("prepare", marker, prepare.settings(config)).require()
+    pretrained = Path(config.model.pretrained)
+    weights = stages.fingerprint(sorted(pretrained.glob("*")), pretrained) if config.model.pretrained else ""
+    inputs = stages.digest([prepared, weights])
+    return stages.Stage("train", workdir / "checkpoints" / "stage.json", settings(config), inputs)
+
+
 def train(config: ConfigDict, workdir: Path) -> None:
     """Runs the stage where it is not done, going on from the newest checkpoint of the same settings.
 
     An earlier training with other settings is moved aside, never deleted. Raises TrainingError on a loss that is not finite.
     """
-    prepared = stages.require("prepare", prepare.Paths.of(config, workdir).marker, prepare.settings(config))
-    pretrained = Path(config.model.pretrained)
-    weights = stages.fingerprint(sorted(pretrained.glob("*")), pretrained) if config.model.pretrained else ""
-    stage = stages.Stage("train", marker(workdir), settings(config), stages.digest([prepared, weights]))
+    stage = describe(config, workdir)
     if stage.finished():
         console.print("train: settings and inputs have not changed, nothing to do")
         return
@@ -116,7 +118,6 @@ def _train(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     loop.run(batches, state, latest or 0)
     loop.log.close()
     checkpoints.close()
-    console.print(f"trained: {workdir / 'checkpoints'}, {workdir / 'metrics.jsonl'}", markup=False)
 
 
 def open_batches(

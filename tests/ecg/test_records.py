@@ -37,7 +37,7 @@ def test_missing_signal_file_is_named(written):
         read_record(written)
 
 
-@pytest.mark.parametrize("size", [0, 1, 2, 7, 11])
+@pytest.mark.parametrize("size", [0, 1, 4, 7, 8, 11])
 def test_truncated_signal_file_is_refused(written, size):
     data = written.with_suffix(".dat")
     data.write_bytes(data.read_bytes()[:size])

@@ -13,6 +13,7 @@ from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.errors import ConfigError, CorpusError
 from ecgbyte_jax.inputs.batches import open_split
 from ecgbyte_jax.run import prepare as stage
+from ecgbyte_jax.run import stages
 from ecgbyte_jax.run.prepare import load_prepared, prepare
 
 FLAT = np.zeros(5000, "<i2")
@@ -138,7 +139,7 @@ def test_too_many_bad_examples_stop_the_stage(config, folder, tmp_path):
         prepare(config, tmp_path / "w")
     assert len(quarantine(tmp_path / "w")) == 3
     with pytest.raises(ConfigError, match="'prepare' has not finished"):
-        stage.stages.require("prepare", tmp_path / "w/prepare/stage.json", stage.settings(config))
+        stages.Stage.on_disk("prepare", tmp_path / "w/prepare/stage.json", stage.settings(config)).require()
 
 
 def test_a_stage_that_died_half_way_is_run_again_whole(config, folder, tmp_path, monkeypatch):

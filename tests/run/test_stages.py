@@ -3,7 +3,7 @@ import os
 import pytest
 
 from ecgbyte_jax.errors import ConfigError
-from ecgbyte_jax.run.stages import Stage, fingerprint, require, write_atomically
+from ecgbyte_jax.run.stages import Stage, fingerprint, write_atomically
 
 
 def stage(tmp_path, settings=None, inputs="in") -> Stage:
@@ -38,14 +38,16 @@ def test_a_marker_cut_short_is_no_marker(tmp_path):
 def test_a_later_stage_requires_the_earlier_one_whole_and_unchanged(tmp_path):
     now = stage(tmp_path)
     with pytest.raises(ConfigError, match="'bake' has not finished"):
-        require("bake", now.marker, now.settings)
+        now.require()
     now.begin()
     with pytest.raises(ConfigError, match="'bake' has not finished"):
-        require("bake", now.marker, now.settings)
+        now.require()
     now.finish()
-    assert require("bake", now.marker, now.settings) == now.digest()
-    with pytest.raises(ConfigError, match=r"other settings \(oven\.heat: 200 -> 180\)"):
-        require("bake", now.marker, {"oven": {"heat": 180}})
+    assert now.require() == now.digest() == Stage.on_disk("bake", now.marker, now.settings).require()
+    with pytest.raises(ConfigError, match=r"run otherwise \(oven\.heat: 200 -> 180\)"):
+        Stage.on_disk("bake", now.marker, {"oven": {"heat": 180}}).require()
+    with pytest.raises(ConfigError, match="its inputs are not the same"):
+        stage(tmp_path, inputs="other").require()
 
 
 def test_fingerprint_sees_size_time_and_absence(tmp_path):

@@ -1,0 +1,75 @@
+"""The way of a Hugging Face folder through all stages, with LoRA and bfloat16 as the published experiments use it."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from ecgbyte_jax.errors import WeightsError
+from ecgbyte_jax.inputs.text import train_text_tokenizer
+from ecgbyte_jax.run.pipeline import run
+
+WIDTH, HEADS, KV_HEADS, HEAD_DIM, MLP, LAYERS = 32, 4, 2, 8, 64, 2
+
+
+@pytest.fixture
+def llama(tmp_path, rng):
+    """A folder as `save_pretrained` leaves it: a tiny random Llama and its text tokenizer."""
+    folder = tmp_path / "llama"
+    tokenizer = train_text_tokenizer(["Does this ECG show sinus rhythm? yes no none"] * 3, 320)
+    tokenizer.save_pretrained(folder)
+    config = {
+        "model_type": "llama", "hidden_act": "silu", "vocab_size": len(tokenizer), "hidden_size": WIDTH,
+        "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS,
+        "head_dim": HEAD_DIM, "intermediate_size": MLP,
+        "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "rope_theta": 1e4, "tie_word_embeddings": True,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    shapes = {"model.embed_tokens.weight": (len(tokenizer), WIDTH), "model.norm.weight": (WIDTH,)}
+    for layer in range(LAYERS):
+        at = f"model.layers.{layer}."
+        shapes |= {at + "input_layernorm.weight": (WIDTH,), at + "post_attention_layernorm.weight": (WIDTH,)}
+        outs = {"q": HEADS * HEAD_DIM, "k": KV_HEADS * HEAD_DIM, "v": KV_HEADS * HEAD_DIM}
+        shapes |= {f"{at}self_attn.{name}_proj.weight": (out, WIDTH) for name, out in outs.items()}
+        shapes |= {at + "self_attn.o_proj.weight": (WIDTH, HEADS * HEAD_DIM), at + "mlp.down_proj.weight": (WIDTH, MLP)}
+        shapes |= {at + "mlp.gate_proj.weight": (MLP, WIDTH), at + "mlp.up_proj.weight": (MLP, WIDTH)}
+    tensors = {name: rng.normal(0, 0.2, shape).astype(np.float32) for name, shape in shapes.items()}
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def pretrained(config, llama):
+    config.model.pretrained = str(llama)
+    config.model.dtype = config.model.param_dtype = "bfloat16"
+    config.lora.rank = 4
+    config.optim.preset = "ecg_byte"
+    config.optim.warmup = 4
+    config.data.max_segments = 1
+    return config
+
+
+def test_lora_on_pretrained_weights_runs_to_scores_and_the_loss_falls(pretrained, tmp_path, capsys):
+    run(pretrained, tmp_path / "w", ["prepare", "train", "eval"])
+    lines = [json.loads(line) for line in (tmp_path / "w/metrics.jsonl").open()]
+    assert lines[-1]["loss"] < lines[0]["loss"] - 0.2
+    assert "bfloat16" in capsys.readouterr().out
+    results = json.loads((tmp_path / "w/eval/results.json").read_text())
+    assert results["sequences"] == 16
+
+
+def test_other_pretrained_weights_are_trained_anew(pretrained, llama, tmp_path, capsys):
+    run(pretrained, tmp_path / "w", ["prepare", "train"])
+    weights = llama / "model.safetensors"
+    weights.write_bytes(weights.read_bytes())
+    capsys.readouterr()
+    run(pretrained, tmp_path / "w", ["prepare", "train"])
+    shown = capsys.readouterr().out
+    assert "prepare: settings and inputs have not changed" in shown and "its inputs are not the same" in shown
+
+
+def test_a_missing_folder_is_named(pretrained, tmp_path):
+    pretrained.model.pretrained = str(tmp_path / "nowhere")
+    with pytest.raises(WeightsError, match=r"no folder '.*nowhere'.*hf download"):
+        run(pretrained, tmp_path / "w", ["prepare", "train"])
