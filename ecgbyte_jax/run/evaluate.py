@@ -1,6 +1,7 @@
 """Stage `eval`: from a checkpoint on disk to generations, scores and the table that compares them with baselines."""
 
 import json
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,13 +107,12 @@ def _other_patients(sequences: list[Sequence], seed: int) -> list[Sequence]:
 def _restore(config: ConfigDict, workdir: Path, prepared: prepare.Prepared, mesh: Mesh) -> tuple[Decoder, int]:
     """The model with the newest checkpoint's weights, and the checkpoint's step."""
     parts = build_model(config, len(prepared.text_tokenizer), mesh)
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    latest = checkpoints.latest()
-    if latest is None:
-        raise CheckpointError(f"{workdir / 'checkpoints'}: no checkpoint there; add train to --stage")
     optimizer, _ = make_optimizer(config, parts.config.width, 1)
-    state = checkpoints.load(latest, train.start_state(parts.trained, optimizer, mesh))
-    checkpoints.close()
+    with closing(Checkpoints(workdir / "checkpoints")) as checkpoints:
+        latest = checkpoints.latest()
+        if latest is None:
+            raise CheckpointError(f"{workdir / 'checkpoints'}: no checkpoint there; add train to --stage")
+        state = checkpoints.load(latest, train.start_state(parts.trained, optimizer, mesh))
     return parts.model(state.params), latest
 
 

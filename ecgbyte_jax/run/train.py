@@ -6,6 +6,7 @@ Axes: B rows of a batch, T places of a row, A places at a row's end that hold ev
 import os
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -98,26 +99,25 @@ def _train(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     parts = build_model(config, len(prepared.text_tokenizer), mesh)
     optimizer, schedule = make_optimizer(config, parts.config.width, len(batches))
     state = start_state(parts.trained, optimizer, mesh)
-    checkpoints = Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints)
-    latest = checkpoints.latest()
-    if latest is not None:
-        state = checkpoints.load(latest, state)
     longest = prepared.manifest.splits["train"].longest_answer
-    _show_start(config, mesh, parts, prepared, len(batches), latest)
-    loop = _Loop(
-        mesh=mesh,
-        total=len(batches),
-        every=config.train.checkpoint_every,
-        frozen=parts.frozen,
-        step=make_step(parts, optimizer, longest, config.lora.dropout, config.seed),
-        validate=_make_validation(config, prepared, parts, mesh),
-        schedule=schedule,
-        checkpoints=checkpoints,
-        log=MetricsLog(workdir / "metrics.jsonl", latest or 0),
-    )
-    loop.run(batches, state, latest or 0)
-    loop.log.close()
-    checkpoints.close()
+    with closing(Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints)) as checkpoints:
+        start = checkpoints.latest() or 0
+        if start:
+            state = checkpoints.load(start, state)
+        _show_start(config, mesh, parts, prepared, len(batches), start)
+        with closing(MetricsLog(workdir / "metrics.jsonl", start)) as log:
+            loop = _Loop(
+                mesh=mesh,
+                total=len(batches),
+                every=config.train.checkpoint_every,
+                frozen=parts.frozen,
+                step=make_step(parts, optimizer, longest, config.lora.dropout, config.seed),
+                validate=_make_validation(config, prepared, parts, mesh),
+                schedule=schedule,
+                checkpoints=checkpoints,
+                log=log,
+            )
+            loop.run(batches, state, start)
 
 
 def open_batches(
@@ -238,9 +238,7 @@ class _Loop:
         report(number, f"loss {line['loss']:.4f}")
 
 
-def _show_start(
-    config: ConfigDict, mesh: Mesh, parts: Parts, prepared: prepare.Prepared, steps: int, latest: int | None
-) -> None:
+def _show_start(config: ConfigDict, mesh: Mesh, parts: Parts, prepared: prepare.Prepared, steps: int, start: int) -> None:
     device, split = jax.devices()[0], prepared.manifest.splits["train"]
     size = config.train.batch_size
     rows = {
@@ -250,7 +248,7 @@ def _show_start(
         "vocabulary": f"{len(prepared.text_tokenizer)} tokens, {prepared.ids.ecg.size} of them ECG",
         "training examples": f"{split.examples} in {split.sequences} sequences",
         "a step": f"{size} x {config.prompt.max_length} places, {size * split.tokens // split.sequences} tokens on average",
-        "steps": f"{steps}" + (f", going on from {latest}" if latest else ""),
+        "steps": f"{steps}" + (f", going on from {start}" if start else ""),
     }
     if prepared.manifest.splits["valid"].sequences < size:
         rows["validation"] = "none: the split holds fewer sequences than a batch"

@@ -124,6 +124,15 @@ def test_resume_equals_uninterrupted(config, workdir, tmp_path, monkeypatch):
     assert deterministic(metrics(workdir)) == deterministic(metrics(tmp_path / "whole"))
 
 
+def test_a_run_that_died_after_its_last_checkpoint_only_ends(config, workdir):
+    train(config, workdir)
+    marker = stage.describe(config, workdir)
+    marker.begin()
+    before = metrics(workdir)
+    train(config, workdir)
+    assert marker.finished() and metrics(workdir) == before
+
+
 def test_other_settings_move_the_old_training_aside(config, workdir, capsys):
     train(config, workdir)
     config.optim.peak_rate = 1e-4
