@@ -1,4 +1,12 @@
-"""The embedded default: synthetic ECGs with questions about them, from WFDB files to scores, with nothing to download."""
+"""The embedded default: synthetic ECGs with questions about them, from WFDB files to scores, with nothing to download.
+
+    python main.py --config=experiments/demo.py --workdir=runs/demo        (or `make demo`)
+
+Hardware: any; 2 CPU cores take about 4 minutes. Result: on patients that were not in training the model answers about 80% of the
+questions word for word, the commonest answer to each question about 52%, and the same model given another patient's ECG about 42%.
+
+The signal is kept at 50 Hz and the model is small (0.7 M parameters), so that the whole way fits into these minutes.
+"""
 
 from ml_collections import ConfigDict
 
