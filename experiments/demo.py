@@ -2,8 +2,9 @@
 
     python main.py --config=experiments/demo.py --workdir=runs/demo        (or `make demo`)
 
-Hardware: any; 2 CPU cores take about 4 minutes. Result: on patients that were not in training the model answers about 80% of the
-questions word for word, the commonest answer to each question about 52%, and the same model given another patient's ECG about 42%.
+Hardware: any; 2 CPU cores take about 4 minutes. Result: on patients that were not in training the model answers about 80% of
+the questions word for word, the commonest answer to each question about 52%, and the same model given another patient's ECG
+about 42%.
 
 The signal is kept at 50 Hz and the model is small (0.7 M parameters), so that the whole way fits into these minutes.
 """

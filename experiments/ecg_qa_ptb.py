@@ -9,9 +9,9 @@ Hardware: one accelerator with 40 GB. Time and result: not measured yet.
     python main.py --config=experiments/ecg_qa_ptb.py:tiny --config.data.root=PTBXL --config.data.ecgqa_root=ECGQA \
         --workdir=runs/ecg_qa_ptb_tiny
 
-The same way through the code with a model of 0.2 M parameters from scratch, split by PTB-XL's folds, because small excerpts of ECG-QA
-hold questions of its training split alone. On 413 questions about 174 recordings and 2 CPU cores it takes one minute, and answers as
-the commonest answer does (66%).
+The same way through the code with a model of 0.2 M parameters from scratch, split by PTB-XL's folds, because small excerpts of
+ECG-QA hold questions of its training split alone. On 413 questions about 174 recordings and 2 CPU cores it takes one minute,
+and answers as the commonest answer does (66%).
 """
 
 from ml_collections import ConfigDict

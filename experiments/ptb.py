@@ -7,7 +7,7 @@ PTBXL is the folder of PTB-XL 1.0.3, LLAMA a downloaded Hugging Face folder of L
 
     python main.py --config=experiments/ptb.py:tiny --config.data.root=PTBXL --workdir=runs/ptb_tiny
 
-The same way through the code with a model of 0.2 M parameters from scratch. On the first 388 recordings of PTB-XL and 2 CPU cores it
+The same way through the code with a model of 0.2 M parameters from scratch. On 388 recordings of PTB-XL and 2 CPU cores it
 takes one minute; so small a model learns the wording of the reports and not to read the ECG: its exact match is that of the
 commonest report (31%).
 """
