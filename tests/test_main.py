@@ -143,6 +143,7 @@ DEMO = "--config=experiments/demo.py"
     [
         ([DEMO, "--config.model.widht=3"], 'Did you mean "width"'),
         ([DEMO, "--config.model.width=wide"], "config.model.width=wide"),
+        ([DEMO, "--config.train.batch_size=0"], "train.batch_size: 0 found, at least 1 wanted"),
         ([DEMO, "--stage=trian"], "['trian'] found, any of ['prepare', 'train', 'eval'] wanted"),
         ([DEMO, "--stage=eval"], "stage 'prepare' has not finished"),
         ([DEMO + ":huge"], "experiments/demo.py:huge: unknown argument"),

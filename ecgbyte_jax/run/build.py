@@ -33,7 +33,7 @@ class Parts:
 def build_model(config: ConfigDict, vocab_size: int, mesh: Mesh) -> Parts:
     """The model at its start: from `model.pretrained` with rows for new tokens, or random by `model`'s sizes.
 
-    The same config and seed give the same weights on any mesh. With `lora.rank` > 0 only the LoRA paths are trained.
+    The same config and seed give the same weights on any mesh, up to float32's last bit. With `lora.rank` > 0 only the LoRA paths are trained.
     """
     trained = nnx.LoRAParam if config.lora.rank else nnx.Param
     weights_key, rows_key, lora_seed = jax.random.split(jax.random.key(config.seed), 3)

@@ -60,7 +60,7 @@ def test_batches_are_split_over_data_and_fsdp():
 def test_the_same_seed_gives_the_same_weights_on_any_mesh(config):
     first, second = (jax.tree.leaves(build_model(config, 512, make_mesh(*layout)).trained) for layout in LAYOUTS[:2])
     for a, b in zip(first, second, strict=True):
-        np.testing.assert_array_equal(a, b)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)  # the last bit is the compiler's
 
 
 def test_losses_do_not_depend_on_the_mesh(config, prepared):
