@@ -51,7 +51,11 @@ def _parse_flags(argv: list[str]) -> list[str]:
         return rest
     except flags.Error as error:
         _fail(_last_line(error))
+    except (SyntaxError, ImportError, ValueError) as error:
+        _fail(f"--config: {type(error).__name__}: {error}")
     except (AttributeError, KeyError) as error:
+        if "get_config" in str(error):
+            _fail(f"--config: the file has no function get_config: {_last_line(error)}")
         given = [arg for arg in argv if arg.startswith("--config.")]
         _fail(f"one of {given} is no setting of this experiment: {_last_line(error)}; see experiments/common.py")
     except (OSError, TypeError) as error:

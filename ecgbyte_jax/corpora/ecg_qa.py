@@ -43,9 +43,13 @@ def read_questions(
 def _rows(path: Path) -> list:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        return [Rejected(path.stem, str(path), f"not readable as JSON: {error}")]
-    return rows if isinstance(rows, list) else [Rejected(path.stem, str(path), "a list of questions wanted")]
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        return [Rejected(f"{path.parent.name}/{path.stem}", str(path), f"not readable as JSON, none of its questions: {error}")]
+    return (
+        rows
+        if isinstance(rows, list)
+        else [Rejected(f"{path.parent.name}/{path.stem}", str(path), "a list of questions wanted")]
+    )
 
 
 def _example(row: object, path: Path, index: int, recordings: dict, split: str | None) -> Example | Rejected:

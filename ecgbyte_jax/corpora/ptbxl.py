@@ -50,23 +50,27 @@ def read_database(root: Path, sample_rate: int) -> Iterator[tuple[str, Recording
         raise CorpusError(f"data.root: no {DATABASE} in '{root}'. {_WHERE_TO_GET}")
     if sample_rate not in (100, 500):
         raise CorpusError(f"data.sample_rate: {sample_rate} found, 100 or 500 (Hz) wanted")
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
-        missing = sorted(_COLUMNS - set(rows.fieldnames or ()))
-        if missing:
-            raise CorpusError(f"{path}: columns {missing} are missing")
-        for line, row in enumerate(rows, start=2):
-            yield _recording(row, line, root, "filename_hr" if sample_rate == 500 else "filename_lr")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            missing = sorted(_COLUMNS - set(rows.fieldnames or ()))
+            if missing:
+                raise CorpusError(f"{path}: columns {missing} are missing")
+            for row in rows:
+                yield _recording(row, rows.line_num, root, "filename_hr" if sample_rate == 500 else "filename_lr")
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise CorpusError(f"{path}: not readable as CSV in UTF-8: {error}") from error
 
 
 def _recording(row: dict[str, str], line: int, root: Path, column: str) -> tuple[str, Recording | Rejected]:
     id = row["ecg_id"] or f"line {line}"
     try:
         fold = int(row["strat_fold"])
-        patient = str(int(float(row["patient_id"])))
     except (TypeError, ValueError) as error:
-        return id, Rejected(id, str(root / DATABASE), f"line {line}, strat_fold or patient_id: {error}")
-    if not 1 <= fold <= 10 or not row[column]:
-        return id, Rejected(id, str(root / DATABASE), f"line {line}: strat_fold {fold}, {column} {row[column]!r}")
+        return id, Rejected(id, str(root / DATABASE), f"line {line}, strat_fold: {error}")
+    patient = (row["patient_id"] or "").strip().removesuffix(".0")  # the official file writes 15709.0
+    if not 1 <= fold <= 10 or not row[column] or not patient:
+        reason = f"line {line}: strat_fold {fold}, patient_id {patient!r}, {column} {row[column]!r}"
+        return id, Rejected(id, str(root / DATABASE), reason)
     split = "train" if fold <= 8 else "valid" if fold == 9 else "test"
     return id, Recording(patient, split, root / row[column], row["report"] or "")

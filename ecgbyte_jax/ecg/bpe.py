@@ -12,6 +12,7 @@ from ecgbyte_jax.errors import TokenizerError
 
 _LETTERS = [np.array([letter], np.uint8) for letter in range(ALPHABET_SIZE)]
 _LOCKSTEP_ROWS = 1024
+_CHUNK = 1 << 22  # symbols counted at a time
 
 
 class BPE:
@@ -114,10 +115,12 @@ class _PairCounts:
     """How often each pair of ids stands side by side, with the largest count of each row kept at hand."""
 
     def __init__(self, stream: np.ndarray, size: int):
-        codes = stream[:-1] * np.uint16(ALPHABET_SIZE) + stream[1:]
-        first = np.bincount(codes, minlength=ALPHABET_SIZE**2).reshape(ALPHABET_SIZE, ALPHABET_SIZE)
+        first = np.zeros(ALPHABET_SIZE**2, np.int64)
+        for start in range(0, len(stream) - 1, _CHUNK):  # bincount copies what it counts to int64
+            part = stream[start : start + _CHUNK + 1]
+            first += np.bincount(part[:-1] * np.uint16(ALPHABET_SIZE) + part[1:], minlength=ALPHABET_SIZE**2)
         self.table = np.zeros((size, size), np.int64)  # [left, right]
-        self.table[:ALPHABET_SIZE, :ALPHABET_SIZE] = first
+        self.table[:ALPHABET_SIZE, :ALPHABET_SIZE] = first.reshape(ALPHABET_SIZE, ALPHABET_SIZE)
         self.row_max = self.table.max(axis=1)
 
     def add(self, before: np.ndarray, id: int, behind: np.ndarray, sign: int) -> None:

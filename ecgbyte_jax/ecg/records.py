@@ -3,6 +3,7 @@
 Axes: L leads, N samples.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,20 +42,24 @@ def read_record(path: str | Path) -> Record:
         stem = stem.with_suffix("")
     try:
         found = wfdb.rdrecord(str(stem), return_res=32)
+        leads = tuple(_CANONICAL.get(name.upper(), name) for name in found.sig_name)
     except FileNotFoundError as error:
         raise RecordError(f"{error.filename}: no such file; record '{stem}' needs its .hea and its .dat") from error
-    except (
-        ValueError,
-        IndexError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        UnicodeDecodeError,
-    ) as error:
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError, MemoryError) as error:
         raise RecordError(f"{stem}: not readable as a WFDB record, or truncated: {error}") from error
     if found.p_signal is None or found.p_signal.size == 0:
         raise RecordError(f"{stem}.hea: the record holds no samples")
-    return Record(_millivolts(found, stem), float(found.fs), tuple(_CANONICAL.get(n.upper(), n) for n in found.sig_name))
+    _check_rate(stem)
+    return Record(_millivolts(found, stem), float(found.fs), leads)
+
+
+def _check_rate(stem: Path) -> None:
+    """wfdb takes 250 Hz for a rate that it cannot read, which would stretch the signal."""
+    lines = stem.with_name(stem.name + ".hea").read_text(errors="replace").splitlines()
+    fields = next(line for line in lines if line.strip() and not line.startswith("#")).split()
+    rate = re.split("[/(]", fields[2])[0] if len(fields) > 2 else "250"  # WFDB's own rate where none is given
+    if not re.fullmatch(r"\d*\.?\d+(e[+-]?\d+)?", rate, re.IGNORECASE) or float(rate) <= 0:
+        raise RecordError(f"{stem}.hea: sample rate {fields[2]!r} found, a number of Hz above 0 wanted")
 
 
 def _millivolts(found: wfdb.Record, stem: Path) -> np.ndarray:

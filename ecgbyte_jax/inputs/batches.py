@@ -19,7 +19,10 @@ def open_split(folder: Path, manifest: Manifest, split: str) -> grain.MapDataset
     if not files:
         counts = {name: summary.sequences for name, summary in manifest.splits.items()}
         raise ShardsError(f"split {split!r} of '{folder}' is empty; the splits hold {counts} sequences")
-    source = grain.sources.ArrayRecordDataSource([str(folder / file) for file in files])
+    try:
+        source = grain.sources.ArrayRecordDataSource([str(folder / file) for file in files])
+    except RuntimeError as error:
+        raise ShardsError(f"{folder}: a file of split {split!r} is damaged ({error}); run --stage=prepare again") from error
     return grain.MapDataset.source(source).map(Sequence.from_bytes)
 
 

@@ -69,7 +69,6 @@ class Manifest:
 
     splits: dict[str, SplitSummary]
     commonest: dict[str, str]
-    digest: str
 
 
 class ShardWriter:
@@ -113,12 +112,12 @@ class ShardWriter:
         self.splits[split].files.append(name)
         self._open[split] = ArrayRecordWriter(str(self.folder / name), "group_size:1")
 
-    def finish(self, digest: str) -> Manifest:
+    def finish(self) -> Manifest:
         """Closes the files and writes the manifest, which makes the folder complete."""
         self.__exit__()
         # Of answers that are equally common the first in the alphabet, so that the order of reading does not matter.
         commonest = {q: min(counts, key=lambda a: (-counts[a], a)) for q, counts in self.answers.items()}
-        manifest = Manifest(self.splits, commonest, digest)
+        manifest = Manifest(self.splits, commonest)
         text = json.dumps({"schema": SCHEMA, **asdict(manifest)}, indent=1, ensure_ascii=False)
         (self.folder / MANIFEST).write_text(text, encoding="utf-8")
         return manifest
@@ -129,11 +128,15 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise ShardsError(f"{path}: no such file; run --stage=prepare first")
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if found.pop("schema", None) != SCHEMA:
-        raise ShardsError(f"{path}: another schema than {SCHEMA}; run --stage=prepare again")
-    splits = {name: SplitSummary(**summary) for name, summary in found.pop("splits").items()}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        schema, commonest = found["schema"], found["commonest"]
+        splits = {split: SplitSummary(**found["splits"][split]) for split in SPLITS}
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ShardsError(f"{path}: damaged ({error!r}); run --stage=prepare again") from error
+    if schema != SCHEMA:
+        raise ShardsError(f"{path}: schema {schema} found, {SCHEMA} wanted; run --stage=prepare again")
     gone = [file for summary in splits.values() for file in summary.files if not (folder / file).is_file()]
     if gone:
         raise ShardsError(f"{folder}: the files {gone} are missing; run --stage=prepare again")
-    return Manifest(splits, **found)
+    return Manifest(splits, commonest)

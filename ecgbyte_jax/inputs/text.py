@@ -39,7 +39,10 @@ def load_text_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
     """The tokenizer of a Hugging Face folder; raises TokenizerError where there is none, or it has no bos or eos."""
     if not (Path(folder) / "tokenizer_config.json").is_file() and not (Path(folder) / "tokenizer.json").is_file():
         raise TokenizerError(f"{folder}: no tokenizer.json or tokenizer_config.json there")
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError) as error:  # a JSONDecodeError is a ValueError
+        raise TokenizerError(f"{folder}: not readable as a text tokenizer: {error}") from error
     if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None:
         raise TokenizerError(f"{folder}: the tokenizer has no bos or no eos token; the prompt needs both")
     return tokenizer

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import msgpack
 import numpy as np
 from flax import nnx
 from flax.serialization import msgpack_restore
 from flax.traverse_util import flatten_dict
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from ecgbyte_jax.errors import WeightsError
 from ecgbyte_jax.model.decoder import Decoder, DecoderConfig, RopeScaling
@@ -34,7 +35,7 @@ _FLAX_LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "w
 
 
 def load_pretrained(
-    folder: str | Path, *, dtype: str = "float32", param_dtype: str = "float32"
+    folder: str | Path, *, dtype: str = "float32", param_dtype: str = "float32", remat: bool = False
 ) -> tuple[Decoder, DecoderConfig]:
     """The decoder of a Hugging Face folder, and its config.
 
@@ -42,11 +43,15 @@ def load_pretrained(
     that names every missing, unexpected and mis-shaped tensor at once, or the field of config.json at fault.
     """
     folder = Path(folder)
-    config = replace(read_config(folder), dtype=dtype, param_dtype=param_dtype)
+    config = replace(read_config(folder), dtype=dtype, param_dtype=param_dtype, remat=remat)
     abstract = nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0)))
     graphdef, state = nnx.split(abstract)
     wanted = {"/".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
-    found = _match(dict(_stored_tensors(folder)), set(wanted), config.tied_embeddings, folder)
+    try:
+        stored = dict(_stored_tensors(folder))
+    except (SafetensorError, msgpack.exceptions.UnpackException, ValueError) as error:
+        raise WeightsError(f"{folder}: a file of weights is damaged or truncated: {error}") from error
+    found = _match(stored, set(wanted), config.tied_embeddings, folder)
     wrong = [
         f"{name} is {found[name].shape}, {leaf.shape} wanted"
         for name, leaf in wanted.items()
@@ -70,6 +75,8 @@ def read_config(folder: Path) -> DecoderConfig:
         raise WeightsError(f"{path}: no such file; model.pretrained wants a folder downloaded from Hugging Face") from error
     except json.JSONDecodeError as error:
         raise WeightsError(f"{path}: not readable as JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise WeightsError(f"{path}: an object with the model's settings wanted")
     _refuse(path, raw, "model_type", ("llama",))
     _refuse(path, raw, "hidden_act", ("silu",))
     for bias in ("attention_bias", "mlp_bias"):
@@ -92,6 +99,8 @@ def read_config(folder: Path) -> DecoderConfig:
         )
     except KeyError as error:
         raise WeightsError(f"{path}: field {error} is missing") from error
+    except (TypeError, AttributeError, ZeroDivisionError) as error:
+        raise WeightsError(f"{path}: a field is not of the kind that Hugging Face writes: {error}") from error
 
 
 def _read_rope(path: Path, raw: dict) -> tuple[float, RopeScaling | None]:

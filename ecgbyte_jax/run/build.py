@@ -9,7 +9,6 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.model.decoder import Decoder, DecoderConfig
 from ecgbyte_jax.model.hf import grow_vocabulary, load_pretrained
 from ecgbyte_jax.model.lora import LoraConfig, add_lora
@@ -33,7 +32,8 @@ class Parts:
 def build_model(config: ConfigDict, vocab_size: int, mesh: Mesh) -> Parts:
     """The model at its start: from `model.pretrained` with rows for new tokens, or random by `model`'s sizes.
 
-    The same config and seed give the same weights on any mesh, up to float32's last bit. With `lora.rank` > 0 only the LoRA paths are trained.
+    The same config and seed give the same weights on any mesh, up to float32's last bit. With `lora.rank` > 0
+    only the LoRA paths are trained.
     """
     trained = nnx.LoRAParam if config.lora.rank else nnx.Param
     weights_key, rows_key, lora_seed = jax.random.split(jax.random.key(config.seed), 3)
@@ -45,7 +45,7 @@ def build_model(config: ConfigDict, vocab_size: int, mesh: Mesh) -> Parts:
         return nnx.split(model, trained, ...)
 
     if config.model.pretrained:
-        types = {name: config.model[name] for name in ("dtype", "param_dtype")}
+        types = {name: config.model[name] for name in ("dtype", "param_dtype", "remat")}
         model, _ = load_pretrained(Path(config.model.pretrained), **types)
         model = grow_vocabulary(model, vocab_size, rows_key)
         graphdef, *states = adapt(model)
@@ -60,8 +60,6 @@ def build_model(config: ConfigDict, vocab_size: int, mesh: Mesh) -> Parts:
 
 def _decoder_config(config: ConfigDict, vocab_size: int) -> DecoderConfig:
     fields = {k: v for k, v in config.model.to_dict().items() if k != "pretrained"}
-    if fields["heads"] % fields["kv_heads"]:
-        raise ConfigError(f"model.kv_heads: {fields['kv_heads']} found, a divisor of model.heads {fields['heads']} wanted")
     return DecoderConfig(vocab_size=vocab_size, max_positions=config.prompt.max_length + config.eval.max_new_tokens, **fields)
 
 

@@ -26,6 +26,10 @@ class Checkpoints:
         found = self._checkpointer.latest
         return None if found is None else found.step
 
+    def path(self, step: int) -> Path:
+        """The folder of one checkpoint."""
+        return self.folder / str(step)
+
     def save(self, step: int, state: Any) -> None:
         """Writes `state` in the background; a checkpoint appears under its name only when it is whole."""
         self._checkpointer.save_async(step, state)

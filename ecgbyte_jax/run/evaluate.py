@@ -65,7 +65,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
         check_batch_size(mesh, config.eval.batch_size, "eval.batch_size")
         with jax.set_mesh(mesh):
             _evaluate(config, workdir, mesh)
-        stage.finish()
+        stage.finish([workdir / "eval" / "results.json", workdir / "eval" / "generations.jsonl"])
     _show(workdir)
 
 

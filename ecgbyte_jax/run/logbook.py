@@ -62,6 +62,7 @@ class MetricsLog:
 
     def __init__(self, path: Path, from_step: int):
         kept = [line for line in _lines(path) if line["step"] <= from_step]
+        self.last: dict = kept[-1] if kept else {}
         path.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a")
 
@@ -69,6 +70,7 @@ class MetricsLog:
         """`line` must hold its step."""
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
+        self.last = line
 
     def close(self) -> None:
         self._file.close()
@@ -80,6 +82,7 @@ def _lines(path: Path) -> list[dict]:
         return []
     lines = path.read_text().split("\n")
     try:
-        return [json.loads(line) for line in lines[:-1]]
-    except json.JSONDecodeError as error:
-        raise TrainingError(f"{path}: a line is not JSON ({error}); move the file away to go on") from error
+        found = [json.loads(line) for line in lines[:-1]]
+        return [line for line in found if line["step"] > 0]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise TrainingError(f"{path}: a line is not one of this log's ({error!r}); move the file away to go on") from error

@@ -5,6 +5,7 @@ sample; millivolts are held for one recording at a time.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -48,10 +49,13 @@ class Paths:
 
     @classmethod
     def of(cls, config: ConfigDict, workdir: Path) -> "Paths":
-        root = workdir / "data" / "ptbxl" if config.data.synthetic_records else Path(config.data.root)
+        root, ecgqa_root = workdir / "synthetic" / "ptbxl", workdir / "synthetic" / "ecgqa"
+        if not config.data.synthetic_records:
+            root = Path(config.data.root)
+            ecgqa_root = Path(config.data.ecgqa_root or Path(os.path.abspath(root)).parent / "ecgqa")
         return cls(
             root=root,
-            ecgqa_root=Path(config.data.ecgqa_root or root.parent / "ecgqa"),
+            ecgqa_root=ecgqa_root,
             ecg_tokenizer=workdir / "tokenizer" / "ecg_tokenizer.json",
             text_tokenizer=workdir / "tokenizer" / "text",
             shards=workdir / "shards",
@@ -81,9 +85,10 @@ def load_prepared(config: ConfigDict, workdir: Path) -> Prepared:
 
 def settings(config: ConfigDict) -> dict:
     """What the outputs depend on, beside the files that are read."""
-    data = {k: v for k, v in config.data.to_dict().items() if k not in ("root", "ecgqa_root")}
+    indifferent = ("root", "ecgqa_root", "max_bad_fraction", "sequences_per_file")  # the files' content counts, not their place
+    data = {k: v for k, v in config.data.to_dict().items() if k not in indifferent}
     parts = {name: config[name].to_dict() for name in ("signal", "tokenizer", "prompt")}
-    return {"version": _VERSION, "seed": config.seed, "data": data, "text": config.model.pretrained, **parts}
+    return {"version": _VERSION, "seed": config.seed, "data": data, "pretrained": bool(config.model.pretrained), **parts}
 
 
 @dataclass
@@ -98,9 +103,17 @@ class Corpus:
 
     @classmethod
     def of(cls, found: Iterable[Example | Rejected], quarantine: Path, max_bad_fraction: float) -> "Corpus":
-        found = list(found)
-        rejected = [f for f in found if isinstance(f, Rejected)]
-        return cls(len(found), [f for f in found if isinstance(f, Example)], rejected, quarantine, max_bad_fraction)
+        """Of examples with the same id the first is kept and the others are rejected."""
+        examples: dict[str, Example] = {}
+        rejected: list[Rejected] = []
+        for item in found:
+            if isinstance(item, Rejected):
+                rejected.append(item)
+            elif item.id in examples:
+                rejected.append(Rejected(item.id, str(item.record), "another example before it has the same id"))
+            else:
+                examples[item.id] = item
+        return cls(len(examples) + len(rejected), list(examples.values()), rejected, quarantine, max_bad_fraction)
 
     def records(self, split: str | None = None) -> list[Path]:
         """The distinct recordings (of one split), in the order in which they are first asked about."""
@@ -133,23 +146,25 @@ def prepare(config: ConfigDict, workdir: Path) -> str:
     Raises CorpusError where more than `data.max_bad_fraction` of the examples had to be set aside.
     """
     paths = Paths.of(config, workdir)
-    _check_pretrained(config.model.pretrained)
     _make_demo_data(config, paths, workdir)
     corpus = Corpus.of(_read_corpus(config, paths), paths.quarantine, config.data.max_bad_fraction)
+    _check_pretrained(config.model.pretrained)
     stage = stages.Stage("prepare", paths.marker, settings(config), _inputs(config, paths, corpus))
     if stage.finished():
         console.print("prepare: settings and inputs have not changed, nothing to do")
         return stage.digest()
     if stage.changes():
         console.print(f"prepare: running again, because {stage.changes()}", markup=False)
-    shutil.rmtree(paths.shards, ignore_errors=True)
     stage.begin()
-    _prepare(config, paths, corpus, stage.digest())
-    stage.finish()
+    for folder in (paths.shards, paths.text_tokenizer):
+        if folder.exists():
+            shutil.rmtree(folder)
+    _prepare(config, paths, corpus)
+    stage.finish([paths.ecg_tokenizer, *paths.text_tokenizer.iterdir(), *paths.shards.iterdir()])
     return stage.digest()
 
 
-def _prepare(config: ConfigDict, paths: Paths, corpus: Corpus, digest: str) -> None:
+def _prepare(config: ConfigDict, paths: Paths, corpus: Corpus) -> None:
     corpus.set_aside([])  # writes and checks what was set aside in reading
     cleaner = _Cleaner(config)
     quantizer = _fit_quantizer(cleaner, corpus, config)
@@ -162,7 +177,8 @@ def _prepare(config: ConfigDict, paths: Paths, corpus: Corpus, digest: str) -> N
     _set_aside_long_texts(corpus, text_tokenizer, config)
     with ShardWriter(paths.shards, config.data.sequences_per_file) as writer:
         _write_shards(writer, config, bpe, text_tokenizer, symbols, corpus)
-        manifest = writer.finish(digest)
+        manifest = writer.finish()
+    assert corpus.read == len(corpus.rejected) + sum(split.examples for split in manifest.splits.values())
     _report(paths, corpus, manifest, bpe, config)
 
 
@@ -192,14 +208,22 @@ def _check_pretrained(folder: str) -> None:
 
 def _make_demo_data(config: ConfigDict, paths: Paths, workdir: Path) -> None:
     records = config.data.synthetic_records
-    stage = stages.Stage("synthetic data", workdir / "data" / "stage.json", {"records": records, "seed": config.seed}, "")
+    folder = workdir / "synthetic"
+    settings = {"version": _VERSION, "records": records, "seed": config.seed}
+    stage = stages.Stage("synthetic data", folder / "stage.json", settings, "")
     if not records or stage.finished():
         return
-    shutil.rmtree(workdir / "data", ignore_errors=True)
+    if folder.exists() and not stage.marker.exists():
+        raise CorpusError(
+            f"{folder}: this folder is not this project's; the synthetic recordings need its place, so move it away"
+        )
     stage.begin()
+    for old in (paths.root, paths.ecgqa_root):
+        if old.exists():
+            shutil.rmtree(old)
     with progress("make synthetic recordings", records) as report:
         write_demo(paths.root, paths.ecgqa_root, records, config.seed, progress=report)
-    stage.finish()
+    stage.finish([paths.root, paths.ecgqa_root])
 
 
 def _read_corpus(config: ConfigDict, paths: Paths) -> Iterator[Example | Rejected]:
@@ -220,7 +244,7 @@ def _inputs(config: ConfigDict, paths: Paths, corpus: Corpus) -> str:
     rejected = [[r.id, r.reason] for r in corpus.rejected]
     recordings = (record.with_name(record.name + ending) for record in corpus.records() for ending in (".hea", ".dat"))
     pretrained = Path(config.model.pretrained)
-    text = sorted(pretrained.glob("*token*")) if config.model.pretrained else []
+    text = sorted(pretrained.glob("*token*")) if config.model.pretrained else []  # its text tokenizer's files
     return stages.digest([examples, rejected, stages.fingerprint(recordings, paths.root), stages.fingerprint(text, pretrained)])
 
 
@@ -264,7 +288,8 @@ def _make_text_tokenizer(config: ConfigDict, corpus: Corpus, ecg_vocab_size: int
 
 
 def _token_ids(tokenizer: PreTrainedTokenizerFast, text: str) -> np.ndarray:
-    return np.array(tokenizer(text, add_special_tokens=False).input_ids, np.int32)
+    """int32 [n]; a text that spells a special token is text all the same."""
+    return np.array(tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids, np.int32)
 
 
 def _set_aside_long_texts(corpus: Corpus, tokenizer: PreTrainedTokenizerFast, config: ConfigDict) -> None:

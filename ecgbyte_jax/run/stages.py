@@ -30,11 +30,12 @@ class Stage:
 
     def begin(self) -> None:
         """Says that the outputs are being made and not to be trusted yet."""
-        self._write(finished=False)
+        self._write({"finished": False})
 
-    def finish(self) -> None:
-        """Says that the outputs are whole."""
-        self._write(finished=True)
+    def finish(self, outputs: Iterable[Path], result: object = None) -> None:
+        """Says that the outputs, files or folders, are whole. `result` stands for them where the same run can give others."""
+        sizes = {os.path.relpath(path, self.marker.parent): _size(path) for path in outputs}
+        self._write({"finished": True, "outputs": sizes, "result": digest(result)})
 
     def begun(self) -> bool:
         """Whether the same stage, settings and inputs alike, was begun here (and finished or not)."""
@@ -42,19 +43,22 @@ class Stage:
         return found is not None and found["digest"] == self.digest()
 
     def finished(self) -> bool:
-        """Whether the outputs are whole and made by the same settings from the same inputs."""
-        return self.begun() and _read_marker(self.marker)["finished"]
+        """Whether the outputs were made by the same settings from the same inputs, and all of them are there."""
+        found = _read_marker(self.marker)
+        if not self.begun() or not found["finished"]:
+            return False
+        return all(_size(self.marker.parent / path) == size for path, size in found["outputs"].items())
 
     def require(self) -> str:
-        """The digest of the finished outputs; raises ConfigError where they are missing or were made otherwise."""
+        """A digest of the finished outputs; raises ConfigError where they are missing or were made otherwise."""
         if self.changes():
             raise ConfigError(f"stage '{self.name}' was run otherwise ({self.changes()}); add it to --stage to run it again")
         if not self.finished():
             raise ConfigError(f"{self.marker}: stage '{self.name}' has not finished in this work directory; add it to --stage")
-        return self.digest()
+        return digest([self.digest(), _read_marker(self.marker)["result"]])
 
     def changes(self) -> str:
-        """Why an earlier run's outputs cannot be kept, in words; "" where there are none."""
+        """What differs from the settings and inputs of an earlier run here, in words; "" where nothing does."""
         found = _read_marker(self.marker)
         if found is None or found["digest"] == self.digest():
             return ""
@@ -62,10 +66,17 @@ class Stage:
         changed = [f"{k}: {old.get(k)} -> {new.get(k)}" for k in sorted(old | new) if old.get(k) != new.get(k)]
         return "; ".join(changed) or "its inputs are not the same"
 
-    def _write(self, finished: bool) -> None:
+    def _write(self, more: dict) -> None:
         self.marker.parent.mkdir(parents=True, exist_ok=True)
-        content = {"finished": finished, "digest": self.digest(), "settings": self.settings, "inputs": self.inputs}
+        content = {"digest": self.digest(), "settings": self.settings, "inputs": self.inputs, **more}
         write_atomically(self.marker, json.dumps(content, indent=1))
+
+
+def _size(path: Path) -> int | None:
+    """Bytes of a file, 0 for a folder, None where there is neither."""
+    if path.is_dir():
+        return 0
+    return path.stat().st_size if path.is_file() else None
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -96,7 +107,7 @@ def _read_marker(path: Path) -> dict | None:
     """The marker's content; None where there is none or it is not one of ours."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
         return None
     return found if isinstance(found, dict) and {"finished", "digest", "settings", "inputs"} <= set(found) else None
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import count as count_from
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def settings(config: ConfigDict) -> dict:
     """What the trained weights depend on, beside the prepared data and the pretrained weights."""
     train = {name: config.train[name] for name in ("batch_size", "epochs")}
     parts = {name: config[name].to_dict() for name in ("model", "lora", "optim", "prompt")}
+    parts["model"]["pretrained"] = bool(config.model.pretrained)  # its files count, not the way their folder is written
     return {"version": _VERSION, "seed": config.seed, "train": train, **parts}
 
 
@@ -56,7 +58,8 @@ def describe(config: ConfigDict, workdir: Path) -> stages.Stage:
     marker = prepare.Paths.of(config, workdir).marker
     prepared = stages.Stage.on_disk("prepare", marker, prepare.settings(config)).require()
     pretrained = Path(config.model.pretrained)
-    weights = stages.fingerprint(sorted(pretrained.glob("*")), pretrained) if config.model.pretrained else ""
+    files = [file for ending in ("config.json", "*.safetensors", "*.msgpack") for file in sorted(pretrained.glob(ending))]
+    weights = stages.fingerprint(files, pretrained) if config.model.pretrained else ""
     inputs = stages.digest([prepared, weights])
     return stages.Stage("train", workdir / "checkpoints" / "stage.json", settings(config), inputs)
 
@@ -70,30 +73,31 @@ def train(config: ConfigDict, workdir: Path) -> None:
     if stage.finished():
         console.print("train: settings and inputs have not changed, nothing to do")
         return
+    mesh = make_mesh(**config.mesh.to_dict())
+    check_batch_size(mesh, config.train.batch_size, "train.batch_size")
     if not stage.begun():
         _move_aside(workdir, stage)
     stage.begin()
-    mesh = make_mesh(**config.mesh.to_dict())
-    check_batch_size(mesh, config.train.batch_size, "train.batch_size")
     with jax.set_mesh(mesh):
-        _train(config, workdir, mesh)
-    stage.finish()
+        checkpoint, last = _train(config, workdir, mesh)
+    stage.finish([checkpoint], result=last)
 
 
 def _move_aside(workdir: Path, stage: stages.Stage) -> None:
-    if not stage.marker.exists():
+    if not (workdir / "checkpoints").exists():
         return
-    number = 1 + sum(1 for _ in workdir.glob("checkpoints.old-*"))
+    number = next(n for n in count_from(1) if not (workdir / f"checkpoints.old-{n}").exists())
+    why = stage.changes() or "unknown ones"
     console.print(
-        f"train: the training here had other settings or data ({stage.changes()}); moved to checkpoints.old-{number}",
-        markup=False,
+        f"train: the training here had other settings or data ({why}); moved to checkpoints.old-{number}", markup=False
     )
     os.rename(workdir / "checkpoints", workdir / f"checkpoints.old-{number}")
     if (workdir / "metrics.jsonl").exists():
         os.rename(workdir / "metrics.jsonl", workdir / f"checkpoints.old-{number}" / "metrics.jsonl")
 
 
-def _train(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
+def _train(config: ConfigDict, workdir: Path, mesh: Mesh) -> tuple[Path, list[float]]:
+    """The last checkpoint, and the last step's loss and gradient norm, which stand for the weights."""
     prepared = prepare.load_prepared(config, workdir)
     batches = open_batches(config, prepared, "train", config.train.batch_size, config.train.epochs)
     parts = build_model(config, len(prepared.text_tokenizer), mesh)
@@ -106,18 +110,11 @@ def _train(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
             state = checkpoints.load(start, state)
         _show_start(config, mesh, parts, prepared, len(batches), start)
         with closing(MetricsLog(workdir / "metrics.jsonl", start)) as log:
-            loop = _Loop(
-                mesh=mesh,
-                total=len(batches),
-                every=config.train.checkpoint_every,
-                frozen=parts.frozen,
-                step=make_step(parts, optimizer, longest, config.lora.dropout, config.seed),
-                validate=_make_validation(config, prepared, parts, mesh),
-                schedule=schedule,
-                checkpoints=checkpoints,
-                log=log,
-            )
-            loop.run(batches, state, start)
+            step = make_step(parts, optimizer, longest, config.lora.dropout, config.seed)
+            validate = _make_validation(config, prepared, parts, mesh)
+            every = config.train.checkpoint_every
+            _run_steps(mesh, batches, state, start, parts.frozen, step, schedule, validate, every, checkpoints, log)
+            return checkpoints.path(len(batches)), [log.last["loss"], log.last["grad_norm"]]
 
 
 def open_batches(
@@ -189,53 +186,60 @@ def _make_validation(
     return validate
 
 
-@dataclass(frozen=True)
-class _Loop:
-    """The steps of a training, with what is written and shown in between."""
+def _run_steps(
+    mesh: Mesh,
+    batches: grain.MapDataset,
+    state: TrainState,
+    start: int,
+    frozen: Any,
+    step: Callable,
+    schedule: optax.Schedule,
+    validate: Callable | None,
+    every: int,
+    checkpoints: Checkpoints,
+    log: MetricsLog,
+) -> None:
+    """Steps start + 1 to the last, with a line in the log for each, and validation and a checkpoint every `every` steps."""
+    ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+    iterator = iter(batches[start:].to_iter_dataset(ahead))
+    waiting, clock = None, time.monotonic()
 
-    mesh: Mesh
-    total: int
-    every: int
-    frozen: Any
-    step: Callable
-    validate: Callable | None
-    schedule: optax.Schedule
-    checkpoints: Checkpoints
-    log: MetricsLog
-
-    def run(self, batches: grain.MapDataset, state: TrainState, start: int) -> None:
-        """Steps start + 1 .. total. A step's figures are read when the next is under way, so the device never waits."""
-        ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-        iterator = iter(batches[start:].to_iter_dataset(ahead))
-        waiting, began = None, time.monotonic()
-        with progress("train", self.total) as report:
-            for number in range(start + 1, self.total + 1):
-                batch = next(iterator)
-                state, metrics = self.step(state, self.frozen, put_batch(batch, self.mesh))
-                if waiting:
-                    self._record(*waiting, report)
-                now = time.monotonic()
-                rate, began = batch["attention_mask"].sum() / (now - began), now
-                waiting = (number, metrics, rate)
-                if number % self.every == 0 or number == self.total:
-                    self._record(*waiting, report, state)
-                    waiting = None
-                    self.checkpoints.save(number, state)
-                    began = time.monotonic()
-
-    def _record(self, number: int, metrics: dict, rate: float, report: Callable, state: TrainState | None = None) -> None:
-        """Writes one step's line; with `state`, the validation loss too. Raises TrainingError on a loss that is not finite."""
+    def figures(number: int, metrics: dict, tokens: int) -> dict[str, float]:
+        nonlocal clock
         line = {"step": number} | {name: float(value) for name, value in metrics.items()}
-        line |= {"learning_rate": float(self.schedule(number - 1)), "tokens_per_s": round(float(rate), 1)}
-        if not np.isfinite(line["loss"]):
+        now = time.monotonic()
+        rate, clock = tokens / (now - clock), now
+        _check_finite(line, checkpoints)
+        return line | {"learning_rate": float(schedule(number - 1)), "tokens_per_s": round(rate, 1)}
+
+    with progress("train", len(batches)) as report:
+        for number in range(start + 1, len(batches) + 1):
+            batch = next(iterator)
+            tokens = int(batch["attention_mask"].sum())
+            state, metrics = step(state, frozen, put_batch(batch, mesh))
+            if waiting:  # a step's figures are read when the next one is under way, so that the device never waits
+                line = figures(*waiting)
+                log.write(line)
+                report(line["step"], f"loss {line['loss']:.4f}")
+            waiting = (number, metrics, tokens)
+            if number % every == 0 or number == len(batches):
+                line, waiting = figures(*waiting), None
+                if validate:
+                    line["valid_loss"] = validate(state.params, frozen)
+                    _check_finite(line, checkpoints)
+                    console.print(f"step {number}: loss {line['loss']:.4f}, validation loss {line['valid_loss']:.4f}")
+                log.write(line)
+                report(number, f"loss {line['loss']:.4f}")
+                checkpoints.save(number, state)
+                clock = time.monotonic()
+
+
+def _check_finite(line: dict[str, float], checkpoints: Checkpoints) -> None:
+    for name in ("loss", "grad_norm", "valid_loss"):
+        if not np.isfinite(line.get(name, 0.0)):
             raise TrainingError(
-                f"step {number}: the loss is {line['loss']}; the last checkpoint is step {self.checkpoints.latest()}"
+                f"step {line['step']}: {name} is {line[name]}; the last checkpoint is step {checkpoints.latest()}"
             )
-        if state is not None and self.validate is not None:
-            line["valid_loss"] = self.validate(state.params, self.frozen)
-            console.print(f"step {number}: loss {line['loss']:.4f}, validation loss {line['valid_loss']:.4f}")
-        self.log.write(line)
-        report(number, f"loss {line['loss']:.4f}")
 
 
 def _show_start(config: ConfigDict, mesh: Mesh, parts: Parts, prepared: prepare.Prepared, steps: int, start: int) -> None:

@@ -25,6 +25,21 @@ def test_a_row_becomes_an_example(tmp_path):
     assert list(read_reports(tmp_path, 500, "why?")) == [Example("7", "15709", "train", record, "why?", "sinus rhythm")]
 
 
+def test_patients_may_have_names_and_the_file_a_byte_order_mark(tmp_path):
+    write(tmp_path, changed(patient_id="P001"))
+    path = tmp_path / DATABASE
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert next(read_reports(tmp_path, 500, "why?")).patient == "P001"
+
+
+def test_a_file_that_is_not_utf_8_is_named(tmp_path):
+    write(tmp_path, changed(report="sinusrhythmus schräg"))
+    path = tmp_path / DATABASE
+    path.write_bytes(path.read_text(encoding="utf-8").encode("latin-1"))
+    with pytest.raises(CorpusError, match="not readable as CSV in UTF-8"):
+        list(read_reports(tmp_path, 500, "why?"))
+
+
 def test_100_hz_takes_the_other_files(tmp_path):
     write(tmp_path, GOOD)
     assert next(read_reports(tmp_path, 100, "why?")).record == tmp_path / "records100/00000/00007_lr"

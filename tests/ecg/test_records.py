@@ -54,6 +54,14 @@ def test_broken_header_is_refused(written, header):
         read_record(written)
 
 
+@pytest.mark.parametrize("rate", ["nan", "-500", "abc", "0", "inf"])
+def test_a_rate_that_is_none_is_refused(written, rate):
+    header = written.with_suffix(".hea")
+    header.write_text(header.read_text().replace(" 500 ", f" {rate} ", 1))
+    with pytest.raises(RecordError, match="r1"):
+        read_record(written)
+
+
 def test_missing_samples_are_refused(written):
     data = bytearray(written.with_suffix(".dat").read_bytes())
     data[4:6] = (-32768).to_bytes(2, "little", signed=True)  # WFDB's mark of a missing sample

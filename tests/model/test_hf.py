@@ -99,6 +99,21 @@ def test_what_this_decoder_cannot_do_is_refused_by_field(folder, change, message
         load_pretrained(folder)
 
 
+def test_damaged_weights_are_named(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-50])
+    with pytest.raises(WeightsError, match=r"llama3: a file of weights is damaged"):
+        load_pretrained(folder)
+
+
+def test_damaged_flax_weights_are_named(folder, shared):
+    (folder / "model.safetensors").unlink()
+    flax = (shared / "fixtures/hf_flax/llama/flax_model.msgpack").read_bytes()
+    (folder / "flax_model.msgpack").write_bytes(flax[:-50])
+    with pytest.raises(WeightsError, match=r"llama3: a file of weights is damaged"):
+        load_pretrained(folder)
+
+
 def test_missing_files_and_fields_are_named(folder):
     edit_config(folder, rms_norm_eps=1e-5)
     config = json.loads((folder / "config.json").read_text())

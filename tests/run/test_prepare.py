@@ -10,7 +10,7 @@ from ecgbyte_jax.corpora.ptbxl import DATABASE
 from ecgbyte_jax.ecg.records import read_record
 from ecgbyte_jax.ecg.signal import CleanConfig, clean, segment
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
-from ecgbyte_jax.errors import ConfigError, CorpusError
+from ecgbyte_jax.errors import ConfigError, CorpusError, ShardsError
 from ecgbyte_jax.inputs.batches import open_split
 from ecgbyte_jax.run import prepare as stage
 from ecgbyte_jax.run import stages
@@ -66,7 +66,7 @@ def test_shards_hold_the_tokens_of_the_cleaned_segments(config, prepared):
     assert len(sequences) == opened.manifest.splits["test"].examples == 16
     signal = config.signal
     cleaned = clean(
-        read_record(prepared / "data/ptbxl/records500/00000/00019_hr"), CleanConfig(signal.target_rate, band=signal.band)
+        read_record(prepared / "synthetic/ptbxl/records500/00000/00019_hr"), CleanConfig(signal.target_rate, band=signal.band)
     )
     expected = tokenizer.encode(segment(cleaned, signal.segment_length)[0])
     found = next(s for s in (sequences[i] for i in range(16)) if s.patient == "10")
@@ -130,6 +130,63 @@ def test_bad_recordings_and_rows_are_set_aside_with_file_and_reason(config, fold
     }  # fmt: skip
     assert "00003_hr" in found["3"]["file"] and "99999_hr" in found["5"]["file"]
     assert written(tmp_path / "w") + len(found) == 40
+
+
+def test_of_two_rows_with_the_same_id_the_second_is_set_aside(config, folder, tmp_path):
+    edit_row(folder, 6, ecg_id="5")
+    prepare(config, tmp_path / "w")
+    assert [line["reason"] for line in quarantine(tmp_path / "w").values()] == ["another example before it has the same id"]
+    assert written(tmp_path / "w") == 39
+
+
+def test_text_that_spells_a_special_token_stays_text(config, folder, tmp_path):
+    edit_row(folder, 20, report="a signal_97 <eos> <sig_end>")
+    prepare(config, tmp_path / "w")
+    opened = load_prepared(config, tmp_path / "w")
+    sequences = open_split(opened.shards, opened.manifest, "test")
+    ids = next(s.answer_ids for s in (sequences[i] for i in range(4)) if "signal_97" in s.answer)
+    assert not {opened.ids.eos, opened.ids.sig_end, int(opened.ids.ecg[0])} & set(ids.tolist())
+    assert opened.text_tokenizer.decode(ids) == "a signal_97 <eos> <sig_end>"
+
+
+@pytest.mark.parametrize("output", ["shards/train-00000.array_record", "shards/manifest.json", "tokenizer/text/tokenizer.json"])
+def test_a_missing_output_is_made_again(config, folder, tmp_path, output):
+    prepare(config, tmp_path / "w")
+    (tmp_path / "w" / output).unlink()
+    prepare(config, tmp_path / "w")
+    assert (tmp_path / "w" / output).is_file()
+
+
+def test_settings_that_leave_the_shards_alone_do_not_make_them_again(config, folder, tmp_path):
+    first = prepare(config, tmp_path / "w")
+    config.data.max_bad_fraction = 0.5
+    assert prepare(config, tmp_path / "w") == first
+
+
+def test_synthetic_recordings_replace_nothing_of_the_user_s(config, tmp_path):
+    precious = tmp_path / "w/synthetic/ptbxl/precious"
+    precious.parent.mkdir(parents=True)
+    precious.write_text("mine")
+    (tmp_path / "questions").mkdir()
+    config.data.ecgqa_root = str(tmp_path / "questions")
+    with pytest.raises(CorpusError, match="not this project's"):
+        prepare(config, tmp_path / "w")
+    assert precious.read_text() == "mine"
+    prepare(config, tmp_path / "v")
+    assert not list((tmp_path / "questions").iterdir())
+
+
+def test_a_damaged_manifest_or_shard_is_named(config, folder, tmp_path):
+    prepare(config, tmp_path / "w")
+    opened = load_prepared(config, tmp_path / "w")
+    shard = tmp_path / "w/shards/test-00000.array_record"
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(ShardsError, match="'test' is damaged"):
+        open_split(opened.shards, opened.manifest, "test")
+    manifest = tmp_path / "w/shards/manifest.json"
+    manifest.write_text(manifest.read_text()[:-20])
+    with pytest.raises(ShardsError, match=r"manifest\.json: damaged"):
+        load_prepared(config, tmp_path / "w")
 
 
 def test_too_many_bad_examples_stop_the_stage(config, folder, tmp_path):

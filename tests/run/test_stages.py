@@ -15,14 +15,14 @@ def test_only_a_finished_stage_of_the_same_settings_and_inputs_is_kept(tmp_path)
     assert not now.begun() and not now.finished()
     now.begin()
     assert now.begun() and not now.finished()
-    now.finish()
+    now.finish([])
     assert now.finished()
     assert not stage(tmp_path, inputs="other").finished()
     assert not stage(tmp_path, {"oven": {"heat": 180}}).begun()
 
 
 def test_a_changed_setting_is_named_with_both_values(tmp_path):
-    stage(tmp_path).finish()
+    stage(tmp_path).finish([])
     assert stage(tmp_path, {"oven": {"heat": 180}}).changes() == "oven.heat: 200 -> 180"
     assert stage(tmp_path, inputs="other").changes() == "its inputs are not the same"
     assert stage(tmp_path).changes() == ""
@@ -30,7 +30,7 @@ def test_a_changed_setting_is_named_with_both_values(tmp_path):
 
 def test_a_marker_cut_short_is_no_marker(tmp_path):
     now = stage(tmp_path)
-    now.finish()
+    now.finish([])
     now.marker.write_text(now.marker.read_text()[:-10])
     assert not now.begun()
 
@@ -42,12 +42,34 @@ def test_a_later_stage_requires_the_earlier_one_whole_and_unchanged(tmp_path):
     now.begin()
     with pytest.raises(ConfigError, match="'bake' has not finished"):
         now.require()
-    now.finish()
-    assert now.require() == now.digest() == Stage.on_disk("bake", now.marker, now.settings).require()
+    now.finish([])
+    assert now.require() == Stage.on_disk("bake", now.marker, now.settings).require()
     with pytest.raises(ConfigError, match=r"run otherwise \(oven\.heat: 200 -> 180\)"):
         Stage.on_disk("bake", now.marker, {"oven": {"heat": 180}}).require()
     with pytest.raises(ConfigError, match="its inputs are not the same"):
         stage(tmp_path, inputs="other").require()
+
+
+def test_a_stage_whose_outputs_are_gone_or_cut_has_not_finished(tmp_path):
+    now, folder, file = stage(tmp_path), tmp_path / "folder", tmp_path / "file"
+    folder.mkdir()
+    file.write_text("whole")
+    now.finish([folder, file])
+    assert now.finished()
+    file.write_text("who")
+    assert not now.finished()
+    file.write_text("whole")
+    folder.rmdir()
+    assert not now.finished() and now.begun()
+
+
+def test_another_result_of_the_same_settings_is_told_apart(tmp_path):
+    now = stage(tmp_path)
+    digests = []
+    for result in (1.0, 1.0, 1.5):
+        now.finish([], result)
+        digests.append(now.require())
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_fingerprint_sees_size_time_and_absence(tmp_path):

@@ -141,9 +141,40 @@ def test_other_settings_move_the_old_training_aside(config, workdir, capsys):
     assert (workdir / "checkpoints.old-1/metrics.jsonl").is_file() and len(metrics(workdir)) == 8
 
 
+def test_checkpoints_of_unknown_settings_are_not_taken_for_these(config, workdir, monkeypatch):
+    train(config, workdir)
+    (workdir / "checkpoints/stage.json").unlink()
+    (workdir / "checkpoints.old-2").mkdir()
+    config.train.epochs = 0.25
+    train(config, workdir)
+    assert (workdir / "checkpoints.old-1/8").is_dir() and len(metrics(workdir)) == 4
+
+
+def test_a_finished_training_without_its_last_checkpoint_goes_on(config, workdir):
+    train(config, workdir)
+    shutil.rmtree(workdir / "checkpoints/8")
+    train(config, workdir)
+    assert (workdir / "checkpoints/8").is_dir() and [line["step"] for line in metrics(workdir)] == list(range(1, 9))
+
+
+def test_a_mesh_that_does_not_fit_leaves_the_finished_training_alone(config, workdir):
+    train(config, workdir)
+    config.mesh.data, config.optim.peak_rate = 3, 1e-4
+    with pytest.raises(ConfigError, match="mesh"):
+        train(config, workdir)
+    assert (workdir / "checkpoints/8").is_dir()
+
+
+def test_weights_that_overflow_are_not_saved(config, workdir):
+    config.optim.peak_rate, config.optim.warmup, config.train.checkpoint_every = 1e20, 1, 1
+    with pytest.raises(TrainingError, match=r"(loss|grad_norm|valid_loss) is (nan|inf)"):
+        train(config, workdir)
+    assert all(np.isfinite(line["grad_norm"]) for line in metrics(workdir))
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(config, workdir):
     config.optim.peak_rate, config.optim.warmup, config.optim.clip_norm = 1e30, 1, 1e30
-    with pytest.raises(TrainingError, match=r"step \d: the loss is (nan|inf)"):
+    with pytest.raises(TrainingError, match=r"step \d: (loss|grad_norm) is (nan|inf)"):
         train(config, workdir)
 
 

@@ -1,0 +1,94 @@
+"""What a setting may be, looked at before any work is done: a wrong one must not cost a finished stage."""
+
+from collections.abc import Callable
+
+import pywt
+from ml_collections import ConfigDict
+
+from ecgbyte_jax.corpora.example import SPLITS
+from ecgbyte_jax.errors import ConfigError
+
+_Rule = tuple[Callable[[object], bool], str]
+
+
+def _at_least(least: float) -> _Rule:
+    return lambda value: value >= least, f"at least {least}"
+
+
+def _above(bound: float) -> _Rule:
+    return lambda value: value > bound, f"more than {bound}"
+
+
+def _one_of(*known: object) -> _Rule:
+    return lambda value: value in known, f"one of {known}"
+
+
+def _between(low: float, high: float) -> _Rule:
+    return lambda value: low <= value <= high, f"{low} to {high}"
+
+
+_FLOATS = _one_of("float32", "bfloat16", "float16")
+_RULES: dict[str, _Rule] = {
+    "seed": _at_least(0),
+    "data.corpus": _one_of("ptbxl", "ecg_qa"),
+    "data.sample_rate": _one_of(100, 500),
+    "data.wording": _one_of("template", "paraphrased"),
+    "data.split": _one_of("official", "folds"),
+    "data.synthetic_records": _at_least(0),
+    "data.max_segments": _at_least(0),
+    "data.max_bad_fraction": _between(0, 1),
+    "data.sequences_per_file": _at_least(1),
+    "signal.target_rate": _at_least(1),
+    "signal.segment_length": _at_least(1),
+    "signal.notches": (lambda hz: all(f > 0 for f in hz), "frequencies above 0 Hz"),
+    "signal.notch_quality": _above(0),
+    "signal.band": (lambda band: len(band) == 2 and 0 < band[0] < band[1], "two rising frequencies above 0 Hz"),
+    "signal.highpass": _above(0),
+    "signal.order": _between(1, 10),
+    "signal.wavelet": (lambda name: name in pywt.wavelist(kind="discrete"), "a discrete wavelet of PyWavelets"),
+    "signal.wavelet_level": _between(1, 10),
+    "tokenizer.num_merges": _between(1, 20_000),
+    "tokenizer.percentile_records": _at_least(1),
+    "prompt.max_length": _at_least(8),
+    "prompt.text_vocab_size": _at_least(260),  # bytes and special tokens
+    "model.width": _at_least(1),
+    "model.layers": _at_least(1),
+    "model.heads": _at_least(1),
+    "model.kv_heads": _at_least(1),
+    "model.head_dim": (lambda width: width >= 2 and width % 2 == 0, "an even number"),
+    "model.mlp_width": _at_least(1),
+    "model.rope_theta": _above(0),
+    "model.dtype": _FLOATS,
+    "model.param_dtype": _FLOATS,
+    "lora.rank": _at_least(0),
+    "lora.dropout": (lambda share: 0 <= share < 1, "0 or more, below 1"),
+    "lora.targets": (lambda names: {*names} <= {"q", "k", "v", "o", "gate", "up", "down"}, "of q, k, v, o, gate, up, down"),
+    "optim.preset": _one_of("ecg_byte", "adamw"),
+    "optim.peak_rate": _above(0),
+    "optim.warmup": _at_least(1),
+    "optim.clip_norm": _above(0),
+    "train.batch_size": _at_least(1),
+    "train.epochs": _above(0),
+    "train.checkpoint_every": _at_least(1),
+    "train.keep_checkpoints": _at_least(1),
+    "train.valid_batches": _at_least(1),
+    "eval.split": _one_of(*SPLITS),
+    "eval.batch_size": _at_least(1),
+    "eval.max_new_tokens": _at_least(1),
+    "eval.max_sequences": _at_least(0),
+}
+
+
+def check_config(config: ConfigDict) -> None:
+    """Raises ConfigError that names the first setting which cannot work, its value and what is wanted."""
+    for name, (fits, wanted) in _RULES.items():
+        part, _, field = name.rpartition(".")
+        value = config[part][field] if part else config[field]
+        if not fits(value):
+            raise ConfigError(f"{name}: {value!r} found, {wanted} wanted")
+    if config.model.heads % config.model.kv_heads:
+        raise ConfigError(
+            f"model.kv_heads: {config.model.kv_heads} found, a divisor of model.heads {config.model.heads} wanted"
+        )
+    if config.lora.rank and not config.lora.targets:
+        raise ConfigError("lora.targets: none found, at least one wanted where lora.rank is above 0")
