@@ -5,20 +5,16 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-# Before transformers is imported: it would say that PyTorch is missing, which is not used here.
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from ecgbyte_jax.errors import EcgByteError
-from ecgbyte_jax.run.pipeline import STAGES, run
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment, with its argument: experiments/ptb.py:tiny", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything that the run makes goes; runs/<experiment> if not given.")
-_STAGES = flags.DEFINE_list("stage", list(STAGES), f"What to run, any of {','.join(STAGES)}.")
+_STAGES = flags.DEFINE_list("stage", ["prepare", "train", "eval"], "What to run, in this order.")
 
 
 def main(argv: list[str]) -> None:
@@ -28,6 +24,10 @@ def main(argv: list[str]) -> None:
         _fail(f"unknown argument {argv[1]!r}; flags look like --workdir=DIR")
     if _CONFIG.value is None:
         _fail("--config=experiments/NAME.py is needed; --config=experiments/demo.py needs no data")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # or it says that PyTorch is missing, which is not used here
+    # Behind the flags: these imports take seconds, and a mistake in the flags is told at once.
+    from ecgbyte_jax.run.pipeline import run
+
     try:
         run(_CONFIG.value, Path(_WORKDIR.value or _default_workdir()), _STAGES.value)
     except EcgByteError as error:

@@ -62,7 +62,7 @@ def test_lora_on_pretrained_weights_runs_to_scores_and_the_loss_falls(pretrained
 
 def test_other_pretrained_weights_are_trained_anew(pretrained, llama, tmp_path, monkeypatch):
     trainings = []
-    monkeypatch.setattr(train, "_train", lambda *_: trainings.append(1))
+    monkeypatch.setattr(train, "_train", lambda *_: (tmp_path, trainings.append(1)))
     run(pretrained, tmp_path / "w", ["prepare", "train"])
     run(pretrained, tmp_path / "w", ["prepare", "train"])
     assert len(trainings) == 1
