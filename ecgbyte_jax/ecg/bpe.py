@@ -123,14 +123,17 @@ class _PairCounts:
         self.table[:ALPHABET_SIZE, :ALPHABET_SIZE] = first.reshape(ALPHABET_SIZE, ALPHABET_SIZE)
         self.row_max = self.table.max(axis=1)
 
-    def add(self, before: np.ndarray, id: int, behind: np.ndarray, sign: int) -> None:
-        """Adds `sign` for every pair (before[i], id) and every pair (id, behind[i])."""
-        size = len(self.table)
-        left_counts = np.bincount(before, minlength=size)
-        self.table[:, id] += sign * left_counts
-        self.table[id] += sign * np.bincount(behind, minlength=size)
-        rows = np.append(np.flatnonzero(left_counts), id)
+    def add_before(self, before: np.ndarray, id: int, sign: int) -> None:
+        """Adds `sign` for every pair (before[i], id)."""
+        counts = np.bincount(before, minlength=len(self.table))
+        self.table[:, id] += sign * counts
+        rows = np.flatnonzero(counts)
         self.row_max[rows] = self.table[rows].max(axis=1)
+
+    def add_behind(self, id: int, behind: np.ndarray, sign: int) -> None:
+        """Adds `sign` for every pair (id, behind[i])."""
+        self.table[id] += sign * np.bincount(behind, minlength=len(self.table))
+        self.row_max[id] = self.table[id].max()
 
     def most_frequent(self) -> tuple[int, int, int]:
         """(left, right, count) of the largest count; argmax takes the first, so ties go to the smallest ids."""
@@ -140,20 +143,25 @@ class _PairCounts:
 
 
 def _merge(stream: np.ndarray, left: int, right: int, new: int, pairs: _PairCounts) -> np.ndarray:
-    """Replaces the pair by `new`, left to right without overlap, and brings `pairs` up to date by the differences."""
+    """Replaces the pair by `new`, left to right without overlap, and brings `pairs` up to date by the differences.
+
+    In x l r y the pairs (x, l), (l, r), (r, y) go, and (x, new), (new, y) come. In l r l r the middle pair (r, l) goes
+    once and (new, new) comes once: it is counted as the one behind the first occurrence, not before the second.
+    """
     at = np.flatnonzero((stream[:-1] == left) & (stream[1:] == right))
     if left == right:
         at = at[_even_in_run(at)]
-    # Where two occurrences touch, the pair between them is counted once, as the one behind the first.
-    lone = np.diff(at, prepend=-2) > 2
-    pairs.add(stream[(at - 1)[lone & (at > 0)]], left, np.full(len(at), right), -1)
-    pairs.add(np.empty(0, np.int64), right, stream[at[at + 2 < len(stream)] + 2], -1)
+    has_before = (np.diff(at, prepend=-2) > 2) & (at > 0)  # not at the start, not right behind another occurrence
+    pairs.add_before(stream[at[has_before] - 1], left, -1)
+    pairs.add_behind(left, np.full(len(at), right), -1)
+    pairs.add_behind(right, stream[at[at + 2 < len(stream)] + 2], -1)
     stream[at] = new
     keep = np.ones(len(stream), bool)
     keep[at + 1] = False
     stream = stream[keep]
     at -= np.arange(len(at))  # each earlier merge moved it one place to the left
-    pairs.add(stream[(at - 1)[lone & (at > 0)]], new, stream[at[at + 1 < len(stream)] + 1], 1)
+    pairs.add_before(stream[at[has_before] - 1], new, 1)
+    pairs.add_behind(new, stream[at[at + 1 < len(stream)] + 1], 1)
     return stream
 
 

@@ -48,14 +48,11 @@ def build_model(config: ConfigDict, vocab_size: int, mesh: Mesh) -> Parts:
         types = {name: config.model[name] for name in ("dtype", "param_dtype", "remat")}
         model, _ = load_pretrained(Path(config.model.pretrained), **types)
         model = grow_vocabulary(model, vocab_size, rows_key)
-        graphdef, *states = adapt(model)
-        trained_state, frozen_state = jax.device_put(states, parameter_shardings(states, mesh))
-        return Parts(model.config, graphdef, trained_state, frozen_state)
+        parts = adapt(model)
+        return Parts(model.config, *jax.device_put(parts, parameter_shardings(parts, mesh)))
 
     decoder = _decoder_config(config, vocab_size)
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: nnx.merge(*adapt(Decoder(decoder, nnx.Rngs(weights_key))))))
-    states = make_sharded(lambda: adapt(Decoder(decoder, nnx.Rngs(weights_key)))[1:], mesh)
-    return Parts(decoder, graphdef, *states)
+    return Parts(decoder, *make_sharded(lambda: adapt(Decoder(decoder, nnx.Rngs(weights_key))), mesh))
 
 
 def _decoder_config(config: ConfigDict, vocab_size: int) -> DecoderConfig:

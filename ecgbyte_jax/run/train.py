@@ -204,32 +204,32 @@ def _run_steps(
     iterator = iter(batches[start:].to_iter_dataset(ahead))
     waiting, clock = None, time.monotonic()
 
-    def figures(number: int, metrics: dict, tokens: int) -> dict[str, float]:
+    def read(number: int, metrics: dict, tokens: int) -> dict[str, float]:
+        """One line of the log; waits for the step to be done."""
         nonlocal clock
         line = {"step": number} | {name: float(value) for name, value in metrics.items()}
         now = time.monotonic()
         rate, clock = tokens / (now - clock), now
-        _check_finite(line, checkpoints)
         return line | {"learning_rate": float(schedule(number - 1)), "tokens_per_s": round(rate, 1)}
+
+    def write(line: dict[str, float]) -> None:
+        _check_finite(line, checkpoints)
+        log.write(line)
+        report(line["step"], f"loss {line['loss']:.4f}")
 
     with progress("train", len(batches)) as report:
         for number in range(start + 1, len(batches) + 1):
             batch = next(iterator)
-            tokens = int(batch["attention_mask"].sum())
             state, metrics = step(state, frozen, put_batch(batch, mesh))
             if waiting:  # a step's figures are read when the next one is under way, so that the device never waits
-                line = figures(*waiting)
-                log.write(line)
-                report(line["step"], f"loss {line['loss']:.4f}")
-            waiting = (number, metrics, tokens)
+                write(read(*waiting))
+            waiting = (number, metrics, int(batch["attention_mask"].sum()))
             if number % every == 0 or number == len(batches):
-                line, waiting = figures(*waiting), None
+                line, waiting = read(*waiting), None
                 if validate:
                     line["valid_loss"] = validate(state.params, frozen)
-                    _check_finite(line, checkpoints)
                     console.print(f"step {number}: loss {line['loss']:.4f}, validation loss {line['valid_loss']:.4f}")
-                log.write(line)
-                report(number, f"loss {line['loss']:.4f}")
+                write(line)
                 checkpoints.save(number, state)
                 clock = time.monotonic()
 
