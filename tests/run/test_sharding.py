@@ -63,6 +63,7 @@ def test_the_same_seed_gives_the_same_weights_on_any_mesh(config):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)  # the last bit is the compiler's
 
 
+@pytest.mark.slow  # five meshes are compiled; test_main.py compares one device with eight
 def test_losses_do_not_depend_on_the_mesh(config, prepared):
     def losses(data, fsdp, tensor, devices=None):
         mesh = make_mesh(data, fsdp, tensor, devices)
