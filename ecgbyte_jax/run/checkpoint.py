@@ -39,12 +39,33 @@ class Checkpoints:
 
         Raises CheckpointError where it is missing or does not fit.
         """
+        self._check_shapes(step, like)
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         try:
             return self._checkpointer.load(step, abstract)
         except (FileNotFoundError, ValueError, KeyError) as error:
             raise CheckpointError(f"{self.folder}: checkpoint {step} cannot be restored into this model: {error}") from error
 
+    def _check_shapes(self, step: int, like: Any) -> None:
+        """Orbax tells of one array, in a stack trace; this tells of all that differ, before anything is read."""
+        stored, wanted = _shapes(self._checkpointer.metadata(step).metadata), _shapes(like)
+        different = [
+            f"{name} is {stored.get(name, 'missing')}, {wanted.get(name, 'nothing')} wanted"
+            for name in sorted(stored | wanted)
+            if stored.get(name) != wanted.get(name)
+        ]
+        if different:
+            more = f" and {len(different) - 3} more" if len(different) > 3 else ""
+            raise CheckpointError(
+                f"{self.folder}: checkpoint {step} cannot be restored into this model: {'; '.join(different[:3])}{more}"
+            )
+
     def close(self) -> None:
         """Waits for what is being written."""
         self._checkpointer.close()
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of every array by its path."""
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
