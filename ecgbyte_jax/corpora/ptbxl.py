@@ -8,7 +8,6 @@ from pathlib import Path
 from ecgbyte_jax.corpora.example import Example, Rejected
 from ecgbyte_jax.errors import CorpusError, ExampleError
 
-REPORT_QUESTION = "Could you please help me explain my ECG?"
 DATABASE = "ptbxl_database.csv"
 _COLUMNS = {"ecg_id", "patient_id", "report", "strat_fold", "filename_lr", "filename_hr"}
 _WHERE_TO_GET = (

@@ -9,6 +9,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.model.decoder import Decoder, DecoderConfig
 from ecgbyte_jax.model.hf import grow_vocabulary, load_pretrained
 from ecgbyte_jax.model.lora import LoraConfig, add_lora
@@ -46,7 +47,12 @@ def build_model(config: ConfigDict, vocab_size: int, mesh: Mesh) -> Parts:
 
     if config.model.pretrained:
         types = {name: config.model[name] for name in ("dtype", "param_dtype", "remat")}
-        model, _ = load_pretrained(Path(config.model.pretrained), **types)
+        model, pretrained = load_pretrained(Path(config.model.pretrained), **types)
+        if pretrained.max_positions < _positions(config):
+            raise ConfigError(
+                f"prompt.max_length + eval.max_new_tokens: {_positions(config)} found, at most the {pretrained.max_positions} "
+                f"positions of '{config.model.pretrained}' wanted"
+            )
         model = grow_vocabulary(model, vocab_size, rows_key)
         parts = adapt(model)
         return Parts(model.config, *jax.device_put(parts, parameter_shardings(parts, mesh)))
@@ -57,7 +63,12 @@ def build_model(config: ConfigDict, vocab_size: int, mesh: Mesh) -> Parts:
 
 def _decoder_config(config: ConfigDict, vocab_size: int) -> DecoderConfig:
     fields = {k: v for k, v in config.model.to_dict().items() if k != "pretrained"}
-    return DecoderConfig(vocab_size=vocab_size, max_positions=config.prompt.max_length + config.eval.max_new_tokens, **fields)
+    return DecoderConfig(vocab_size=vocab_size, max_positions=_positions(config), **fields)
+
+
+def _positions(config: ConfigDict) -> int:
+    """The places that a prompt and its answer take."""
+    return config.prompt.max_length + config.eval.max_new_tokens
 
 
 def count(state: Any) -> int:

@@ -60,9 +60,9 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
     else:
         if stage.changes():
             console.print(f"eval: running again, because {stage.changes()}", markup=False)
-        stage.begin()
         mesh = make_mesh(**config.mesh.to_dict())
         check_batch_size(mesh, config.eval.batch_size, "eval.batch_size")
+        stage.begin()
         with jax.set_mesh(mesh):
             _evaluate(config, workdir, mesh)
         stage.finish([workdir / "eval" / "results.json", workdir / "eval" / "generations.jsonl"])
@@ -87,8 +87,6 @@ def _evaluate(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
 
 def _choose(config: ConfigDict, prepared: prepare.Prepared) -> list[Sequence]:
     """The sequences to evaluate, in the shards' order."""
-    if config.eval.split not in prepared.manifest.splits:
-        raise ConfigError(f"eval.split: {config.eval.split!r} found, one of {list(prepared.manifest.splits)} wanted")
     dataset = open_split(prepared.shards, prepared.manifest, config.eval.split)
     wanted = min(config.eval.max_sequences or len(dataset), len(dataset))
     chosen = np.sort(np.random.default_rng(config.seed).choice(len(dataset), wanted, replace=False))

@@ -61,7 +61,7 @@ class MetricsLog:
     """Appends one JSON line at a time to `metrics.jsonl`, flushed, dropping on opening what lies behind `from_step`."""
 
     def __init__(self, path: Path, from_step: int):
-        kept = [line for line in _lines(path) if line["step"] <= from_step]
+        kept = _lines(path, from_step)
         self.last: dict = kept[-1] if kept else {}
         path.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a")
@@ -76,13 +76,12 @@ class MetricsLog:
         self._file.close()
 
 
-def _lines(path: Path) -> list[dict]:
-    """The whole lines of a log; the last one may be cut where a run was killed."""
+def _lines(path: Path, up_to_step: int) -> list[dict]:
+    """The whole lines of a log up to a step; the last one may be cut where a run was killed."""
     if not path.is_file():
         return []
     lines = path.read_text().split("\n")
     try:
-        found = [json.loads(line) for line in lines[:-1]]
-        return [line for line in found if line["step"] > 0]
+        return [line for line in map(json.loads, lines[:-1]) if line["step"] <= up_to_step]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise TrainingError(f"{path}: a line is not one of this log's ({error!r}); move the file away to go on") from error

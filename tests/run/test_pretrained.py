@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from ecgbyte_jax.errors import WeightsError
+from ecgbyte_jax.errors import ConfigError, WeightsError
 from ecgbyte_jax.inputs.text import train_text_tokenizer
 from ecgbyte_jax.run import train
+from ecgbyte_jax.run.build import build_model
 from ecgbyte_jax.run.pipeline import run
+from ecgbyte_jax.run.sharding import make_mesh
 
 WIDTH, HEADS, KV_HEADS, HEAD_DIM, MLP, LAYERS = 32, 4, 2, 8, 64, 2
 
@@ -70,6 +72,12 @@ def test_other_pretrained_weights_are_trained_anew(pretrained, llama, tmp_path, 
     weights.write_bytes(weights.read_bytes())
     run(pretrained, tmp_path / "w", ["prepare", "train"])
     assert len(trainings) == 2
+
+
+def test_a_prompt_longer_than_the_model_s_positions_is_refused(pretrained):
+    pretrained.prompt.max_length = 505
+    with pytest.raises(ConfigError, match=r"513 found, at most the 512 positions"):
+        build_model(pretrained, 400, make_mesh(8, 1, 1))
 
 
 def test_a_missing_folder_is_named(pretrained, tmp_path):
