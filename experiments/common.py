@@ -38,7 +38,11 @@ def get_defaults() -> ConfigDict:
 
     config.tokenizer = ConfigDict()
     config.tokenizer.num_merges = 3500
+    config.tokenizer.boundary = (
+        ""  # what no token crosses: "" nothing, as published; "record": segments' ends; "lead": leads' ends
+    )
     config.tokenizer.percentile_records = 1000  # training recordings, drawn at random, that p1 and p99 come from
+    config.tokenizer.merges_csv = False  # --stage=tokenizer also writes tokenizer/merges.csv
 
     config.prompt = ConfigDict()
     config.prompt.max_length = 1024  # tokens; longer ECGs are cut at their end

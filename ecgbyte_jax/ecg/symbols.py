@@ -14,6 +14,7 @@ ALPHABET_SIZE = 26
 _MARGIN_MV = 0.5
 _EPSILON_MV = 1e-6
 _FIT_SAMPLES = 100_000
+_CHUNK = 1 << 15  # samples quantised at a time: they stay in the cache
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,27 @@ class Quantizer:
         return cls(*(float(p) for p in np.percentile(samples, [1, 99])))
 
     def encode(self, signal: np.ndarray) -> np.ndarray:
-        """Millivolts [..., T] to symbols uint8 [..., T] in 0..25; values outside the range take the end bins."""
-        share = (_finite(signal) - self.low) / (self.high - self.low + _EPSILON_MV)
-        return np.minimum(np.floor(ALPHABET_SIZE * np.clip(share, 0.0, 1.0)), ALPHABET_SIZE - 1).astype(np.uint8)
+        """Millivolts [..., T] to symbols uint8 [..., T] in 0..25; values outside the range take the end bins.
+
+        Raises TokenizerError where a value is not finite; `count_clipped` tells how many lie outside.
+        """
+        signal = np.asarray(signal)
+        symbols = np.empty(signal.shape, np.uint8)
+        flat, out = signal.reshape(-1), symbols.reshape(-1)
+        share = np.empty(min(_CHUNK, flat.size))
+        for start in range(0, flat.size, _CHUNK):
+            some = _finite(flat[start : start + _CHUNK])
+            bins = share[: some.size]
+            np.subtract(some, self.low, out=bins)
+            bins /= self.high - self.low + _EPSILON_MV
+            bins *= ALPHABET_SIZE
+            np.clip(bins, 0, ALPHABET_SIZE - 0.5, out=bins)
+            np.copyto(out[start : start + _CHUNK], bins, casting="unsafe")  # cuts the fraction off
+        return symbols
+
+    def count_clipped(self, signal: np.ndarray) -> int:
+        """How many of the samples [..., T] in mV lie outside the range, so that `decode` does not give them back."""
+        return int(np.count_nonzero((signal < self.low) | (signal > self.high)))
 
     def decode(self, symbols: np.ndarray, *, published_inverse: bool = False) -> np.ndarray:
         """Symbols [..., T] to float64 mV [..., T]: the centres of the bins, off by half a bin at most.
@@ -80,3 +99,13 @@ def _finite(signal: np.ndarray) -> np.ndarray:
     if not np.isfinite(signal).all():
         raise TokenizerError("the signal holds values that are not finite (NaN); clean it first")
     return signal
+
+
+def check_symbols(symbols: np.ndarray) -> np.ndarray:
+    """The same array, where it holds uint8 in 0..25; raises TokenizerError that names the type or symbol found."""
+    symbols = np.asarray(symbols)
+    if symbols.dtype != np.uint8:
+        raise TokenizerError(f"symbols of type {symbols.dtype} found, uint8 wanted; quantize the signal first")
+    if symbols.size and symbols.max() >= ALPHABET_SIZE:
+        raise TokenizerError(f"symbol {symbols.max()} found, 0 to {ALPHABET_SIZE - 1} wanted")
+    return symbols

@@ -1,21 +1,39 @@
 """The ECG tokenizer: quantizer and byte pair encoding in one readable JSON file.
 
-Axes: L leads (12), T samples of a segment, S segments.
+Axes: L leads (12), T samples of a segment, S segments, n tokens.
 """
 
 import json
-from dataclasses import dataclass
+import os
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
 from ecgbyte_jax.ecg.bpe import BPE
+from ecgbyte_jax.ecg.published import read_published
 from ecgbyte_jax.ecg.records import LEADS
 from ecgbyte_jax.ecg.symbols import ALPHABET_SIZE, Quantizer
 from ecgbyte_jax.errors import TokenizerError
 
-_FORMAT, _VERSION = "ecgbyte_jax.ecg_tokenizer", 1
-_FIELDS = {"format", "version", "percentile_1_mv", "percentile_99_mv", "merges"}
+_FORMAT, _VERSION = "ecgbyte_jax.ecg_tokenizer", 2
+_FIELDS = {"format", "version", "percentile_1_mv", "percentile_99_mv", "training"}
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a tokenizer was trained on, and how.
+
+    num_merges: asked for; boundary: what no token crosses ("": nothing is, "record", "lead"); segments, symbols: of the
+    corpus; clipped: its samples outside the quantizer's range; corpus_sha256: of the symbols, one byte each.
+    """
+
+    num_merges: int
+    boundary: str
+    segments: int
+    symbols: int
+    clipped: int
+    corpus_sha256: str
 
 
 @dataclass(frozen=True)
@@ -24,16 +42,25 @@ class ECGTokenizer:
 
     quantizer: Quantizer
     bpe: BPE
+    training: Training | None = None
 
-    def encode(self, signal: np.ndarray) -> np.ndarray:
-        """A clean segment [12, T] in mV to int32 ids [n]."""
-        return self.encode_batch(np.asarray(signal)[None])[0]
+    def encode(self, signal: np.ndarray, *, return_offsets: bool = False) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """A clean segment [12, T] in mV to int32 ids [n].
 
-    def encode_batch(self, segments: np.ndarray) -> list[np.ndarray]:
-        """Clean segments [S, 12, T] in mV to S arrays of int32 ids."""
+        `return_offsets` gives (ids, offsets), int32 [n]: where each token starts in the flattened segment, lead l and sample
+        t at l * T + t.
+        """
+        encoded = self.encode_batch(np.asarray(signal)[None], return_offsets=return_offsets)
+        return (encoded[0][0], encoded[1][0]) if return_offsets else encoded[0]
+
+    def encode_batch(
+        self, segments: np.ndarray, *, return_offsets: bool = False
+    ) -> list[np.ndarray] | tuple[list[np.ndarray], list[np.ndarray]]:
+        """Clean segments [S, 12, T] in mV to S arrays of int32 ids; with offsets, (ids, offsets), S arrays each."""
         if segments.ndim != 3 or segments.shape[1] != len(LEADS):
             raise TokenizerError(f"segments of shape {segments.shape} found, [segments, {len(LEADS)}, samples] wanted")
-        return self.bpe.encode_batch(self.quantizer.encode(segments).reshape(len(segments), -1))
+        symbols = self.quantizer.encode(segments)
+        return self.bpe.encode_batch(symbols.reshape(len(segments), -1), return_offsets=return_offsets)
 
     def decode(self, ids: np.ndarray) -> np.ndarray:
         """Ids [n] to float64 mV [12, T], each sample at the centre of its bin.
@@ -46,55 +73,97 @@ class ECGTokenizer:
         return self.quantizer.decode(symbols.reshape(len(LEADS), -1))
 
     def save(self, path: str | Path) -> None:
-        """Writes the JSON file; the same tokenizer gives the same bytes."""
+        """Writes the JSON file, whole or not at all; the same tokenizer gives the same bytes."""
         head = {
             "format": _FORMAT,
             "version": _VERSION,
             "percentile_1_mv": self.quantizer.percentile_1,
             "percentile_99_mv": self.quantizer.percentile_99,
+            "training": asdict(self.training) if self.training else None,
         }
-        rows = [f"[{left}, {right}, {n}]" for (left, right), n in zip(self.bpe.merges, self.bpe.counts)]
-        text = json.dumps(head, indent=1)[:-2] + ',\n "merges": [\n  ' + ",\n  ".join(rows) + "\n ]\n}\n"
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(text)
+        if self.bpe.merges is None:
+            name, rows = "tokens", [f'"{spell(token)}"' for token in self.bpe.tokens[ALPHABET_SIZE:]]
+        else:
+            merges = zip(self.bpe.merges.tolist(), self.bpe.counts.tolist())
+            name, rows = "merges", [f"[{left}, {right}, {count}]" for (left, right), count in merges]
+        text = json.dumps(head, indent=1)[:-2] + f',\n "{name}": [\n  ' + ",\n  ".join(rows) + "\n ]\n}\n"
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
 
     @classmethod
     def load(cls, path: str | Path) -> "ECGTokenizer":
         """Reads what `save` wrote; raises TokenizerError, naming file and field, for anything else."""
         try:
-            found = json.loads(Path(path).read_text())
+            found = json.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise TokenizerError(f"{path}: no such file; `--stage=prepare` makes it") from error
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise TokenizerError(f"{path}: cannot be read: {error.strerror}") from error
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise TokenizerError(f"{path}: not readable as JSON, or truncated: {error}") from error
         if not isinstance(found, dict) or found.get("format") != _FORMAT:
             raise TokenizerError(f"{path}: field 'format' is not '{_FORMAT}', so this is no ECG tokenizer")
         if found.get("version") != _VERSION:
-            raise TokenizerError(f"{path}: version {found.get('version')} found, {_VERSION} wanted; update ecgbyte_jax")
-        if set(found) != _FIELDS:
-            raise TokenizerError(f"{path}: fields {sorted(found)} found, {sorted(_FIELDS)} wanted")
-        return cls(_quantizer(found, path), _bpe(found["merges"], path))
+            raise TokenizerError(
+                f"{path}: version {found.get('version')} found, {_VERSION} wanted; a newer file needs a newer ecgbyte_jax, "
+                "an older one is made again by `--stage=prepare`"
+            )
+        if set(found) not in (_FIELDS | {"merges"}, _FIELDS | {"tokens"}):
+            raise TokenizerError(f"{path}: fields {sorted(found)} found, {sorted(_FIELDS)} and 'merges' or 'tokens' wanted")
+        try:
+            bpe = _read_merges(found["merges"]) if "merges" in found else _read_tokens(found["tokens"])
+            return cls(_read_quantizer(found), bpe, _read_training(found["training"]))
+        except TokenizerError as error:
+            raise TokenizerError(f"{path}: {error}") from error
+
+    @classmethod
+    def from_published(cls, pickle_path: str | Path, percentile_1: float, percentile_99: float) -> "ECGTokenizer":
+        """A tokenizer as ECG-Byte publishes it, with the percentiles (mV) that belong to it; its merges are not known.
+
+        Nothing in the pickle is run; raises TokenizerError as `read_published`. `published_id` and `compact_id` map ids.
+        """
+        return cls(Quantizer(percentile_1, percentile_99), BPE(read_published(pickle_path)))
 
 
-def _quantizer(found: dict, path: str | Path) -> Quantizer:
+def spell(token: np.ndarray) -> str:
+    """A token's symbols uint8 [n] as letters."""
+    return (np.asarray(token, np.uint8) + np.uint8(ord("a"))).tobytes().decode("ascii")
+
+
+def _read_quantizer(found: dict) -> Quantizer:
     percentiles = found["percentile_1_mv"], found["percentile_99_mv"]
-    if not all(isinstance(p, float) and np.isfinite(p) for p in percentiles):
-        raise TokenizerError(f"{path}: percentiles {percentiles} found, two numbers in mV wanted")
-    return Quantizer(*percentiles)
+    if not all(type(p) in (int, float) and np.isfinite(p) for p in percentiles):
+        raise TokenizerError(f"percentiles {percentiles} found, two numbers in mV wanted")
+    return Quantizer(*map(float, percentiles))
 
 
-def _bpe(rows: list, path: str | Path) -> BPE:
-    try:
-        table = np.array(rows, np.int64).reshape(-1, 3) if rows else np.empty((0, 3), np.int64)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise TokenizerError(f"{path}: field 'merges' holds a row that is not [left, right, count]: {error}") from error
-    try:
-        return BPE(table[:, :2], table[:, 2])
-    except TokenizerError as error:
-        raise TokenizerError(f"{path}: field 'merges': {error}") from error
+def _read_training(found: object) -> Training | None:
+    if found is None:
+        return None
+    types = {field.name: field.type for field in fields(Training)}
+    if not isinstance(found, dict) or {name: type(value) for name, value in found.items()} != types:
+        raise TokenizerError(f"field 'training' is {found}, {', '.join(types)} wanted")
+    return Training(**found)
 
 
-def published_id(ids: np.ndarray) -> np.ndarray:
-    """The published ids of compact ones: 97 + letter ('a' is 97), 256 + merge."""
-    ids = np.asarray(ids)
-    return np.where(ids < ALPHABET_SIZE, ids + ord("a"), ids - ALPHABET_SIZE + 256)
+def _read_merges(rows: object) -> BPE:
+    if not isinstance(rows, list):
+        raise TokenizerError(f"field 'merges' is {rows!r:.40}, a list wanted")
+    for row in rows:
+        if not (isinstance(row, list) and len(row) == 3 and all(type(value) is int and 0 <= value < 1 << 62 for value in row)):
+            raise TokenizerError(f"field 'merges' holds {row!r:.40}, [left, right, count] wanted")
+    table = np.array(rows, np.int64).reshape(-1, 3)
+    return BPE.of_merges(table[:, :2], table[:, 2])
+
+
+def _read_tokens(rows: object) -> BPE:
+    if not isinstance(rows, list):
+        raise TokenizerError(f"field 'tokens' is {rows!r:.40}, a list wanted")
+    for row in rows:
+        if not (isinstance(row, str) and row and set(row) <= set("abcdefghijklmnopqrstuvwxyz")):
+            raise TokenizerError(f"field 'tokens' holds {row!r:.40}, a string of the letters a to z wanted")
+    letters = [chr(ord("a") + letter) for letter in range(ALPHABET_SIZE)]
+    return BPE([np.frombuffer(row.encode("ascii"), np.uint8) - np.uint8(ord("a")) for row in letters + rows])

@@ -7,7 +7,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from ecgbyte_jax.ecg.tokenizer import published_id
+from ecgbyte_jax.ecg.published import published_id
 from ecgbyte_jax.errors import TokenizerError
 
 SIG_START, SIG_END, PAD = "<sig_start>", "<sig_end>", "<pad>"

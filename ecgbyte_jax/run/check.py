@@ -48,6 +48,7 @@ _RULES: dict[str, _Rule] = {
     "signal.wavelet": (lambda name: name in pywt.wavelist(kind="discrete"), "a discrete wavelet of PyWavelets"),
     "signal.wavelet_level": _between(1, 10),
     "tokenizer.num_merges": _between(1, 20_000),
+    "tokenizer.boundary": _one_of("", "record", "lead"),
     "tokenizer.percentile_records": _at_least(1),
     "prompt.max_length": _at_least(8),
     "prompt.text_vocab_size": _at_least(260),  # bytes and special tokens

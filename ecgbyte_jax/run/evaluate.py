@@ -18,7 +18,7 @@ from ecgbyte_jax.model.generate import generate
 from ecgbyte_jax.run import prepare, stages, train
 from ecgbyte_jax.run.build import build_model
 from ecgbyte_jax.run.checkpoint import Checkpoints
-from ecgbyte_jax.run.logbook import banner, console, progress, score_table
+from ecgbyte_jax.run.logbook import banner, console, number_table, progress
 from ecgbyte_jax.run.metrics import score
 from ecgbyte_jax.run.optim import make_optimizer
 from ecgbyte_jax.run.sharding import check_batch_size, make_mesh, put_batch
@@ -159,7 +159,11 @@ def _show(workdir: Path) -> None:
     """The table of scores, and where everything lies."""
     results = json.loads((workdir / "eval" / "results.json").read_text())
     found = "{split}: {sequences} sequences of {patients} patients, checkpoint {checkpoint_step}, in %".format(**results)
-    score_table(found, results["scores"])
+    percent = {
+        system: {name.replace("_", " "): 100 * value for name, value in scores.items()}
+        for system, scores in results["scores"].items()
+    }
+    number_table(found, "", percent, ".1f")
     names = (
         "eval/results.json",
         "eval/generations.jsonl",

@@ -45,15 +45,15 @@ def banner(title: str, rows: dict[str, object]) -> None:
         console.print(f"  {name:<22} {value}", markup=False)
 
 
-def score_table(title: str, rows: dict[str, dict[str, float]]) -> None:
-    """One line a system, one column a score, in percent."""
+def number_table(title: str, corner: str, rows: dict[str, dict[str, float]], form: str) -> None:
+    """One line a row, one column a name, every number in the given form."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("")
+    table.add_column(corner)
     names = list(next(iter(rows.values())))
     for name in names:
-        table.add_column(name.replace("_", " "), justify="right")
-    for system, scores in rows.items():
-        table.add_row(system, *(f"{100 * scores[name]:.1f}" for name in names))
+        table.add_column(name, justify="right")
+    for row, numbers in rows.items():
+        table.add_row(row, *(format(numbers[name], form) for name in names))
     console.print(table)
 
 

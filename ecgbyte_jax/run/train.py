@@ -28,6 +28,7 @@ from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.run import prepare, stages
 from ecgbyte_jax.run.build import Parts, build_model, count
 from ecgbyte_jax.run.checkpoint import Checkpoints
+from ecgbyte_jax.run.corpus import Paths
 from ecgbyte_jax.run.logbook import MetricsLog, banner, console, progress
 from ecgbyte_jax.run.optim import make_optimizer
 from ecgbyte_jax.run.sharding import check_batch_size, make_mesh, make_sharded, put_batch
@@ -55,7 +56,7 @@ def settings(config: ConfigDict) -> dict:
 
 def describe(config: ConfigDict, workdir: Path) -> stages.Stage:
     """The stage on what `prepare` left here; raises ConfigError where that has not finished or was run otherwise."""
-    marker = prepare.Paths.of(config, workdir).marker
+    marker = Paths.of(config, workdir).marker
     prepared = stages.Stage.on_disk("prepare", marker, prepare.settings(config)).require()
     pretrained = Path(config.model.pretrained)
     files = [file for ending in ("config.json", "*.safetensors", "*.msgpack") for file in sorted(pretrained.glob(ending))]

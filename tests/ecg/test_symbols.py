@@ -63,3 +63,18 @@ def test_nan_is_not_quantized():
 def test_percentiles_in_the_wrong_order_are_refused():
     with pytest.raises(TokenizerError, match=r"1\.0 and -1\.0 mV"):
         Quantizer(1.0, -1.0)
+
+
+def test_long_signals_are_quantized_as_short_ones(rng):
+    quantizer, signal = Quantizer(-1.0, 1.0), rng.normal(size=(3, 30_000))
+    whole = quantizer.encode(signal)
+    for start in range(0, 30_000, 7000):
+        np.testing.assert_array_equal(whole[:, start : start + 7000], quantizer.encode(signal[:, start : start + 7000]))
+    signal[2, 29_999] = np.nan
+    with pytest.raises(TokenizerError, match="not finite"):
+        quantizer.encode(signal)
+
+
+def test_clipped_samples_are_counted():
+    quantizer = Quantizer(-0.5, 0.5)  # -1 to 1 mV
+    assert quantizer.count_clipped(np.array([[-1.1, -1.0, 0.0], [1.0, 1.2, 7.0]])) == 3

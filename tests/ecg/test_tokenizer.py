@@ -2,10 +2,12 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ecgbyte_jax.ecg.bpe import BPE
 from ecgbyte_jax.ecg.symbols import Quantizer
-from ecgbyte_jax.ecg.tokenizer import ECGTokenizer, published_id
+from ecgbyte_jax.ecg.tokenizer import ECGTokenizer, Training, spell
 from ecgbyte_jax.errors import TokenizerError
 
 
@@ -18,7 +20,8 @@ def signal(rng) -> np.ndarray:
 @pytest.fixture
 def tokenizer(signal) -> ECGTokenizer:
     quantizer = Quantizer(-0.5, 0.5)
-    return ECGTokenizer(quantizer, BPE.train(quantizer.encode(signal), 40))
+    training = Training(num_merges=40, boundary="", segments=1, symbols=1200, clipped=0, corpus_sha256="ab" * 32)
+    return ECGTokenizer(quantizer, BPE.train(quantizer.encode(signal), 40), training)
 
 
 def test_decoding_gives_every_sample_back_within_half_a_bin(tokenizer, signal):
@@ -33,6 +36,7 @@ def test_saving_and_loading_gives_the_same_tokenizer_and_bytes(tokenizer, signal
     loaded.save(tmp_path / "b.json")
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     np.testing.assert_array_equal(loaded.encode(signal), tokenizer.encode(signal))
+    assert loaded.training == tokenizer.training and loaded.quantizer == tokenizer.quantizer
 
 
 def test_segments_are_encoded_one_by_one(tokenizer, signal):
@@ -50,19 +54,47 @@ def test_ids_of_broken_leads_are_refused(tokenizer):
         tokenizer.decode(np.zeros(13, np.int32))
 
 
-def test_published_ids():
-    assert published_id(np.array([0, 25, 26, 27])).tolist() == [97, 122, 256, 257]
+def test_offsets_are_places_in_the_flattened_leads(tokenizer, signal):
+    ids, offsets = tokenizer.encode(signal, return_offsets=True)
+    symbols = tokenizer.quantizer.encode(signal).ravel()
+    for id, start in zip(ids, offsets):
+        token = tokenizer.bpe.token(id)
+        np.testing.assert_array_equal(symbols[start : start + len(token)], token)
+    batch = tokenizer.encode_batch(np.stack([signal, -signal]), return_offsets=True)
+    np.testing.assert_array_equal(batch[0][0], ids)
+    np.testing.assert_array_equal(batch[1][0], offsets)
+
+
+def test_a_signal_with_nan_is_refused(tokenizer, signal):
+    signal[3, 5] = np.nan
+    with pytest.raises(TokenizerError, match="not finite"):
+        tokenizer.encode(signal)
+
+
+def test_spelling():
+    assert spell(np.array([0, 25, 1])) == "azb"
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"version": 2}, "version 2 found"),
+        ({"version": 3}, "version 3 found, 2 wanted; a newer file needs a newer ecgbyte_jax"),
+        ({"version": 1}, "version 1 found, 2 wanted.*an older one is made again"),
         ({"format": "other"}, "no ECG tokenizer"),
         ({"percentile_1_mv": None}, "percentiles"),
         ({"percentile_1_mv": "0.1"}, "percentiles"),
+        ({"percentile_1_mv": True}, "percentiles"),
+        ({"percentile_1_mv": 1e999}, "percentiles"),
+        ({"percentile_1_mv": 9.5}, "percentiles 9.5 and 0.5 mV found"),
         ({"merges": [[0, 1]]}, "merges"),
         ({"merges": [[0, 99, 1]]}, "merge 0 joins 0 and 99"),
+        ({"merges": [[0, 1.5, 1]]}, r"'merges' holds \[0, 1.5, 1\]"),
+        ({"merges": [[0, True, 1]]}, "'merges' holds"),
+        ({"merges": [[0, 1, -2]]}, "'merges' holds"),
+        ({"merges": [[0, 1, 1 << 70]]}, "'merges' holds"),
+        ({"tokens": ["aa"]}, "fields .*'merges' or 'tokens' wanted"),
+        ({"training": {"num_merges": 40}}, "field 'training' is"),
+        ({"training": []}, "field 'training' is"),
         ({"merges": "abc"}, "merges"),
         ({"extra": 1}, "extra"),
     ],
@@ -84,3 +116,39 @@ def test_truncated_and_missing_files_are_refused(tokenizer, tmp_path):
         ECGTokenizer.load(path)
     with pytest.raises(TokenizerError, match="no such file"):
         ECGTokenizer.load(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("rows", [["aa", ""], ["aA"], [1], "aa", {"a": 1}])
+def test_damaged_token_strings_are_refused(tokenizer, tmp_path, rows):
+    path = tmp_path / "t.json"
+    ECGTokenizer(tokenizer.quantizer, BPE(tokenizer.bpe.tokens)).save(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokens": rows}))
+    with pytest.raises(TokenizerError, match=r"t\.json: field 'tokens'"):
+        ECGTokenizer.load(path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "", "\x00", "[]", "NaN"])
+def test_other_files_are_refused(tmp_path, text):
+    (tmp_path / "t.json").write_text(text)
+    with pytest.raises(TokenizerError, match=r"t\.json"):
+        ECGTokenizer.load(tmp_path / "t.json")
+
+
+def test_a_folder_is_refused(tmp_path):
+    with pytest.raises(TokenizerError, match="cannot be read: Is a directory"):
+        ECGTokenizer.load(tmp_path)
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_damaged_bytes_give_a_typed_error_or_a_tokenizer(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("damaged") / "t.json"
+    ECGTokenizer(Quantizer(-0.5, 0.5), BPE.train(np.arange(20, dtype=np.uint8) // 3, 5)).save(path)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    try:
+        assert ECGTokenizer.load(path).bpe.vocab_size >= 26
+    except TokenizerError as error:
+        assert "t.json" in str(error)

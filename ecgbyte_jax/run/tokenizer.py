@@ -1,0 +1,156 @@
+"""Stage `tokenizer`: trains the ECG tokenizer alone and tells how well it compresses and how exactly it restores.
+
+`prepare` makes the same tokenizer on its way to the shards; this stage is for looking at it.
+Axes: S segments of a recording, L leads (12), T samples of a segment.
+"""
+
+import csv
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from ecgbyte_jax.ecg.bpe import BPE
+from ecgbyte_jax.ecg.published import published_id
+from ecgbyte_jax.ecg.records import LEADS
+from ecgbyte_jax.ecg.symbols import ALPHABET_SIZE
+from ecgbyte_jax.ecg.tokenizer import ECGTokenizer, spell
+from ecgbyte_jax.run import quantize, stages
+from ecgbyte_jax.run.corpus import Corpus, Paths, digest, open_corpus
+from ecgbyte_jax.run.logbook import banner, console, number_table, progress
+
+_VERSION = 1  # of this stage's outputs
+_MERGES = (100, 500, 1000, 2000, 3500)
+_SEGMENTS = 2000  # of each side, drawn at random, that compression is measured on
+_SIDES = ("training", "unseen")
+
+
+def tokenizer(config: ConfigDict, workdir: Path) -> None:
+    """Runs the stage where it is not done, and prints its report either way.
+
+    Writes tokenizer/ecg_tokenizer.json, tokenizer/report.json and, with `tokenizer.merges_csv`, tokenizer/merges.csv.
+    """
+    paths = Paths.of(config, workdir)
+    folder = paths.ecg_tokenizer.parent
+    corpus = open_corpus(config, paths)
+    settings = quantize.settings(config) | {"report_version": _VERSION, "merges_csv": config.tokenizer.merges_csv}
+    stage = stages.Stage("tokenizer", folder / "stage.json", settings, digest(corpus, paths.root))
+    report = folder / "report.json"
+    if stage.finished():
+        console.print("tokenizer: settings and inputs have not changed, nothing to do")
+    else:
+        stage.begin()
+        _run(config, paths, corpus, report)
+        csvs = [folder / "merges.csv"] if config.tokenizer.merges_csv else []
+        stage.finish([paths.ecg_tokenizer, report, *csvs])
+    _show(json.loads(report.read_text(encoding="utf-8")), paths)
+
+
+def _run(config: ConfigDict, paths: Paths, corpus: Corpus, report: Path) -> None:
+    corpus.set_aside([])  # writes and checks what was set aside in reading
+    train = set(corpus.records("train"))
+    errors = {side: _Errors() for side in _SIDES}
+    start = time.perf_counter()
+    quantizer = quantize.fit_quantizer(config, corpus)
+
+    def watch(record: Path, segments: np.ndarray, symbols: np.ndarray) -> None:
+        errors[_side(record, train)].add(segments, quantizer.decode(symbols))
+
+    signals = quantize.quantize(config, corpus, quantizer, watch)
+    quantized = time.perf_counter()
+    trained = quantize.train_tokenizer(config, corpus, signals)
+    trained.save(paths.ecg_tokenizer)
+    rows = {"clean and quantize": f"{quantized - start:.1f} s", "BPE": f"{time.perf_counter() - quantized:.1f} s"}
+    found = {
+        "samples clipped": signals.clipped_samples(),
+        "merges": quantize.merges_made(trained),
+        "symbols a token": _compression(trained.bpe, _draw(signals, train, config.seed)),
+        "error in mV": {side: errors[side].by_lead() for side in _SIDES if errors[side].samples},
+    }
+    stages.write_atomically(report, json.dumps(found, indent=1))
+    if config.tokenizer.merges_csv:
+        _write_merges(trained, report.with_name("merges.csv"))
+    # In the terminal alone: the same command twice gives the same files.
+    banner("took", rows | {"peak memory": f"{_peak_memory_gb():.2f} GB"})
+
+
+def _side(record: Path, train: set[Path]) -> str:
+    return "training" if record in train else "unseen"
+
+
+class _Errors:
+    """Worst and mean absolute error of restored signals, lead by lead."""
+
+    def __init__(self):
+        self.worst, self.total, self.samples = np.zeros(len(LEADS)), np.zeros(len(LEADS)), 0
+
+    def add(self, segments: np.ndarray, restored: np.ndarray) -> None:
+        """Both [S, 12, T] in mV."""
+        error = np.abs(restored - segments)
+        self.worst = np.maximum(self.worst, error.max(axis=(0, 2)))
+        self.total += error.sum(axis=(0, 2))
+        self.samples += error[:, 0].size
+
+    def by_lead(self) -> dict[str, dict[str, float]]:
+        """{lead: {"worst", "mean"}} in mV."""
+        pairs = zip(self.worst.tolist(), (self.total / self.samples).tolist())
+        return {lead: {"worst": worst, "mean": mean} for lead, (worst, mean) in zip(LEADS, pairs)}
+
+
+def _draw(signals: quantize.Signals, train: set[Path], seed: int) -> dict[str, np.ndarray]:
+    """Segments of each side, flattened, uint8 [S, 12 T]."""
+    rng = np.random.default_rng(seed)
+    sides = {}
+    for side in _SIDES:
+        found = [symbols for record, symbols in signals.symbols.items() if _side(record, train) == side and len(symbols)]
+        if found:
+            segments = np.concatenate(found)
+            drawn = np.sort(rng.choice(len(segments), min(_SEGMENTS, len(segments)), replace=False))
+            sides[side] = segments[drawn].reshape(len(drawn), -1)
+    return sides
+
+
+def _compression(bpe: BPE, sides: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """{number of merges: {side: symbols a token}}."""
+    made = len(bpe.merges)
+    levels = [*(merges for merges in _MERGES if merges < made), made]
+    found = {}
+    with progress("compression", len(levels)) as report:
+        for done, merges in enumerate(levels, start=1):
+            shorter = BPE.of_merges(bpe.merges[:merges], bpe.counts[:merges])
+            found[str(merges)] = {
+                side: symbols.size / sum(map(len, shorter.encode_batch(symbols))) for side, symbols in sides.items()
+            }
+            report(done)
+    return found
+
+
+def _write_merges(tokenizer: ECGTokenizer, path: Path) -> None:
+    """One line a merge, with the ids of this project and the published one."""
+    bpe = tokenizer.bpe
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "published_id", "left", "right", "count", "length", "symbols"])
+        for id, ((left, right), count) in enumerate(zip(bpe.merges.tolist(), bpe.counts.tolist()), start=ALPHABET_SIZE):
+            token = bpe.token(id)
+            writer.writerow([id, published_id(np.array(id)), left, right, count, len(token), spell(token)])
+
+
+def _show(found: dict, paths: Paths) -> None:
+    banner("tokenizer", {name: found[name] for name in ("merges", "samples clipped")} | {"file": paths.ecg_tokenizer})
+    number_table("symbols a token", "merges", found["symbols a token"], ".2f")
+    errors = found["error in mV"]
+    rows = {
+        lead: {f"{side}, {kind}": errors[side][lead][kind] for side in errors for kind in ("mean", "worst")} for lead in LEADS
+    }
+    number_table("error of the restored signal in mV", "lead", rows, ".3f")
+
+
+def _peak_memory_gb() -> float:
+    """Of this process since its start."""
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
