@@ -14,7 +14,9 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment, with its argument: experiments/ptb.py:tiny", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything that the run makes goes; runs/<experiment> if not given.")
-_STAGES = flags.DEFINE_list("stage", ["prepare", "train", "eval"], "What to run, in this order.")
+_STAGES = flags.DEFINE_list(
+    "stage", ["prepare", "train", "eval"], "What to run of tokenizer, prepare, train, eval, in this order."
+)
 
 
 def main(argv: list[str]) -> None:

@@ -72,8 +72,9 @@ class BPE:
         `progress` is called with the number of merges made and the share of the work done. Where no pair is left it stops
         early and warns.
 
-        Memory: 1 byte a symbol, then about 2, beside 8 (27 + M)^2 bytes of counts. Raises TokenizerError for other symbols,
-        an empty corpus, another boundary, and fewer than 1 or more than 65,509 merges.
+        Memory: about 2 bytes a symbol at the most, beside 8 (27 + M)^2 bytes of counts and what the system keeps of a
+        memory-mapped file. Raises TokenizerError for other symbols, an empty corpus, another boundary, and fewer than 1 or
+        more than 65,509 merges.
         """
         if not 1 <= num_merges <= MAX_MERGES:
             raise TokenizerError(f"num_merges {num_merges} found, 1 to {MAX_MERGES} wanted, so that ids fit into 16 bits")
