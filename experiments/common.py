@@ -12,35 +12,50 @@ def get_defaults() -> ConfigDict:
     config.seed = 0
 
     config.data = ConfigDict()
-    config.data.corpus = "ptbxl"  # "ptbxl": reports; "ecg_qa": ECG-QA's questions on PTB-XL
-    config.data.root = "data/ptbxl"  # folder with ptbxl_database.csv
+    config.data.corpus = "ptbxl"  # "ptbxl", "mimic": reports; "ecg_qa", "ecg_qa_mimic": ECG-QA; "ecg_chat"; "own": a table
+    config.data.root = "data/ptbxl"  # folder of the recordings: with ptbxl_database.csv, record_list.csv, or your own
     config.data.sample_rate = 500  # Hz; 500 or 100, which of PTB-XL's two sets is read
     config.data.ecgqa_root = ""  # ECG-QA's folder; "" is the folder ecgqa beside data.root
-    config.data.question = "Could you please help me explain my ECG?"  # ptbxl: asked of every recording
-    config.data.question_types = ("single-verify", "single-choose", "single-query")  # ecg_qa
+    config.data.question = "Could you please help me explain my ECG?"  # ptbxl, mimic: asked of every recording
+    config.data.translations = ""  # ptbxl: CSV file with ecg_id and report, whose reports take the place of the German ones
+    config.data.conversations = ""  # ecg_chat: its JSON file; "" is pretrain_mimic.json in data.root
+    config.data.table = ""  # own: CSV or JSONL file with record, question, answer, patient, and maybe split and id
+    config.data.published_split = False  # ECG-Byte's own: PTB-XL's folds 1-7, 8, 9-10; else 70/12/18% whoever the patient
+    config.data.question_types = ("single-verify", "single-choose", "single-query")  # ecg_qa; () takes all
     config.data.wording = "template"  # ecg_qa: "template" or "paraphrased"
-    config.data.split = "official"  # ecg_qa: "official", or "folds" of PTB-XL (1-8, 9, 10), both by patient
+    config.data.split = "official"  # ecg_qa: "official", or "folds": the recordings' (PTB-XL's 1-8, 9, 10); by patient
     config.data.synthetic_records = 0  # > 0: so many recordings and their questions are made in the work directory
     config.data.max_segments = 0  # segments taken from each recording, from its start; 0: all
     config.data.max_bad_fraction = 0.05  # the stage fails if a larger share of the examples is set aside
     config.data.sequences_per_file = 20_000
 
     config.signal = ConfigDict()
-    config.signal.target_rate = 250.0  # Hz
+    config.signal.target_rate = 250.0  # Hz; 0 keeps each recording's own
     config.signal.segment_length = 500  # samples: 2 s
-    config.signal.notches = (50.0, 60.0)  # Hz
+    config.signal.notches = (50.0, 60.0)  # Hz; () leaves the step out
     config.signal.notch_quality = 30.0
-    config.signal.band = (0.5, 100.0)  # Hz
-    config.signal.highpass = 0.05  # Hz
+    config.signal.band = (0.5, 100.0)  # Hz; () leaves the step out
+    config.signal.highpass = 0.05  # Hz; 0 leaves the step out
     config.signal.order = 4
-    config.signal.wavelet = "db6"
+    config.signal.wavelet = "db6"  # "" leaves the step out
     config.signal.wavelet_level = 4
+    config.signal.max_amplitude = 20.0  # mV; a recording beyond it is set aside; 0 takes all
+
+    config.prepare = ConfigDict()
+    config.prepare.workers = 1  # processes on this machine; more than 1 need the extra `cluster`
+    config.prepare.scheduler = ""  # tcp://host:8786: a Dask scheduler whose workers see the same files
+    config.prepare.task_records = 256  # recordings of one task; the result does not depend on it
+    config.prepare.cache = ""  # folder of cleaned symbols, which several runs may share; "" is cache/ in the work directory
 
     config.tokenizer = ConfigDict()
+    config.tokenizer.file = ""  # an ecg_tokenizer.json to be used as it is; "": one is trained
     config.tokenizer.num_merges = 3500
     config.tokenizer.boundary = (
         ""  # what no token crosses: "" nothing, as published; "record": segments' ends; "lead": leads' ends
     )
+    config.tokenizer.sampling = "all"  # training recordings that BPE sees: "all"; "random"; "stratified" over morphologies
+    config.tokenizer.sample_records = 10_000  # so many of them, where not all; each takes up to 100 KB of memory
+    config.tokenizer.max_clusters = 100  # stratified: 2 to so many clusters are tried; needs the extra `sampling`
     config.tokenizer.percentile_records = 1000  # training recordings, drawn at random, that p1 and p99 come from
     config.tokenizer.merges_csv = False  # --stage=tokenizer also writes tokenizer/merges.csv
 

@@ -1,43 +1,42 @@
-"""ECG-QA (Oh et al. 2023) on PTB-XL: questions about single recordings."""
+"""ECG-QA (Oh et al. 2023): questions about recordings of PTB-XL or MIMIC-IV-ECG, single ones and two that are compared."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ecgbyte_jax.corpora.example import SPLITS, Example, Rejected
-from ecgbyte_jax.corpora.ptbxl import read_database
+from ecgbyte_jax.corpora.example import SPLITS, Example, Recording, Rejected
 from ecgbyte_jax.errors import CorpusError, ExampleError
 
 _FIELDS = {"question_type", "question", "answer", "ecg_id", "sample_id"}
+_META = ("question_type", "template_id", "attribute_type")
 _WHERE_TO_GET = (
     "ECG-QA (CC BY 4.0) is the folder 'ecgqa' of https://github.com/Jwoo5/ecg-qa; set --config.data.ecgqa_root to it"
 )
 
 
 def read_questions(
-    root: Path, ptbxl_root: Path, sample_rate: int, wording: str, question_types: tuple[str, ...], split: str
+    folder: Path, recordings: Mapping[str, Recording | Rejected], wording: str, question_types: tuple[str, ...], split: str
 ) -> Iterator[Example | Rejected]:
-    """The questions of the given types, in the order of the files.
+    """The questions of the given types (none given: of all), in the order of the files.
 
-    wording: "template" or "paraphrased"; split: "official" takes ECG-QA's own, "folds" the folds of PTB-XL (1-8
-    train, 9 valid, 10 test). Several answers are joined by one space, as published. Raises CorpusError where a folder
-    is missing or a setting unknown.
+    folder: ECG-QA's `ptbxl` or `mimic-iv-ecg`; recordings: by ecg_id (PTB-XL's ecg_id, MIMIC's study_id); wording: "template"
+    or "paraphrased"; split: "official" takes ECG-QA's own, "folds" that of the recordings. Several answers are joined by one
+    space, as published. Raises CorpusError where a folder is missing or a setting unknown.
     """
-    folder = root / "ptbxl" / wording
     if wording not in ("template", "paraphrased") or split not in ("official", "folds"):
         raise CorpusError(
             f"data.wording {wording!r} and data.split {split!r} found; template or paraphrased, official or folds wanted"
         )
-    if not folder.is_dir():
-        raise CorpusError(f"data.ecgqa_root: no folder '{folder}'. {_WHERE_TO_GET}")
-    recordings = dict(read_database(ptbxl_root, sample_rate))
+    if not (folder / wording).is_dir():
+        raise CorpusError(f"data.ecgqa_root: no folder '{folder / wording}'. {_WHERE_TO_GET}")
     for official in SPLITS:
-        for path in sorted((folder / official).glob("*.json")):
+        for path in sorted((folder / wording / official).glob("*.json")):
             for index, row in enumerate(_rows(path)):
+                id = f"{path.parent.name}/{path.stem}/{index}"
                 if isinstance(row, Rejected):
                     yield row
-                elif not isinstance(row, dict) or row.get("question_type") in (None, *question_types):
-                    yield _example(row, path, index, recordings, official if split == "official" else None)
+                elif not isinstance(row, dict) or not question_types or row.get("question_type") in (None, *question_types):
+                    yield _example(id, row, path, index, recordings, official if split == "official" else None)
 
 
 def _rows(path: Path) -> list:
@@ -52,22 +51,37 @@ def _rows(path: Path) -> list:
     )
 
 
-def _example(row: object, path: Path, index: int, recordings: dict, split: str | None) -> Example | Rejected:
-    """One question; `split` None takes the recording's own."""
-    id = f"{path.parent.name}/{path.stem}/{index}"
-    if not isinstance(row, dict) or not set(row) >= _FIELDS:
-        return Rejected(id, str(path), f"entry {index}: an object with the fields {sorted(_FIELDS)} wanted")
-    ecg_ids, answers, question = row["ecg_id"], row["answer"], row["question"]
-    if not (isinstance(ecg_ids, list) and len(ecg_ids) == 1):
-        return Rejected(id, str(path), f"entry {index}: ecg_id {ecg_ids!r} found, a list of one id wanted")
-    if not (isinstance(question, str) and isinstance(answers, list) and all(isinstance(a, str) for a in answers)):
-        return Rejected(id, str(path), f"entry {index}: question and answers are not texts")
-    found = recordings.get(str(ecg_ids[0]))
-    if found is None:
-        return Rejected(id, str(path), f"entry {index}: ecg_id {ecg_ids[0]} is not in PTB-XL's database")
-    if isinstance(found, Rejected):
-        return Rejected(id, found.file, found.reason)
+def _example(
+    id: str, row: object, path: Path, index: int, recordings: Mapping[str, Recording | Rejected], split: str | None
+) -> Example | Rejected:
+    """One question; `split` None takes the recordings' own."""
     try:
-        return Example(id, found.patient, split or found.split, found.record, question, " ".join(answers))
+        ecg_ids, question, answer = _read_row(row)
+        found = [recordings.get(str(ecg_id)) for ecg_id in ecg_ids]
+        unknown = [ecg_id for ecg_id, recording in zip(ecg_ids, found) if recording is None]
+        if unknown:
+            raise ExampleError(f"ecg_id {unknown[0]} is not in the database of recordings")
+        bad = next((recording for recording in found if isinstance(recording, Rejected)), None)
+        if bad:
+            return Rejected(id, bad.file, bad.reason)
+        splits = list(dict.fromkeys(recording.split for recording in found))
+        if split is None and len(splits) > 1:
+            raise ExampleError(f"its ECGs stand in different splits: {splits}")
+        patients = list(dict.fromkeys(recording.patient for recording in found))
+        meta = {name: row[name] for name in _META if name in row} | ({"patients": patients} if len(patients) > 1 else {})
+        records = tuple(recording.record for recording in found)
+        return Example(id, patients[0], split or splits[0], records, question, answer, meta)
     except ExampleError as error:
         return Rejected(id, str(path), f"entry {index}: {error}")
+
+
+def _read_row(row: object) -> tuple[list, str, str]:
+    """(ecg_ids, question, answer); raises ExampleError for anything else."""
+    if not isinstance(row, dict) or not set(row) >= _FIELDS:
+        raise ExampleError(f"an object with the fields {sorted(_FIELDS)} wanted")
+    ecg_ids, answers, question = row["ecg_id"], row["answer"], row["question"]
+    if not (isinstance(ecg_ids, list) and len(ecg_ids) in (1, 2)):
+        raise ExampleError(f"ecg_id {ecg_ids!r} found, a list of one id wanted, or of two for a comparison")
+    if not (isinstance(question, str) and isinstance(answers, list) and all(isinstance(a, str) for a in answers)):
+        raise ExampleError("question and answers are not texts")
+    return ecg_ids, question, " ".join(answers)

@@ -1,40 +1,104 @@
 """What every corpus yields."""
 
-from dataclasses import dataclass
+import hashlib
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from ecgbyte_jax.errors import ExampleError
 
 SPLITS = ("train", "valid", "test")
+_PUBLISHED_SEED = 42
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Example:
-    """One question about one recording, and its answer.
+    """One question about one recording, or about two that are compared, and its answer.
 
-    id: unique in the corpus; patient: whose recording it is; split: one of SPLITS; record: the WFDB record's path
-    without extension. Raises ExampleError where a text is empty or the split unknown.
+    id: unique in the corpus; patient: whose (first) recording it is; split: one of SPLITS; records: the WFDB records' paths
+    without extension, in the order in which the prompt shows them; meta: what else the corpus tells of it, as JSON values;
+    "patients" there names all of them where the recordings are of several. Raises ExampleError where a text is empty, the
+    split unknown, or there is no recording.
     """
 
     id: str
     patient: str
     split: str
-    record: Path
+    records: tuple[Path, ...]
     question: str
     answer: str
+    meta: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        for field in ("question", "answer"):
-            if not getattr(self, field).strip():
-                raise ExampleError(f"the {field} is empty")
+        for name in ("question", "answer"):
+            if not getattr(self, name).strip():
+                raise ExampleError(f"the {name} is empty")
+            if not _is_text(getattr(self, name)):
+                raise ExampleError(f"the {name} holds half a character (a lone surrogate)")
         if self.split not in SPLITS:
             raise ExampleError(f"split {self.split!r} found, one of {SPLITS} wanted")
+        if not self.records:
+            raise ExampleError("no recording found, at least one wanted")
+
+    @property
+    def patients(self) -> tuple[str, ...]:
+        """Everyone whose recording it shows."""
+        return tuple(self.meta.get("patients", (self.patient,)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Rejected:
     """An example that cannot be used: its id, the file at fault, and the reason."""
 
     id: str
     file: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """One row of a database of recordings; record is the WFDB path without extension."""
+
+    patient: str
+    split: str
+    record: Path
+    report: str
+
+
+def record_path(root: Path, name: str) -> Path:
+    """The WFDB record `name` below `root`, without extension; raises ExampleError for a path that leaves the root."""
+    inside = os.path.normpath(name)
+    if not name.strip() or os.path.isabs(inside) or inside.split(os.sep)[0] in ("..", ".") or "\0" in name:
+        raise ExampleError(f"record path {name!r} found: one that stays inside the data's root wanted")
+    return root / (inside[:-4] if inside.endswith((".hea", ".dat")) else inside)
+
+
+def split_of(patient: str) -> str:
+    """The split of a patient where a corpus has none of its own: 80% train, 10% valid, 10% test, by a hash of the name."""
+    place = int.from_bytes(hashlib.sha256(patient.encode()).digest()[:8], "big") % 10
+    return "train" if place < 8 else "valid" if place == 8 else "test"
+
+
+def published_splits(count: int) -> Sequence[str]:
+    """ECG-Byte's own split of `count` examples, whoever the patient: 70% train, 12% valid, 18% test at random, seed 42.
+
+    The same draw as scikit-learn's `train_test_split(test_size=0.3)` and then `(test_size=0.6)`, with random_state 42.
+    """
+    drawn = np.random.RandomState(_PUBLISHED_SEED).permutation(count)
+    rest = drawn[: math.ceil(0.3 * count)]
+    again = np.random.RandomState(_PUBLISHED_SEED).permutation(len(rest))
+    splits = np.full(count, "train", dtype="<U5")
+    splits[rest] = "valid"
+    splits[rest[again[: math.ceil(0.6 * len(rest))]]] = "test"
+    return splits.tolist()
+
+
+def _is_text(value: str) -> bool:
+    try:
+        return value.isascii() or bool(value.encode())
+    except UnicodeEncodeError:
+        return False

@@ -1,11 +1,10 @@
 """PTB-XL (Wagner et al. 2020): one example a recording, the cardiologist's report as the answer."""
 
-import csv
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from ecgbyte_jax.corpora.example import Example, Rejected
+from ecgbyte_jax.corpora.example import Example, Recording, Rejected, record_path
+from ecgbyte_jax.corpora.tables import read_csv
 from ecgbyte_jax.errors import CorpusError, ExampleError
 
 DATABASE = "ptbxl_database.csv"
@@ -17,59 +16,70 @@ _WHERE_TO_GET = (
 )
 
 
-@dataclass(frozen=True)
-class Recording:
-    """One row of the database; record is the WFDB path without extension."""
+def read_reports(
+    root: Path, sample_rate: int, question: str, translations: Path | None = None, published_split: bool = False
+) -> Iterator[Example | Rejected]:
+    """Every row of the database as an example, in the file's order, from the recordings at `sample_rate` Hz.
 
-    patient: str
-    split: str
-    record: Path
-    report: str
-
-
-def read_reports(root: Path, sample_rate: int, question: str) -> Iterator[Example | Rejected]:
-    """Every row of the database as an example, in the file's order, from the recordings at `sample_rate` Hz."""
-    for id, found in read_database(root, sample_rate):
+    translations: a CSV file with the columns ecg_id and report, whose reports take the place of the German ones.
+    """
+    reports = _read_translations(translations) if translations else None
+    seen: set[Path] = set()
+    for id, found in read_database(root, sample_rate, published_split):
         if isinstance(found, Rejected):
             yield found
-            continue
-        try:
-            yield Example(id, found.patient, found.split, found.record, question, found.report)
-        except ExampleError as error:
-            yield Rejected(id, str(root / DATABASE), str(error))
+        elif found.record in seen:
+            yield Rejected(id, str(root / DATABASE), f"recording '{found.record.name}' stands in a row before it")
+        elif reports is not None and id not in reports:
+            yield Rejected(id, str(translations), "no report of this ecg_id")
+        else:
+            report = found.report if reports is None else reports[id]
+            try:
+                yield Example(id, found.patient, found.split, (found.record,), question, report)
+                seen.add(found.record)
+            except ExampleError as error:
+                yield Rejected(id, str(translations or root / DATABASE), str(error))
 
 
-def read_database(root: Path, sample_rate: int) -> Iterator[tuple[str, Recording | Rejected]]:
-    """(ecg_id, recording) for every row, or what is wrong with the row. Folds 1-8 train, 9 valid, 10 test: by patient.
+def read_database(root: Path, sample_rate: int, published_split: bool = False) -> Iterator[tuple[str, Recording | Rejected]]:
+    """(ecg_id, recording) for every row, or what is wrong with the row.
 
-    Raises CorpusError where the folder, the file or a column is missing.
+    Folds 1-8 train, 9 valid, 10 test, by patient; `published_split` takes 1-7, 8, and 9-10, by patient too. Raises
+    CorpusError where the folder, the file or a column is missing.
     """
     path = root / DATABASE
     if not path.is_file():
         raise CorpusError(f"data.root: no {DATABASE} in '{root}'. {_WHERE_TO_GET}")
     if sample_rate not in (100, 500):
         raise CorpusError(f"data.sample_rate: {sample_rate} found, 100 or 500 (Hz) wanted")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            missing = sorted(_COLUMNS - set(rows.fieldnames or ()))
-            if missing:
-                raise CorpusError(f"{path}: columns {missing} are missing")
-            for row in rows:
-                yield _recording(row, rows.line_num, root, "filename_hr" if sample_rate == 500 else "filename_lr")
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise CorpusError(f"{path}: not readable as CSV in UTF-8: {error}") from error
+    column = "filename_hr" if sample_rate == 500 else "filename_lr"
+    last_train = 7 if published_split else 8
+    for line, row in read_csv(path, _COLUMNS):
+        if isinstance(row, str):
+            yield f"line {line}", Rejected(f"line {line}", str(path), f"line {line}: {row}")
+        else:
+            yield _recording(row, line, root, column, last_train)
 
 
-def _recording(row: dict[str, str], line: int, root: Path, column: str) -> tuple[str, Recording | Rejected]:
-    id = row["ecg_id"] or f"line {line}"
+def _recording(row: dict[str, str], line: int, root: Path, column: str, last_train: int) -> tuple[str, Recording | Rejected]:
+    id, file = row["ecg_id"] or f"line {line}", str(root / DATABASE)
     try:
         fold = int(row["strat_fold"])
-    except (TypeError, ValueError) as error:
-        return id, Rejected(id, str(root / DATABASE), f"line {line}, strat_fold: {error}")
-    patient = (row["patient_id"] or "").strip().removesuffix(".0")  # the official file writes 15709.0
+    except ValueError as error:
+        return id, Rejected(id, file, f"line {line}, strat_fold: {error}")
+    patient = row["patient_id"].strip().removesuffix(".0")  # the official file writes 15709.0
     if not 1 <= fold <= 10 or not row[column] or not patient:
         reason = f"line {line}: strat_fold {fold}, patient_id {patient!r}, {column} {row[column]!r}"
-        return id, Rejected(id, str(root / DATABASE), reason)
-    split = "train" if fold <= 8 else "valid" if fold == 9 else "test"
-    return id, Recording(patient, split, root / row[column], row["report"] or "")
+        return id, Rejected(id, file, reason)
+    split = "train" if fold <= last_train else "valid" if fold == last_train + 1 else "test"
+    try:
+        return id, Recording(patient, split, record_path(root, row[column]), row["report"])
+    except ExampleError as error:
+        return id, Rejected(id, file, f"line {line}: {error}")
+
+
+def _read_translations(path: Path) -> dict[str, str]:
+    """ecg_id -> report; a row that cannot be read is left out, so that its recording is set aside."""
+    if not path.is_file():
+        raise CorpusError(f"data.translations: no file '{path}', a CSV file with the columns ecg_id and report wanted")
+    return {row["ecg_id"]: row["report"] for _, row in read_csv(path, {"ecg_id", "report"}) if not isinstance(row, str)}

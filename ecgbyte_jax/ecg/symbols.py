@@ -46,19 +46,17 @@ class Quantizer:
         sample of the corpus is equally likely. Raises TokenizerError where there is none, or one is not finite.
         """
         rng = np.random.default_rng(seed)
-        samples, keys, limit = np.empty(0), np.empty(0), 1.0
+        drawn = Drawn.none()
         for signal in signals:
-            drawn = rng.random(np.size(signal))
-            keep = drawn < limit
-            samples = np.concatenate([samples, _finite(np.ravel(signal))[keep]])
-            keys = np.concatenate([keys, drawn[keep]])
-            if len(keys) > _FIT_SAMPLES:
-                smallest = np.argpartition(keys, _FIT_SAMPLES)[:_FIT_SAMPLES]
-                samples, keys = samples[smallest], keys[smallest]
-                limit = keys.max()
-        if not samples.size:
+            drawn = drawn.add(_finite(np.ravel(signal)), rng.random(np.size(signal)))
+        return cls.of_samples(drawn)
+
+    @classmethod
+    def of_samples(cls, drawn: "Drawn") -> "Quantizer":
+        """A quantizer from samples drawn already; raises TokenizerError where there is none."""
+        if not drawn.samples.size:
             raise TokenizerError("no signal found to fit the quantizer on, at least one sample wanted")
-        return cls(*(float(p) for p in np.percentile(samples, [1, 99])))
+        return cls(*(float(p) for p in np.percentile(drawn.samples, [1, 99])))
 
     def encode(self, signal: np.ndarray) -> np.ndarray:
         """Millivolts [..., T] to symbols uint8 [..., T] in 0..25; values outside the range take the end bins.
@@ -92,6 +90,28 @@ class Quantizer:
         if published_inverse:
             return symbols / (ALPHABET_SIZE - 1) * (self.high - self.low) + self.low
         return (symbols + 0.5) / ALPHABET_SIZE * (self.high - self.low + _EPSILON_MV) + self.low
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """The samples float64 [n] of a corpus with the smallest random keys float64 [n]; at most 100,000."""
+
+    samples: np.ndarray
+    keys: np.ndarray
+
+    @classmethod
+    def none(cls) -> "Drawn":
+        return cls(np.empty(0), np.empty(0))
+
+    def add(self, samples: np.ndarray, keys: np.ndarray) -> "Drawn":
+        """With more samples [m]; whatever is added in whatever parts, the same keys leave the same samples."""
+        limit = self.keys.max() if len(self.keys) == _FIT_SAMPLES else np.inf
+        keep = keys < limit
+        samples, keys = np.concatenate([self.samples, samples[keep]]), np.concatenate([self.keys, keys[keep]])
+        if len(keys) > _FIT_SAMPLES:
+            smallest = np.argpartition(keys, _FIT_SAMPLES)[:_FIT_SAMPLES]
+            samples, keys = samples[smallest], keys[smallest]
+        return Drawn(samples, keys)
 
 
 def _finite(signal: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ecgbyte_jax.errors import ShardsError
 from ecgbyte_jax.inputs.prompt import PromptIds, pad_left, render
-from ecgbyte_jax.inputs.shards import Manifest, Sequence
+from ecgbyte_jax.inputs.shards import Manifest, Sequence, read_ecg
 
 
 def open_split(folder: Path, manifest: Manifest, split: str) -> grain.MapDataset:
@@ -21,9 +21,10 @@ def open_split(folder: Path, manifest: Manifest, split: str) -> grain.MapDataset
         raise ShardsError(f"split {split!r} of '{folder}' is empty; the splits hold {counts} sequences")
     try:
         source = grain.sources.ArrayRecordDataSource([str(folder / file) for file in files])
+        ecgs = grain.sources.ArrayRecordDataSource([str(folder / file) for file in manifest.ecg])
     except RuntimeError as error:
         raise ShardsError(f"{folder}: a file of split {split!r} is damaged ({error}); run --stage=prepare again") from error
-    return grain.MapDataset.source(source).map(Sequence.from_bytes)
+    return grain.MapDataset.source(source).map(lambda data: Sequence.from_bytes(data, lambda place: read_ecg(ecgs[place])))
 
 
 def training_batches(
@@ -50,16 +51,16 @@ def training_batches(
     shuffled = sequences.seed(seed).shuffle().repeat(-(-rows // len(sequences)))[:rows]
 
     def to_row(sequence: Sequence) -> dict[str, np.ndarray]:
-        rendered = render(ids, sequence.ecg, sequence.question_ids, sequence.answer_ids, max_length)
+        rendered = render(ids, sequence.ecgs, sequence.question_ids, sequence.answer_ids, max_length)
         return pad_left(*rendered, max_length, ids.pad)
 
     return shuffled[host::hosts].map(to_row).batch(batch_size // hosts, drop_remainder=True)
 
 
 def prompt_batch(
-    ids: PromptIds, prompts: list[tuple[np.ndarray, np.ndarray]], rows: int, max_length: int
+    ids: PromptIds, prompts: list[tuple[tuple[np.ndarray, ...], np.ndarray]], rows: int, max_length: int
 ) -> dict[str, np.ndarray]:
-    """Prompts (ecg, question ids) without answers as one batch of `rows` rows; the last prompt fills up missing rows."""
+    """Prompts (ECGs, question ids) without answers as one batch of `rows` rows; the last prompt fills up missing rows."""
     filled = prompts + prompts[-1:] * (rows - len(prompts))
-    rendered = [pad_left(*render(ids, ecg, question, None, max_length), max_length, ids.pad) for ecg, question in filled]
+    rendered = [pad_left(*render(ids, ecgs, question, None, max_length), max_length, ids.pad) for ecgs, question in filled]
     return {name: np.stack([row[name] for row in rendered]) for name in ("input_ids", "attention_mask")}

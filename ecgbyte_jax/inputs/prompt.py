@@ -1,8 +1,11 @@
 """The one sequence that a model sees: [pad...] bos <sig_start> ECG <sig_end> question answer eos.
 
+A question that compares two ECGs has both before it: bos <sig_start> ECG <sig_end> <sig_start> ECG <sig_end> question ...
+
 Axes: T places of a row (`max_length`), A answer tokens with the eos.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from ecgbyte_jax.errors import ExampleError
 from ecgbyte_jax.inputs.text import SIG_END, SIG_START, ecg_text_ids
 
-# bos, <sig_start>, <sig_end> and eos.
-_MARKERS = 4
+_ENDS = 2  # bos and eos
+_MARKERS = 2  # <sig_start> and <sig_end> of every ECG
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,30 +37,41 @@ class PromptIds:
         return cls(tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, start, end, ecg)
 
 
-def ecg_room(question: np.ndarray, answer: np.ndarray, max_length: int) -> int:
-    """How many ECG tokens fit beside the texts; raises ExampleError where not even one does."""
-    room = max_length - _MARKERS - len(question) - len(answer)
-    if room < 1:
+def ecg_room(question: np.ndarray, answer: np.ndarray, max_length: int, ecgs: int = 1) -> int:
+    """How many ECG tokens fit beside the texts, all ECGs together; raises ExampleError where not even one of each does."""
+    room = max_length - _ENDS - _MARKERS * ecgs - len(question) - len(answer)
+    if room < ecgs:
         raise ExampleError(
-            f"question and answer have {len(question)} and {len(answer)} tokens: no room for an ECG in "
+            f"question and answer have {len(question)} and {len(answer)} tokens: no room for {ecgs} ECG in "
             f"prompt.max_length {max_length}"
         )
     return room
 
 
+def share_room(room: int, lengths: Sequence[int]) -> list[int]:
+    """How many tokens each ECG keeps: the same number, and what a shorter one leaves goes to the longer ones."""
+    kept = [0] * len(lengths)
+    for left, place in zip(range(len(lengths), 0, -1), np.argsort(lengths, kind="stable")):
+        kept[place] = min(int(lengths[place]), room // left)
+        room -= kept[place]
+    return kept
+
+
 def render(
-    ids: PromptIds, ecg: np.ndarray, question: np.ndarray, answer: np.ndarray | None, max_length: int
+    ids: PromptIds, ecgs: Sequence[np.ndarray], question: np.ndarray, answer: np.ndarray | None, max_length: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """(token ids int32 [n], loss mask bool [n]) of one sequence, unpadded, n <= max_length.
 
-    ecg: compact ids; the ECG is cut at its end where it does not fit. The loss falls on the answer and the eos.
-    answer None gives the prompt alone, for generation.
+    ecgs: compact ids of one ECG or several; an ECG is cut at its end where they do not fit. The loss falls on the answer and
+    the eos. answer None gives the prompt alone, for generation.
     """
     tail = np.empty(0, np.int32) if answer is None else np.append(answer, ids.eos)
-    room = ecg_room(question, tail[:-1], max_length)
-    head = np.concatenate([[ids.bos, ids.sig_start], ids.ecg[ecg[:room]], [ids.sig_end], question])
-    sequence = np.concatenate([head, tail]).astype(np.int32)
-    return sequence, np.arange(len(sequence)) >= len(head)
+    room = ecg_room(question, tail[:-1], max_length, len(ecgs))
+    head = [[ids.bos]]
+    for ecg, kept in zip(ecgs, share_room(room, [len(ecg) for ecg in ecgs])):
+        head += [[ids.sig_start], ids.ecg[ecg[:kept]], [ids.sig_end]]
+    sequence = np.concatenate([*head, question, tail]).astype(np.int32)
+    return sequence, np.arange(len(sequence)) >= len(sequence) - len(tail)
 
 
 def pad_left(sequence: np.ndarray, loss_mask: np.ndarray, max_length: int, pad: int) -> dict[str, np.ndarray]:

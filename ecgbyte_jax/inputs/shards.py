@@ -1,53 +1,115 @@
-"""Token shards: ArrayRecord files of tokenised sequences, and the manifest that says what stands in them."""
+"""Token shards: ArrayRecord files of ECG tokens and of texts, and the manifest that says what stands in them.
 
+The ECG tokens stand apart (`ecg-*.array_record`, one record a segment), and each sequence of texts (`train-*`, ...) names its
+segments by their number: several questions about one recording share its tokens.
+"""
+
+import hashlib
 import json
-from collections import Counter, defaultdict
+import os
+import uuid
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import msgpack
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from ecgbyte_jax.corpora.example import SPLITS
 from ecgbyte_jax.errors import ShardsError
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True, eq=False)
 class Sequence:
-    """One segment of a recording with its question and answer. ecg: compact ids; the other ids: text tokens."""
+    """One segment of a recording (or of two that are compared) with its question and answer.
+
+    ecgs: compact ids int32 [n] of each ECG; question_ids, answer_ids: text tokens int32; meta: what the corpus told beside.
+    """
 
     id: str
     patient: str
     segment: int
     question: str
     answer: str
-    ecg: np.ndarray
+    meta: dict
+    ecgs: tuple[np.ndarray, ...]
     question_ids: np.ndarray
     answer_ids: np.ndarray
 
-    def to_bytes(self) -> bytes:
-        """Compact: ECG ids as uint16, text ids as int32, both little-endian, in a msgpack map with its schema."""
-        arrays = {
-            "ecg": self.ecg.astype("<u2").tobytes(),
-            "question_ids": self.question_ids.astype("<i4").tobytes(),
-            "answer_ids": self.answer_ids.astype("<i4").tobytes(),
-        }
-        texts = {name: getattr(self, name) for name in ("id", "patient", "segment", "question", "answer")}
-        return msgpack.packb({"schema": SCHEMA, **texts, **arrays})
+    def to_bytes(self, places: Iterable[int]) -> bytes:
+        """All but the ECGs' tokens, of which only the numbers of their segments are written; text ids little-endian int32."""
+        arrays = {name: getattr(self, name).astype("<i4").tobytes() for name in ("question_ids", "answer_ids")}
+        texts = {name: getattr(self, name) for name in ("id", "patient", "segment", "question", "answer", "meta")}
+        return msgpack.packb({"schema": SCHEMA, **texts, **arrays, "ecgs": [int(place) for place in places]})
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> "Sequence":
-        """What `to_bytes` wrote; raises ShardsError for another schema."""
+    def from_bytes(cls, data: bytes, read_segment: Callable[[int], np.ndarray]) -> "Sequence":
+        """What `to_bytes` wrote; `read_segment` gives a segment's tokens. Raises ShardsError for another schema."""
         found = msgpack.unpackb(data)
         if found.pop("schema", None) != SCHEMA:
             raise ShardsError(f"a record of another schema than {SCHEMA}; run --stage=prepare again")
-        ecg = np.frombuffer(found.pop("ecg"), "<u2").astype(np.int32)
         question, answer = (np.frombuffer(found.pop(name), "<i4") for name in ("question_ids", "answer_ids"))
-        return cls(**found, ecg=ecg, question_ids=question, answer_ids=answer)
+        ecgs = tuple(read_segment(place) for place in found.pop("ecgs"))
+        return cls(**found, ecgs=ecgs, question_ids=question, answer_ids=answer)
+
+
+def ecg_to_bytes(ids: np.ndarray) -> bytes:
+    """One segment's compact ids [n] as little-endian uint16."""
+    return ids.astype("<u2").tobytes()
+
+
+def read_ecg(data: bytes) -> np.ndarray:
+    """What `ecg_to_bytes` wrote, int32 [n]."""
+    return np.frombuffer(data, "<u2").astype(np.int32)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file as it was written: its records, bytes and SHA-256."""
+
+    records: int
+    bytes: int
+    sha256: str
+
+
+def write_shard(path: Path, records: Iterable[bytes]) -> Written:
+    """Writes an ArrayRecord file that is either whole or not there: another name, flushed, counted, renamed.
+
+    Raises ShardsError where the disk took less than was written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    count = 0
+    try:
+        writer = ArrayRecordWriter(str(partial), "group_size:1")
+        for record in records:
+            writer.write(record)
+            count += 1
+        writer.close()
+        written = _measure(partial, count)
+        os.replace(partial, path)
+    except RuntimeError as error:  # array_record's own, with the reason of the system in it
+        raise ShardsError(f"{path}: cannot be written: {error}; the same command goes on from what is whole") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return written
+
+
+def _measure(path: Path, count: int) -> Written:
+    """Flushes the file to the disk and looks whether all of it came there."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    reader = ArrayRecordReader(str(path))
+    found = reader.num_records()
+    reader.close()
+    if found != count:
+        raise ShardsError(f"{path}: {found} of {count} records came to the disk; is it full?")
+    return Written(count, path.stat().st_size, digest)
 
 
 @dataclass
@@ -62,81 +124,70 @@ class SplitSummary:
     longest_sequence: int = 0
     longest_answer: int = 0
 
+    def add(self, other: "SplitSummary") -> None:
+        """Counts what another part of the same split holds."""
+        self.files += other.files
+        for name in ("examples", "sequences", "ecg_cut", "tokens"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in ("longest_sequence", "longest_answer"):
+            setattr(self, name, max(getattr(self, name), getattr(other, name)))
+
 
 @dataclass(frozen=True)
 class Manifest:
-    """splits by name; commonest: question -> the answer most often given to it in training, "" -> to any question."""
+    """What a finished folder of shards holds.
+
+    splits by name; ecg: the files of ECG tokens, in the order of the segments' numbers; written: every file's records, bytes
+    and SHA-256; digests: of the ECG tokenizer, the text tokenizer and the settings; commonest: question -> the answer most
+    often given to it in training, "" -> to any question.
+    """
 
     splits: dict[str, SplitSummary]
+    ecg: list[str]
+    written: dict[str, Written]
+    digests: dict[str, str]
     commonest: dict[str, str]
 
 
-class ShardWriter:
-    """Writes the sequences of all splits below one folder; use it as a context and call `finish` at the end."""
-
-    def __init__(self, folder: Path, sequences_per_file: int):
-        self.folder, self.limit = folder, sequences_per_file
-        self.splits = {split: SplitSummary() for split in SPLITS}
-        self.answers: dict[str, Counter[str]] = defaultdict(Counter)
-        self._open: dict[str, ArrayRecordWriter] = {}
-
-    def __enter__(self) -> "ShardWriter":
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for writer in self._open.values():
-            writer.close()
-        self._open.clear()
-
-    def write(self, split: str, sequence: Sequence, length: int, cut: bool) -> None:
-        """Adds one sequence of `length` tokens as rendered; `cut` tells whether its ECG had to be cut."""
-        summary = self.splits[split]
-        if summary.sequences % self.limit == 0:
-            self._next_file(split)
-        self._open[split].write(sequence.to_bytes())
-        summary.sequences += 1
-        summary.examples += sequence.segment == 0
-        summary.ecg_cut += cut
-        summary.tokens += length
-        summary.longest_sequence = max(summary.longest_sequence, length)
-        summary.longest_answer = max(summary.longest_answer, len(sequence.answer_ids) + 1)
-        if split == "train":
-            self.answers[sequence.question][sequence.answer] += 1
-            self.answers[""][sequence.answer] += 1
-
-    def _next_file(self, split: str) -> None:
-        if split in self._open:
-            self._open.pop(split).close()
-        name = f"{split}-{len(self.splits[split].files):05d}.array_record"
-        self.splits[split].files.append(name)
-        self._open[split] = ArrayRecordWriter(str(self.folder / name), "group_size:1")
-
-    def finish(self) -> Manifest:
-        """Closes the files and writes the manifest, which makes the folder complete."""
-        self.__exit__()
-        # Of answers that are equally common the first in the alphabet, so that the order of reading does not matter.
-        commonest = {q: min(counts, key=lambda a: (-counts[a], a)) for q, counts in self.answers.items()}
-        manifest = Manifest(self.splits, commonest)
-        text = json.dumps({"schema": SCHEMA, **asdict(manifest)}, indent=1, ensure_ascii=False)
-        (self.folder / MANIFEST).write_text(text, encoding="utf-8")
-        return manifest
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Makes the folder complete; the files must be there already."""
+    text = json.dumps({"schema": SCHEMA, **asdict(manifest)}, indent=1, ensure_ascii=False)
+    partial = folder / (MANIFEST + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, folder / MANIFEST)
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a finished folder; raises ShardsError where it or one of its files is missing."""
+    """The manifest of a finished folder; raises ShardsError where it or one of its files is missing or of another size."""
     path = folder / MANIFEST
     if not path.is_file():
         raise ShardsError(f"{path}: no such file; run --stage=prepare first")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        schema, commonest = found["schema"], found["commonest"]
-        splits = {split: SplitSummary(**found["splits"][split]) for split in SPLITS}
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        schema = found.pop("schema")
+        if schema != SCHEMA:
+            raise ShardsError(f"{path}: schema {schema} found, {SCHEMA} wanted; run --stage=prepare again")
+        found["splits"] = {split: SplitSummary(**found["splits"][split]) for split in SPLITS}
+        found["written"] = {file: Written(**written) for file, written in found["written"].items()}
+        manifest = Manifest(**found)
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
         raise ShardsError(f"{path}: damaged ({error!r}); run --stage=prepare again") from error
-    if schema != SCHEMA:
-        raise ShardsError(f"{path}: schema {schema} found, {SCHEMA} wanted; run --stage=prepare again")
-    gone = [file for summary in splits.values() for file in summary.files if not (folder / file).is_file()]
+    sizes = {file: (folder / file).stat().st_size if (folder / file).is_file() else None for file in manifest.written}
+    gone = [file for file, size in sizes.items() if size != manifest.written[file].bytes]
     if gone:
-        raise ShardsError(f"{folder}: the files {gone} are missing; run --stage=prepare again")
-    return Manifest(splits, commonest)
+        raise ShardsError(f"{folder}: the files {gone} are missing or of another size; run --stage=prepare again")
+    return manifest
+
+
+def verify(folder: Path, manifest: Manifest) -> None:
+    """Reads every file; raises ShardsError that names those whose checksum is not the manifest's."""
+    bad = []
+    for name, written in manifest.written.items():
+        with (folder / name).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != written.sha256:
+                bad.append(name)
+    if bad:
+        raise ShardsError(f"{folder}: the files {bad} are damaged (checksum); delete them and run --stage=prepare again")

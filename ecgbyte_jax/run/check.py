@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from ecgbyte_jax.corpora.example import SPLITS
 from ecgbyte_jax.errors import ConfigError
+from ecgbyte_jax.run.corpus import CORPORA
 
 _Rule = tuple[Callable[[object], bool], str]
 
@@ -30,7 +31,7 @@ def _between(low: float, high: float) -> _Rule:
 _FLOATS = _one_of("float32", "bfloat16", "float16")
 _RULES: dict[str, _Rule] = {
     "seed": _at_least(0),
-    "data.corpus": _one_of("ptbxl", "ecg_qa"),
+    "data.corpus": _one_of(*CORPORA),
     "data.sample_rate": _one_of(100, 500),
     "data.wording": _one_of("template", "paraphrased"),
     "data.split": _one_of("official", "folds"),
@@ -38,17 +39,26 @@ _RULES: dict[str, _Rule] = {
     "data.max_segments": _at_least(0),
     "data.max_bad_fraction": _between(0, 1),
     "data.sequences_per_file": _at_least(1),
-    "signal.target_rate": _at_least(1),
+    "signal.target_rate": (lambda hz: hz == 0 or hz >= 1, "at least 1, or 0 for a recording's own rate"),
     "signal.segment_length": _at_least(1),
     "signal.notches": (lambda hz: all(f > 0 for f in hz), "frequencies above 0 Hz"),
     "signal.notch_quality": _above(0),
-    "signal.band": (lambda band: len(band) == 2 and 0 < band[0] < band[1], "two rising frequencies above 0 Hz"),
-    "signal.highpass": _above(0),
+    "signal.band": (lambda hz: not hz or (len(hz) == 2 and 0 < hz[0] < hz[1]), "two rising frequencies above 0 Hz, or ()"),
+    "signal.highpass": _at_least(0),
+    "signal.max_amplitude": _at_least(0),
     "signal.order": _between(1, 10),
-    "signal.wavelet": (lambda name: name in pywt.wavelist(kind="discrete"), "a discrete wavelet of PyWavelets"),
+    "signal.wavelet": (
+        lambda name: not name or name in pywt.wavelist(kind="discrete"),
+        'a discrete wavelet of PyWavelets, or ""',
+    ),
     "signal.wavelet_level": _between(1, 10),
+    "prepare.workers": _at_least(1),
+    "prepare.task_records": _between(1, 10_000),
     "tokenizer.num_merges": _between(1, 20_000),
     "tokenizer.boundary": _one_of("", "record", "lead"),
+    "tokenizer.sampling": _one_of("all", "random", "stratified"),
+    "tokenizer.sample_records": _at_least(1),
+    "tokenizer.max_clusters": _at_least(2),
     "tokenizer.percentile_records": _at_least(1),
     "prompt.max_length": _at_least(8),
     "prompt.text_vocab_size": _at_least(260),  # bytes and special tokens
@@ -91,5 +101,7 @@ def check_config(config: ConfigDict) -> None:
         raise ConfigError(
             f"model.kv_heads: {config.model.kv_heads} found, a divisor of model.heads {config.model.heads} wanted"
         )
+    if config.data.published_split and config.data.corpus == "own":
+        raise ConfigError("data.published_split: your own data has no published split; its table's field 'split' is taken")
     if config.lora.rank and not config.lora.targets:
         raise ConfigError("lora.targets: none found, at least one wanted where lora.rank is above 0")

@@ -1,22 +1,28 @@
 """The examples of a run: where its files lie, which examples are usable, and which were set aside with the reason."""
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from ml_collections import ConfigDict
 
+from ecgbyte_jax.corpora import mimic, ptbxl
 from ecgbyte_jax.corpora.demo import write_demo
+from ecgbyte_jax.corpora.ecg_chat import CONVERSATIONS, read_conversations
 from ecgbyte_jax.corpora.ecg_qa import read_questions
-from ecgbyte_jax.corpora.example import Example, Rejected
-from ecgbyte_jax.corpora.ptbxl import read_reports
+from ecgbyte_jax.corpora.example import Example, Rejected, published_splits
+from ecgbyte_jax.corpora.own import read_table
 from ecgbyte_jax.errors import ConfigError, CorpusError
 from ecgbyte_jax.run import stages
-from ecgbyte_jax.run.logbook import progress
+from ecgbyte_jax.run.logbook import console, progress
+from ecgbyte_jax.run.symbol_cache import record_key
 
+CORPORA = ("ptbxl", "mimic", "ecg_qa", "ecg_qa_mimic", "ecg_chat", "own")
 _DEMO_VERSION = 1  # of the synthetic data
 
 
@@ -30,6 +36,8 @@ class Paths:
     ecg_tokenizer: Path
     text_tokenizer: Path
     shards: Path
+    summaries: Path
+    cache: Path
     quarantine: Path
     marker: Path
 
@@ -47,6 +55,8 @@ class Paths:
             ecg_tokenizer=workdir / "tokenizer" / "ecg_tokenizer.json",
             text_tokenizer=workdir / "tokenizer" / "text",
             shards=workdir / "shards",
+            summaries=workdir / "prepare" / "shards",
+            cache=Path(config.prepare.cache or workdir / "cache"),
             quarantine=workdir / "prepare" / "quarantine.jsonl",
             marker=workdir / "prepare" / "stage.json",
         )
@@ -63,22 +73,45 @@ class Corpus:
     max_bad_fraction: float
 
     @classmethod
-    def of(cls, found: Iterable[Example | Rejected], quarantine: Path, max_bad_fraction: float) -> "Corpus":
-        """Of examples with the same id the first is kept and the others are rejected."""
+    def of(
+        cls, found: Iterable[Example | Rejected], quarantine: Path, max_bad_fraction: float, published_split: bool = False
+    ) -> "Corpus":
+        """Of examples with the same id the first is kept and the others are rejected.
+
+        Raises CorpusError where a patient stands in two splits; `published_split` warns instead.
+        """
         examples: dict[str, Example] = {}
         rejected: list[Rejected] = []
         for item in found:
             if isinstance(item, Rejected):
                 rejected.append(item)
             elif item.id in examples:
-                rejected.append(Rejected(item.id, str(item.record), "another example before it has the same id"))
+                rejected.append(Rejected(item.id, str(item.records[0]), "another example before it has the same id"))
             else:
                 examples[item.id] = item
-        return cls(len(examples) + len(rejected), list(examples.values()), rejected, quarantine, max_bad_fraction)
+        corpus = cls(len(examples) + len(rejected), list(examples.values()), rejected, quarantine, max_bad_fraction)
+        corpus.check_patients(published_split)
+        return corpus
+
+    def check_patients(self, published_split: bool) -> None:
+        """Raises CorpusError, or warns with the count, where patients stand in more than one split."""
+        splits: dict[str, str] = {}
+        shared: dict[str, set[str]] = {}
+        for example in self.examples:
+            for patient in example.patients:
+                if splits.setdefault(patient, example.split) != example.split:
+                    shared.setdefault(patient, {splits[patient]}).add(example.split)
+        if not shared:
+            return
+        first = min(shared)
+        told = f"{len(shared)} of {len(splits)} patients stand in more than one split, say {first!r} in {sorted(shared[first])}"
+        if not published_split:
+            raise CorpusError(f"{told}; a score on them would be of recordings that training has seen. Split by patient")
+        console.print(f"warning: {told} (data.published_split): scores are not those of unseen patients", markup=False)
 
     def records(self, split: str | None = None) -> list[Path]:
         """The distinct recordings (of one split), in the order in which they are first asked about."""
-        return list(dict.fromkeys(e.record for e in self.examples if split in (None, e.split)))
+        return list(dict.fromkeys(record for e in self.examples if split in (None, e.split) for record in e.records))
 
     def set_aside(self, bad: list[Rejected]) -> None:
         """Moves examples to the rejected ones and writes all of those to the quarantine file.
@@ -88,9 +121,9 @@ class Corpus:
         ids = {rejected.id for rejected in bad}
         self.examples = [example for example in self.examples if example.id not in ids]
         self.rejected += bad
-        lines = (json.dumps(asdict(rejected), ensure_ascii=False) + "\n" for rejected in self.rejected)
+        lines = (json.dumps(asdict(rejected), ensure_ascii=False, default=str) + "\n" for rejected in self.rejected)
         self.quarantine.parent.mkdir(parents=True, exist_ok=True)
-        self.quarantine.write_text("".join(lines), encoding="utf-8")
+        stages.write_atomically(self.quarantine, "".join(lines))
         if len(self.rejected) > self.max_bad_fraction * self.read:
             first = self.rejected[0]
             raise CorpusError(
@@ -104,15 +137,28 @@ class Corpus:
 def open_corpus(config: ConfigDict, paths: Paths) -> Corpus:
     """The examples that the config names; makes the synthetic recordings first where it asks for them."""
     _make_demo_data(config, paths)
-    return Corpus.of(_read_corpus(config, paths), paths.quarantine, config.data.max_bad_fraction)
+    found, published = _read_corpus(config, paths), config.data.published_split
+    if published and config.data.corpus != "ptbxl":
+        found = _published_split(found)
+    return Corpus.of(found, paths.quarantine, config.data.max_bad_fraction, published)
 
 
 def digest(corpus: Corpus, root: Path) -> str:
     """Of the examples themselves and of the recordings' files below `root`."""
-    examples = [[e.id, e.patient, e.split, e.question, e.answer] for e in corpus.examples]
-    rejected = [[r.id, r.reason] for r in corpus.rejected]
-    recordings = (record.with_name(record.name + ending) for record in corpus.records() for ending in (".hea", ".dat"))
-    return stages.digest([examples, rejected, stages.fingerprint(recordings, root)])
+    found = hashlib.sha256()
+    for e in corpus.examples:
+        names = [os.path.relpath(record, root) for record in e.records]
+        row = [e.id, e.patient, e.split, names, e.question, e.answer, e.meta]
+        found.update(json.dumps(row).encode() + b"\n")
+    for r in corpus.rejected:
+        found.update(json.dumps([r.id, r.reason]).encode() + b"\n")
+    found.update(keys(corpus.records(), root).tobytes())
+    return found.hexdigest()
+
+
+def keys(records: list[Path], root: Path) -> np.ndarray:
+    """The cache's keys of recordings, uint64 [R]."""
+    return np.array([record_key(record, root) for record in records], np.uint64)
 
 
 def _make_demo_data(config: ConfigDict, paths: Paths) -> None:
@@ -135,13 +181,35 @@ def _make_demo_data(config: ConfigDict, paths: Paths) -> None:
     stage.finish([paths.root, paths.ecgqa_root])
 
 
+def _published_split(found: Iterable[Example | Rejected]) -> Iterator[Example | Rejected]:
+    """The same examples with ECG-Byte's own split, drawn over the usable ones."""
+    items = list(found)
+    splits = iter(published_splits(sum(isinstance(item, Example) for item in items)))
+    for item in items:
+        yield replace(item, split=next(splits)) if isinstance(item, Example) else item
+
+
 def _read_corpus(config: ConfigDict, paths: Paths) -> Iterator[Example | Rejected]:
-    data = config.data
+    data, root = config.data, paths.root
     match data.corpus:
         case "ptbxl":
-            return read_reports(paths.root, data.sample_rate, data.question)
+            translations = Path(data.translations) if data.translations else None
+            return ptbxl.read_reports(root, data.sample_rate, data.question, translations, data.published_split)
+        case "mimic":
+            return mimic.read_reports(root, data.question)
         case "ecg_qa":
-            types = tuple(data.question_types)
-            return read_questions(paths.ecgqa_root, paths.root, data.sample_rate, data.wording, types, data.split)
+            recordings = dict(ptbxl.read_database(root, data.sample_rate, data.published_split))
+            return _read_questions(config, paths.ecgqa_root / "ptbxl", recordings)
+        case "ecg_qa_mimic":
+            return _read_questions(config, paths.ecgqa_root / "mimic-iv-ecg", dict(mimic.read_record_list(root)))
+        case "ecg_chat":
+            return read_conversations(Path(data.conversations or root / CONVERSATIONS), root)
+        case "own":
+            return read_table(Path(data.table), root)
         case other:
-            raise ConfigError(f"data.corpus: {other!r} found, 'ptbxl' or 'ecg_qa' wanted")
+            raise ConfigError(f"data.corpus: {other!r} found, one of {CORPORA} wanted")
+
+
+def _read_questions(config: ConfigDict, folder: Path, recordings: dict) -> Iterator[Example | Rejected]:
+    data = config.data
+    return read_questions(folder, recordings, data.wording, tuple(data.question_types), data.split)

@@ -75,8 +75,8 @@ def _evaluate(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     others = _other_patients(sequences, config.seed)
     model, step = _restore(config, workdir, prepared, mesh)
     commonest = prepared.manifest.commonest
-    answers = _answer(config, prepared, mesh, model, [(s.ecg, s.question_ids) for s in sequences], "answer")
-    questions = [(o.ecg, s.question_ids) for s, o in zip(sequences, others)]
+    answers = _answer(config, prepared, mesh, model, [(s.ecgs, s.question_ids) for s in sequences], "answer")
+    questions = [(o.ecgs, s.question_ids) for s, o in zip(sequences, others)]
     to_others = _answer(config, prepared, mesh, model, questions, "answer to another's ECG")
     rows = [
         Row(s, o, answer, other, commonest.get(s.question, commonest[""]))
@@ -119,10 +119,10 @@ def _answer(
     prepared: prepare.Prepared,
     mesh: Mesh,
     model: Decoder,
-    prompts: list[tuple[np.ndarray, np.ndarray]],
+    prompts: list[tuple[tuple[np.ndarray, ...], np.ndarray]],
     what: str,
 ) -> list[str]:
-    """The texts that the model generates greedily for (ECG ids, question ids) prompts."""
+    """The texts that the model generates greedily for (ECGs' ids, question ids) prompts."""
     ids, tokenizer, rows = prepared.ids, prepared.text_tokenizer, config.eval.batch_size
     answers: list[str] = []
     with progress(what, len(prompts)) as report:

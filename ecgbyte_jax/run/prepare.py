@@ -1,30 +1,26 @@
-"""Stage `prepare`: from recordings and questions to tokenizers and token shards.
+"""Stage `prepare`: from recordings and questions to tokenizers and token shards."""
 
-Axes: S segments of a recording, L leads (12), T samples of a segment.
-"""
-
+import errno
+import hashlib
+import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerFast
 
-from ecgbyte_jax.corpora.example import Example, Rejected
-from ecgbyte_jax.ecg.bpe import BPE
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
-from ecgbyte_jax.errors import ExampleError, WeightsError
-from ecgbyte_jax.inputs.prompt import PromptIds, ecg_room
-from ecgbyte_jax.inputs.shards import Manifest, Sequence, ShardWriter, read_manifest
+from ecgbyte_jax.errors import ShardsError, WeightsError
+from ecgbyte_jax.inputs.prompt import PromptIds
+from ecgbyte_jax.inputs.shards import Manifest, read_manifest, write_manifest
 from ecgbyte_jax.inputs.text import add_ecg_tokens, load_text_tokenizer, train_text_tokenizer
-from ecgbyte_jax.run import quantize, stages
+from ecgbyte_jax.run import quantize, sampling, stages, write_shards
 from ecgbyte_jax.run.corpus import Corpus, Paths, digest, open_corpus
-from ecgbyte_jax.run.logbook import banner, console, progress
+from ecgbyte_jax.run.logbook import banner, console
+from ecgbyte_jax.run.workers import Run, open_workers
 
-_VERSION = 1  # of this stage's outputs
-_SEGMENTS_AT_ONCE = 1024
+_VERSION = 2  # of this stage's outputs
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,14 @@ def load_prepared(config: ConfigDict, workdir: Path) -> Prepared:
     ecg_vocab_size = ECGTokenizer.load(paths.ecg_tokenizer).bpe.vocab_size
     text_tokenizer = load_text_tokenizer(paths.text_tokenizer)
     ids = PromptIds.of(text_tokenizer, ecg_vocab_size)
-    return Prepared(paths.shards, read_manifest(paths.shards), text_tokenizer, ids)
+    manifest = read_manifest(paths.shards)
+    for name, digest_found in _digests(paths).items():
+        if manifest.digests[name] != digest_found:
+            raise ShardsError(
+                f"{paths.shards}: written with another {name} than lies in {paths.ecg_tokenizer.parent}; "
+                "run --stage=prepare again"
+            )
+    return Prepared(paths.shards, manifest, text_tokenizer, ids)
 
 
 def settings(config: ConfigDict) -> dict:
@@ -53,45 +56,101 @@ def settings(config: ConfigDict) -> dict:
 
 
 def prepare(config: ConfigDict, workdir: Path) -> str:
-    """Runs the stage where it is not done; returns the digest of its outputs.
+    """Runs the stage where it is not done, going on from what an earlier run of the same settings left whole.
 
-    Raises CorpusError where more than `data.max_bad_fraction` of the examples had to be set aside.
+    Returns the digest of its outputs. Raises CorpusError where more than `data.max_bad_fraction` of the examples had to be set
+    aside, and ShardsError where the disk is full.
     """
     paths = Paths.of(config, workdir)
     corpus = open_corpus(config, paths)
     _check_pretrained(config.model.pretrained)
     pretrained = Path(config.model.pretrained)
     text = sorted(pretrained.glob("*token*")) if config.model.pretrained else []  # its text tokenizer's files
-    inputs = stages.digest([digest(corpus, paths.root), stages.fingerprint(text, pretrained)])
+    given = quantize.given_tokenizer(config)
+    inputs = stages.digest([digest(corpus, paths.root), stages.fingerprint(text, pretrained), given])
     stage = stages.Stage("prepare", paths.marker, settings(config), inputs)
     if stage.finished():
         console.print("prepare: settings and inputs have not changed, nothing to do")
         return stage.digest()
     if stage.changes():
         console.print(f"prepare: running again, because {stage.changes()}", markup=False)
-    stage.begin()
-    for folder in (paths.shards, paths.text_tokenizer):
-        if folder.exists():
-            shutil.rmtree(folder)
-    _prepare(config, paths, corpus)
-    stage.finish([paths.ecg_tokenizer, *paths.text_tokenizer.iterdir(), *paths.shards.iterdir()])
+    try:
+        if not stage.begun():
+            _clear(paths)
+        stage.begin()
+        with open_workers(config) as run:
+            _prepare(config, paths, corpus, stage, run)
+        shutil.rmtree(paths.summaries)
+        stage.finish([paths.ecg_tokenizer, *paths.text_tokenizer.iterdir(), *paths.shards.iterdir()])
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise ShardsError(
+            f"{error.filename or workdir}: {error.strerror}; make room, and the same command goes on from what is whole"
+        ) from error
     return stage.digest()
 
 
-def _prepare(config: ConfigDict, paths: Paths, corpus: Corpus) -> None:
+def _clear(paths: Paths) -> None:
+    """Takes away what other settings left, the marker first: what lies there belongs to nothing until the stage begins."""
+    paths.marker.unlink(missing_ok=True)
+    for folder in (paths.shards, paths.summaries, paths.text_tokenizer):
+        if folder.exists():
+            shutil.rmtree(folder)
+    paths.ecg_tokenizer.unlink(missing_ok=True)
+
+
+def _prepare(config: ConfigDict, paths: Paths, corpus: Corpus, stage: stages.Stage, run: Run) -> None:
     corpus.set_aside([])  # writes and checks what was set aside in reading
-    signals = quantize.quantize(config, corpus, quantize.fit_quantizer(config, corpus))
-    tokenizer = quantize.train_tokenizer(config, corpus, signals)
-    tokenizer.save(paths.ecg_tokenizer)
+    tokenizer, signals = _tokenizer(config, paths, corpus, run)
     text_tokenizer = _make_text_tokenizer(config, corpus, tokenizer.bpe.vocab_size)
-    text_tokenizer.save_pretrained(paths.text_tokenizer)
-    _set_aside_long_texts(corpus, text_tokenizer, config)
-    with ShardWriter(paths.shards, config.data.sequences_per_file) as writer:
-        _write_shards(writer, config, tokenizer.bpe, text_tokenizer, signals.symbols, corpus)
-        manifest = writer.finish()
+    _save_whole(text_tokenizer, paths.text_tokenizer)
+    ecg = write_shards.write_ecg(paths.shards, paths.summaries, paths.ecg_tokenizer, signals, corpus.records(), run)
+    text_file = paths.text_tokenizer / "tokenizer.json"
+    limits = (config.data.sequences_per_file, config.prompt.max_length)
+    texts = write_shards.write_texts(paths.shards, paths.summaries, text_file, corpus, ecg, *limits, run)
+    corpus.set_aside(texts.rejected)
+    manifest = write_shards.make_manifest(ecg, texts, _digests(paths) | {"settings": stage.digest()})
     assert corpus.read == len(corpus.rejected) + sum(split.examples for split in manifest.splits.values())
+    _remove_strays(paths.shards, manifest)
+    write_manifest(paths.shards, manifest)
     rows = {"BPE merges": quantize.merges_made(tokenizer), "samples clipped": signals.clipped_samples()}
     _report(paths, corpus, manifest, rows)
+
+
+def _tokenizer(config: ConfigDict, paths: Paths, corpus: Corpus, run: Run) -> tuple[ECGTokenizer, quantize.Signals]:
+    """The ECG tokenizer, as given, as an earlier run left it or trained now, and the symbols of its quantizer."""
+    path = Path(config.tokenizer.file) if config.tokenizer.file else paths.ecg_tokenizer
+    tokenizer = ECGTokenizer.load(path) if path.is_file() else None
+    quantizer = tokenizer.quantizer if tokenizer else quantize.fit_quantizer(config, paths, corpus, run)
+    signals = quantize.quantize(config, paths, corpus, quantizer, run)
+    if tokenizer is None:
+        tokenizer = quantize.train_tokenizer(config, signals, sampling.choose(config, paths, corpus, run))
+    tokenizer.save(paths.ecg_tokenizer)
+    return tokenizer, signals
+
+
+def _save_whole(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Writes the folder under another name first, so that it is either whole or not there."""
+    partial = folder.with_name(folder.name + ".partial")
+    for old in (partial, folder):
+        if old.exists():
+            shutil.rmtree(old)
+    tokenizer.save_pretrained(partial)
+    os.replace(partial, folder)
+
+
+def _digests(paths: Paths) -> dict[str, str]:
+    """SHA-256 of what the shards' ids belong to."""
+    files = {"ecg_tokenizer": paths.ecg_tokenizer, "text_tokenizer": paths.text_tokenizer / "tokenizer.json"}
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items() if file.is_file()}
+
+
+def _remove_strays(shards: Path, manifest: Manifest) -> None:
+    """What a killed worker left under another name."""
+    for file in shards.iterdir():
+        if file.name not in manifest.written:
+            file.unlink()
 
 
 def _check_pretrained(folder: str) -> None:
@@ -112,59 +171,6 @@ def _make_text_tokenizer(config: ConfigDict, corpus: Corpus, ecg_vocab_size: int
         tokenizer = train_text_tokenizer(texts, config.prompt.text_vocab_size)
     add_ecg_tokens(tokenizer, ecg_vocab_size)
     return tokenizer
-
-
-def _token_ids(tokenizer: PreTrainedTokenizerFast, text: str) -> np.ndarray:
-    """int32 [n]; a text that spells a special token is text all the same."""
-    return np.array(tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids, np.int32)
-
-
-def _set_aside_long_texts(corpus: Corpus, tokenizer: PreTrainedTokenizerFast, config: ConfigDict) -> None:
-    bad = []
-    for example in corpus.examples:
-        try:
-            ecg_room(_token_ids(tokenizer, example.question), _token_ids(tokenizer, example.answer), config.prompt.max_length)
-        except ExampleError as error:
-            bad.append(Rejected(example.id, str(example.record), str(error)))
-    corpus.set_aside(bad)
-
-
-def _write_shards(
-    writer: ShardWriter,
-    config: ConfigDict,
-    bpe: BPE,
-    tokenizer: PreTrainedTokenizerFast,
-    symbols: dict[Path, np.ndarray],
-    corpus: Corpus,
-) -> None:
-    """One sequence an example and segment, recording after recording."""
-    by_record: dict[Path, list[Example]] = {}
-    for example in corpus.examples:
-        by_record.setdefault(example.record, []).append(example)
-    with progress("encode and write shards", len(by_record)) as report:
-        for done, (record, tokens) in enumerate(_encode(bpe, {r: symbols[r] for r in by_record}), start=1):
-            for example in by_record[record]:
-                question, answer = _token_ids(tokenizer, example.question), _token_ids(tokenizer, example.answer)
-                room = ecg_room(question, answer, config.prompt.max_length)
-                for number, ecg in enumerate(tokens):
-                    texts = (example.id, example.patient, number, example.question, example.answer)
-                    length = config.prompt.max_length - room + min(room, len(ecg))
-                    writer.write(example.split, Sequence(*texts, ecg, question, answer), length, len(ecg) > room)
-            report(done)
-
-
-def _encode(bpe: BPE, symbols: dict[Path, np.ndarray]) -> Iterator[tuple[Path, list[np.ndarray]]]:
-    """(recording, the ids of each of its segments), many segments at a time."""
-    waiting: list[Path] = []
-    for position, record in enumerate(symbols, start=1):
-        waiting.append(record)
-        if sum(len(symbols[r]) for r in waiting) < _SEGMENTS_AT_ONCE and position < len(symbols):
-            continue
-        stacked = np.concatenate([symbols[r] for r in waiting])
-        ids = iter(bpe.encode_batch(stacked.reshape(len(stacked), -1)))
-        for r in waiting:
-            yield r, [next(ids) for _ in symbols[r]]
-        waiting = []
 
 
 def _report(paths: Paths, corpus: Corpus, manifest: Manifest, rows: dict[str, object]) -> None:

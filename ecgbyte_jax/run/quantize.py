@@ -1,13 +1,14 @@
 """From recordings to symbols and the ECG tokenizer, as the stages `tokenizer` and `prepare` both begin.
 
-Axes: S segments of a recording, L leads (12), T samples of a segment. Everything of the corpus that is held at once is symbols,
-one byte a sample; millivolts are held for one recording at a time.
+Recordings are cleaned in tasks of a few hundred, wherever `workers` runs them; each leaves its symbols in the cache, and what
+stands there is not cleaned again. Axes: S segments of a recording, L leads (12), T samples of a segment.
 """
 
 import hashlib
+import json
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,85 +18,239 @@ from ecgbyte_jax.corpora.example import Rejected
 from ecgbyte_jax.ecg.bpe import BPE
 from ecgbyte_jax.ecg.records import read_record
 from ecgbyte_jax.ecg.signal import CleanConfig, clean, segment
-from ecgbyte_jax.ecg.symbols import Quantizer
+from ecgbyte_jax.ecg.symbols import Drawn, Quantizer
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer, Training
-from ecgbyte_jax.errors import RecordError
-from ecgbyte_jax.run.corpus import Corpus
+from ecgbyte_jax.errors import RecordError, TokenizerError
+from ecgbyte_jax.run import stages
+from ecgbyte_jax.run.corpus import Corpus, Paths, keys
 from ecgbyte_jax.run.logbook import progress
+from ecgbyte_jax.run.symbol_cache import Place, SymbolCache, write_part
+from ecgbyte_jax.run.workers import Run
 
-_VERSION = 2  # of what is made here
+_VERSION = 3  # of what is made here
 
 
 def settings(config: ConfigDict) -> dict:
     """What the symbols and the tokenizer depend on, beside the files that are read."""
-    indifferent = ("root", "ecgqa_root", "max_bad_fraction", "sequences_per_file")  # the files' content counts, not their place
+    # Of files the content counts, not their place.
+    indifferent = ("root", "ecgqa_root", "table", "conversations", "translations", "max_bad_fraction", "sequences_per_file")
     data = {k: v for k, v in config.data.to_dict().items() if k not in indifferent}
-    tokenizer = {k: v for k, v in config.tokenizer.to_dict().items() if k != "merges_csv"}
+    tokenizer = {k: v for k, v in config.tokenizer.to_dict().items() if k not in ("merges_csv", "file")}
     return {"version": _VERSION, "seed": config.seed, "data": data, "signal": config.signal.to_dict(), "tokenizer": tokenizer}
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """How recordings become segments."""
+
+    config: CleanConfig
+    segment_length: int
+    max_segments: int
+
+    @classmethod
+    def of(cls, config: ConfigDict) -> "Cleaning":
+        fields = config.signal.to_dict()
+        return cls(
+            segment_length=fields.pop("segment_length"), config=CleanConfig(**fields), max_segments=config.data.max_segments
+        )
+
+    def segments(self, record: str) -> np.ndarray:
+        """Clean segments float64 [S, 12, T] in mV of one recording; raises RecordError where it cannot be used."""
+        return segment(self.whole(record)[0], self.segment_length)[: self.max_segments or None]
+
+    def whole(self, record: str) -> tuple[np.ndarray, float]:
+        """The clean signal float64 [12, N] in mV of one recording, and its rate in Hz."""
+        found = read_record(record)
+        return clean(found, self.config), self.config.target_rate or found.sample_rate
+
+
+@dataclass(frozen=True)
+class Task:
+    """A few hundred recordings to be cleaned; `keys` are the cache's, `first` the number of the first one."""
+
+    cleaning: Cleaning
+    records: tuple[str, ...]
+    keys: tuple[int, ...]
+    first: int
+    seed: int
+    quantizer: Quantizer | None = None
+    cache: str = ""
 
 
 @dataclass
 class Signals:
-    """The recordings of a corpus as symbols uint8 [S, 12, T], and how many samples of each the quantizer clipped."""
+    """The recordings of a corpus as symbols in the cache: the row of its table for each usable one."""
 
     quantizer: Quantizer
-    symbols: dict[Path, np.ndarray] = field(default_factory=dict)
-    clipped: dict[Path, int] = field(default_factory=dict)
+    cache: SymbolCache
+    rows: dict[Path, int]
+
+    def place(self, record: Path) -> Place:
+        """Where a recording's symbols stand."""
+        return self.cache.place(self.rows[record])
+
+    def symbols(self, record: Path) -> np.ndarray:
+        """Symbols uint8 [S, 12, T] of one recording."""
+        return self.place(record).read()
+
+    def count(self, records: list[Path], field: str) -> int:
+        """The sum of a field of the cache's table over recordings."""
+        return int(self.cache.table[field][[self.rows[record] for record in records]].sum())
 
     def clipped_samples(self) -> str:
         """Of all recordings, for people."""
-        samples, clipped = sum(symbols.size for symbols in self.symbols.values()), sum(self.clipped.values())
+        places = [self.place(record) for record in self.rows]
+        samples, clipped = sum(p.segments * 12 * p.samples for p in places), self.count(list(self.rows), "clipped")
         low, high = self.quantizer.low, self.quantizer.high
         return f"{clipped} of {samples} ({clipped / samples:.2%}), outside {low:.2f} to {high:.2f} mV"
 
 
-def fit_quantizer(config: ConfigDict, corpus: Corpus) -> Quantizer:
-    """From training recordings alone, so that the test set stays unseen."""
+def given_tokenizer(config: ConfigDict) -> str:
+    """SHA-256 of the file `tokenizer.file`; "" where none is given. Raises TokenizerError where it is not there."""
+    if not config.tokenizer.file:
+        return ""
+    try:
+        return hashlib.sha256(Path(config.tokenizer.file).read_bytes()).hexdigest()
+    except OSError as error:
+        raise TokenizerError(f"tokenizer.file: {config.tokenizer.file}: {error.strerror}") from error
+
+
+def fit_quantizer(config: ConfigDict, paths: Paths, corpus: Corpus, run: Run) -> Quantizer:
+    """From training recordings alone, so that the test set stays unseen; kept in the cache beside the symbols."""
     records = corpus.records("train")
     wanted = min(config.tokenizer.percentile_records, len(records))
     drawn = np.sort(np.random.default_rng(config.seed).choice(len(records), wanted, replace=False))
-    cleaned = _clean(config, corpus, [records[i] for i in drawn], "percentiles of the signal")
-    return Quantizer.fit((segments for _, segments in cleaned), seed=config.seed)
+    records = [records[i] for i in drawn]
+    cleaning, record_keys = Cleaning.of(config), keys(records, paths.root)
+    digest = stages.digest([_VERSION, repr(cleaning), config.seed, record_keys.tolist()])
+    file = paths.cache / "percentiles" / f"{digest[:24]}.json"
+    if file.is_file():
+        return Quantizer(*json.loads(file.read_text()))
+    tasks = make_tasks(config, cleaning, records, record_keys)
+    parts: dict[int, Drawn] = {}
+    with progress("percentiles of the signal", len(records)) as report:
+        for number, found in run(draw_samples, tasks):
+            parts[number] = found
+            report(sum(len(tasks[done].records) for done in parts))
+    all_of_them = Drawn.none()
+    for number in sorted(parts):
+        all_of_them = all_of_them.add(parts[number].samples, parts[number].keys)
+    if not all_of_them.samples.size:  # then all of them are unusable, and cleaning them says why
+        quantize(config, paths, corpus, Quantizer(-1.0, 1.0), run)
+    quantizer = Quantizer.of_samples(all_of_them)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    stages.write_atomically(file, json.dumps([quantizer.percentile_1, quantizer.percentile_99]))
+    return quantizer
 
 
-def quantize(
+def draw_samples(task: Task) -> Drawn:
+    """Samples of clean recordings in mV, drawn at random; unusable recordings count when they are quantized."""
+    drawn = Drawn.none()
+    for number, record in enumerate(task.records, start=task.first):
+        try:
+            signal = task.cleaning.segments(record).ravel()
+        except RecordError:
+            continue
+        drawn = drawn.add(signal, np.random.default_rng([task.seed, number]).random(signal.size))
+    return drawn
+
+
+def quantize(config: ConfigDict, paths: Paths, corpus: Corpus, quantizer: Quantizer, run: Run) -> Signals:
+    """Cleans and quantizes every recording that is not in the cache; the examples of unusable ones are set aside."""
+    cleaning, records = Cleaning.of(config), corpus.records()
+    record_keys = keys(records, paths.root)
+    digest = stages.digest([_VERSION, repr(cleaning), repr(quantizer)])
+    folder = paths.cache / "symbols" / digest[:24]
+    missing = np.flatnonzero(SymbolCache(folder).find(record_keys) < 0)
+    _clean_missing(config, folder, quantizer, [records[i] for i in missing], record_keys[missing], run)
+    cache = SymbolCache(folder)
+    rows = dict(zip(records, cache.find(record_keys).tolist()))
+    bad = {
+        record: cache.reasons[int(cache.table["key"][row])] for record, row in rows.items() if not cache.table["segments"][row]
+    }
+    found = ((e, next((record for record in e.records if record in bad), None)) for e in corpus.examples)
+    corpus.set_aside([Rejected(e.id, str(record), bad[record]) for e, record in found if record])
+    return Signals(quantizer, cache, {record: row for record, row in rows.items() if record not in bad})
+
+
+def _clean_missing(
+    config: ConfigDict, folder: Path, quantizer: Quantizer, records: list[Path], record_keys: np.ndarray, run: Run
+) -> None:
+    if not records:
+        return
+    tasks = make_tasks(config, Cleaning.of(config), records, record_keys, quantizer, str(folder))
+    done = bad = 0
+    with progress("clean and quantize", len(records)) as report:
+        for number, unusable in run(clean_part, tasks):
+            done, bad = done + len(tasks[number].records), bad + unusable
+            report(done, f"{bad} unusable" if bad else "")
+
+
+def clean_part(task: Task) -> int:
+    """Cleans and quantizes a few hundred recordings and writes them as one part of the cache; returns how many are unusable."""
+    unusable = 0
+
+    def rows() -> Iterator[tuple[int, np.ndarray | RecordError, dict]]:
+        nonlocal unusable
+        for key, record in zip(task.keys, task.records):
+            try:
+                segments = task.cleaning.segments(record)
+            except RecordError as error:
+                unusable += 1
+                yield key, error, {}
+                continue
+            symbols = task.quantizer.encode(segments)
+            error = np.abs(task.quantizer.decode(symbols) - segments)
+            measured = {"worst": error.max(axis=(0, 2)), "total": error.sum(axis=(0, 2))}
+            yield key, symbols, measured | {"clipped": task.quantizer.count_clipped(segments)}
+
+    write_part(Path(task.cache), task.cleaning.segment_length, rows())
+    return unusable
+
+
+def make_tasks(
     config: ConfigDict,
-    corpus: Corpus,
-    quantizer: Quantizer,
-    watch: Callable[[Path, np.ndarray, np.ndarray], None] | None = None,
-) -> Signals:
-    """Cleans and quantizes every recording; the examples of those that cannot be used are set aside.
+    cleaning: Cleaning,
+    records: list[Path],
+    record_keys: np.ndarray,
+    quantizer: Quantizer | None = None,
+    cache: str = "",
+) -> list[Task]:
+    """The recordings in tasks of `prepare.task_records`."""
+    size = config.prepare.task_records
+    return [
+        Task(
+            cleaning,
+            tuple(map(str, records[first : first + size])),
+            tuple(record_keys[first : first + size].tolist()),
+            first,
+            config.seed,
+            quantizer,
+            cache,
+        )
+        for first in range(0, len(records), size)
+    ]
 
-    `watch` is called with each recording, its clean segments float64 [S, 12, T] in mV, and their symbols.
-    """
-    signals = Signals(quantizer)
-    for record, segments in _clean(config, corpus, corpus.records(), "clean and quantize"):
-        signals.symbols[record] = quantizer.encode(segments)
-        signals.clipped[record] = quantizer.count_clipped(segments)
-        if watch:
-            watch(record, segments, signals.symbols[record])
-    return signals
 
-
-def train_tokenizer(config: ConfigDict, corpus: Corpus, signals: Signals) -> ECGTokenizer:
-    """BPE on the training recordings, segment by segment."""
-    records = corpus.records("train")
+def train_tokenizer(config: ConfigDict, signals: Signals, records: list[Path]) -> ECGTokenizer:
+    """BPE on the recordings, segment by segment."""
     digest = hashlib.sha256()
     for record in records:
-        digest.update(signals.symbols[record])
+        digest.update(signals.symbols(record))
+    segments = signals.count(records, "segments")
     training = Training(
         num_merges=config.tokenizer.num_merges,
         boundary=config.tokenizer.boundary,
-        segments=sum(len(signals.symbols[record]) for record in records),
-        symbols=sum(signals.symbols[record].size for record in records),
-        clipped=sum(signals.clipped[record] for record in records),
+        segments=segments,
+        symbols=segments * 12 * config.signal.segment_length,
+        clipped=signals.count(records, "clipped"),
         corpus_sha256=digest.hexdigest(),
     )
-    segments = (segment for record in records for segment in signals.symbols[record])
+    found = (segment for record in records for segment in signals.symbols(record))
     with progress(f"BPE on {training.symbols / 1e6:.1f} M symbols, %", 100) as report, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the stages say themselves when fewer merges were made
         bpe = BPE.train(
-            segments,
+            found,
             training.num_merges,
             boundary=training.boundary or None,
             progress=lambda made, share: report(int(100 * share), f"{made} merges"),
@@ -105,22 +260,7 @@ def train_tokenizer(config: ConfigDict, corpus: Corpus, signals: Signals) -> ECG
 
 def merges_made(tokenizer: ECGTokenizer) -> str:
     """How many merges, and why they are fewer where they are."""
+    if tokenizer.training is None:
+        return f"{tokenizer.bpe.vocab_size - 26}, as published"
     made, wanted = len(tokenizer.bpe.merges), tokenizer.training.num_merges
     return f"{made}" + (f" (of {wanted} asked for: the corpus has no more pairs)" if made < wanted else "")
-
-
-def _clean(config: ConfigDict, corpus: Corpus, records: list[Path], what: str) -> Iterator[tuple[Path, np.ndarray]]:
-    """(recording, clean segments float64 [S, 12, T] in mV); the examples of unusable recordings are set aside at the end."""
-    fields = config.signal.to_dict()
-    length = fields.pop("segment_length")
-    cleaning = CleanConfig(**fields)
-    reasons: dict[Path, str] = {}
-    with progress(what, len(records)) as report:
-        for done, record in enumerate(records, start=1):
-            try:
-                segments = segment(clean(read_record(record), cleaning), length)
-                yield record, segments[: config.data.max_segments or None]
-            except RecordError as error:
-                reasons[record] = str(error)
-            report(done)
-    corpus.set_aside([Rejected(e.id, str(e.record), reasons[e.record]) for e in corpus.examples if e.record in reasons])

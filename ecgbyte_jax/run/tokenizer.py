@@ -19,9 +19,10 @@ from ecgbyte_jax.ecg.published import published_id
 from ecgbyte_jax.ecg.records import LEADS
 from ecgbyte_jax.ecg.symbols import ALPHABET_SIZE
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer, spell
-from ecgbyte_jax.run import quantize, stages
+from ecgbyte_jax.run import quantize, sampling, stages
 from ecgbyte_jax.run.corpus import Corpus, Paths, digest, open_corpus
 from ecgbyte_jax.run.logbook import banner, console, number_table, progress
+from ecgbyte_jax.run.workers import open_workers
 
 _VERSION = 1  # of this stage's outputs
 _MERGES = (100, 500, 1000, 2000, 3500)
@@ -52,24 +53,21 @@ def tokenizer(config: ConfigDict, workdir: Path) -> None:
 
 def _run(config: ConfigDict, paths: Paths, corpus: Corpus, report: Path) -> None:
     corpus.set_aside([])  # writes and checks what was set aside in reading
-    train = set(corpus.records("train"))
-    errors = {side: _Errors() for side in _SIDES}
     start = time.perf_counter()
-    quantizer = quantize.fit_quantizer(config, corpus)
-
-    def watch(record: Path, segments: np.ndarray, symbols: np.ndarray) -> None:
-        errors[_side(record, train)].add(segments, quantizer.decode(symbols))
-
-    signals = quantize.quantize(config, corpus, quantizer, watch)
+    with open_workers(config) as run:
+        quantizer = quantize.fit_quantizer(config, paths, corpus, run)
+        signals = quantize.quantize(config, paths, corpus, quantizer, run)
+        chosen = sampling.choose(config, paths, corpus, run)
     quantized = time.perf_counter()
-    trained = quantize.train_tokenizer(config, corpus, signals)
+    train = set(corpus.records("train"))
+    trained = quantize.train_tokenizer(config, signals, chosen)
     trained.save(paths.ecg_tokenizer)
     rows = {"clean and quantize": f"{quantized - start:.1f} s", "BPE": f"{time.perf_counter() - quantized:.1f} s"}
     found = {
         "samples clipped": signals.clipped_samples(),
         "merges": quantize.merges_made(trained),
         "symbols a token": _compression(trained.bpe, _draw(signals, train, config.seed)),
-        "error in mV": {side: errors[side].by_lead() for side in _SIDES if errors[side].samples},
+        "error in mV": _errors(signals, train),
     }
     stages.write_atomically(report, json.dumps(found, indent=1))
     if config.tokenizer.merges_csv:
@@ -82,23 +80,17 @@ def _side(record: Path, train: set[Path]) -> str:
     return "training" if record in train else "unseen"
 
 
-class _Errors:
-    """Worst and mean absolute error of restored signals, lead by lead."""
-
-    def __init__(self):
-        self.worst, self.total, self.samples = np.zeros(len(LEADS)), np.zeros(len(LEADS)), 0
-
-    def add(self, segments: np.ndarray, restored: np.ndarray) -> None:
-        """Both [S, 12, T] in mV."""
-        error = np.abs(restored - segments)
-        self.worst = np.maximum(self.worst, error.max(axis=(0, 2)))
-        self.total += error.sum(axis=(0, 2))
-        self.samples += error[:, 0].size
-
-    def by_lead(self) -> dict[str, dict[str, float]]:
-        """{lead: {"worst", "mean"}} in mV."""
-        pairs = zip(self.worst.tolist(), (self.total / self.samples).tolist())
-        return {lead: {"worst": worst, "mean": mean} for lead, (worst, mean) in zip(LEADS, pairs)}
+def _errors(signals: quantize.Signals, train: set[Path]) -> dict[str, dict[str, dict[str, float]]]:
+    """{side: {lead: {"worst", "mean"}}}: the absolute error of restored signals in mV."""
+    found = {}
+    for side in _SIDES:
+        rows = [row for record, row in signals.rows.items() if _side(record, train) == side]
+        if rows:
+            table = signals.cache.table[rows]
+            samples = sum(place.segments * place.samples for place in map(signals.cache.place, rows))
+            pairs = zip(table["worst"].max(axis=0).tolist(), (table["total"].sum(axis=0) / samples).tolist())
+            found[side] = {lead: {"worst": worst, "mean": mean} for lead, (worst, mean) in zip(LEADS, pairs)}
+    return found
 
 
 def _draw(signals: quantize.Signals, train: set[Path], seed: int) -> dict[str, np.ndarray]:
@@ -106,11 +98,11 @@ def _draw(signals: quantize.Signals, train: set[Path], seed: int) -> dict[str, n
     rng = np.random.default_rng(seed)
     sides = {}
     for side in _SIDES:
-        found = [symbols for record, symbols in signals.symbols.items() if _side(record, train) == side and len(symbols)]
-        if found:
-            segments = np.concatenate(found)
+        found = [record for record in signals.rows if _side(record, train) == side]
+        segments = [(record, number) for record in found for number in range(signals.place(record).segments)]
+        if segments:
             drawn = np.sort(rng.choice(len(segments), min(_SEGMENTS, len(segments)), replace=False))
-            sides[side] = segments[drawn].reshape(len(drawn), -1)
+            sides[side] = np.stack([signals.symbols(segments[i][0])[segments[i][1]].ravel() for i in drawn])
     return sides
 
 

@@ -6,6 +6,7 @@ import pytest
 from ecgbyte_jax.corpora.demo import write_demo
 from ecgbyte_jax.corpora.ecg_qa import read_questions
 from ecgbyte_jax.corpora.example import Example, Rejected
+from ecgbyte_jax.corpora.ptbxl import read_database
 from ecgbyte_jax.errors import CorpusError
 
 SINGLE = ("single-verify", "single-choose", "single-query")
@@ -19,7 +20,7 @@ def demo(tmp_path):
 
 
 def read(demo, types=SINGLE, wording="template", split="official"):
-    return list(read_questions(*demo, 500, wording, types, split))
+    return list(read_questions(demo[0] / "ptbxl", dict(read_database(demo[1], 500)), wording, types, split))
 
 
 def edit(demo, change):
@@ -34,12 +35,30 @@ def test_questions_are_joined_with_their_recordings(demo):
     first = read(demo)[0]
     row = json.loads((demo[0] / "ptbxl/template/train/00000.json").read_text())[0]
     assert first == Example(
-        "train/00000/0", "1", "train", demo[1] / "records500/00000/00001_hr", row["question"], row["answer"][0]
-    )
+        "train/00000/0", "1", "train", (demo[1] / "records500/00000/00001_hr",), row["question"], row["answer"][0],
+        {"question_type": "single-verify", "template_id": 0, "attribute_type": "scp_code"},
+    )  # fmt: skip
 
 
 def test_only_the_types_asked_for_are_read(demo):
     assert len(read(demo, ("single-query",))) == 20 and len(read(demo)) == 80
+
+
+def test_a_comparison_has_both_recordings_and_patients(demo):
+    edit(demo, lambda row: row | {"ecg_id": [1, 5], "question_type": "comparison_irrelevant-verify"})
+    (found,) = read(demo, ("comparison_irrelevant-verify",))
+    assert [record.name for record in found.records] == ["00001_hr", "00005_hr"] and found.patients == ("1", "3")
+
+
+def test_a_comparison_across_folds_is_rejected(demo):
+    edit(demo, lambda row: row | {"ecg_id": [1, 20]})
+    assert "different splits: ['train', 'test']" in read(demo, split="folds")[0].reason
+    assert read(demo)[0].split == "train"
+
+
+def test_no_types_given_takes_all(demo):
+    edit(demo, lambda row: row | {"question_type": "comparison_consecutive-query"})
+    assert len(read(demo, ())) == 80 and len(read(demo)) == 79
 
 
 def test_several_answers_are_joined_by_one_space(demo):
@@ -57,8 +76,8 @@ def test_official_split_is_the_folder_and_folds_are_ptbxl_s(demo):
     [
         (lambda row: "text", "an object with the fields"),
         (lambda row: {k: v for k, v in row.items() if k != "answer"}, "an object with the fields"),
-        (lambda row: row | {"ecg_id": [1, 2]}, "a list of one id wanted"),
-        (lambda row: row | {"ecg_id": [999]}, "ecg_id 999 is not in PTB-XL's database"),
+        (lambda row: row | {"ecg_id": [1, 2, 3]}, "a list of one id wanted"),
+        (lambda row: row | {"ecg_id": [999]}, "ecg_id 999 is not in the database"),
         (lambda row: row | {"question": 5}, "not texts"),
         (lambda row: row | {"answer": []}, "the answer is empty"),
     ],
@@ -85,6 +104,18 @@ def test_missing_folder_and_unknown_settings_are_named(demo, tmp_path):
 
 
 def test_the_real_questions_are_read(shared):
-    found = list(read_questions(shared / "data/ecgqa", shared / "data/ptbxl", 500, "paraphrased", SINGLE, "folds"))
+    recordings = dict(read_database(shared / "data/ptbxl", 500))
+    found = list(read_questions(shared / "data/ecgqa/ptbxl", recordings, "paraphrased", SINGLE, "folds"))
     assert all(isinstance(e, Example) for e in found)
     assert Counter(e.split for e in found) == {"train": 239, "valid": 86, "test": 88}
+
+
+def test_the_real_comparisons_are_read(shared):
+    recordings = dict(read_database(shared / "data/ptbxl", 500))
+    found = list(read_questions(shared / "data/ecgqa/ptbxl", recordings, "template", (), "official"))
+    assert all(isinstance(e, Example) for e in found)
+    assert Counter((e.split, len(e.records)) for e in found) == {("train", 1): 413, ("train", 2): 166, ("valid", 2): 10}
+    last = found[578]
+    assert [record.name for record in last.records] == ["00191_hr", "00328_hr"] and last.answer.startswith(
+        "pr interval rr interval"
+    )

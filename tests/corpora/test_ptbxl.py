@@ -22,7 +22,7 @@ def changed(**fields):
 def test_a_row_becomes_an_example(tmp_path):
     write(tmp_path, GOOD)
     record = tmp_path / "records500/00000/00007_hr"
-    assert list(read_reports(tmp_path, 500, "why?")) == [Example("7", "15709", "train", record, "why?", "sinus rhythm")]
+    assert list(read_reports(tmp_path, 500, "why?")) == [Example("7", "15709", "train", (record,), "why?", "sinus rhythm")]
 
 
 def test_patients_may_have_names_and_the_file_a_byte_order_mark(tmp_path):
@@ -32,17 +32,17 @@ def test_patients_may_have_names_and_the_file_a_byte_order_mark(tmp_path):
     assert next(read_reports(tmp_path, 500, "why?")).patient == "P001"
 
 
-def test_a_file_that_is_not_utf_8_is_named(tmp_path):
+def test_a_row_that_is_not_utf_8_is_rejected(tmp_path):
     write(tmp_path, changed(report="sinusrhythmus schräg"))
     path = tmp_path / DATABASE
     path.write_bytes(path.read_text(encoding="utf-8").encode("latin-1"))
-    with pytest.raises(CorpusError, match="not readable as CSV in UTF-8"):
-        list(read_reports(tmp_path, 500, "why?"))
+    bad = next(read_reports(tmp_path, 500, "why?"))
+    assert isinstance(bad, Rejected) and bad.reason == "line 2: the row is not UTF-8"
 
 
 def test_100_hz_takes_the_other_files(tmp_path):
     write(tmp_path, GOOD)
-    assert next(read_reports(tmp_path, 100, "why?")).record == tmp_path / "records100/00000/00007_lr"
+    assert next(read_reports(tmp_path, 100, "why?")).records == (tmp_path / "records100/00000/00007_lr",)
 
 
 @pytest.mark.parametrize("fold, split", [("1", "train"), ("8", "train"), ("9", "valid"), ("10", "test")])

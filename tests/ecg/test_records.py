@@ -77,3 +77,63 @@ def test_microvolts_are_scaled_and_unknown_units_refused(written):
     header.write_text(header.read_text().replace("/uV", "/mmHg"))
     with pytest.raises(RecordError, match="mmHg"):
         read_record(written)
+
+
+def replaced(written, old, new):
+    header = written.with_suffix(".hea")
+    assert old in header.read_text()
+    header.write_text(header.read_text().replace(old, new, 1))
+
+
+def test_a_wrong_checksum_is_refused(written):
+    data = bytearray(written.with_suffix(".dat").read_bytes())
+    data[5] ^= 1
+    written.with_suffix(".dat").write_bytes(data)
+    with pytest.raises(RecordError, match=r"leads \['AVR'\] do not add up to the header's checksum"):
+        read_record(written)
+
+
+@pytest.mark.parametrize("count, words", [("2", "too long"), ("4", "truncated")])
+def test_another_count_of_samples_is_refused(written, count, words):
+    replaced(written, " 500 3", f" 500 {count}")
+    with pytest.raises(RecordError, match=rf"{words}: 12 bytes found, \d+ wanted"):
+        read_record(written)
+
+
+def test_a_gain_of_0_is_refused(written):
+    replaced(written, "1000.0(0)/mV", "0(0)/mV")
+    with pytest.raises(RecordError, match="gain of 0"):
+        read_record(written)
+
+
+@pytest.mark.parametrize("form", ["17", "x", "999"])
+def test_an_unknown_format_is_refused(written, form):
+    replaced(written, "r1.dat 16 ", f"r1.dat {form} ")
+    with pytest.raises(RecordError, match="r1"):
+        read_record(written)
+
+
+def test_a_signal_file_elsewhere_is_refused(written):
+    replaced(written, "r1.dat", "../r1.dat")
+    with pytest.raises(RecordError, match=r"\['\.\./r1\.dat'\] found, files beside the header wanted"):
+        read_record(written)
+
+
+def test_wfdb_s_own_reader_gives_the_same(written, tmp_path):
+    """Another form of the same recording: two files, which is not read in one go."""
+    samples = np.array([[0, 100], [1500, -2000], [-7, 32]])
+    wfdb.wrsamp(
+        "r2", fs=500, units=["mV", "uV"], sig_name=["AVR", "V1"], d_signal=samples, fmt=["212", "212"],
+        adc_gain=[1000.0, 200.0], baseline=[5, 0], write_dir=str(tmp_path),
+    )  # fmt: skip
+    record = read_record(tmp_path / "r2")
+    np.testing.assert_allclose(record.signal, [[-0.005, 1.495, -0.012], [0.0005, -0.01, 0.00016]], rtol=1e-6)
+    replaced(tmp_path / "r2", " 1493 ", " 1494 ")
+    with pytest.raises(RecordError, match="checksum"):
+        read_record(tmp_path / "r2")
+
+
+def test_real_recordings_are_read_as_wfdb_reads_them(shared):
+    for name in ("00197_hr", "00122_hr"):
+        path = shared / "data/ptbxl/records500/00000" / name
+        np.testing.assert_allclose(read_record(path).signal, wfdb.rdrecord(str(path)).p_signal.T, rtol=1e-6, atol=1e-9)

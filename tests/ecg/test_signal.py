@@ -1,5 +1,8 @@
+import dataclasses
+
 import numpy as np
 import pytest
+from scipy.interpolate import make_interp_spline
 
 from ecgbyte_jax.ecg import signal
 from ecgbyte_jax.ecg.records import LEADS, Record, read_record
@@ -96,3 +99,33 @@ def test_too_short_a_recording_is_refused(rng, samples):
 def test_a_recording_shorter_than_a_segment_is_refused():
     with pytest.raises(RecordError, match="at least one segment of 500 wanted"):
         signal.segment(np.zeros((12, 499)), 500)
+
+
+def test_a_doubled_lead_is_refused_by_name(record):
+    with pytest.raises(RecordError, match=r"\['II'\] stand there twice"):
+        signal.clean(Record(record.signal, 500.0, ("II", *LEADS[1:])))
+
+
+def test_amplitudes_beyond_20_mv_are_refused_by_name(record):
+    record.signal[7, 100] = -20.5
+    with pytest.raises(RecordError, match=r"\['V2'\] reach 20\.5 mV, beyond 20 mV"):
+        signal.clean(record)
+    assert signal.clean(record, signal.CleanConfig(max_amplitude=0)).shape == (12, 2500)
+
+
+def test_every_step_can_be_left_out(record):
+    raw = signal.select_leads(record)
+    nothing = signal.CleanConfig(target_rate=0, notches=(), band=(), highpass=0, wavelet="")
+    np.testing.assert_array_equal(signal.clean(record, nothing), raw)
+    for step in ({"notches": (50.0,)}, {"band": (0.5, 100.0)}, {"highpass": 0.05}, {"wavelet": "db6"}, {"target_rate": 250.0}):
+        alone = signal.clean(record, dataclasses.replace(nothing, **step))
+        assert alone.shape != raw.shape or np.abs(alone - raw).max() > 1e-3, step
+
+
+@pytest.mark.parametrize("samples, rate", [(5000, 500.0), (1000, 100.0), (4321, 360.0), (7, 500.0)])
+def test_resample_is_scipy_s_spline(rng, samples, rate):
+    found = rng.standard_normal((12, samples))
+    duration = samples / rate
+    spline = make_interp_spline(np.linspace(0, duration, samples), found.T, k=3)
+    wanted = spline(np.linspace(0, duration, int(duration * 250))).T
+    np.testing.assert_allclose(signal.resample(found, rate, 250.0), wanted, rtol=0, atol=1e-12)

@@ -4,28 +4,44 @@ import pytest
 from ecgbyte_jax.errors import ShardsError
 from ecgbyte_jax.inputs.batches import open_split, prompt_batch, training_batches
 from ecgbyte_jax.inputs.prompt import PromptIds
-from ecgbyte_jax.inputs.shards import Sequence, ShardWriter, read_manifest
+from ecgbyte_jax.inputs.shards import (
+    Manifest,
+    Sequence,
+    SplitSummary,
+    ecg_to_bytes,
+    read_ecg,
+    read_manifest,
+    verify,
+    write_manifest,
+    write_shard,
+)
 
 IDS = PromptIds(bos=1, eos=2, pad=0, sig_start=3, sig_end=4, ecg=np.arange(100, 130, dtype=np.int32))
+
+
+ECGS = [np.array([1, 2]), np.array([3, 4, 5]), np.array([6])]
 
 
 def sequence(number: int) -> Sequence:
     """One whose answer token tells its number."""
     return Sequence(
-        f"e{number}", f"p{number}", 0, "why?", f"a{number}", np.array([1, 2]), np.array([50]), np.array([1000 + number])
-    )
+        f"e{number}", f"p{number}", 0, "why?", f"a{number}", {"n": number}, (ECGS[number % 3],), np.array([50]),
+        np.array([1000 + number]),
+    )  # fmt: skip
 
 
 @pytest.fixture
 def folder(tmp_path):
     """Ten training sequences in files of four, two for test, none for validation."""
-    with ShardWriter(tmp_path / "shards", sequences_per_file=4) as writer:
-        for number in range(10):
-            writer.write("train", sequence(number), 8, cut=number == 3)
-        for number in range(10, 12):
-            writer.write("test", sequence(number), 8, cut=False)
-        writer.finish()
-    return tmp_path / "shards"
+    shards = tmp_path / "shards"
+    files = {"train-0": range(4), "train-1": range(4, 8), "train-2": range(8, 10), "test-0": range(10, 12)}
+    written = {name: write_shard(shards / name, (sequence(n).to_bytes([n % 3]) for n in ns)) for name, ns in files.items()}
+    written["ecg-0"] = write_shard(shards / "ecg-0", map(ecg_to_bytes, ECGS[:2]))
+    written["ecg-1"] = write_shard(shards / "ecg-1", map(ecg_to_bytes, ECGS[2:]))
+    train = SplitSummary(["train-0", "train-1", "train-2"], 10, 10, 1, 80, 8, 2)
+    splits = {"train": train, "valid": SplitSummary(), "test": SplitSummary(["test-0"], 2, 2, 0, 16, 8, 2)}
+    write_manifest(shards, Manifest(splits, ["ecg-0", "ecg-1"], written, {}, {"": "a0"}))
+    return shards
 
 
 def training(folder, batch_size=3, epochs=1.0, **more):
@@ -39,19 +55,56 @@ def answers(batch) -> list[int]:
 
 def test_a_sequence_survives_its_bytes():
     before = sequence(5)
-    after = Sequence.from_bytes(before.to_bytes())
-    for name in ("id", "patient", "segment", "question", "answer"):
+    after = Sequence.from_bytes(before.to_bytes([7, 3]), lambda place: np.array([place]))
+    assert [ecg.tolist() for ecg in after.ecgs] == [[7], [3]]
+    for name in ("id", "patient", "segment", "question", "answer", "meta"):
         assert getattr(after, name) == getattr(before, name)
-    for name in ("ecg", "question_ids", "answer_ids"):
+    for name in ("question_ids", "answer_ids"):
         np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
 
 
 def test_manifest_counts_what_was_written(folder):
+    written = read_manifest(folder).written
+    assert {name: file.records for name, file in written.items()} == {
+        "train-0": 4, "train-1": 4, "train-2": 2, "test-0": 2, "ecg-0": 2, "ecg-1": 1
+    }  # fmt: skip
+    assert all(file.bytes == (folder / name).stat().st_size for name, file in written.items())
+
+
+def test_ecg_tokens_survive_their_bytes():
+    ids = np.array([0, 25, 26, 65535], np.int32)
+    assert read_ecg(ecg_to_bytes(ids)).tolist() == ids.tolist()
+
+
+def test_a_sequence_comes_back_with_the_tokens_of_its_segments(folder):
+    dataset = open_split(folder, read_manifest(folder), "train")
+    assert [dataset[i].ecgs[0].tolist() for i in range(4)] == [[1, 2], [3, 4, 5], [6], [1, 2]]
+
+
+def test_splits_add_up():
+    both = SplitSummary(["a"], 1, 2, 0, 30, 9, 3)
+    both.add(SplitSummary(["b"], 2, 3, 1, 40, 7, 4))
+    assert both == SplitSummary(["a", "b"], 3, 5, 1, 70, 9, 4)
+
+
+def test_a_changed_byte_is_found_by_the_checksum(folder):
     manifest = read_manifest(folder)
-    train = manifest.splits["train"]
-    assert len(train.files) == 3 and (train.sequences, train.examples, train.ecg_cut, train.tokens) == (10, 10, 1, 80)
-    assert (train.longest_sequence, train.longest_answer) == (8, 2)
-    assert manifest.commonest == {"why?": "a0", "": "a0"}
+    verify(folder, manifest)
+    data = bytearray((folder / "train-1").read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / "train-1").write_bytes(data)
+    with pytest.raises(ShardsError, match=r"\['train-1'\] are damaged"):
+        verify(folder, manifest)
+
+
+def test_a_shard_that_cannot_be_written_whole_is_not_there(tmp_path):
+    def records():
+        yield b"one"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_shard(tmp_path / "a", records())
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_whole_split_comes_back_in_order(folder):
@@ -100,8 +153,8 @@ def test_an_empty_split_is_refused_with_the_counts(folder):
 
 
 def test_a_missing_file_or_manifest_is_named(folder):
-    (folder / "train-00001.array_record").unlink()
-    with pytest.raises(ShardsError, match="train-00001"):
+    (folder / "train-1").unlink()
+    with pytest.raises(ShardsError, match="train-1"):
         read_manifest(folder)
     (folder / "manifest.json").unlink()
     with pytest.raises(ShardsError, match=r"manifest\.json: no such file"):
@@ -109,5 +162,5 @@ def test_a_missing_file_or_manifest_is_named(folder):
 
 
 def test_prompt_batch_fills_missing_rows_with_the_last_prompt():
-    batch = prompt_batch(IDS, [(np.array([1]), np.array([50])), (np.array([2]), np.array([51]))], 4, 6)
+    batch = prompt_batch(IDS, [((np.array([1]),), np.array([50])), ((np.array([2]),), np.array([51]))], 4, 6)
     assert batch["input_ids"].tolist() == [[0, 1, 3, 101, 4, 50]] + [[0, 1, 3, 102, 4, 51]] * 3

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ecgbyte_jax.errors import ExampleError
-from ecgbyte_jax.inputs.prompt import PromptIds, pad_left, render
+from ecgbyte_jax.inputs.prompt import PromptIds, pad_left, render, share_room
 from ecgbyte_jax.inputs.text import add_ecg_tokens, ecg_text_ids, load_text_tokenizer, train_text_tokenizer
 
 # bos 1, eos 2, pad 0, <sig_start> 3, <sig_end> 4; ECG token k is 100 + k.
@@ -11,28 +11,41 @@ ECG, QUESTION, ANSWER = np.array([7, 8, 9]), np.array([50, 51]), np.array([60])
 
 
 def test_worked_example():
-    sequence, mask = render(IDS, ECG, QUESTION, ANSWER, 20)
+    sequence, mask = render(IDS, [ECG], QUESTION, ANSWER, 20)
     assert sequence.tolist() == [1, 3, 107, 108, 109, 4, 50, 51, 60, 2]
     assert mask.tolist() == [False] * 8 + [True] * 2
 
 
 def test_without_an_answer_the_prompt_ends_with_the_question():
-    sequence, mask = render(IDS, ECG, QUESTION, None, 20)
+    sequence, mask = render(IDS, [ECG], QUESTION, None, 20)
     assert sequence.tolist() == [1, 3, 107, 108, 109, 4, 50, 51] and not mask.any()
 
 
 def test_an_ecg_that_does_not_fit_is_cut_at_its_end():
-    sequence, mask = render(IDS, ECG, QUESTION, ANSWER, 9)
+    sequence, mask = render(IDS, [ECG], QUESTION, ANSWER, 9)
     assert sequence.tolist() == [1, 3, 107, 108, 4, 50, 51, 60, 2] and mask.sum() == 2
+
+
+def test_two_ecgs_stand_one_after_the_other():
+    sequence, mask = render(IDS, [ECG, ECG[:2]], QUESTION, ANSWER, 20)
+    assert sequence.tolist() == [1, 3, 107, 108, 109, 4, 3, 107, 108, 4, 50, 51, 60, 2]
+    assert mask.tolist() == [False] * 12 + [True] * 2
+
+
+def test_two_ecgs_share_the_room_evenly_and_a_short_one_leaves_its_rest():
+    sequence, _ = render(IDS, [ECG, ECG], QUESTION, ANSWER, 13)
+    assert sequence.tolist() == [1, 3, 107, 108, 4, 3, 107, 108, 4, 50, 51, 60, 2]
+    assert share_room(5, [9, 1]) == [4, 1] and share_room(5, [1, 9]) == [1, 4] and share_room(5, [9, 9]) == [2, 3]
+    assert share_room(50, [9, 1]) == [9, 1]
 
 
 def test_texts_that_leave_no_room_are_refused():
     with pytest.raises(ExampleError, match=r"2 and 1 tokens.*max_length 7"):
-        render(IDS, ECG, QUESTION, ANSWER, 7)
+        render(IDS, [ECG], QUESTION, ANSWER, 7)
 
 
 def test_padding_is_on_the_left_and_positions_count_tokens():
-    row = pad_left(*render(IDS, ECG[:1], QUESTION[:1], ANSWER, 10), 10, IDS.pad)
+    row = pad_left(*render(IDS, [ECG[:1]], QUESTION[:1], ANSWER, 10), 10, IDS.pad)
     assert row["input_ids"].tolist() == [0, 0, 0, 1, 3, 107, 4, 50, 60, 2]
     assert row["attention_mask"].tolist() == [False] * 3 + [True] * 7
     assert row["positions"].tolist() == [0, 0, 0, 0, 1, 2, 3, 4, 5, 6]

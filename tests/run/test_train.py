@@ -43,7 +43,7 @@ def test_loss_falls_on_the_answer_and_eos_alone(config, prepared):
     parts = build_model(config, len(opened.text_tokenizer), make_mesh(8, 1, 1))
     model = parts.model(parts.trained)
     ids, ecg, question, answer = opened.ids, np.arange(9), np.array([300, 301]), np.array([302, 303])
-    sequence, mask = render(ids, ecg, question, answer, 40)
+    sequence, mask = render(ids, [ecg], question, answer, 40)
     row = {name: jnp.asarray(v)[None] for name, v in pad_left(sequence, mask, 40, ids.pad).items()}
     log_p = jax.nn.log_softmax(model(sequence[None])[0])
     by_hand = -np.mean([log_p[len(sequence) - 4 + i, token] for i, token in enumerate([302, 303, ids.eos])])

@@ -1,0 +1,91 @@
+"""Where tasks run: in this process, on a local cluster of processes, or on a Dask scheduler elsewhere.
+
+A task is a function of one picklable value that writes its result to a file, whole or not at all, and returns little. So it may
+run twice, or anywhere that sees the same files.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ecgbyte_jax.errors import ConfigError
+
+Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[tuple[int, Any]]]
+_AHEAD = 3  # tasks a worker that wait at the scheduler
+_DEATHS = 20  # of workers that one task survives
+_PATIENCE = 120  # s for a scheduler to answer and a worker to come
+
+
+@contextmanager
+def open_workers(config: ConfigDict) -> Iterator[Run]:
+    """Yields `run(function, tasks)`, which gives (number of the task, result) as tasks end, in any order.
+
+    Tasks of a worker that died are run again elsewhere. Raises ConfigError where Dask is needed and missing, or the scheduler
+    does not answer.
+    """
+    if config.prepare.workers == 1 and not config.prepare.scheduler:
+        yield lambda function, tasks: ((number, function(task)) for number, task in enumerate(tasks))
+        return
+    try:
+        import dask
+        from distributed import Client, LocalCluster
+    except ImportError as error:
+        raise ConfigError(
+            "prepare.workers above 1 and prepare.scheduler need Dask: install the extra, pip install -e '.[cluster]'"
+        ) from error
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # a worker's death is told by nothing but the time it takes
+    with dask.config.set({"distributed.scheduler.allowed-failures": _DEATHS}):
+        if config.prepare.scheduler:
+            with _connect(Client, config.prepare.scheduler) as client:
+                yield lambda function, tasks: _run(client, function, tasks)
+            return
+        local = {"n_workers": config.prepare.workers, "threads_per_worker": 1, "dashboard_address": ":0"}
+        with LocalCluster(**local, silence_logs=logging.CRITICAL, memory_limit=0) as cluster, Client(cluster) as client:
+            yield lambda function, tasks: _run(client, function, tasks)
+
+
+def _connect(client: Callable, address: str) -> Any:
+    try:
+        connected = client(address, timeout=_PATIENCE)
+        connected.wait_for_workers(1, timeout=_PATIENCE)
+    except (OSError, ValueError, TimeoutError) as error:  # ValueError: an address that is none
+        raise ConfigError(f"prepare.scheduler: no Dask scheduler with workers at '{address}': {error}") from error
+    return connected
+
+
+def _run(client: Any, function: Callable, tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+    """Keeps a few tasks a worker at the scheduler, so that a long list does not pile up there."""
+    from distributed import as_completed
+    from distributed.scheduler import KilledWorker
+
+    waiting, sent, deaths = enumerate(tasks), {}, {}
+    ended = as_completed()
+
+    def send(number: int, task: Any) -> None:
+        future = client.submit(function, task, pure=False, retries=0)
+        sent[future.key] = (number, task)
+        ended.add(future)
+
+    def fill() -> None:
+        room = _AHEAD * max(len(client.scheduler_info(n_workers=-1)["workers"]), 1)
+        while len(sent) < room and (following := next(waiting, None)):
+            send(*following)
+
+    fill()
+    while sent:
+        future = next(ended)
+        number, task = sent.pop(future.key)
+        try:
+            result = future.result()
+        except KilledWorker:
+            deaths[number] = deaths.get(number, 0) + 1
+            if deaths[number] >= _DEATHS:
+                raise
+            send(number, task)
+            continue
+        future.release()
+        yield number, result
+        fill()

@@ -1,0 +1,274 @@
+"""Writing token shards in tasks: ECG tokens from the cached symbols, then the texts that refer to them.
+
+Each task writes one file and, beside it, a summary of what stands there; a task whose summary and file are there already does
+nothing, so that a run that was killed goes on where it was. Axes: S segments, L leads (12), T samples of a segment.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from ecgbyte_jax.corpora.example import SPLITS, Example, Rejected
+from ecgbyte_jax.ecg.bpe import BPE
+from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
+from ecgbyte_jax.errors import ExampleError
+from ecgbyte_jax.inputs.prompt import ecg_room, share_room
+from ecgbyte_jax.inputs.shards import Manifest, Sequence, SplitSummary, Written, ecg_to_bytes, write_shard
+from ecgbyte_jax.inputs.text import load_text_tokenizer
+from ecgbyte_jax.run.corpus import Corpus
+from ecgbyte_jax.run.logbook import progress
+from ecgbyte_jax.run.quantize import Signals
+from ecgbyte_jax.run.symbol_cache import Place, write_bytes
+from ecgbyte_jax.run.workers import Run
+
+_SEGMENTS_AT_ONCE = 1024
+_ECG_SEGMENTS = 5_000  # of an ECG shard, at most, where a recording is not longer
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a task writes, and the digests of the tokenizers that it writes with."""
+
+    shard: Path
+    summary: Path
+    tokenizer: Path
+    tokenizer_sha256: str
+
+
+@dataclass(frozen=True)
+class EcgTask:
+    """Recordings whose segments become one file of ECG tokens."""
+
+    target: Target
+    places: tuple[Place, ...]
+
+
+@dataclass(frozen=True)
+class TextTask:
+    """Examples of one split that become one file: with each, the (number, tokens) of its recordings' segments."""
+
+    target: Target
+    examples: tuple[Example, ...]
+    segments: tuple[tuple[tuple[tuple[int, int], ...], ...], ...]  # [example][segment][ECG] -> (number, tokens)
+    max_length: int
+
+
+def write_ecg(shards: Path, summaries: Path, tokenizer: Path, signals: Signals, records: list[Path], run: Run) -> "EcgShards":
+    """Encodes and writes all segments of the recordings, in their order."""
+    places = [signals.place(record) for record in records]
+    target = _targets(shards, summaries, tokenizer, "ecg")
+    tasks = [EcgTask(next(target), tuple(chunk)) for chunk in _chunks(places, [p.segments for p in places], _ECG_SEGMENTS)]
+    found: dict[int, dict] = {}
+    with progress("encode", len(records)) as report:
+        for number, summary in run(encode_part, tasks):
+            found[number] = summary
+            report(sum(len(tasks[done].places) for done in found))
+    lengths = np.concatenate([found[n]["lengths"] for n in range(len(tasks))]).astype(np.int32)
+    first = np.cumsum([0] + [p.segments for p in places])[:-1]
+    written = {tasks[n].target.shard.name: Written(**found[n]["written"]) for n in range(len(tasks))}
+    return EcgShards(written, lengths, {r: (int(f), p.segments) for r, f, p in zip(records, first, places)})
+
+
+@dataclass(frozen=True)
+class EcgShards:
+    """What was written of the ECGs: the files, tokens of each segment int32 [S], and (first segment, segments) by recording."""
+
+    written: dict[str, Written]
+    lengths: np.ndarray
+    segments: dict[Path, tuple[int, int]]
+
+    def of(self, example: Example) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """(number, tokens) of each ECG in each of the example's segments; of two recordings the shorter one counts."""
+        starts = [self.segments[record] for record in example.records]
+        count = min(segments for _, segments in starts)
+        return tuple(tuple((first + s, int(self.lengths[first + s])) for first, _ in starts) for s in range(count))
+
+
+@dataclass
+class Texts:
+    """What was written of the texts."""
+
+    splits: dict[str, SplitSummary]
+    written: dict[str, Written]
+    commonest: dict[str, str]
+    rejected: list[Rejected]
+
+
+def write_texts(
+    shards: Path, summaries: Path, tokenizer: Path, corpus: Corpus, ecg: EcgShards, per_file: int, max_length: int, run: Run
+) -> Texts:
+    """One sequence an example and segment, in the order of the examples; those whose texts leave no room are told."""
+    tasks: list[TextTask] = []
+    for split in SPLITS:
+        target = _targets(shards, summaries, tokenizer, split)
+        examples = [example for example in corpus.examples if example.split == split]
+        counts = [min(ecg.segments[record][1] for record in example.records) for example in examples]
+        for chunk in _chunks(examples, counts, per_file):
+            tasks.append(TextTask(next(target), tuple(chunk), tuple(ecg.of(e) for e in chunk), max_length))
+    found: dict[int, dict] = {}
+    with progress("write shards", len(corpus.examples)) as report:
+        for number, summary in run(write_part, tasks):
+            found[number] = summary
+            report(sum(len(tasks[done].examples) for done in found))
+    return _gather([found[n] for n in range(len(tasks))], [task.examples[0].split for task in tasks])
+
+
+def _gather(summaries: list[dict], splits: list[str]) -> Texts:
+    texts = Texts({split: SplitSummary() for split in SPLITS}, {}, {}, [])
+    answers: dict[str, Counter[str]] = {}
+    for summary, split in zip(summaries, splits):
+        part = SplitSummary(**summary["split"])
+        texts.splits[split].add(part)
+        texts.rejected += [Rejected(**rejected) for rejected in summary["rejected"]]
+        if part.files:
+            texts.written[part.files[0]] = Written(**summary["written"])
+        for question, counts in summary["answers"].items():
+            answers.setdefault(question, Counter()).update(counts)
+    # Of answers that are equally common the first in the alphabet, so that the order of reading does not matter.
+    texts.commonest = {q: min(counts, key=lambda a: (-counts[a], a)) for q, counts in sorted(answers.items())}
+    return texts
+
+
+def _targets(shards: Path, summaries: Path, tokenizer: Path, name: str) -> Iterator[Target]:
+    """ecg-00000, ecg-00001, ..."""
+    digest, number = hashlib.sha256(tokenizer.read_bytes()).hexdigest(), 0
+    while True:
+        file = f"{name}-{number:05d}"
+        yield Target(shards / f"{file}.array_record", summaries / f"{file}.json", tokenizer, digest)
+        number += 1
+
+
+def _chunks(items: list, sizes: list[int], limit: int) -> Iterator[list]:
+    """Consecutive items whose sizes add up to `limit` at most; a larger item stands alone."""
+    chunk, total = [], 0
+    for item, size in zip(items, sizes):
+        if chunk and total + size > limit:
+            yield chunk
+            chunk, total = [], 0
+        chunk.append(item)
+        total += size
+    if chunk:
+        yield chunk
+
+
+def encode_part(task: EcgTask) -> dict:
+    """Writes one file of ECG tokens; returns the tokens of each segment and what was written."""
+    return _once(task, task.target, _encode)
+
+
+def _encode(task: EcgTask) -> dict:
+    bpe, lengths = _bpe(task.target.tokenizer, task.target.tokenizer_sha256), []
+
+    def records() -> Iterator[bytes]:
+        for symbols in _batches(task.places):
+            for ids in bpe.encode_batch(symbols.reshape(len(symbols), -1)):
+                lengths.append(len(ids))
+                yield ecg_to_bytes(ids)
+
+    written = write_shard(task.target.shard, records())
+    return {"lengths": lengths, "written": asdict(written)}
+
+
+def _batches(places: tuple[Place, ...]) -> Iterator[np.ndarray]:
+    """Symbols uint8 [S, 12, T], many segments at a time."""
+    waiting: list[np.ndarray] = []
+    for place in places:
+        waiting.append(place.read())
+        if sum(map(len, waiting)) >= _SEGMENTS_AT_ONCE:
+            yield np.concatenate(waiting)
+            waiting = []
+    if waiting:
+        yield np.concatenate(waiting)
+
+
+def write_part(task: TextTask) -> dict:
+    """Writes one file of sequences; returns counts, the answers given in training, and what was set aside."""
+    return _once(task, task.target, _write_texts)
+
+
+def _write_texts(task: TextTask) -> dict:
+    tokenizer = _text_tokenizer(task.target.tokenizer.parent, task.target.tokenizer_sha256)
+    summary, rejected, answers = SplitSummary(), [], {"": Counter()}
+    ids = _token_ids(tokenizer, [text for e in task.examples for text in (e.question, e.answer)])
+
+    def records() -> Iterator[bytes]:
+        for example, segments, question, answer in zip(task.examples, task.segments, ids[::2], ids[1::2]):
+            try:
+                room = ecg_room(question, answer, task.max_length, len(example.records))
+            except ExampleError as error:
+                rejected.append(asdict(Rejected(example.id, str(example.records[0]), str(error))))
+                continue
+            summary.examples += 1
+            summary.longest_answer = max(summary.longest_answer, len(answer) + 1)
+            for number, ecgs in enumerate(segments):
+                _count(summary, task.max_length, room, [length for _, length in ecgs])
+                texts = (example.id, example.patient, number, example.question, example.answer, example.meta)
+                yield Sequence(*texts, (), question, answer).to_bytes(place for place, _ in ecgs)
+                if example.split == "train":
+                    answers.setdefault(example.question, Counter())[example.answer] += 1
+                    answers[""][example.answer] += 1
+
+    written = write_shard(task.target.shard, records())
+    if summary.sequences:
+        summary.files = [task.target.shard.name]
+    else:
+        task.target.shard.unlink()
+    return {
+        "split": asdict(summary),
+        "written": asdict(written),
+        "rejected": rejected,
+        "answers": {question: dict(counts) for question, counts in answers.items() if counts},
+    }
+
+
+def _count(summary: SplitSummary, max_length: int, room: int, lengths: list[int]) -> None:
+    length = max_length - room + sum(share_room(room, lengths))
+    summary.sequences += 1
+    summary.ecg_cut += sum(lengths) > room
+    summary.tokens += length
+    summary.longest_sequence = max(summary.longest_sequence, length)
+
+
+def _once(task: EcgTask | TextTask, target: Target, work: Callable) -> dict:
+    """The summary of an earlier run of the same task, where its file is whole; otherwise of this one."""
+    digest = hashlib.sha256(repr(task).encode()).hexdigest()
+    try:
+        found = json.loads(target.summary.read_text(encoding="utf-8"))
+        files = 0 if "split" in found and not found["split"]["files"] else 1
+        whole = found["task"] == digest and (not files or target.shard.stat().st_size == found["written"]["bytes"])
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError):
+        whole = False
+    if whole:
+        return found
+    found = work(task) | {"task": digest}
+    target.summary.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(target.summary, [json.dumps(found).encode()])
+    return found
+
+
+@lru_cache(maxsize=1)
+def _bpe(path: Path, sha256: str) -> BPE:
+    return ECGTokenizer.load(path).bpe
+
+
+@lru_cache(maxsize=1)
+def _text_tokenizer(folder: Path, sha256: str) -> PreTrainedTokenizerFast:
+    return load_text_tokenizer(folder)
+
+
+def _token_ids(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[np.ndarray]:
+    """int32 [n] each; a text that spells a special token is text all the same."""
+    found = tokenizer(texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False).input_ids
+    return [np.array(ids, np.int32) for ids in found]
+
+
+def make_manifest(ecg: EcgShards, texts: Texts, digests: dict[str, str]) -> Manifest:
+    """What `inputs.shards.write_manifest` writes at the end."""
+    return Manifest(texts.splits, list(ecg.written), ecg.written | texts.written, digests, texts.commonest)

@@ -1,0 +1,60 @@
+import pytest
+
+from ecgbyte_jax.corpora.ecg_chat import read_conversations
+from ecgbyte_jax.corpora.example import Example, Rejected, split_of
+from ecgbyte_jax.errors import CorpusError
+from tests.corpora.layouts import write_json
+
+ECG = "p1000/p10000032/s40689238/40689238"
+
+
+def entry(*turns, ecg=ECG):
+    speakers = ["human", "gpt"] * len(turns)
+    return {"ecg": ecg, "conversations": [{"from": who, "value": value} for who, value in zip(speakers, turns)]}
+
+
+def read(tmp_path, *entries):
+    write_json(tmp_path / "c.json", list(entries))
+    return list(read_conversations(tmp_path / "c.json", tmp_path))
+
+
+@pytest.mark.parametrize("prefix", ["", "files/"])
+def test_a_conversation_becomes_an_example(tmp_path, prefix):
+    (found,) = read(tmp_path, entry("What is this?\n<ecg>", "Sinus rhythm.\n", ecg=prefix + ECG))
+    assert found == Example(
+        "0/0", "p10000032", split_of("p10000032"), (tmp_path / "files" / ECG,), "What is this?", "Sinus rhythm.",
+        {"conversation": "0", "turn": 0},
+    )  # fmt: skip
+
+
+def test_further_turns_follow_with_what_was_said_before(tmp_path):
+    _, second, third = read(tmp_path, entry("<ecg>\nWhat?", "This.", "Why?", "So.", "Sure?", "Yes."))
+    assert (second.id, second.question, second.answer) == ("0/1", "What?\nThis.\nWhy?", "So.")
+    assert (third.id, third.question, third.answer) == ("0/2", "What?\nThis.\nWhy?\nSo.\nSure?", "Yes.")
+
+
+@pytest.mark.parametrize(
+    "bad, reason",
+    [
+        ("text", "an object with the fields"),
+        ({"ecg": ECG}, "an object with the fields"),
+        (entry("What?", ""), "answer is empty"),
+        (entry("<ecg>", "This."), "question is empty"),
+        ({"ecg": ECG, "conversations": entry("What?", "This.", "Why?", "")["conversations"][:3]}, "by turns wanted"),
+        (entry(), "the conversation is empty"),
+        (entry("What?", "This.", ecg="../../etc/passwd"), "inside the data's root"),
+        (entry("What?", "This.", ecg="a/b"), "through the patient's folder"),
+        ({"ecg": ECG, "conversations": [{"from": "gpt", "value": "x"}, {"from": "human", "value": "y"}]}, "by turns wanted"),
+    ],
+)
+def test_a_bad_entry_is_rejected_and_the_rest_goes_on(tmp_path, bad, reason):
+    first, second = read(tmp_path, bad, entry("What?", "This."))
+    assert isinstance(first, Rejected) and reason in first.reason and first.id == "0" and isinstance(second, Example)
+
+
+def test_a_file_cut_short_or_missing_is_named(tmp_path):
+    with pytest.raises(CorpusError, match=r"no file .*c\.json"):
+        list(read_conversations(tmp_path / "c.json", tmp_path))
+    (tmp_path / "c.json").write_text('[{"ecg": "a"')
+    with pytest.raises(CorpusError, match=r"c\.json: broken or cut short behind 0 items"):
+        list(read_conversations(tmp_path / "c.json", tmp_path))
