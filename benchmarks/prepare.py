@@ -1,46 +1,186 @@
-"""How long preparation takes: `python -m benchmarks.prepare --root=PTBXL [--merges=1000]`.
+"""How long preparation takes: `python -m benchmarks.prepare --root=PTBXL [--records=2000 20000] [--workers=1 2]`.
 
-Every recording of a PTB-XL folder, all segments, with the published signal settings: cleaning, quantizer, BPE, token shards.
+The recordings of a PTB-XL folder, repeated under new names until there are so many, all segments, with the published signal
+settings: where each millisecond of one recording goes, then the whole stage from WFDB files to token shards for every number of
+recordings and workers (wall time, memory of all processes, batches read back), and what that means for MIMIC-IV-ECG.
 """
 
 import argparse
+import csv
 import os
 import platform
-import resource
+import shutil
+import subprocess
+import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from ecgbyte_jax.inputs.shards import read_manifest
+import numpy as np
+
+from ecgbyte_jax.corpora.ptbxl import DATABASE
+from ecgbyte_jax.ecg.bpe import BPE
+from ecgbyte_jax.ecg.records import read_record
+from ecgbyte_jax.ecg.signal import denoise, filter_bands, resample, segment, select_leads
+from ecgbyte_jax.ecg.symbols import Quantizer
+from ecgbyte_jax.inputs.batches import open_split, training_batches
+from ecgbyte_jax.inputs.shards import ecg_to_bytes, read_manifest, write_shard
 from ecgbyte_jax.run.logbook import banner
-from ecgbyte_jax.run.prepare import prepare
+from ecgbyte_jax.run.prepare import load_prepared
 from experiments import ptb
+
+MIMIC_RECORDS = 800_035
+PUBLISHED_MS = {"read": 9, "filters": 7, "wavelets": 7, "resample": 19, "quantize": 15, "encode": 32}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", required=True, help="the folder with ptbxl_database.csv")
+    parser.add_argument("--records", type=int, nargs="+", default=[2000])
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--merges", type=int, default=1000)
     arguments = parser.parse_args()
-    config = ptb.get_config("tiny")
-    config.data.root = arguments.root
-    config.data.max_segments = 0
-    config.tokenizer.num_merges = arguments.merges
-    with tempfile.TemporaryDirectory() as folder:
+    print(f"{os.cpu_count()} x {platform.machine()}, Python {platform.python_version()}, NumPy {np.__version__}")
+    root = Path(arguments.root).resolve()
+    steps(root, arguments.merges)
+    for records in arguments.records:
+        with tempfile.TemporaryDirectory() as folder:
+            repeat(root, Path(folder) / "data", records)
+            for workers in arguments.workers:
+                whole(Path(folder), records, workers, arguments.merges)
+
+
+def steps(root: Path, merges: int) -> None:
+    """Milliseconds of one recording, step by step, in one process."""
+    paths = sorted(root.glob("records500/*/*.hea"))
+    records = [path.with_suffix("") for path in paths[: min(len(paths), 200)]]
+    spent: dict[str, float] = {}
+
+    def timed(name: str, function: Callable, *arguments: object) -> object:
         start = time.perf_counter()
-        prepare(config, Path(folder))
-        seconds = time.perf_counter() - start
-        splits = read_manifest(Path(folder) / "shards").splits.values()
-    examples = sum(split.examples for split in splits)
+        found = function(*arguments)
+        spent[name] = spent.get(name, 0.0) + time.perf_counter() - start
+        return found
+
+    def cleaned(record: Path) -> np.ndarray:
+        found = timed("read", read_record, record)
+        signal = timed("leads", select_leads, found, 20.0)
+        signal = timed("filters", filter_bands, signal, found.sample_rate)
+        return timed("resample", resample, timed("wavelets", denoise, signal), found.sample_rate, 250.0)
+
+    segments = [segment(cleaned(record), 500) for record in records[:20]]
+    quantizer = Quantizer.fit(segments)
+    bpe = BPE.train(np.concatenate([quantizer.encode(some) for some in segments]), merges)
+    bpe.encode_batch(np.zeros((1, 10), np.uint8))
+    spent.clear()
+    symbols = [timed("quantize", quantizer.encode, segment(cleaned(record), 500)) for record in records]
+    ids = timed("encode", bpe.encode_batch, np.concatenate(symbols).reshape(-1, 6000))
+    with tempfile.TemporaryDirectory() as folder:
+        timed("write", write_shard, Path(folder) / "a", map(ecg_to_bytes, ids))
+    rows = {name: f"{1000 * seconds / len(records):6.2f} ms" for name, seconds in spent.items()}
     rows = {
-        "machine": f"{os.cpu_count()} x {platform.machine()}, Python {platform.python_version()}",
-        "recordings": examples,
-        "segments": sum(split.sequences for split in splits),
-        "seconds": f"{seconds:.1f}",
-        "ms a recording": f"{1000 * seconds / examples:.1f}",
-        "peak memory": f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB",
+        name: text + (f"  (published: {PUBLISHED_MS[name]})" if name in PUBLISHED_MS else "") for name, text in rows.items()
     }
-    banner("benchmarks/prepare.py", rows)
+    total = sum(spent.values()) / len(records)
+    banner("one recording", rows | {"all": f"{1000 * total:6.2f} ms  (published: {sum(PUBLISHED_MS.values())})"})
+
+
+def repeat(root: Path, folder: Path, records: int) -> None:
+    """A PTB-XL folder of so many recordings: copies of the real ones under new names."""
+    with (root / DATABASE).open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["report"].strip()]
+    repeated = []
+    for number in range(records):
+        row = rows[number % len(rows)]
+        name = f"records500/{number // 1000:05d}/{number:05d}_hr"
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        for ending in (".hea", ".dat"):
+            shutil.copy(root / f"{row['filename_hr']}{ending}", folder / f"{name}{ending}")
+        patient = f"{row['patient_id']}-{number // len(rows)}"
+        repeated.append(row | {"ecg_id": str(number), "patient_id": patient, "filename_hr": name})
+    with (folder / DATABASE).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(repeated[0]))
+        writer.writeheader()
+        writer.writerows(repeated)
+
+
+def whole(folder: Path, records: int, workers: int, merges: int) -> None:
+    """The stage in processes of its own, as a user runs it."""
+    workdir = folder / f"work{workers}"
+    settings = {
+        "data.root": folder / "data", "data.max_segments": 0, "prepare.workers": workers, "tokenizer.num_merges": merges,
+        "tokenizer.sampling": "random", "tokenizer.sample_records": 2000,
+    }  # fmt: skip
+    command = [sys.executable, "main.py", "--config=experiments/ptb.py:tiny", "--stage=prepare", f"--workdir={workdir}"]
+    command += [f"--config.{name}={value}" for name, value in settings.items()]
+    # The cleaned copies are read from memory the second time: so the first run does not pay for the disk alone.
+    for path in (folder / "data").rglob("*.dat"):
+        path.read_bytes()
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    peak = Peak(process.pid)
+    if process.wait():
+        sys.exit("preparation failed")
+    seconds = time.perf_counter() - start
+    rate = records / seconds
+    rows = {
+        "seconds": f"{seconds:.1f}",
+        "recordings/s": f"{rate:.1f} ({rate / workers:.1f} a core)",
+        "peak memory": f"{peak.stop() / 1e9:.2f} GB of all processes",
+        "batches read back": f"{read_back(workdir):,.0f} tokens/s",
+        "MIMIC-IV-ECG": f"{MIMIC_RECORDS / rate / 3600:.1f} h at this rate",
+    }
+    banner(f"{records} recordings, {workers} worker(s)", rows)
+
+
+class Peak:
+    """The largest sum of the memory (proportional set size) of a process and its children."""
+
+    def __init__(self, pid: int):
+        self._pid, self._peak, self._end = pid, 0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._end.wait(0.2):
+            self._peak = max(self._peak, sum(map(_memory, _family(self._pid))))
+
+    def stop(self) -> int:
+        """Bytes."""
+        self._end.set()
+        self._thread.join()
+        return self._peak
+
+
+def _family(pid: int) -> list[int]:
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [pid, *(member for child in children for member in _family(int(child)))]
+
+
+def _memory(pid: int) -> int:
+    """Bytes; memory that processes share counts in parts."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
+def read_back(workdir: Path) -> float:
+    """Tokens a second of training batches."""
+    config = ptb.get_config("tiny")
+    prepared = load_prepared(config, workdir)
+    manifest = read_manifest(workdir / "shards")
+    batches = training_batches(open_split(workdir / "shards", manifest, "train"), prepared.ids, 1024, 16, 1.0, seed=0)
+    count, tokens, start = min(len(batches), 200), 0, time.perf_counter()
+    for number in range(count):
+        tokens += int(batches[number]["attention_mask"].sum())
+    return tokens / (time.perf_counter() - start)
 
 
 if __name__ == "__main__":
