@@ -146,7 +146,7 @@ DEMO = "--config=experiments/demo.py"
         ([DEMO, "--config.train.batch_size=0"], "train.batch_size: 0 found, at least 1 wanted"),
         ([DEMO, "--config.optim.preset=adam"], "optim.preset: 'adam' found, one of ('ecg_byte', 'adamw') wanted"),
         ([DEMO, "--config.lora.rank=2", "--config.lora.targets=('q','z')"], "lora.targets"),
-        ([DEMO, "--stage=trian"], "['trian'] found, any of ['prepare', 'train', 'eval'] wanted"),
+        ([DEMO, "--stage=trian"], "--stage: ['trian'] found, any of ['tokenizer', 'prepare', "),
         ([DEMO, "--stage=eval"], "stage 'prepare' has not finished"),
         ([DEMO + ":huge"], "experiments/demo.py:huge: unknown argument"),
         (["--config=experiments/nothing.py"], "No such file or directory: 'experiments/nothing.py'"),

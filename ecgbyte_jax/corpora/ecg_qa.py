@@ -1,7 +1,7 @@
 """ECG-QA (Oh et al. 2023): questions about recordings of PTB-XL or MIMIC-IV-ECG, single ones and two that are compared."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ecgbyte_jax.corpora.example import SPLITS, Example, Recording, Rejected
@@ -15,13 +15,17 @@ _WHERE_TO_GET = (
 
 
 def read_questions(
-    folder: Path, recordings: Mapping[str, Recording | Rejected], wording: str, question_types: tuple[str, ...], split: str
+    folder: Path,
+    recordings: Iterable[tuple[str, Recording | Rejected]],
+    wording: str,
+    question_types: tuple[str, ...],
+    split: str,
 ) -> Iterator[Example | Rejected]:
     """The questions of the given types (none given: of all), in the order of the files.
 
-    folder: ECG-QA's `ptbxl` or `mimic-iv-ecg`; recordings: by ecg_id (PTB-XL's ecg_id, MIMIC's study_id); wording: "template"
-    or "paraphrased"; split: "official" takes ECG-QA's own, "folds" that of the recordings. Several answers are joined by one
-    space, as published. Raises CorpusError where a folder is missing or a setting unknown.
+    folder: ECG-QA's `ptbxl` or `mimic-iv-ecg`; recordings: with their ecg_id (PTB-XL's ecg_id, MIMIC's study_id); wording:
+    "template" or "paraphrased"; split: "official" takes ECG-QA's own, "folds" that of the recordings. Several answers are
+    joined by one space, as published. Raises CorpusError where a folder is missing or a setting unknown.
     """
     if wording not in ("template", "paraphrased") or split not in ("official", "folds"):
         raise CorpusError(
@@ -29,6 +33,7 @@ def read_questions(
         )
     if not (folder / wording).is_dir():
         raise CorpusError(f"data.ecgqa_root: no folder '{folder / wording}'. {_WHERE_TO_GET}")
+    by_id = dict(recordings)
     for official in SPLITS:
         for path in sorted((folder / wording / official).glob("*.json")):
             for index, row in enumerate(_rows(path)):
@@ -36,7 +41,7 @@ def read_questions(
                 if isinstance(row, Rejected):
                     yield row
                 elif not isinstance(row, dict) or not question_types or row.get("question_type") in (None, *question_types):
-                    yield _example(id, row, path, index, recordings, official if split == "official" else None)
+                    yield _example(id, row, path, index, by_id, official if split == "official" else None)
 
 
 def _rows(path: Path) -> list:

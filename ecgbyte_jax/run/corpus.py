@@ -198,10 +198,10 @@ def _read_corpus(config: ConfigDict, paths: Paths) -> Iterator[Example | Rejecte
         case "mimic":
             return mimic.read_reports(root, data.question)
         case "ecg_qa":
-            recordings = dict(ptbxl.read_database(root, data.sample_rate, data.published_split))
+            recordings = ptbxl.read_database(root, data.sample_rate, data.published_split)
             return _read_questions(config, paths.ecgqa_root / "ptbxl", recordings)
         case "ecg_qa_mimic":
-            return _read_questions(config, paths.ecgqa_root / "mimic-iv-ecg", dict(mimic.read_record_list(root)))
+            return _read_questions(config, paths.ecgqa_root / "mimic-iv-ecg", mimic.read_record_list(root))
         case "ecg_chat":
             return read_conversations(Path(data.conversations or root / CONVERSATIONS), root)
         case "own":
@@ -210,6 +210,6 @@ def _read_corpus(config: ConfigDict, paths: Paths) -> Iterator[Example | Rejecte
             raise ConfigError(f"data.corpus: {other!r} found, one of {CORPORA} wanted")
 
 
-def _read_questions(config: ConfigDict, folder: Path, recordings: dict) -> Iterator[Example | Rejected]:
+def _read_questions(config: ConfigDict, folder: Path, recordings: Iterable) -> Iterator[Example | Rejected]:
     data = config.data
     return read_questions(folder, recordings, data.wording, tuple(data.question_types), data.split)

@@ -20,7 +20,7 @@ def demo(tmp_path):
 
 
 def read(demo, types=SINGLE, wording="template", split="official"):
-    return list(read_questions(demo[0] / "ptbxl", dict(read_database(demo[1], 500)), wording, types, split))
+    return list(read_questions(demo[0] / "ptbxl", read_database(demo[1], 500), wording, types, split))
 
 
 def edit(demo, change):
@@ -104,14 +104,14 @@ def test_missing_folder_and_unknown_settings_are_named(demo, tmp_path):
 
 
 def test_the_real_questions_are_read(shared):
-    recordings = dict(read_database(shared / "data/ptbxl", 500))
+    recordings = read_database(shared / "data/ptbxl", 500)
     found = list(read_questions(shared / "data/ecgqa/ptbxl", recordings, "paraphrased", SINGLE, "folds"))
     assert all(isinstance(e, Example) for e in found)
     assert Counter(e.split for e in found) == {"train": 239, "valid": 86, "test": 88}
 
 
 def test_the_real_comparisons_are_read(shared):
-    recordings = dict(read_database(shared / "data/ptbxl", 500))
+    recordings = read_database(shared / "data/ptbxl", 500)
     found = list(read_questions(shared / "data/ecgqa/ptbxl", recordings, "template", (), "official"))
     assert all(isinstance(e, Example) for e in found)
     assert Counter((e.split, len(e.records)) for e in found) == {("train", 1): 413, ("train", 2): 166, ("valid", 2): 10}
