@@ -1,6 +1,8 @@
 """Which folder may import which (the table in CONTRIBUTING.md)."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,3 +44,8 @@ def test_every_folder_is_in_the_table():
 def test_preparing_folders_do_not_import_jax(folder):
     for path in (PACKAGE / folder).glob("*.py"):
         assert not {name for name in imported(path) if name.split(".")[0] in ("jax", "flax", "optax")}, path
+
+
+def test_what_a_worker_of_preparation_imports_brings_no_jax():
+    code = "import sys, ecgbyte_jax.run.write_shards, ecgbyte_jax.run.sampling; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent).returncode == 0
