@@ -37,9 +37,9 @@ def test_log_probabilities_are_those_of_the_chosen_tokens(model, prompt):
 
 
 def test_behind_a_row_s_end_log_probabilities_are_zero(model, prompt):
-    stop = int(generate(model, *prompt, 5)[0, 1])
+    stop = int(generate(model, *prompt, 5)[0, 0])
     tokens, log_probs = generate(model, *prompt, 5, stop_ids=(stop,), return_log_probs=True)
-    assert np.asarray(tokens)[0, 1] == stop and (np.asarray(log_probs)[0, 2:] == 0).all()
+    assert tokens[0, 0] == stop and log_probs[0, 0] < 0 and (np.asarray(log_probs)[0, 1:] == 0).all()
 
 
 def test_the_same_key_draws_the_same_tokens_and_another_key_others(model, prompt):

@@ -218,6 +218,7 @@ def test_a_config_that_does_not_fit_the_weights_is_refused_by_name(folder):
         ({"num_key_value_heads": 3}, "num_key_value_heads 3 found, a divisor of 4 heads"),
         ({"attention_bias": True}, r"no tensor for blocks/0/attention/k/bias"),
         ({"rope_parameters": None}, "field 'rope_theta' is missing"),
+        ({"head_dim": 7}, "head_dim 7 found, an even number wanted"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type 'yarn'"),
     ],
 )

@@ -22,9 +22,9 @@ MODELS = {
     "llama, 3 heads": ("llama", COMMON | {"num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 10}),
     "llama, biases": (
         "llama",
-        COMMON | {"num_attention_heads": 4, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+        COMMON | {"num_attention_heads": 6, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
     ),
-    "llama, 5:1": ("llama", COMMON | {"num_attention_heads": 10, "num_key_value_heads": 2, "head_dim": 8}),
+    "llama, 5:1": ("llama", COMMON | {"hidden_size": 40, "num_attention_heads": 10, "num_key_value_heads": 2, "head_dim": 8}),
     "mistral, window": (
         "mistral",
         COMMON | {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 6, "sliding_window": 5},
@@ -197,11 +197,11 @@ def test_an_adapter_of_another_rank_or_model_is_refused(tmp_path):
     add_lora(ours, LoraConfig(8, 8.0, 0.0, ("q", "v")), jax.random.key(0))
     with pytest.raises(WeightsError, match="rank 3 found for attention/q, 8 wanted"):
         load_adapter(ours, tmp_path / "adapter")
-    with pytest.raises(WeightsError, match=r"is for a kernel \(36, 80\), \(36, 30\) wanted"):
+    with pytest.raises(WeightsError, match=r"is for a kernel \(40, 80\), \(36, 30\) wanted"):
         load_adapter(load_pretrained(tmp_path / "other")[0], tmp_path / "adapter")
-    with pytest.raises(WeightsError, match="no place for .*in a gpt2"):
+    with pytest.raises(WeightsError, match=r"no place for .*in a gpt2"):
         load_adapter(load_pretrained(tmp_path / "gpt2")[0], tmp_path / "adapter")
-    with pytest.raises(WeightsError, match="no PEFT adapter, adapter_config.json is missing"):
+    with pytest.raises(WeightsError, match=r"no PEFT adapter, adapter_config\.json is missing"):
         load_adapter(ours, tmp_path)
     (tmp_path / "adapter/adapter_model.safetensors").write_bytes(b"\x10")
     with pytest.raises(WeightsError, match="damaged or truncated"):
