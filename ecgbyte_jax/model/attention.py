@@ -12,6 +12,8 @@ from flax import nnx
 from ecgbyte_jax.model.config import DecoderConfig
 from ecgbyte_jax.model.layers import Linear, Norm, soft_cap, split_key
 
+_QUERIES = 128  # of a block
+
 
 class Attention(nnx.Module):
     """Queries, keys and values of the residual stream, mixed and projected back."""
@@ -27,7 +29,10 @@ class Attention(nnx.Module):
         self.k_norm = nnx.data(Norm(config.head_dim, config, "rms") if config.qk_norm else None)
 
     def __call__(self, x, rope, mask, past, key):
-        """x [B, T, D], mask bool [B, 1, T, S], past (keys, values, index) or None -> ([B, T, D], (keys, values))."""
+        """x [B, T, D], mask bool [B, 1, T, S], past (keys, values, index) or None -> ([B, T, D], (keys, values)).
+
+        Several tokens and a past: they are the prompt, the first ones in an empty cache, and attend to themselves (S = T).
+        """
         cfg, (b, t, _) = self.config, x.shape
         kq, kk, kv, ko = split_key(key, 4)
         q = self.q(x, kq).reshape(b, t, cfg.heads, cfg.head_dim)  # [B, T, H, C]
@@ -39,14 +44,28 @@ class Attention(nnx.Module):
             q, k = rotate(q, rope), rotate(k, rope)
         if past is not None:
             keys, values, index = past
-            k = jax.lax.dynamic_update_slice(keys, k, (0, index, 0, 0))  # [B, S, K, C]
-            v = jax.lax.dynamic_update_slice(values, v, (0, index, 0, 0))
-        mixed = attend(q, k, v, mask, cfg)  # [B, T, H, C]
-        return self.o(mixed.reshape(b, t, -1), ko), (k, v)
+            keys = jax.lax.dynamic_update_slice(keys, k, (0, index, 0, 0))  # [B, S, K, C]
+            values = jax.lax.dynamic_update_slice(values, v, (0, index, 0, 0))
+        alone = past is None or t > 1
+        mixed = attend(q, k, v, mask, cfg) if alone else attend(q, keys, values, mask, cfg)  # [B, T, H, C]
+        return self.o(mixed.reshape(b, t, -1), ko), None if past is None else (keys, values)
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, config: DecoderConfig) -> jax.Array:
-    """q [B, T, H, C], k and v [B, S, K, C], mask bool [B, 1, T, S] -> [B, T, H, C]; softmax in float32."""
+    """q [B, T, H, C], k and v [B, S, K, C], mask bool [B, 1, T, S] -> [B, T, H, C]; softmax in float32.
+
+    Where the tokens attend to themselves (S = T) a block of queries looks at the keys up to its own end alone: half the work,
+    and no [B, H, T, T] at once.
+    """
+    tokens = q.shape[1]
+    if k.shape[1] != tokens or tokens <= _QUERIES:
+        return _attend(q, k, v, mask, config)
+    blocks = [(start, min(start + _QUERIES, tokens)) for start in range(0, tokens, _QUERIES)]
+    mixed = [_attend(q[:, a:b], k[:, :b], v[:, :b], mask[:, :, a:b, :b], config) for a, b in blocks]
+    return jnp.concatenate(mixed, axis=1)
+
+
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, config: DecoderConfig) -> jax.Array:
     scale = config.query_scale or config.head_dim**-0.5
     if not config.attention_cap:
         return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale)

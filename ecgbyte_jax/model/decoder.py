@@ -92,7 +92,8 @@ class Decoder(nnx.Module):
     def hidden(self, input_ids, attention_mask=None, positions=None, *, cache=None, dropout_key=None):
         """Ids [B, T] to the last hidden states [B, T, D], and the cache with these tokens in it (None without one).
 
-        With a cache, attention_mask is [B, S] over all its places. `dropout_key` switches LoRA's dropout on.
+        With a cache, attention_mask is [B, S] over all its places; the whole prompt comes first, then a token at a time.
+        `dropout_key` switches LoRA's dropout on.
         """
         b, t = input_ids.shape
         if cache is None and t > self.config.max_positions:
@@ -108,7 +109,8 @@ class Decoder(nnx.Module):
             positions = jax.lax.dynamic_slice_in_dim(counted, start, t, axis=1)  # [B, T]
         x = _split_over_mesh(self._embed(input_ids, positions), None, None)  # [B, T, D]
         rope = None if self.config.rope_theta is None else rope_angles(self.config, positions)
-        mask, back = causal_mask(valid, start, t)  # [B, 1, T, S], [T, S]
+        prompt = cache is not None and t > 1  # attends to itself: the cache is empty
+        mask, back = causal_mask(valid[:, :t] if prompt else valid, start, t)  # [B, 1, T, S], [T, S]
         if cache is None:
             return self.norm(self._run_blocks(x, rope, mask, back, dropout_key)), None
         kept = []
