@@ -44,18 +44,14 @@ def main() -> None:
         alone = alone or rates[1]
         cells = [f"{batch}"]
         for seconds, rate in zip((here, there), rates):
-            cells += [
-                f"{1e3 * seconds[0]:.1f} ms",
-                f"{1e3 * (seconds[1] - seconds[0]) / (arguments.new - 1):.2f} ms",
-                f"{rate:.0f}",
-            ]
+            step = (seconds[1] - seconds[0]) / (arguments.new - 1)
+            cells += [f"{1e3 * seconds[0]:.1f} ms", f"{1e3 * step:.2f} ms", f"{rate:.0f}"]
         print(f"| {' | '.join(cells)} | {rates[0] / rates[1]:.1f} | {np.mean(tokens == expected):.0%} |", flush=True)
         if arguments.gb_s:
             step = (here[1] - here[0]) / (arguments.new - 1)
             print(f"  {moved_bytes(ours, batch, arguments) / step / 1e9 / arguments.gb_s:.0%} of the bandwidth bound")
-    print(
-        f"\nTokens/s count the whole call, prefill too. The last batch here: {rates[0] / alone:.1f} times PyTorch at its first."
-    )
+    ratio = f"batch {batch} here is {rates[0] / alone:.1f} times PyTorch at batch {arguments.batch[0]}"
+    print(f"\nTokens/s count the whole call, prefill too; {ratio}.")
     print(f"Peak memory of both together: {peak_gb()}.")
 
 

@@ -97,9 +97,8 @@ def _check(model: Decoder, input_ids, attention_mask, new: int, sampling: _Sampl
 def _round_length(input_ids: jax.Array, attention_mask: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Prompts [B, T'] as long as the longest one, rounded up to 32, 40, 48, 56, 64, 80, ...: four lengths an octave."""
     longest, length = int(jnp.sum(attention_mask != 0, axis=1).max()), input_ids.shape[1]
-    target = next(
-        size for power in range(5, 32) for size in range(2**power, 2 ** (power + 1), 2 ** (power - 2)) if size >= longest
-    )
+    lengths = (size for power in range(5, 32) for size in range(2**power, 2 ** (power + 1), 2 ** (power - 2)))
+    target = next(size for size in lengths if size >= longest)
     if target <= length:
         return input_ids[:, length - target :], attention_mask[:, length - target :]
     room = ((0, 0), (target - length, 0))

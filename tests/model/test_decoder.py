@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from ecgbyte_jax.errors import ConfigError
+from ecgbyte_jax.model import attention
 from ecgbyte_jax.model.config import DecoderConfig
 from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.model.generate import generate
@@ -173,3 +174,12 @@ def test_dropout_needs_a_key_and_keeps_the_mean():
 def test_unknown_lora_target_is_refused():
     with pytest.raises(ConfigError, match=r"\['query'\]"):
         add_lora(make(), replace(LORA, targets=("q", "query")), jax.random.key(0))
+
+
+@pytest.mark.parametrize("changes", [{}, {"windows": (30, 0)}, {"attention_cap": 3.0}])
+def test_blocks_of_queries_are_attention_in_one_piece(rng, monkeypatch, changes):
+    model = make(max_positions=400, **changes)
+    ids, mask = rng.integers(0, 50, (2, 300)), np.arange(300) >= np.array([[0], [170]])
+    blocked = model(ids, mask)
+    monkeypatch.setattr(attention, "_QUERIES", 1000)
+    np.testing.assert_allclose(np.asarray(blocked)[mask], np.asarray(model(ids, mask))[mask], atol=1e-4)
