@@ -15,7 +15,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything that the run makes goes; runs/<experiment> if not given.")
 _STAGES = flags.DEFINE_list(
-    "stage", ["prepare", "train", "eval"], "What to run of tokenizer, prepare, inspect, train, eval, in this order."
+    "stage", ["prepare", "train", "eval"], "What to run of tokenizer, prepare, inspect, train, eval, export, in this order."
 )
 
 

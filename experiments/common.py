@@ -64,7 +64,7 @@ def get_defaults() -> ConfigDict:
     config.prompt.text_vocab_size = 2000  # of the text tokenizer, where no pretrained one is used
 
     config.model = ConfigDict()
-    config.model.pretrained = ""  # a Hugging Face folder; "": from scratch by the sizes below
+    config.model.pretrained = ""  # a Hugging Face folder or hub id; "": from scratch by the sizes below
     config.model.width = 256
     config.model.layers = 4
     config.model.heads = 4
@@ -74,7 +74,11 @@ def get_defaults() -> ConfigDict:
     config.model.rope_theta = 10_000.0
     config.model.dtype = "float32"  # computes
     config.model.param_dtype = "float32"  # stores
-    config.model.remat = False  # recompute each block in the backward pass, to save memory
+    # What a block keeps for the backward pass, a policy of jax.checkpoint_policies; "" keeps all, "nothing_saveable" nothing.
+    config.model.remat = ""
+    config.model.scan_layers = False  # one compiled block run over stacked parameters: deep models compile much faster
+    config.model.vocab_multiple = 1  # the embedding's rows are rounded up to a multiple; 128 suits accelerators
+    config.model.train_new_embeddings = False  # with LoRA: train the ECG tokens' embeddings too (published: frozen)
 
     config.lora = ConfigDict()
     config.lora.rank = 0  # 0: all weights are trained
@@ -103,6 +107,9 @@ def get_defaults() -> ConfigDict:
     config.mesh.fsdp = 1
     config.mesh.tensor = 1
 
+    config.export = ConfigDict()
+    config.export.adapter = False  # with LoRA: False merges it into the weights, True writes a PEFT adapter
+
     config.eval = ConfigDict()
     config.eval.split = "test"
     config.eval.batch_size = 16
@@ -113,7 +120,7 @@ def get_defaults() -> ConfigDict:
 
 def use_published_model(config: ConfigDict) -> None:
     """The published choice: Llama 3.2 1B in bfloat16 with LoRA."""
-    config.model.pretrained = "weights/Llama-3.2-1B"
+    config.model.pretrained = "meta-llama/Llama-3.2-1B"
     config.model.dtype = "bfloat16"
     config.model.param_dtype = "bfloat16"
     config.lora.rank = 16

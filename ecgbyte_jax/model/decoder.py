@@ -1,50 +1,25 @@
-"""A causal decoder of the Llama architecture in Flax NNX.
+"""A causal decoder in Flax NNX; a config says which of Hugging Face's families it is.
 
-Axes: B batch, T tokens given, S tokens attended to (the cache's length where there is one), D width, H query heads,
-K key/value heads, G = H / K, C head width, F MLP width, V vocabulary, R LoRA rank.
+Axes: B batch, T tokens given, S tokens attended to (the cache's length where there is one), D width, K key/value heads,
+C head width, V vocabulary, L layers.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-# The mesh axes that a batch is split over; see run/sharding.py for those of the parameters.
-BATCH_AXES = ("data", "fsdp")
+from ecgbyte_jax.errors import ConfigError
+from ecgbyte_jax.model.attention import Attention, causal_mask, rope_angles, within
+from ecgbyte_jax.model.config import BATCH_AXES, TENSOR_AXIS, DecoderConfig
+from ecgbyte_jax.model.layers import MLP, Linear, Norm, normal, soft_cap, split_key
 
 
-@dataclass(frozen=True)
-class RopeScaling:
-    """Llama 3.1's stretching of the low rotary frequencies (`rope_type: llama3` in config.json)."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_positions: int
-
-
-@dataclass(frozen=True)
-class DecoderConfig:
-    """Everything that makes one decoder; sizes as in the axis legend. dtype computes, param_dtype stores."""
-
-    vocab_size: int
-    width: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    mlp_width: int
-    max_positions: int
-    rope_theta: float
-    rope_scaling: RopeScaling | None = None
-    norm_eps: float = 1e-5
-    tied_embeddings: bool = True
-    dtype: str = "float32"
-    param_dtype: str = "float32"
-    remat: bool = False
+class NewRows(nnx.LoRAParam):
+    """Embeddings of new tokens that are trained where the old ones are frozen."""
 
 
 @jax.tree_util.register_dataclass
@@ -58,91 +33,31 @@ class Cache:
 
     @classmethod
     def empty(cls, config: DecoderConfig, batch: int, length: int) -> "Cache":
-        """Room for `length` tokens of `batch` rows."""
+        """Room for `length` tokens of `batch` rows, the heads split over the mesh where it divides them."""
+        mesh = jax.sharding.get_abstract_mesh()
+        splits = TENSOR_AXIS in mesh.axis_names and config.kv_heads % mesh.shape[TENSOR_AXIS] == 0
         one = jnp.zeros((batch, length, config.kv_heads, config.head_dim), config.dtype)
+        one = _split_over_mesh(one, None, TENSOR_AXIS if splits else None, None)
         return cls((one,) * config.layers, (one,) * config.layers, jnp.int32(0))
 
 
-class Linear(nnx.Module):
-    """x @ kernel without bias, plus a LoRA path where `lora.add_lora` put one."""
-
-    def __init__(self, n_in: int, n_out: int, config: DecoderConfig, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(_normal(rngs, (n_in, n_out), n_in, config))
-        self.dtype = config.dtype
-        self.lora = nnx.data(None)
-
-    def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """[..., n_in] -> [..., n_out]; `key` draws LoRA's dropout, None leaves it off."""
-        y = x @ self.kernel[...].astype(self.dtype)
-        return y if self.lora is None else y + self.lora(x, key)
-
-
-class RMSNorm(nnx.Module):
-    """Root-mean-square norm (Zhang & Sennrich 2019), computed in float32."""
-
-    def __init__(self, width: int, config: DecoderConfig):
-        self.scale = nnx.Param(jnp.ones((width,), config.param_dtype))
-        self.eps = config.norm_eps
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x32 = x.astype(jnp.float32)
-        normed = x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + self.eps)
-        return (normed * self.scale[...].astype(jnp.float32)).astype(x.dtype)
-
-
-class Attention(nnx.Module):
-    """Causal self-attention with grouped heads and rotary positions."""
-
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        self.config = config
-        queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        self.q = Linear(config.width, queries, config, rngs)
-        self.k = Linear(config.width, keys, config, rngs)
-        self.v = Linear(config.width, keys, config, rngs)
-        self.o = Linear(queries, config.width, config, rngs)
-
-    def __call__(self, x, rope, mask, past, key):
-        """x [B, T, D], mask bool [B, 1, T, S], past (keys, values, index) or None -> ([B, T, D], (keys, values))."""
-        cfg, (b, t, _) = self.config, x.shape
-        kq, kk, kv, ko = _split_key(key, 4)
-        q = _rotate(self.q(x, kq).reshape(b, t, cfg.heads, cfg.head_dim), rope)  # [B, T, H, C]
-        k = _rotate(self.k(x, kk).reshape(b, t, cfg.kv_heads, cfg.head_dim), rope)  # [B, T, K, C]
-        v = self.v(x, kv).reshape(b, t, cfg.kv_heads, cfg.head_dim)  # [B, T, K, C]
-        if past is not None:
-            keys, values, index = past
-            k = jax.lax.dynamic_update_slice(keys, k, (0, index, 0, 0))  # [B, S, K, C]
-            v = jax.lax.dynamic_update_slice(values, v, (0, index, 0, 0))
-        mixed = jax.nn.dot_product_attention(q, k, v, mask=mask)  # [B, T, H, C]
-        return self.o(mixed.reshape(b, t, -1), ko), (k, v)
-
-
-class MLP(nnx.Module):
-    """SwiGLU (Shazeer 2020)."""
-
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        self.gate = Linear(config.width, config.mlp_width, config, rngs)
-        self.up = Linear(config.width, config.mlp_width, config, rngs)
-        self.down = Linear(config.mlp_width, config.width, config, rngs)
-
-    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
-        kg, ku, kd = _split_key(key, 3)
-        return self.down(jax.nn.silu(self.gate(x, kg)) * self.up(x, ku), kd)  # [B, T, D]
-
-
 class Block(nnx.Module):
-    """Attention and MLP, each behind a norm and added to the residual stream."""
+    """Attention and MLP, each behind a norm (and before another one in Gemma 2) and added to the residual stream."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        self.attention_norm = RMSNorm(config.width, config)
+        self.attention_norm = Norm(config.width, config)
         self.attention = Attention(config, rngs)
-        self.mlp_norm = RMSNorm(config.width, config)
+        self.post_attention_norm = nnx.data(Norm(config.width, config) if config.post_norms else None)
+        self.mlp_norm = Norm(config.width, config)
         self.mlp = MLP(config, rngs)
+        self.post_mlp_norm = nnx.data(Norm(config.width, config) if config.post_norms else None)
 
     def __call__(self, x, rope, mask, past, key):
-        ka, km = _split_key(key, 2)
+        ka, km = split_key(key, 2)
         mixed, kept = self.attention(self.attention_norm(x), rope, mask, past, ka)
-        x = x + mixed
-        return x + self.mlp(self.mlp_norm(x), km), kept
+        x = x + (mixed if self.post_attention_norm is None else self.post_attention_norm(mixed))
+        mapped = self.mlp(self.mlp_norm(x), km)
+        return x + (mapped if self.post_mlp_norm is None else self.post_mlp_norm(mapped)), kept
 
 
 class Decoder(nnx.Module):
@@ -150,10 +65,17 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         self.config = config
-        self.embedding = nnx.Param(_normal(rngs, (config.vocab_size, config.width), config.width, config))  # [V, D]
-        self.blocks = nnx.List([Block(config, rngs) for _ in range(config.layers)])
-        self.norm = RMSNorm(config.width, config)
-        self.head = nnx.data(None if config.tied_embeddings else Linear(config.width, config.vocab_size, config, rngs))
+        self.embedding = nnx.Param(normal(rngs, (config.vocab_size, config.width), config.width, config))  # [V, D]
+        learned = config.rope_theta is None
+        rows = (config.max_positions + config.position_offset, config.width)
+        self.positions = nnx.data(nnx.Param(normal(rngs, rows, config.width, config)) if learned else None)
+        blocks = [Block(config, rngs) for _ in range(config.layers)]
+        self.blocks = nnx.data(_stack(blocks)) if config.scan_layers else nnx.List(blocks)
+        self.norm = Norm(config.width, config)
+        tied = config.tied_embeddings
+        self.head = nnx.data(None if tied else Linear(config.width, config.vocab_size, False, config, rngs))
+        self.new_rows = nnx.data(None)  # [V - rows of the embedding, D], see `hf.grow_vocabulary`
+        self.new_head_rows = nnx.data(None)
 
     def __call__(
         self,
@@ -163,16 +85,21 @@ class Decoder(nnx.Module):
     ) -> jax.Array:
         """Ids [B, T] to float32 logits [B, T, V]; attention_mask [B, T] is 1 on tokens, 0 on padding.
 
-        Positions count the real tokens unless they are given.
+        Positions count the real tokens unless they are given. Raises ConfigError for more tokens than the model has positions.
         """
         return self.logits(self.hidden(input_ids, attention_mask, positions)[0])
 
     def hidden(self, input_ids, attention_mask=None, positions=None, *, cache=None, dropout_key=None):
         """Ids [B, T] to the last hidden states [B, T, D], and the cache with these tokens in it (None without one).
 
-        With a cache, attention_mask is [B, S] over all its places. `dropout_key` switches LoRA's dropout on.
+        With a cache, attention_mask is [B, S] over all its places; the whole prompt comes first, then a token at a time.
+        `dropout_key` switches LoRA's dropout on.
         """
         b, t = input_ids.shape
+        if cache is None and t > self.config.max_positions:
+            raise ConfigError(
+                f"input_ids: rows of {t} tokens found, at most the model's {self.config.max_positions} positions wanted"
+            )
         start = jnp.int32(0) if cache is None else cache.index
         if attention_mask is None:
             attention_mask = jnp.ones((b, t if cache is None else cache.keys[0].shape[1]), bool)
@@ -180,73 +107,96 @@ class Decoder(nnx.Module):
         if positions is None:
             counted = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)  # [B, S]
             positions = jax.lax.dynamic_slice_in_dim(counted, start, t, axis=1)  # [B, T]
-        causal = jnp.arange(valid.shape[1]) <= start + jnp.arange(t)[:, None]  # [T, S]
-        mask = causal[None, None] & valid[:, None, None, :]  # [B, 1, T, S]
-        rope = _rope_angles(self.config, positions)
-        x = _split_over_mesh(self.embedding[...].astype(self.config.dtype)[input_ids])  # [B, T, D]
-        keys = _split_key(dropout_key, len(self.blocks))
-        apply = jax.checkpoint(_apply_block) if self.config.remat else _apply_block
+        x = _split_over_mesh(self._embed(input_ids, positions), None, None)  # [B, T, D]
+        rope = None if self.config.rope_theta is None else rope_angles(self.config, positions)
+        prompt = cache is not None and t > 1  # attends to itself: the cache is empty
+        mask, back = causal_mask(valid[:, :t] if prompt else valid, start, t)  # [B, 1, T, S], [T, S]
+        if cache is None:
+            return self.norm(self._run_blocks(x, rope, mask, back, dropout_key)), None
         kept = []
-        for i, block in enumerate(self.blocks):
-            past = None if cache is None else (cache.keys[i], cache.values[i], start)
-            x, kv = apply(block, x, rope, mask, past, keys[i])
+        windows = self.config.windows or (0,) * self.config.layers
+        for block, window, keys, values in zip(self.layers(), windows, cache.keys, cache.values):
+            x, kv = block(x, rope, within(mask, back, window), (keys, values, start), None)
             kept.append(kv)
-        if cache is not None:
-            cache = Cache(tuple(k for k, _ in kept), tuple(v for _, v in kept), start + t)
-        return self.norm(x), cache
+        return self.norm(x), Cache(tuple(k for k, _ in kept), tuple(v for _, v in kept), start + t)
+
+    def layers(self) -> Sequence[Block]:
+        """The blocks one by one, also where their parameters are stacked."""
+        if not self.config.scan_layers:
+            return self.blocks
+        graphdef, state = nnx.split(self.blocks)
+        return [nnx.merge(graphdef, jax.tree.map(lambda x, i=i: x[i], state)) for i in range(self.config.layers)]
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [B, T, D] to float32 logits [B, T, V]."""
-        if self.head is None:
-            kernel = self.embedding[...].astype(self.config.dtype).T  # [D, V]
-        else:
-            kernel = self.head.kernel[...].astype(self.config.dtype)
-        return jnp.einsum("btd,dv->btv", hidden, kernel, preferred_element_type=jnp.float32)
+        dtype = self.config.dtype
+        kernel = self.embedding[...].T if self.head is None else self.head.kernel[...]  # [D, V]
+        logits = jnp.einsum("btd,dv->btv", hidden, kernel.astype(dtype), preferred_element_type=jnp.float32)
+        new = self.new_rows if self.head is None else self.new_head_rows
+        if new is not None:
+            more = jnp.einsum("btd,vd->btv", hidden, new[...].astype(dtype), preferred_element_type=jnp.float32)
+            logits = jnp.concatenate([logits, more], axis=-1)
+        return soft_cap(logits, self.config.logit_cap)
+
+    def _embed(self, ids: jax.Array, positions: jax.Array) -> jax.Array:
+        config, rows = self.config, self.embedding[...]
+        x = rows[jnp.minimum(ids, len(rows) - 1)].astype(config.dtype)
+        if self.new_rows is not None:
+            new = self.new_rows[...][jnp.maximum(ids - len(rows), 0)].astype(config.dtype)
+            x = jnp.where((ids >= len(rows))[..., None], new, x)
+        if config.embedding_scale:
+            x = x * jnp.asarray(config.width**0.5, x.dtype)
+        if self.positions is not None:
+            x = x + self.positions[...][positions + config.position_offset].astype(config.dtype)
+        return x
+
+    def _run_blocks(self, x, rope, mask, back, dropout_key):
+        """All blocks, without a cache: a loop, or one compiled block over stacked parameters."""
+        config = self.config
+        windows = config.windows or (0,) * config.layers
+
+        def run(block, x, window, key):
+            return block(x, rope, within(mask, back, window) if config.windows else mask, None, key)[0]
+
+        if config.remat:
+            run = jax.checkpoint(run, policy=getattr(jax.checkpoint_policies, config.remat))
+        keys = split_key(dropout_key, config.layers)
+        if not config.scan_layers:
+            for block, window, key in zip(self.blocks, windows, keys):
+                x = run(block, x, jnp.int32(window), key)
+            return x
+        graphdef, state = nnx.split(self.blocks)
+
+        def step(x, layer):
+            state, window, key = layer
+            return run(nnx.merge(graphdef, state), x, window, key), None
+
+        keys = None if dropout_key is None else keys
+        return jax.lax.scan(step, x, (state, jnp.array(windows, jnp.int32), keys))[0]
 
 
-def _apply_block(block, x, rope, mask, past, key):
-    return block(x, rope, mask, past, key)
+def unstack(model: Decoder) -> Decoder:
+    """The same model with its blocks one by one: while decoding, stacked parameters would be copied for every token."""
+    if not model.config.scan_layers:
+        return model
+    graphdef, state = nnx.split(model)
+    copy = nnx.merge(graphdef, state)
+    copy.config = replace(model.config, scan_layers=False)
+    copy.blocks = nnx.List(model.layers())
+    return copy
 
 
-def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, config: DecoderConfig) -> jax.Array:
-    """Standard deviation fan_in^-0.5 (LeCun): Llama's 0.02 is that of a width of 2,500, too small for small models."""
-    return fan_in**-0.5 * jax.random.normal(rngs.params(), shape, config.param_dtype)
+def _stack(blocks: list[Block]) -> Block:
+    """One block whose parameters have an axis of layers before their own."""
+    graphdef, _ = nnx.split(blocks[0])
+    return nnx.merge(graphdef, jax.tree.map(lambda *layers: jnp.stack(layers), *(nnx.state(block) for block in blocks)))
 
 
-def _split_key(key: jax.Array | None, count: int):
-    return [None] * count if key is None else jax.random.split(key, count)
+def _split_over_mesh(x: jax.Array, *others: str | None) -> jax.Array:
+    """Holds x [B, ...] to a split over the batch, and over the `others` axes; without a mesh in force it does nothing.
 
-
-def _split_over_mesh(x: jax.Array) -> jax.Array:
-    """Holds the residual stream [B, T, D] to a split over the batch; without a mesh in force it does nothing.
-
-    Left to itself the partitioner follows the embedding's own sharding and splits D instead.
+    Left to itself the partitioner follows the embedding's own sharding and splits D of the residual stream instead.
     """
     mesh = jax.sharding.get_abstract_mesh()
     axes = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes, None, None)) if axes else x
-
-
-def _inverse_frequencies(config: DecoderConfig) -> np.ndarray:
-    """float32 [C / 2], in radians a position (Su et al. 2021; scaled as Llama 3.1 does where config.json says so)."""
-    frequencies = config.rope_theta ** -(np.arange(0, config.head_dim, 2, dtype=np.float32) / config.head_dim)
-    scaling = config.rope_scaling
-    if scaling is None:
-        return frequencies.astype(np.float32)
-    turns = scaling.original_max_positions * frequencies / (2 * np.pi)
-    share = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    share = np.clip(share, 0.0, 1.0)  # 1: kept as it is, 0: divided by the factor
-    return (frequencies * (share + (1 - share) / scaling.factor)).astype(np.float32)
-
-
-def _rope_angles(config: DecoderConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """cos and sin of each position, float32 [B, T, 1, C / 2]."""
-    angles = positions[..., None, None].astype(jnp.float32) * _inverse_frequencies(config)
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def _rotate(x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turns the pairs (c, c + C / 2) of x [B, T, heads, C] by their angles."""
-    cos, sin = rope
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes, *others)) if axes else x

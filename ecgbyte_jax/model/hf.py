@@ -1,185 +1,290 @@
-"""Weights of Hugging Face folders: which stored tensor fills which parameter, checked from both sides."""
+"""Hugging Face folders: weights in, checked from both sides and placed tensor by tensor; weights out; new tokens.
+
+Axes: D width, V vocabulary, L layers.
+"""
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import msgpack
 import numpy as np
 from flax import nnx
-from flax.serialization import msgpack_restore
-from flax.traverse_util import flatten_dict
-from safetensors import SafetensorError, safe_open
+from huggingface_hub import errors as hub
+from huggingface_hub import snapshot_download
+from safetensors.numpy import save_file
 
 from ecgbyte_jax.errors import WeightsError
-from ecgbyte_jax.model.decoder import Decoder, DecoderConfig, RopeScaling
+from ecgbyte_jax.model.config import DecoderConfig
+from ecgbyte_jax.model.decoder import Decoder, NewRows
+from ecgbyte_jax.model.families import FAMILIES, LINEAR, Tensor, refuse
+from ecgbyte_jax.model.stored import stored_tensors
 
-# Stored name (PyTorch's, dots) -> parameter (slashes). A kernel is stored [out, in] by PyTorch, [in, out] by Flax.
-_LLAMA = (
-    (r"model\.embed_tokens\.weight", r"embedding"),
-    (r"model\.layers\.(\d+)\.self_attn\.([qkvo])_proj\.weight", r"blocks/\1/attention/\2/kernel"),
-    (r"model\.layers\.(\d+)\.mlp\.(gate|up|down)_proj\.weight", r"blocks/\1/mlp/\2/kernel"),
-    (r"model\.layers\.(\d+)\.input_layernorm\.weight", r"blocks/\1/attention_norm/scale"),
-    (r"model\.layers\.(\d+)\.post_attention_layernorm\.weight", r"blocks/\1/mlp_norm/scale"),
-    (r"model\.norm\.weight", r"norm/scale"),
-    (r"lm_head\.weight", r"head/kernel"),
-)
 # Stored, but nothing to load: derived from config.json.
-_IGNORED = (r".*rotary_emb\.inv_freq",)
-# Flax's last name of a tensor -> PyTorch's.
-_FLAX_LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "weight": "weight"}
+_IGNORED = re.compile(r".*rotary_emb\.inv_freq|.*\.attn\.(masked_)?bias")
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_SHARD_BYTES = 5_000_000_000
+
+
+def locate(name: str | Path) -> Path:
+    """A folder, or that of a hub id such as "meta-llama/Llama-3.2-1B": from the cache, else downloaded.
+
+    Raises WeightsError that says what to do where there is neither, or the model's licence has to be accepted first.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    where = f"no folder '{name}'"
+    if not _HUB_ID.fullmatch(str(name)):
+        raise WeightsError(f"{where}; a folder or a hub id wanted: `hf download meta-llama/Llama-3.2-1B --local-dir FOLDER`")
+    try:
+        folder = snapshot_download(str(name), allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"])
+        if not [*Path(folder).glob("*.safetensors")]:
+            folder = snapshot_download(str(name), allow_patterns=["*.json", "*.txt", "*.model", "*.msgpack"])
+        return Path(folder)
+    except hub.GatedRepoError as error:
+        raise WeightsError(
+            f"{where}, and hub id '{name}' is gated: accept its licence at huggingface.co/{name}, then `hf auth login`"
+        ) from error
+    except (hub.RepositoryNotFoundError, hub.HFValidationError) as error:
+        raise WeightsError(f"{where}, and the hub has no model '{name}' (or `hf auth login` is needed)") from error
+    except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, hub.HfHubHTTPError) as error:
+        raise WeightsError(
+            f"{where}, hub id '{name}' is not in the cache, and the hub cannot be reached; where it can, "
+            f"`hf download {name} --local-dir FOLDER` makes a folder to copy here"
+        ) from error
 
 
 def load_pretrained(
-    folder: str | Path, *, dtype: str = "float32", param_dtype: str = "float32", remat: bool = False
+    folder: str | Path,
+    *,
+    dtype: str = "float32",
+    param_dtype: str = "float32",
+    remat: str = "",
+    scan_layers: bool = False,
+    shard: Callable[[Any], Any] | None = None,
 ) -> tuple[Decoder, DecoderConfig]:
-    """The decoder of a Hugging Face folder, and its config.
+    """The decoder of a Hugging Face folder or hub id, and its config.
 
-    Reads config.json and `*.safetensors` or `flax_model.msgpack`, one file or several with an index. Raises WeightsError
-    that names every missing, unexpected and mis-shaped tensor at once, or the field of config.json at fault.
+    Reads config.json and `*.safetensors` or `flax_model.msgpack`, one file or several with an index; each tensor is placed
+    as it is read, by the shardings that `shard` gives for the tree of abstract parameters (None: the default device).
+    Raises WeightsError that names every missing, unexpected, mis-shaped and not finite tensor at once, or the field of
+    config.json at fault.
     """
-    folder = Path(folder)
-    config = replace(read_config(folder), dtype=dtype, param_dtype=param_dtype, remat=remat)
-    abstract = nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0)))
-    graphdef, state = nnx.split(abstract)
-    wanted = {"/".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
-    try:
-        stored = dict(_stored_tensors(folder))
-    except (SafetensorError, msgpack.exceptions.UnpackException, ValueError) as error:
-        raise WeightsError(f"{folder}: a file of weights is damaged or truncated: {error}") from error
-    found = _match(stored, set(wanted), config.tied_embeddings, folder)
-    wrong = [
-        f"{name} is {found[name].shape}, {leaf.shape} wanted"
-        for name, leaf in wanted.items()
-        if found[name].shape != leaf.shape
-    ]
-    if wrong:
-        raise WeightsError(f"{folder}: shapes do not fit config.json: {'; '.join(wrong)}")
-    filled = [
-        (path, leaf.replace(jnp.asarray(found["/".join(map(str, path))], param_dtype)))
-        for path, leaf in nnx.to_flat_state(state)
-    ]
-    return nnx.merge(graphdef, nnx.from_flat_state(filled)), config
+    folder = locate(folder)
+    config = replace(read_config(folder), dtype=dtype, param_dtype=param_dtype, remat=remat, scan_layers=scan_layers)
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0))))
+    places = _Places(state, shard)
+    shapes = _shapes(config)
+    family = FAMILIES[config.family]
+    plan = {tensor.stored: tensor for tensor in family.tensors(set(shapes), config.layers)}
+    plan |= {stored.removeprefix(family.prefix): tensor for stored, tensor in plan.items()}  # some files leave it out
+    missing, problems = set(shapes), []
+    for stored, array in stored_tensors(folder):
+        tensor = plan.get(stored)
+        if tensor is None:
+            if not (_IGNORED.fullmatch(stored) or (config.tied_embeddings and stored == "lm_head.weight")):
+                problems.append(f"no place for {stored}")
+            continue
+        missing -= set(tensor.parameters)
+        if not np.isfinite(array).all():
+            problems.append(f"{stored} holds values that are not finite")
+            continue
+        for name, part in _parts(tensor, array, shapes):
+            if part.shape == shapes[name]:
+                places.put(name, part)
+            else:
+                problems.append(f"{stored} gives {name} {part.shape}, {shapes[name]} wanted")
+    problems += [f"no tensor for {name}" for name in sorted(missing)]
+    if problems:
+        raise WeightsError(f"{folder}: the weights do not fit config.json: {'; '.join(problems)}")
+    return nnx.merge(graphdef, places.state()), config
 
 
 def read_config(folder: Path) -> DecoderConfig:
     """The decoder that `config.json` describes; raises WeightsError for what this decoder cannot do."""
-    path = folder / "config.json"
+    path = Path(folder) / "config.json"
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise WeightsError(f"{path}: no such file; model.pretrained wants a folder downloaded from Hugging Face") from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise WeightsError(f"{path}: not readable as JSON: {error}") from error
     if not isinstance(raw, dict):
         raise WeightsError(f"{path}: an object with the model's settings wanted")
-    _refuse(path, raw, "model_type", ("llama",))
-    _refuse(path, raw, "hidden_act", ("silu",))
-    for bias in ("attention_bias", "mlp_bias"):
-        _refuse(path, {bias: raw.get(bias, False)}, bias, (False,))
     try:
-        theta, scaling = _read_rope(path, raw)
-        return DecoderConfig(
-            vocab_size=raw["vocab_size"],
-            width=raw["hidden_size"],
-            layers=raw["num_hidden_layers"],
-            heads=raw["num_attention_heads"],
-            kv_heads=raw.get("num_key_value_heads") or raw["num_attention_heads"],
-            head_dim=raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"],
-            mlp_width=raw["intermediate_size"],
-            max_positions=raw["max_position_embeddings"],
-            rope_theta=theta,
-            rope_scaling=scaling,
-            norm_eps=raw["rms_norm_eps"],
-            tied_embeddings=raw["tie_word_embeddings"],
-        )
+        refuse(raw, "model_type", tuple(FAMILIES))
+        config = DecoderConfig(family=raw["model_type"], **FAMILIES[raw["model_type"]].read(raw))
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
     except KeyError as error:
         raise WeightsError(f"{path}: field {error} is missing") from error
     except (TypeError, AttributeError, ZeroDivisionError) as error:
         raise WeightsError(f"{path}: a field is not of the kind that Hugging Face writes: {error}") from error
+    if config.heads % config.kv_heads:
+        raise WeightsError(f"{path}: num_key_value_heads {config.kv_heads} found, a divisor of {config.heads} heads wanted")
+    if config.rope_theta is not None and config.head_dim % 2:
+        raise WeightsError(f"{path}: head_dim {config.head_dim} found, an even number wanted for rotary positions")
+    return config
 
 
-def _read_rope(path: Path, raw: dict) -> tuple[float, RopeScaling | None]:
-    """transformers 5 keeps both in `rope_parameters`, transformers 4 in `rope_theta` and `rope_scaling`."""
-    rope = raw.get("rope_parameters") or {"rope_theta": raw["rope_theta"], **(raw.get("rope_scaling") or {})}
-    kind = rope.get("rope_type", "default")
-    _refuse(path, {"rope_type": kind}, "rope_type", ("default", "llama3"))
-    if kind == "default":
-        return rope["rope_theta"], None
-    original = rope["original_max_position_embeddings"]
-    return rope["rope_theta"], RopeScaling(rope["factor"], rope["low_freq_factor"], rope["high_freq_factor"], original)
+def _shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter, with the blocks one by one."""
+    state = nnx.state(nnx.eval_shape(lambda: Decoder(replace(config, scan_layers=False), nnx.Rngs(0))))
+    return {"/".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(state)}
 
 
-def _refuse(path: Path, raw: dict, field: str, known: tuple) -> None:
-    if raw.get(field) not in known:
-        raise WeightsError(f"{path}: {field} {raw.get(field)!r} found, one of {known} can be loaded")
+def _parts(tensor: Tensor, array: np.ndarray, shapes: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, np.ndarray]]:
+    """(parameter, its part of a stored tensor), laid out as it is here."""
+    if tensor.layout == LINEAR:
+        array = array.T
+    if len(tensor.parameters) == 1:
+        yield tensor.parameters[0], array
+        return
+    ends = np.cumsum([shapes[name][-1] for name in tensor.parameters])[:-1]
+    yield from zip(tensor.parameters, np.split(array, ends, axis=-1))
 
 
-def _stored_tensors(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """(PyTorch's name, array) of every tensor in the folder; kernels of Flax files are turned to [out, in]."""
-    for file in _weight_files(folder):
-        if file.suffix == ".safetensors":
-            with safe_open(file, framework="flax") as tensors:
-                yield from ((name, np.asarray(tensors.get_tensor(name))) for name in tensors.keys())  # noqa: SIM118 (no mapping)
-        else:
-            for path, array in flatten_dict(msgpack_restore(file.read_bytes())).items():
-                name = ".".join((*path[:-1], _FLAX_LEAVES.get(path[-1], path[-1])))
-                yield name, array.T if path[-1] == "kernel" else array
+class _Places:
+    """Abstract parameters that are filled one after the other, each straight onto its devices."""
+
+    def __init__(self, state: nnx.State, shard: Callable[[Any], Any] | None):
+        self.flat = nnx.to_flat_state(state)
+        self.wanted = {"/".join(map(str, path)): leaf for path, leaf in self.flat}
+        sharded = nnx.to_flat_state(shard(state)) if shard else []
+        self.shardings = {"/".join(map(str, path)): jax.tree.leaves(leaf)[0] for path, leaf in sharded}
+        self.filled: dict[str, jax.Array] = {}
+
+    def put(self, name: str, array: np.ndarray) -> None:
+        """`name` is that of a block by itself; where the parameters are stacked it is written into its layer."""
+        if name in self.wanted:
+            self.filled[name] = jax.device_put(array.astype(self.wanted[name].dtype), self.shardings.get(name))
+            return
+        _, layer, rest = name.split("/", 2)
+        stacked = f"blocks/{rest}"
+        if stacked not in self.filled:
+            like = self.wanted[stacked]
+            make = jax.jit(lambda: jnp.zeros(like.shape, like.dtype), out_shardings=self.shardings.get(stacked))
+            self.filled[stacked] = make()
+        stack = self.filled.pop(stacked)
+        self.filled[stacked] = _set_layer(stack, array.astype(stack.dtype), int(layer))
+
+    def state(self) -> nnx.State:
+        return nnx.from_flat_state([(path, leaf.replace(self.filled["/".join(map(str, path))])) for path, leaf in self.flat])
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    for stem, ending in (("model", "safetensors"), ("flax_model", "msgpack")):
-        if (folder / f"{stem}.{ending}").is_file():
-            return [folder / f"{stem}.{ending}"]
-        index = folder / f"{stem}.{ending}.index.json"
-        if index.is_file():
-            files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-            gone = [file.name for file in files if not file.is_file()]
-            if gone:
-                raise WeightsError(f"{index}: the files {gone} are missing")
-            return files
-    raise WeightsError(f"{folder}: neither model.safetensors nor flax_model.msgpack (nor an index of several files) is there")
+@partial(jax.jit, donate_argnums=0)
+def _set_layer(stack: jax.Array, array: jax.Array, layer: int) -> jax.Array:
+    return stack.at[layer].set(array)
 
 
-def _match(stored: dict[str, np.ndarray], wanted: set[str], tied: bool, folder: Path) -> dict[str, np.ndarray]:
-    """Parameter name -> array [in, out]; raises WeightsError where a name is left over on either side."""
-    found, unexpected = {}, []
-    for name, array in stored.items():
-        rule = next(((p, to) for p, to in _LLAMA if re.fullmatch(p, name)), None)
-        parameter = re.sub(*rule, name) if rule else None
-        if parameter in wanted:
-            found[parameter] = array.T if parameter.endswith("kernel") else array
-        elif not (tied and parameter == "head/kernel") and not any(re.fullmatch(p, name) for p in _IGNORED):
-            unexpected.append(name)
-    missing = sorted(wanted - set(found))
-    if missing or unexpected:
-        raise WeightsError(f"{folder}: no tensor found for {missing}; no place found for {sorted(unexpected)}")
-    return found
+def save_pretrained(model: Decoder, folder: str | Path, *, text_tokenizer: Any = None, shard_bytes: int = _SHARD_BYTES) -> None:
+    """Writes a folder that `transformers.AutoModelForCausalLM.from_pretrained` reads: config.json and safetensors.
+
+    With more than `shard_bytes` of weights several files and their index; with a text tokenizer its files too, and its
+    special ids in config.json. Raises WeightsError where LoRA paths have not been merged (see `lora.merge_lora`).
+    """
+    folder, config, parameters = Path(folder), model.config, _parameters(model)
+    if any("/lora/" in name for name in parameters):
+        raise WeightsError(f"{folder}: the model has LoRA paths; merge them first, or write an adapter")
+    folder.mkdir(parents=True, exist_ok=True)
+    family, shapes = FAMILIES[config.family], _shapes(config)
+    tensors = family.tensors(set(shapes), config.layers)
+    size = jnp.dtype(config.param_dtype).itemsize
+    files = _group(tensors, [size * sum(int(np.prod(shapes[name])) for name in t.parameters) for t in tensors], shard_bytes)
+    names = [f"model-{i:05d}-of-{len(files):05d}.safetensors" for i in range(1, len(files) + 1)]
+    if len(files) == 1:
+        names = ["model.safetensors"]
+    for name, group in zip(names, files):
+        save_file({t.stored: _stored(t, parameters) for t in group}, folder / name, metadata={"format": "pt"})
+    if len(files) > 1:
+        total = size * sum(int(np.prod(shape)) for shape in shapes.values())
+        weight_map = {tensor.stored: name for name, group in zip(names, files) for tensor in group}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
+    written = {"architectures": [family.architecture], "model_type": config.family, "torch_dtype": config.param_dtype}
+    written |= family.write(config)
+    if text_tokenizer is not None:
+        text_tokenizer.save_pretrained(folder)
+        written |= {name: getattr(text_tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    (folder / "config.json").write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
 
 
-def grow_vocabulary(model: Decoder, size: int, key: jax.Array) -> Decoder:
-    """The model with `size` rows in its embedding (and head), as `transformers` resizes with mean_resizing.
+def stored_vocabulary(model: Decoder) -> dict[str, np.ndarray]:
+    """The embedding, and the head where it is not tied, by PyTorch's names, trained new rows in their place."""
+    parameters = _parameters(model)
+    tensors = FAMILIES[model.config.family].tensors({"embedding", "head/kernel"} & set(parameters), model.config.layers)
+    return {tensor.stored: _stored(tensor, parameters) for tensor in tensors}
+
+
+def _parameters(model: Decoder) -> dict[str, jax.Array]:
+    return {"/".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(model))}
+
+
+def _group(tensors: list[Tensor], sizes: list[int], most: int) -> list[list[Tensor]]:
+    groups, filled = [[]], 0
+    for tensor, size in zip(tensors, sizes):
+        if groups[-1] and filled + size > most:
+            groups.append([])
+            filled = 0
+        groups[-1].append(tensor)
+        filled += size
+    return groups
+
+
+def _stored(tensor: Tensor, parameters: dict[str, jax.Array]) -> np.ndarray:
+    """A tensor as PyTorch lays it out."""
+    array = np.concatenate([np.asarray(_parameter(name, parameters)) for name in tensor.parameters], axis=-1)
+    return np.ascontiguousarray(array.T if tensor.layout == LINEAR else array)
+
+
+def _parameter(name: str, parameters: dict[str, jax.Array]) -> jax.Array:
+    """By the name of a block by itself, with trained new rows in their place."""
+    if name in ("embedding", "head/kernel"):
+        new, axis = ("new_rows", 0) if name == "embedding" else ("new_head_rows", 1)
+        rows = parameters[name]
+        if new in parameters:
+            more = parameters[new] if axis == 0 else parameters[new].T
+            rows = jnp.concatenate([rows, more.astype(rows.dtype)], axis=axis)
+        return rows
+    if name in parameters:
+        return parameters[name]
+    _, layer, rest = name.split("/", 2)
+    return parameters[f"blocks/{rest}"][int(layer)]
+
+
+def grow_vocabulary(model: Decoder, size: int, key: jax.Array, *, train_from: int | None = None) -> Decoder:
+    """The model with at least `size` rows in its embedding (and head), as `transformers` resizes with mean_resizing.
 
     New rows are drawn from a normal with the old rows' mean and 1e-9 times their covariance: a random mixture of the
-    centred rows has just that covariance, so that no [D, D] matrix is needed.
+    centred rows has just that covariance, so that no [D, D] matrix is needed. `train_from`: the rows of this id and above
+    become parameters of their own (NewRows), which are trained where the others are frozen.
     """
-    added = size - model.config.vocab_size
-    if added < 0:
-        raise WeightsError(f"the tokenizer has {size} tokens, the model {model.config.vocab_size}: too few for a smaller one")
+    added = max(0, size - model.config.vocab_size)
     for_embedding, for_head = jax.random.split(key)
-    model.embedding = nnx.Param(_append_rows(model.embedding[...], added, for_embedding))
-    if model.head is not None:
-        model.head.kernel = nnx.Param(_append_rows(model.head.kernel[...].T, added, for_head).T)
-    model.config = replace(model.config, vocab_size=size)
+    rows = _append_rows(model.embedding[...], added, for_embedding)
+    columns = None if model.head is None else _append_rows(model.head.kernel[...].T, added, for_head)
+    if train_from is not None:
+        model.new_rows = NewRows(rows[train_from:].astype(jnp.float32))
+        rows = rows[:train_from]
+        if columns is not None:
+            model.new_head_rows = NewRows(columns[train_from:].astype(jnp.float32))
+            columns = columns[:train_from]
+    model.embedding = nnx.Param(rows)
+    if columns is not None:
+        model.head.kernel = nnx.Param(columns.T)
+    model.config = replace(model.config, vocab_size=model.config.vocab_size + added)
     return model
 
 
 def _append_rows(rows: jax.Array, added: int, key: jax.Array) -> jax.Array:
     """[V, D] -> [V + added, D]."""
+    if not added:
+        return rows
     old = rows.astype(jnp.float32)
     mean = old.mean(axis=0)
     mixture = jax.random.normal(key, (added, len(old))) * (1e-9 / len(old)) ** 0.5

@@ -1,7 +1,7 @@
 """The model that a config describes, on the mesh, parted into what is trained and what is frozen."""
 
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ecgbyte_jax.errors import ConfigError
-from ecgbyte_jax.model.decoder import Decoder, DecoderConfig
+from ecgbyte_jax.model.config import DecoderConfig
+from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.model.hf import grow_vocabulary, load_pretrained
 from ecgbyte_jax.model.lora import LoraConfig, add_lora
 from ecgbyte_jax.run.sharding import make_sharded, parameter_shardings
@@ -30,39 +31,42 @@ class Parts:
         return nnx.merge(self.graphdef, trained, self.frozen)
 
 
-def build_model(config: ConfigDict, vocab_size: int, mesh: Mesh) -> Parts:
+def build_model(config: ConfigDict, vocab_size: int, mesh: Mesh, first_new_id: int | None = None) -> Parts:
     """The model at its start: from `model.pretrained` with rows for new tokens, or random by `model`'s sizes.
 
-    The same config and seed give the same weights on any mesh, up to float32's last bit. With `lora.rank` > 0
-    only the LoRA paths are trained.
+    The same config and seed give the same weights on any mesh, up to float32's last bit. With `lora.rank` > 0 only the
+    LoRA paths are trained, and with `model.train_new_embeddings` the embeddings of `first_new_id` and above.
     """
     trained = nnx.LoRAParam if config.lora.rank else nnx.Param
-    weights_key, rows_key, lora_seed = jax.random.split(jax.random.key(config.seed), 3)
+    weights_key, rows_key, lora_key = jax.random.split(jax.random.key(config.seed), 3)
+    train_from = first_new_id if config.lora.rank and config.model.train_new_embeddings else None
+    rows = -(-vocab_size // config.model.vocab_multiple) * config.model.vocab_multiple
 
     def adapt(model: Decoder) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+        model = grow_vocabulary(model, rows, rows_key, train_from=train_from)
         if config.lora.rank:
-            lora = LoraConfig(**config.lora.to_dict())
-            add_lora(model, lora, nnx.Rngs(lora_seed))
+            add_lora(model, LoraConfig(**config.lora.to_dict()), lora_key)
         return nnx.split(model, trained, ...)
 
     if config.model.pretrained:
-        types = {name: config.model[name] for name in ("dtype", "param_dtype", "remat")}
-        model, pretrained = load_pretrained(Path(config.model.pretrained), **types)
+        how = {name: config.model[name] for name in ("dtype", "param_dtype", "remat", "scan_layers")}
+        shard = partial(parameter_shardings, mesh=mesh)
+        model, pretrained = load_pretrained(config.model.pretrained, shard=shard, **how)
         if pretrained.max_positions < _positions(config):
             raise ConfigError(
                 f"prompt.max_length + eval.max_new_tokens: {_positions(config)} found, at most the {pretrained.max_positions} "
                 f"positions of '{config.model.pretrained}' wanted"
             )
-        model = grow_vocabulary(model, vocab_size, rows_key)
         parts = adapt(model)
         return Parts(model.config, *jax.device_put(parts, parameter_shardings(parts, mesh)))
 
-    decoder = _decoder_config(config, vocab_size)
+    decoder = _decoder_config(config, rows)
     return Parts(decoder, *make_sharded(lambda: adapt(Decoder(decoder, nnx.Rngs(weights_key))), mesh))
 
 
 def _decoder_config(config: ConfigDict, vocab_size: int) -> DecoderConfig:
-    fields = {k: v for k, v in config.model.to_dict().items() if k != "pretrained"}
+    others = ("pretrained", "vocab_multiple", "train_new_embeddings")
+    fields = {name: value for name, value in config.model.to_dict().items() if name not in others}
     return DecoderConfig(vocab_size=vocab_size, max_positions=_positions(config), **fields)
 
 

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from ecgbyte_jax.corpora.example import SPLITS
 from ecgbyte_jax.errors import ConfigError
+from ecgbyte_jax.model.lora import KERNELS
 from ecgbyte_jax.run.corpus import CORPORA
 
 _Rule = tuple[Callable[[object], bool], str]
@@ -71,9 +72,11 @@ _RULES: dict[str, _Rule] = {
     "model.rope_theta": _above(0),
     "model.dtype": _FLOATS,
     "model.param_dtype": _FLOATS,
+    "model.remat": _one_of("", "nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable", "everything_saveable"),
+    "model.vocab_multiple": _at_least(1),
     "lora.rank": _at_least(0),
     "lora.dropout": (lambda share: 0 <= share < 1, "0 or more, below 1"),
-    "lora.targets": (lambda names: {*names} <= {"q", "k", "v", "o", "gate", "up", "down"}, "of q, k, v, o, gate, up, down"),
+    "lora.targets": (lambda names: {*names} <= {*KERNELS}, f"of {KERNELS}"),
     "optim.preset": _one_of("ecg_byte", "adamw"),
     "optim.peak_rate": _above(0),
     "optim.warmup": _at_least(1),

@@ -1,7 +1,6 @@
 """Stage `eval`: from a checkpoint on disk to generations, scores and the table that compares them with baselines."""
 
 import json
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,17 +9,14 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ecgbyte_jax.errors import CheckpointError, ConfigError
+from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.inputs.batches import open_split, prompt_batch
 from ecgbyte_jax.inputs.shards import Sequence
 from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.model.generate import generate
 from ecgbyte_jax.run import prepare, stages, train
-from ecgbyte_jax.run.build import build_model
-from ecgbyte_jax.run.checkpoint import Checkpoints
 from ecgbyte_jax.run.logbook import banner, console, number_table, progress
 from ecgbyte_jax.run.metrics import score
-from ecgbyte_jax.run.optim import make_optimizer
 from ecgbyte_jax.run.sharding import check_batch_size, make_mesh, put_batch
 
 _VERSION = 1  # of this stage's outputs
@@ -73,7 +69,7 @@ def _evaluate(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     prepared = prepare.load_prepared(config, workdir)
     sequences = _choose(config, prepared)
     others = _other_patients(sequences, config.seed)
-    model, step = _restore(config, workdir, prepared, mesh)
+    model, step = train.restore_model(config, workdir, prepared, mesh)
     commonest = prepared.manifest.commonest
     answers = _answer(config, prepared, mesh, model, [(s.ecgs, s.question_ids) for s in sequences], "answer")
     questions = [(o.ecgs, s.question_ids) for s, o in zip(sequences, others)]
@@ -100,18 +96,6 @@ def _other_patients(sequences: list[Sequence], seed: int) -> list[Sequence]:
         raise ConfigError("eval.split: sequences of one patient alone found; at least two wanted, to swap their ECGs")
     rng = np.random.default_rng(seed)
     return [sequences[rng.choice(np.flatnonzero(patients != patient))] for patient in patients]
-
-
-def _restore(config: ConfigDict, workdir: Path, prepared: prepare.Prepared, mesh: Mesh) -> tuple[Decoder, int]:
-    """The model with the newest checkpoint's weights, and the checkpoint's step."""
-    parts = build_model(config, len(prepared.text_tokenizer), mesh)
-    optimizer, _ = make_optimizer(config, parts.config.width, 1)
-    with closing(Checkpoints(workdir / "checkpoints")) as checkpoints:
-        latest = checkpoints.latest()
-        if latest is None:
-            raise CheckpointError(f"{workdir / 'checkpoints'}: no checkpoint there; add train to --stage")
-        state = checkpoints.load(latest, train.start_state(parts.trained, optimizer, mesh))
-    return parts.model(state.params), latest
 
 
 def _answer(

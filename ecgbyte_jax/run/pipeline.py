@@ -7,13 +7,21 @@ from ml_collections import ConfigDict
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.run.check import check_config
 from ecgbyte_jax.run.evaluate import evaluate
+from ecgbyte_jax.run.export import export
 from ecgbyte_jax.run.inspect import inspect
 from ecgbyte_jax.run.prepare import prepare
 from ecgbyte_jax.run.stages import write_atomically
 from ecgbyte_jax.run.tokenizer import tokenizer
 from ecgbyte_jax.run.train import train
 
-STAGES = {"tokenizer": tokenizer, "prepare": prepare, "inspect": inspect, "train": train, "eval": evaluate}
+STAGES = {
+    "tokenizer": tokenizer,
+    "prepare": prepare,
+    "inspect": inspect,
+    "train": train,
+    "eval": evaluate,
+    "export": export,
+}
 
 
 def run(config: ConfigDict, workdir: Path, stages: list[str]) -> None:

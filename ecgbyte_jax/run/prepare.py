@@ -11,10 +11,11 @@ from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerFast
 
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
-from ecgbyte_jax.errors import ShardsError, WeightsError
+from ecgbyte_jax.errors import ShardsError
 from ecgbyte_jax.inputs.prompt import PromptIds
 from ecgbyte_jax.inputs.shards import Manifest, read_manifest, write_manifest
 from ecgbyte_jax.inputs.text import add_ecg_tokens, load_text_tokenizer, train_text_tokenizer
+from ecgbyte_jax.model.hf import locate
 from ecgbyte_jax.run import quantize, sampling, stages, write_shards
 from ecgbyte_jax.run.corpus import Corpus, Paths, digest, open_corpus
 from ecgbyte_jax.run.logbook import banner, console
@@ -63,11 +64,8 @@ def prepare(config: ConfigDict, workdir: Path) -> str:
     """
     paths = Paths.of(config, workdir)
     corpus = open_corpus(config, paths)
-    _check_pretrained(config.model.pretrained)
-    pretrained = Path(config.model.pretrained)
-    text = sorted(pretrained.glob("*token*")) if config.model.pretrained else []  # its text tokenizer's files
     given = quantize.given_tokenizer(config)
-    inputs = stages.digest([digest(corpus, paths.root), stages.fingerprint(text, pretrained), given])
+    inputs = stages.digest([digest(corpus, paths.root), _text_fingerprint(config.model.pretrained), given])
     stage = stages.Stage("prepare", paths.marker, settings(config), inputs)
     if stage.finished():
         console.print("prepare: settings and inputs have not changed, nothing to do")
@@ -153,19 +151,17 @@ def _remove_strays(shards: Path, manifest: Manifest) -> None:
             file.unlink()
 
 
-def _check_pretrained(folder: str) -> None:
-    """Before hours of work, not behind them."""
-    if folder and not Path(folder).is_dir():
-        raise WeightsError(
-            f"model.pretrained: no folder '{folder}'; download one, say with `hf download meta-llama/Llama-3.2-1B "
-            f"--local-dir {folder}` once its licence is accepted there, or train from scratch with "
-            "--config.model.pretrained= --config.lora.rank=0"
-        )
+def _text_fingerprint(pretrained: str) -> str:
+    """Of a pretrained text tokenizer's files; raises WeightsError where they are missing, before hours of work."""
+    if not pretrained:
+        return ""
+    folder = locate(pretrained)
+    return stages.fingerprint(sorted(folder.glob("*token*")), folder)
 
 
 def _make_text_tokenizer(config: ConfigDict, corpus: Corpus, ecg_vocab_size: int) -> PreTrainedTokenizerFast:
     if config.model.pretrained:
-        tokenizer = load_text_tokenizer(config.model.pretrained)
+        tokenizer = load_text_tokenizer(locate(config.model.pretrained))
     else:
         texts = (text for e in corpus.examples if e.split == "train" for text in (e.question, e.answer))
         tokenizer = train_text_tokenizer(texts, config.prompt.text_vocab_size)

@@ -14,13 +14,15 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ecgbyte_jax.errors import ConfigError
-from ecgbyte_jax.model.decoder import BATCH_AXES
+from ecgbyte_jax.model.config import BATCH_AXES, TENSOR_AXIS
 
-AXES = ("data", "fsdp", "tensor")
+AXES = (*BATCH_AXES, TENSOR_AXIS)
 
-# Path of a parameter -> how its axes are split. Kernels are [n_in, n_out].
+# Path of a parameter -> how its axes are split. Kernels are [n_in, n_out]. Where the blocks are stacked, their parameters
+# have an axis of layers before these, which stays whole.
 RULES = (
-    (r"embedding", ("tensor", "fsdp")),  # [V, D]
+    (r"embedding|new_rows|new_head_rows", ("tensor", "fsdp")),  # [V, D]
+    (r"positions", (None, "fsdp")),
     (r"head/kernel", ("fsdp", "tensor")),  # [D, V]
     (r".*/(q|k|v|gate|up)/kernel", ("fsdp", "tensor")),
     (r".*/(o|down)/kernel", ("tensor", "fsdp")),
@@ -28,8 +30,11 @@ RULES = (
     (r".*/(q|k|v|gate|up)/lora/b", (None, "tensor")),
     (r".*/(o|down)/lora/a", ("tensor", None)),
     (r".*/(o|down)/lora/b", (None, "fsdp")),
-    (r"(.*/)?\w*norm/scale", ()),
+    (r".*/(q|k|v|gate|up)/bias", ("tensor",)),
+    (r".*/(o|down)/bias", ("fsdp",)),
+    (r"(.*/)?\w*norm/(scale|bias)", (None,)),
 )
+_TOP = ("embedding", "positions", "blocks", "norm", "head", "new_rows", "new_head_rows")  # a decoder's own attributes
 
 
 def make_mesh(data: int, fsdp: int, tensor: int, devices: list[jax.Device] | None = None) -> Mesh:
@@ -74,7 +79,7 @@ def _name(path: tuple) -> str:
     """`blocks/0/attention/q/kernel`, also where the path has an optimiser's names before it."""
     parts = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", "")))) for key in path]
     parts = [part for part in parts if part not in ("", "value")]
-    starts = [i for i, part in enumerate(parts) if part in ("embedding", "blocks", "norm", "head")]
+    starts = [i for i, part in enumerate(parts) if part in _TOP]
     return "/".join(parts[starts[0] :] if starts else parts)
 
 
@@ -84,6 +89,7 @@ def _spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     axes = next((axes for pattern, axes in RULES if re.fullmatch(pattern, name)), None)
     if axes is None:
         raise ConfigError(f"run/sharding.py: no rule says how parameter {name} {shape} is split")
+    axes = (None,) * (len(shape) - len(axes)) + axes
     return PartitionSpec(*(a if a and size % mesh.shape[a] == 0 else None for a, size in zip(axes, shape)))
 
 

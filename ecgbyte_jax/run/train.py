@@ -22,9 +22,10 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from ecgbyte_jax.errors import TrainingError
+from ecgbyte_jax.errors import CheckpointError, TrainingError
 from ecgbyte_jax.inputs.batches import open_split, training_batches
 from ecgbyte_jax.model.decoder import Decoder
+from ecgbyte_jax.model.hf import locate
 from ecgbyte_jax.run import prepare, stages
 from ecgbyte_jax.run.build import Parts, build_model, count
 from ecgbyte_jax.run.checkpoint import Checkpoints
@@ -58,11 +59,16 @@ def describe(config: ConfigDict, workdir: Path) -> stages.Stage:
     """The stage on what `prepare` left here; raises ConfigError where that has not finished or was run otherwise."""
     marker = Paths.of(config, workdir).marker
     prepared = stages.Stage.on_disk("prepare", marker, prepare.settings(config)).require()
-    pretrained = Path(config.model.pretrained)
-    files = [file for ending in ("config.json", "*.safetensors", "*.msgpack") for file in sorted(pretrained.glob(ending))]
-    weights = stages.fingerprint(files, pretrained) if config.model.pretrained else ""
-    inputs = stages.digest([prepared, weights])
+    inputs = stages.digest([prepared, _weights_fingerprint(config.model.pretrained)])
     return stages.Stage("train", workdir / "checkpoints" / "stage.json", settings(config), inputs)
+
+
+def _weights_fingerprint(pretrained: str) -> str:
+    if not pretrained:
+        return ""
+    folder = locate(pretrained)
+    files = [file for ending in ("config.json", "*.safetensors", "*.msgpack") for file in sorted(folder.glob(ending))]
+    return stages.fingerprint(files, folder)
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
@@ -101,7 +107,7 @@ def _train(config: ConfigDict, workdir: Path, mesh: Mesh) -> tuple[Path, list[fl
     """The last checkpoint, and the last step's loss and gradient norm, which stand for the weights."""
     prepared = prepare.load_prepared(config, workdir)
     batches = open_batches(config, prepared, "train", config.train.batch_size, config.train.epochs)
-    parts = build_model(config, len(prepared.text_tokenizer), mesh)
+    parts = build_for(config, prepared, mesh)
     optimizer, schedule = make_optimizer(config, parts.config.width, len(batches))
     state = start_state(parts.trained, optimizer, mesh)
     longest = prepared.manifest.splits["train"].longest_answer
@@ -116,6 +122,23 @@ def _train(config: ConfigDict, workdir: Path, mesh: Mesh) -> tuple[Path, list[fl
             every = config.train.checkpoint_every
             _run_steps(mesh, batches, state, start, parts.frozen, step, schedule, validate, every, checkpoints, log)
             return checkpoints.path(len(batches)), [log.last["loss"], log.last["grad_norm"]]
+
+
+def build_for(config: ConfigDict, prepared: prepare.Prepared, mesh: Mesh) -> Parts:
+    """The model at its start, with a row for every token of the prepared text tokenizer."""
+    return build_model(config, len(prepared.text_tokenizer), mesh, first_new_id=int(prepared.ids.ecg.min()))
+
+
+def restore_model(config: ConfigDict, workdir: Path, prepared: prepare.Prepared, mesh: Mesh) -> tuple[Decoder, int]:
+    """The model with the newest checkpoint's weights, and the checkpoint's step; raises CheckpointError where there is none."""
+    parts = build_for(config, prepared, mesh)
+    optimizer, _ = make_optimizer(config, parts.config.width, 1)
+    with closing(Checkpoints(workdir / "checkpoints")) as checkpoints:
+        latest = checkpoints.latest()
+        if latest is None:
+            raise CheckpointError(f"{workdir / 'checkpoints'}: no checkpoint there; add train to --stage")
+        state = checkpoints.load(latest, start_state(parts.trained, optimizer, mesh))
+    return parts.model(state.params), latest
 
 
 def open_batches(

@@ -7,9 +7,11 @@ import pytest
 from flax import nnx
 
 from ecgbyte_jax.errors import ConfigError
-from ecgbyte_jax.model.decoder import Decoder, DecoderConfig
+from ecgbyte_jax.model import attention
+from ecgbyte_jax.model.config import DecoderConfig
+from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.model.generate import generate
-from ecgbyte_jax.model.lora import LoraConfig, add_lora
+from ecgbyte_jax.model.lora import LoraConfig, add_lora, kernels, merge_lora, unmerge_lora
 
 CONFIG = DecoderConfig(
     vocab_size=50, width=24, layers=2, heads=6, kv_heads=2, head_dim=8, mlp_width=40, max_positions=64, rope_theta=1e4
@@ -53,23 +55,74 @@ def test_given_positions_are_used(ids):
     assert np.abs(model(ids, None, 3 * np.tile(np.arange(12), (3, 1))) - model(ids)).max() > 1e-3
 
 
-def test_rematerialisation_changes_no_gradient(ids):
-    def gradient(remat: bool):
-        graphdef, state = nnx.split(make(remat=remat))
+def assert_same_trees(first, second, atol: float) -> None:
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_allclose(a, b, atol=atol)
+
+
+@pytest.mark.parametrize("remat", ["nothing_saveable", "dots_with_no_batch_dims_saveable"])
+@pytest.mark.parametrize("scan", [False, True])
+def test_rematerialisation_changes_no_gradient(ids, remat, scan):
+    def gradient(remat: str):
+        graphdef, state = nnx.split(make(remat=remat, scan_layers=scan))
         return jax.grad(lambda s: nnx.merge(graphdef, s)(ids).var())(state)
 
-    for plain, remat in zip(jax.tree.leaves(gradient(False)), jax.tree.leaves(gradient(True)), strict=True):
-        np.testing.assert_allclose(plain, remat, atol=1e-6)
+    assert_same_trees(gradient(""), gradient(remat), 1e-6)
+
+
+@pytest.mark.parametrize("changes", [{}, {"windows": (3, 0)}])
+def test_stacked_layers_are_the_same_model(ids, changes):
+    lora = replace(LORA, targets=("q", "v", "down"))
+    looped, scanned = make(**changes), make(scan_layers=True, **changes)
+    np.testing.assert_allclose(scanned(ids), looped(ids), atol=1e-5)
+    for model in (looped, scanned):
+        add_lora(model, lora, jax.random.key(1))
+        for _, layer, linear in kernels(model):
+            if linear.lora is not None:
+                b = linear.lora.b
+                draws = jax.random.normal(jax.random.key(2), (2, *b.shape[-2:]))
+                linear.lora.b = nnx.LoRAParam(draws if layer is None else draws[layer])
+    np.testing.assert_allclose(scanned(ids), looped(ids), atol=1e-4)
+    dropped = [model.logits(model.hidden(ids, dropout_key=jax.random.key(3))[0]) for model in (looped, scanned)]
+    np.testing.assert_allclose(dropped[1], dropped[0], atol=1e-4)
+    mask = np.ones_like(ids)
+    np.testing.assert_array_equal(generate(scanned, ids, mask, 5), generate(looped, ids, mask, 5))
+
+
+def test_a_window_hides_what_lies_further_back(ids):
+    model, changed = make(windows=(3, 3)), ids.copy()
+    changed[:, 0] = (changed[:, 0] + 1) % 50
+    difference = np.abs(model(ids) - model(changed)).max(axis=(0, 2))
+    assert (difference[:5] > 1e-6).all()  # two layers of three places reach four back
+    np.testing.assert_array_equal(difference[5:], 0)
+
+
+def test_more_tokens_than_positions_are_refused():
+    with pytest.raises(ConfigError, match="rows of 65 tokens found, at most the model's 64 positions wanted"):
+        make()(np.zeros((1, 65), np.int32))
+
+
+def test_merging_lora_keeps_the_logits_and_unmerging_brings_the_paths_back(ids):
+    model = make()
+    add_lora(model, LORA, jax.random.key(1))
+    for block in model.blocks:
+        block.mlp.down.lora.b[...] = jax.random.normal(jax.random.key(3), block.mlp.down.lora.b.shape)
+    before, kernel = model(ids), np.asarray(model.blocks[0].mlp.down.kernel[...])
+    paths = merge_lora(model)
+    assert not nnx.to_flat_state(nnx.state(model, nnx.LoRAParam))
+    np.testing.assert_allclose(model(ids), before, atol=1e-4)
+    unmerge_lora(model, paths)
+    np.testing.assert_allclose(model.blocks[0].mlp.down.kernel[...], kernel, atol=1e-6)
+    np.testing.assert_allclose(model(ids), before, atol=1e-4)
 
 
 def test_generation_with_the_cache_is_generation_without_it(ids):
     model = make()
     mask = np.arange(12) >= np.array([[0], [3], [7]])
-    grown, seen = ids, mask
-    for _ in range(6):
-        token = np.asarray(model(grown, seen)[:, -1].argmax(-1), np.int32)[:, None]
-        grown, seen = np.concatenate([grown, token], 1), np.concatenate([seen, np.ones((3, 1), bool)], 1)
-    np.testing.assert_array_equal(generate(model, ids, mask, 6), grown[:, 12:])
+    new = np.asarray(generate(model, ids, mask, 6))
+    # One pass over the finished rows: every token is the likeliest behind those before it.
+    rows, seen = np.concatenate([ids, new], 1), np.pad(mask, ((0, 0), (0, 6)), constant_values=True)
+    np.testing.assert_array_equal(model(rows, seen).argmax(-1)[:, 11:-1], new)
 
 
 def test_a_row_that_has_ended_is_padded_and_the_others_go_on(ids):
@@ -88,7 +141,7 @@ def test_a_row_that_has_ended_is_padded_and_the_others_go_on(ids):
 def test_lora_has_no_effect_at_first_and_trains_its_own_parameters_alone(ids):
     model = make()
     before = model(ids)
-    add_lora(model, LORA, nnx.Rngs(1))
+    add_lora(model, LORA, jax.random.key(1))
     np.testing.assert_array_equal(model(ids), before)
     paths = {"/".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(model, nnx.LoRAParam))}
     kernels = ("attention/q", "mlp/down")
@@ -97,7 +150,7 @@ def test_lora_has_no_effect_at_first_and_trains_its_own_parameters_alone(ids):
 
 def test_lora_adds_its_scaled_product_to_the_kernel(ids):
     model = make()
-    add_lora(model, LORA, nnx.Rngs(1))
+    add_lora(model, LORA, jax.random.key(1))
     merged = make()
     for block, plain in zip(model.blocks, merged.blocks):
         for linear, target in ((block.attention.q, plain.attention.q), (block.mlp.down, plain.mlp.down)):
@@ -109,7 +162,7 @@ def test_lora_adds_its_scaled_product_to_the_kernel(ids):
 def test_dropout_needs_a_key_and_keeps_the_mean():
     x = jnp.ones((400, 24))
     model = make()
-    add_lora(model, LORA, nnx.Rngs(1))
+    add_lora(model, LORA, jax.random.key(1))
     lora = model.blocks[0].attention.q.lora
     lora.b[...] = jnp.ones(lora.b.shape)
     still, dropped = lora(x, None), lora(x, jax.random.key(0))
@@ -120,4 +173,13 @@ def test_dropout_needs_a_key_and_keeps_the_mean():
 
 def test_unknown_lora_target_is_refused():
     with pytest.raises(ConfigError, match=r"\['query'\]"):
-        add_lora(make(), replace(LORA, targets=("q", "query")), nnx.Rngs(0))
+        add_lora(make(), replace(LORA, targets=("q", "query")), jax.random.key(0))
+
+
+@pytest.mark.parametrize("changes", [{}, {"windows": (30, 0)}, {"attention_cap": 3.0}])
+def test_blocks_of_queries_are_attention_in_one_piece(rng, monkeypatch, changes):
+    model = make(max_positions=400, **changes)
+    ids, mask = rng.integers(0, 50, (2, 300)), np.arange(300) >= np.array([[0], [170]])
+    blocked = model(ids, mask)
+    monkeypatch.setattr(attention, "_QUERIES", 1000)
+    np.testing.assert_allclose(np.asarray(blocked)[mask], np.asarray(model(ids, mask))[mask], atol=1e-4)

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from ecgbyte_jax.errors import ConfigError, WeightsError
 from ecgbyte_jax.inputs.text import train_text_tokenizer
@@ -84,3 +84,16 @@ def test_a_missing_folder_is_named(pretrained, tmp_path):
     pretrained.model.pretrained = str(tmp_path / "nowhere")
     with pytest.raises(WeightsError, match=r"no folder '.*nowhere'.*hf download"):
         run(pretrained, tmp_path / "w", ["prepare", "train"])
+
+
+def test_an_adapter_of_a_pretrained_model_is_exported_with_its_tokens(pretrained, llama, tmp_path):
+    pretrained.export.adapter = True
+    pretrained.model.train_new_embeddings = True
+    run(pretrained, tmp_path / "w", ["prepare", "train", "export"])
+    folder = tmp_path / "w/export"
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == str(llama)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    embedding = tensors["base_model.model.model.embed_tokens.weight"]
+    tokens = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+    assert len(embedding) == max(token["id"] for token in tokens) + 1
+    assert np.abs(tensors["base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"]).max() > 0

@@ -4,25 +4,14 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from safetensors.numpy import load_file
 
 from ecgbyte_jax.model.hf import load_pretrained
-from ecgbyte_jax.model.lora import LoraConfig, add_lora
+from ecgbyte_jax.model.peft import load_adapter
 from ecgbyte_jax.run.build import Parts
 from ecgbyte_jax.run.optim import make_optimizer
 from ecgbyte_jax.run.sharding import make_mesh, parameter_shardings, put_batch
 from ecgbyte_jax.run.train import make_step, start_state
 from experiments.common import get_defaults
-
-
-def adapter_parameters(path) -> dict[str, np.ndarray]:
-    """A PEFT file's matrices by this project's names, [n_in, R] and [R, n_out]."""
-    found = {}
-    for name, array in load_file(path / "adapter_model.safetensors").items():
-        _, _, _, _, layer, part, kernel, matrix, _ = name.split(".")
-        folder = {"self_attn": "attention", "mlp": "mlp"}[part]
-        found[f"blocks/{layer}/{folder}/{kernel.removesuffix('_proj')}/lora/{matrix[-1].lower()}"] = array.T
-    return found
 
 
 def follow(folder, parts: Parts, mesh, config):
@@ -74,16 +63,13 @@ def test_training_all_weights_follows_pytorch(shared, config, mesh):
 
 def test_training_lora_follows_peft(shared, config, mesh):
     folder = shared / "fixtures/recipe/lora"
-    trajectory = np.load(folder / "trajectory.npz")
     model, decoder = load_pretrained(shared / "fixtures/hf_torch/llama3")
-    targets = ("q", "k", "v", "o", "gate", "up", "down")
-    add_lora(model, LoraConfig(int(trajectory["rank"]), float(trajectory["alpha"]), 0.0, targets), nnx.Rngs(0))
-    graphdef, trained, frozen = nnx.split(model, nnx.LoRAParam, ...)
-    initial, final = (adapter_parameters(folder / name) for name in ("adapter_init", "adapter_final"))
-    flat = [(path, leaf.replace(initial["/".join(map(str, path))])) for path, leaf in nnx.to_flat_state(trained)]
-    states = (nnx.from_flat_state(flat), frozen)
+    load_adapter(model, folder / "adapter_init")
+    graphdef, *states = nnx.split(model, nnx.LoRAParam, ...)
     parts = Parts(decoder, graphdef, *jax.device_put(states, parameter_shardings(states, mesh)))
     trajectory, state, reported = follow(folder, parts, mesh, config)
     check(trajectory, reported)
-    for path, leaf in nnx.to_flat_state(state.params):
-        np.testing.assert_allclose(leaf[...], final["/".join(map(str, path))], atol=1e-4)
+    final, _ = load_pretrained(shared / "fixtures/hf_torch/llama3")
+    load_adapter(final, folder / "adapter_final")
+    for ours, theirs in zip(jax.tree.leaves(state.params), jax.tree.leaves(nnx.state(final, nnx.LoRAParam)), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)

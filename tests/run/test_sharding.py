@@ -27,7 +27,7 @@ def test_parameters_are_split_as_the_table_says(config):
     assert frozen["blocks/0/attention/q/kernel"] == P("fsdp", "tensor")
     assert frozen["blocks/1/attention/o/kernel"] == P("tensor", "fsdp")
     assert frozen["blocks/1/mlp/down/kernel"] == P("tensor", "fsdp")
-    assert frozen["blocks/0/mlp_norm/scale"] == P() == frozen["norm/scale"]
+    assert frozen["blocks/0/mlp_norm/scale"] == P(None) == frozen["norm/scale"]
     assert trained["blocks/0/attention/q/lora/a"] == P("fsdp", None)
     assert trained["blocks/0/attention/q/lora/b"] == P(None, "tensor")
     assert trained["blocks/0/mlp/down/lora/a"] == P("tensor", None)

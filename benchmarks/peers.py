@@ -1,0 +1,64 @@
+"""What the model's benchmarks share: one small Llama of random weights, here and in PyTorch, and its prompts."""
+
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import torch
+import transformers
+
+from ecgbyte_jax.model.hf import load_pretrained
+
+
+def make_folder(folder: Path, layers: int, width: int, vocab: int) -> None:
+    """Writes a Llama of random weights, heads of 64, as transformers does."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=vocab, hidden_size=width, num_hidden_layers=layers, intermediate_size=3 * width, head_dim=64,
+        num_attention_heads=width // 64, num_key_value_heads=max(1, width // 256), max_position_embeddings=4096,
+        tie_word_embeddings=True, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def load_both(folder: Path, dtype: str) -> tuple:
+    """(our model, PyTorch's) with the same weights, both on the GPU where there is one."""
+    ours, _ = load_pretrained(folder, dtype=dtype, param_dtype=dtype)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+    return ours, theirs.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def prompts(rows: int, length: int, vocab: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, vocab, (rows, length)).astype(np.int32)
+
+
+def best_seconds(work: Callable[[], object], repeats: int = 3) -> float:
+    """The best of a few, after one that compiles."""
+    work()
+    found = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+def peak_gb() -> str:
+    """Of the GPU where there is one, else of this process so far."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return f"{stats['peak_bytes_in_use'] / 1e9:.2f} GB"
+    unit = 1 if sys.platform == "darwin" else 1024
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.2f} GB"
+
+
+def machine() -> str:
+    device = jax.local_devices()[0].device_kind
+    versions = f"jax {jax.__version__}, torch {torch.__version__}, transformers {transformers.__version__}"
+    return f"{device}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}, {time.strftime('%Y-%m-%d')}"

@@ -1,0 +1,361 @@
+"""Hugging Face's decoder families: their config.json as a DecoderConfig and back, and the names of their tensors."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ecgbyte_jax.errors import WeightsError
+from ecgbyte_jax.model.config import DecoderConfig, RopeScaling
+
+# How PyTorch stores what is a kernel [n_in, n_out] here: LINEAR [n_out, n_in], CONV1D as it is; PLAIN is any other tensor.
+LINEAR, CONV1D, PLAIN = "linear", "conv1d", "plain"
+
+_ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
+_HF_ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu"}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A stored tensor and the parameters that it fills, side by side along n_out where it fills several."""
+
+    stored: str
+    parameters: tuple[str, ...]
+    layout: str
+
+
+@dataclass(frozen=True)
+class Family:
+    """One `model_type`.
+
+    architecture: the class in transformers; prefix: before all names but lm_head's; names: stored module -> (ours, layout),
+    `{i}` the layer; read: config.json -> DecoderConfig's fields; write: the way back.
+    """
+
+    architecture: str
+    prefix: str
+    names: dict[str, tuple[str, str]]
+    read: Callable[[dict], dict]
+    write: Callable[[DecoderConfig], dict]
+
+    def tensors(self, parameters: set[str], layers: int) -> list[Tensor]:
+        """The stored tensors that fill these parameters, by the names of a decoder with `layers` blocks one by one."""
+        found = []
+        for module, (ours, layout) in (self.names | {"lm_head": ("head", LINEAR)}).items():
+            for i in range(layers if "{i}" in module else 1):
+                for leaf, names in _leaves(ours.format(i=i)).items():
+                    if set(names) <= parameters:
+                        full = ("" if module == "lm_head" else self.prefix) + module.format(i=i)
+                        found.append(Tensor(f"{full}.{leaf}", names, layout if names[0].endswith("kernel") else PLAIN))
+        return found
+
+
+def _leaves(ours: str) -> dict[str, tuple[str, ...]]:
+    """PyTorch's weight and bias of a module -> our parameters; `a/(q|k|v)` stands for three modules in one."""
+    if ours in ("embedding", "positions"):
+        return {"weight": (ours,)}
+    head, _, rest = ours.partition("(")
+    modules = [head + part for part in rest.removesuffix(")").split("|")]
+    weight = "scale" if ours.endswith("norm") else "kernel"
+    return {"weight": tuple(f"{m}/{weight}" for m in modules), "bias": tuple(f"{m}/bias" for m in modules)}
+
+
+def refuse(raw: dict, field: str, known: tuple, default: object = None) -> None:
+    """Raises WeightsError where a field of config.json has a value that this decoder cannot do."""
+    if raw.get(field, default) not in known:
+        raise WeightsError(f"{field} {raw.get(field, default)!r} found, one of {known} can be loaded")
+
+
+def _activation(name: str) -> str:
+    refuse({"hidden_act": name}, "hidden_act", tuple(_ACTIVATIONS))
+    return _ACTIVATIONS[name]
+
+
+def _read_rope(raw: dict) -> dict:
+    """transformers 5 keeps both in `rope_parameters`, transformers 4 in `rope_theta` and `rope_scaling`."""
+    rope = raw.get("rope_parameters") or {"rope_theta": raw["rope_theta"], **(raw.get("rope_scaling") or {})}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    refuse({"rope_type": kind}, "rope_type", ("default", "llama3"))
+    if kind == "default":
+        return {"rope_theta": rope["rope_theta"]}
+    original = rope["original_max_position_embeddings"]
+    scaling = RopeScaling(rope["factor"], rope["low_freq_factor"], rope["high_freq_factor"], original)
+    return {"rope_theta": rope["rope_theta"], "rope_scaling": scaling}
+
+
+def _write_rope(config: DecoderConfig) -> dict:
+    """As transformers 4 wrote it, which 5 reads too."""
+    scaling = config.rope_scaling
+    written = scaling and {
+        "rope_type": "llama3",
+        "factor": scaling.factor,
+        "low_freq_factor": scaling.low_freq_factor,
+        "high_freq_factor": scaling.high_freq_factor,
+        "original_max_position_embeddings": scaling.original_max_positions,
+    }
+    return {"rope_theta": config.rope_theta, "rope_scaling": written}
+
+
+def _read_llama_like(raw: dict) -> dict:
+    """What Llama, Mistral, Qwen and Gemma share."""
+    return _read_rope(raw) | {
+        "vocab_size": raw["vocab_size"],
+        "width": raw["hidden_size"],
+        "layers": raw["num_hidden_layers"],
+        "heads": raw["num_attention_heads"],
+        "kv_heads": raw.get("num_key_value_heads") or raw["num_attention_heads"],
+        "head_dim": raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"],
+        "mlp_width": raw["intermediate_size"],
+        "max_positions": raw["max_position_embeddings"],
+        "norm_eps": raw["rms_norm_eps"],
+        "qkv_bias": bool(raw.get("attention_bias", False)),
+        "o_bias": bool(raw.get("attention_bias", False)),
+        "activation": _activation(raw.get("hidden_act") or raw.get("hidden_activation")),
+        "tied_embeddings": raw.get("tie_word_embeddings", False),
+    }
+
+
+def _write_llama_like(config: DecoderConfig) -> dict:
+    return _write_rope(config) | {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.mlp_width,
+        "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": config.norm_eps,
+        "attention_bias": config.o_bias,
+        "hidden_act": _HF_ACTIVATIONS[config.activation],
+        "tie_word_embeddings": config.tied_embeddings,
+    }
+
+
+def _read_llama(raw: dict) -> dict:
+    return _read_llama_like(raw) | {"mlp_bias": bool(raw.get("mlp_bias", False))}
+
+
+def _write_llama(config: DecoderConfig) -> dict:
+    return _write_llama_like(config) | {"mlp_bias": config.mlp_bias}
+
+
+def _read_mistral(raw: dict) -> dict:
+    window = raw.get("sliding_window") or 0
+    return _read_llama_like(raw) | {"windows": (window,) * raw["num_hidden_layers"] if window else ()}
+
+
+def _write_mistral(config: DecoderConfig) -> dict:
+    return _write_llama_like(config) | {"sliding_window": max(config.windows, default=0) or None}
+
+
+def _layer_windows(raw: dict, slides: Callable[[int], bool]) -> tuple[int, ...]:
+    """By `layer_types` where the file has them, by the family's rule where it is older."""
+    window, layers = raw.get("sliding_window") or 0, raw["num_hidden_layers"]
+    types = raw.get("layer_types") or ["sliding_attention" if slides(i) else "full_attention" for i in range(layers)]
+    for kind in types:
+        refuse({"layer_types": kind}, "layer_types", ("sliding_attention", "full_attention"))
+    if len(types) != layers:
+        raise WeightsError(f"layer_types: {len(types)} found, num_hidden_layers {layers} wanted")
+    windows = tuple(window if kind == "sliding_attention" else 0 for kind in types)
+    return windows if any(windows) else ()
+
+
+def _write_windows(config: DecoderConfig) -> dict:
+    windows = config.windows or (0,) * config.layers
+    types = ["sliding_attention" if window else "full_attention" for window in windows]
+    return {"sliding_window": max(windows) or None, "layer_types": types}
+
+
+def _read_qwen2(raw: dict) -> dict:
+    windows = ()
+    if raw.get("use_sliding_window", False):
+        windows = _layer_windows(raw, lambda i: i >= raw["max_window_layers"])
+    return _read_llama_like(raw) | {"qkv_bias": True, "o_bias": False, "windows": windows}
+
+
+def _write_qwen2(config: DecoderConfig) -> dict:
+    sliding = {"use_sliding_window": bool(config.windows), **_write_windows(config)}
+    if not config.windows:
+        sliding["sliding_window"] = None
+    return {k: v for k, v in _write_llama_like(config).items() if k != "attention_bias"} | sliding
+
+
+def _read_qwen3(raw: dict) -> dict:
+    bias = bool(raw.get("attention_bias", False))
+    return _read_qwen2(raw) | {"qkv_bias": bias, "o_bias": bias, "qk_norm": True}
+
+
+def _write_qwen3(config: DecoderConfig) -> dict:
+    return _write_qwen2(config) | {"attention_bias": config.o_bias}
+
+
+def _read_gemma(raw: dict) -> dict:
+    refuse(raw, "use_bidirectional_attention", (None, False))
+    # The first Gemma files say "gelu" and were always run with its tanh form.
+    name = raw.get("hidden_activation") or "gelu_pytorch_tanh"
+    fields = _read_llama_like(raw | {"hidden_act": name})
+    return fields | {
+        "norm_offset": 1.0,
+        "embedding_scale": True,
+        "tied_embeddings": raw.get("tie_word_embeddings", True),
+    }
+
+
+def _write_gemma(config: DecoderConfig) -> dict:
+    return _write_llama_like(config) | {"hidden_activation": _HF_ACTIVATIONS[config.activation]}
+
+
+def _read_gemma2(raw: dict) -> dict:
+    return _read_gemma(raw) | {
+        "post_norms": True,
+        "query_scale": raw["query_pre_attn_scalar"] ** -0.5,
+        "attention_cap": raw["attn_logit_softcapping"] or 0.0,
+        "logit_cap": raw["final_logit_softcapping"] or 0.0,
+        "windows": _layer_windows(raw, lambda i: i % 2 == 0),
+    }
+
+
+def _write_gemma2(config: DecoderConfig) -> dict:
+    return _write_gemma(config) | {
+        "query_pre_attn_scalar": round(config.query_scale**-2),
+        "attn_logit_softcapping": config.attention_cap or None,
+        "final_logit_softcapping": config.logit_cap or None,
+        **_write_windows(config),
+    }
+
+
+_WITH_BIAS = {
+    "norm": "layer",
+    "qkv_bias": True,
+    "o_bias": True,
+    "mlp_bias": True,
+    "gated": False,
+    "rope_theta": None,
+}
+
+
+def _read_gpt2(raw: dict) -> dict:
+    refuse(raw, "scale_attn_weights", (True,), True)
+    refuse(raw, "scale_attn_by_inverse_layer_idx", (False,), False)
+    refuse(raw, "reorder_and_upcast_attn", (False,), False)
+    refuse(raw, "add_cross_attention", (False,), False)
+    return _WITH_BIAS | {
+        "vocab_size": raw["vocab_size"],
+        "width": raw["n_embd"],
+        "layers": raw["n_layer"],
+        "heads": raw["n_head"],
+        "kv_heads": raw["n_head"],
+        "head_dim": raw["n_embd"] // raw["n_head"],
+        "mlp_width": raw.get("n_inner") or 4 * raw["n_embd"],
+        "max_positions": raw["n_positions"],
+        "norm_eps": raw["layer_norm_epsilon"],
+        "activation": _activation(raw["activation_function"]),
+        "tied_embeddings": raw.get("tie_word_embeddings", True),
+    }
+
+
+def _write_gpt2(config: DecoderConfig) -> dict:
+    return {
+        "vocab_size": config.vocab_size,
+        "n_embd": config.width,
+        "n_layer": config.layers,
+        "n_head": config.heads,
+        "n_inner": config.mlp_width,
+        "n_positions": config.max_positions,
+        "layer_norm_epsilon": config.norm_eps,
+        "activation_function": _HF_ACTIVATIONS[config.activation],
+        "tie_word_embeddings": config.tied_embeddings,
+    }
+
+
+def _read_opt(raw: dict) -> dict:
+    # OPT-350m has its norms behind and a narrower embedding with projections: another model.
+    refuse(raw, "do_layer_norm_before", (True,), True)
+    refuse(raw, "word_embed_proj_dim", (raw["hidden_size"],), raw["hidden_size"])
+    refuse(raw, "_remove_final_layer_norm", (False,), False)
+    refuse(raw, "enable_bias", (True,), True)
+    refuse(raw, "layer_norm_elementwise_affine", (True,), True)
+    return _WITH_BIAS | {
+        "vocab_size": raw["vocab_size"],
+        "width": raw["hidden_size"],
+        "layers": raw["num_hidden_layers"],
+        "heads": raw["num_attention_heads"],
+        "kv_heads": raw["num_attention_heads"],
+        "head_dim": raw["hidden_size"] // raw["num_attention_heads"],
+        "mlp_width": raw["ffn_dim"],
+        "max_positions": raw["max_position_embeddings"],
+        "position_offset": 2,
+        "activation": _activation(raw["activation_function"]),
+        "tied_embeddings": raw.get("tie_word_embeddings", True),
+    }
+
+
+def _write_opt(config: DecoderConfig) -> dict:
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "word_embed_proj_dim": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "ffn_dim": config.mlp_width,
+        "max_position_embeddings": config.max_positions,
+        "activation_function": _HF_ACTIVATIONS[config.activation],
+        "do_layer_norm_before": True,
+        "tie_word_embeddings": config.tied_embeddings,
+    }
+
+
+_LLAMA = {
+    "embed_tokens": ("embedding", PLAIN),
+    "layers.{i}.input_layernorm": ("blocks/{i}/attention_norm", PLAIN),
+    "layers.{i}.self_attn.q_proj": ("blocks/{i}/attention/q", LINEAR),
+    "layers.{i}.self_attn.k_proj": ("blocks/{i}/attention/k", LINEAR),
+    "layers.{i}.self_attn.v_proj": ("blocks/{i}/attention/v", LINEAR),
+    "layers.{i}.self_attn.o_proj": ("blocks/{i}/attention/o", LINEAR),
+    "layers.{i}.self_attn.q_norm": ("blocks/{i}/attention/q_norm", PLAIN),
+    "layers.{i}.self_attn.k_norm": ("blocks/{i}/attention/k_norm", PLAIN),
+    "layers.{i}.post_attention_layernorm": ("blocks/{i}/mlp_norm", PLAIN),
+    "layers.{i}.mlp.gate_proj": ("blocks/{i}/mlp/gate", LINEAR),
+    "layers.{i}.mlp.up_proj": ("blocks/{i}/mlp/up", LINEAR),
+    "layers.{i}.mlp.down_proj": ("blocks/{i}/mlp/down", LINEAR),
+    "norm": ("norm", PLAIN),
+}
+_GEMMA2 = _LLAMA | {
+    "layers.{i}.post_attention_layernorm": ("blocks/{i}/post_attention_norm", PLAIN),
+    "layers.{i}.pre_feedforward_layernorm": ("blocks/{i}/mlp_norm", PLAIN),
+    "layers.{i}.post_feedforward_layernorm": ("blocks/{i}/post_mlp_norm", PLAIN),
+}
+_GPT2 = {
+    "wte": ("embedding", PLAIN),
+    "wpe": ("positions", PLAIN),
+    "h.{i}.ln_1": ("blocks/{i}/attention_norm", PLAIN),
+    "h.{i}.attn.c_attn": ("blocks/{i}/attention/(q|k|v)", CONV1D),
+    "h.{i}.attn.c_proj": ("blocks/{i}/attention/o", CONV1D),
+    "h.{i}.ln_2": ("blocks/{i}/mlp_norm", PLAIN),
+    "h.{i}.mlp.c_fc": ("blocks/{i}/mlp/up", CONV1D),
+    "h.{i}.mlp.c_proj": ("blocks/{i}/mlp/down", CONV1D),
+    "ln_f": ("norm", PLAIN),
+}
+_OPT = {
+    "decoder.embed_tokens": ("embedding", PLAIN),
+    "decoder.embed_positions": ("positions", PLAIN),
+    "decoder.layers.{i}.self_attn_layer_norm": ("blocks/{i}/attention_norm", PLAIN),
+    "decoder.layers.{i}.self_attn.q_proj": ("blocks/{i}/attention/q", LINEAR),
+    "decoder.layers.{i}.self_attn.k_proj": ("blocks/{i}/attention/k", LINEAR),
+    "decoder.layers.{i}.self_attn.v_proj": ("blocks/{i}/attention/v", LINEAR),
+    "decoder.layers.{i}.self_attn.out_proj": ("blocks/{i}/attention/o", LINEAR),
+    "decoder.layers.{i}.final_layer_norm": ("blocks/{i}/mlp_norm", PLAIN),
+    "decoder.layers.{i}.fc1": ("blocks/{i}/mlp/up", LINEAR),
+    "decoder.layers.{i}.fc2": ("blocks/{i}/mlp/down", LINEAR),
+    "decoder.final_layer_norm": ("norm", PLAIN),
+}
+
+FAMILIES = {
+    "llama": Family("LlamaForCausalLM", "model.", _LLAMA, _read_llama, _write_llama),
+    "mistral": Family("MistralForCausalLM", "model.", _LLAMA, _read_mistral, _write_mistral),
+    "qwen2": Family("Qwen2ForCausalLM", "model.", _LLAMA, _read_qwen2, _write_qwen2),
+    "qwen3": Family("Qwen3ForCausalLM", "model.", _LLAMA, _read_qwen3, _write_qwen3),
+    "gemma": Family("GemmaForCausalLM", "model.", _LLAMA, _read_gemma, _write_gemma),
+    "gemma2": Family("Gemma2ForCausalLM", "model.", _GEMMA2, _read_gemma2, _write_gemma2),
+    "gpt2": Family("GPT2LMHeadModel", "transformer.", _GPT2, _read_gpt2, _write_gpt2),
+    "opt": Family("OPTForCausalLM", "model.", _OPT, _read_opt, _write_opt),
+}

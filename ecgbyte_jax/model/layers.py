@@ -1,0 +1,84 @@
+"""The decoder's parts that know nothing of positions: linear maps, norms, the MLP.
+
+Axes: D width, F MLP width.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ecgbyte_jax.model.config import DecoderConfig
+
+_ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+}
+
+
+def normal(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, config: DecoderConfig) -> jax.Array:
+    """Standard deviation fan_in^-0.5 (LeCun): Llama's 0.02 is that of a width of 2,500, too small for small models."""
+    return fan_in**-0.5 * jax.random.normal(rngs.params(), shape, config.param_dtype)
+
+
+def split_key(key: jax.Array | None, count: int):
+    """`count` keys; as many times None where there is no key."""
+    return [None] * count if key is None else jax.random.split(key, count)
+
+
+def soft_cap(x: jax.Array, cap: float) -> jax.Array:
+    """cap * tanh(x / cap), or x where there is no cap (Gemma 2, section 2)."""
+    return cap * jnp.tanh(x / cap) if cap else x
+
+
+class Linear(nnx.Module):
+    """x @ kernel, plus a bias where the family has one and a LoRA path where `lora.add_lora` put one."""
+
+    def __init__(self, n_in: int, n_out: int, bias: bool, config: DecoderConfig, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(normal(rngs, (n_in, n_out), n_in, config))
+        self.bias = nnx.data(nnx.Param(jnp.zeros((n_out,), config.param_dtype)) if bias else None)
+        self.dtype = config.dtype
+        self.lora = nnx.data(None)
+
+    def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """[..., n_in] -> [..., n_out]; `key` draws LoRA's dropout, None leaves it off."""
+        y = x @ self.kernel[...].astype(self.dtype)
+        if self.bias is not None:
+            y = y + self.bias[...].astype(self.dtype)
+        return y if self.lora is None else y + self.lora(x, key)
+
+
+class Norm(nnx.Module):
+    """Root-mean-square norm (Zhang & Sennrich 2019) or layer norm (Ba et al. 2016), computed in float32."""
+
+    def __init__(self, width: int, config: DecoderConfig, kind: str = ""):
+        self.kind, self.eps, self.offset = kind or config.norm, config.norm_eps, config.norm_offset
+        self.scale = nnx.Param(jnp.full((width,), 1.0 - self.offset, config.param_dtype))
+        self.bias = nnx.data(nnx.Param(jnp.zeros((width,), config.param_dtype)) if self.kind == "layer" else None)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x32 = x.astype(jnp.float32)
+        if self.kind == "layer":
+            x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+        normed = x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + self.eps)
+        normed = normed * (self.offset + self.scale[...].astype(jnp.float32))
+        if self.bias is not None:
+            normed = normed + self.bias[...].astype(jnp.float32)
+        return normed.astype(x.dtype)
+
+
+class MLP(nnx.Module):
+    """Two linear maps around an activation, or three where it is gated (Shazeer 2020)."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        sizes, bias = (config.width, config.mlp_width), config.mlp_bias
+        self.gate = nnx.data(Linear(*sizes, bias, config, rngs) if config.gated else None)
+        self.up = Linear(*sizes, bias, config, rngs)
+        self.down = Linear(*sizes[::-1], bias, config, rngs)
+        self.activation = config.activation
+
+    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        kg, ku, kd = split_key(key, 3)
+        up, act = self.up(x, ku), _ACTIVATIONS[self.activation]  # [B, T, F]
+        return self.down(act(up) if self.gate is None else act(self.gate(x, kg)) * up, kd)  # [B, T, D]

@@ -1,0 +1,115 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ecgbyte_jax.errors import ConfigError
+from ecgbyte_jax.model import generate as module
+from ecgbyte_jax.model.config import DecoderConfig
+from ecgbyte_jax.model.decoder import Decoder
+from ecgbyte_jax.model.generate import _choose, _round_length, _Sampling, generate
+
+CONFIG = DecoderConfig(
+    vocab_size=40, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp_width=24, max_positions=80, rope_theta=1e4
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> Decoder:
+    return Decoder(CONFIG, nnx.Rngs(0))
+
+
+@pytest.fixture
+def prompt(rng):
+    return rng.integers(0, 40, (2, 9)).astype(np.int32), np.ones((2, 9), bool)
+
+
+def test_log_probabilities_are_those_of_the_chosen_tokens(model, prompt):
+    ids, mask = prompt
+    tokens, log_probs = generate(model, ids, mask, 5, return_log_probs=True)
+    whole = jax.nn.log_softmax(model(np.concatenate([ids, tokens], axis=1)))[:, 8:-1]
+    np.testing.assert_allclose(
+        log_probs, np.take_along_axis(np.asarray(whole), np.asarray(tokens)[..., None], 2)[..., 0], atol=1e-5
+    )
+
+
+def test_behind_a_row_s_end_log_probabilities_are_zero(model, prompt):
+    stop = int(generate(model, *prompt, 5)[0, 0])
+    tokens, log_probs = generate(model, *prompt, 5, stop_ids=(stop,), return_log_probs=True)
+    assert tokens[0, 0] == stop and log_probs[0, 0] < 0 and (np.asarray(log_probs)[0, 1:] == 0).all()
+
+
+def test_the_same_key_draws_the_same_tokens_and_another_key_others(model, prompt):
+    drawn = [np.asarray(generate(model, *prompt, 12, temperature=1.5, key=jax.random.key(k))) for k in (1, 1, 2)]
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert (drawn[0] != drawn[2]).any()
+
+
+def test_the_likeliest_token_alone_is_left_by_top_k_1_and_by_a_small_top_p(model, prompt):
+    greedy = generate(model, *prompt, 6)
+    for only in ({"top_k": 1}, {"top_p": 1e-6}):
+        drawn = generate(model, *prompt, 6, temperature=1.0, key=jax.random.key(0), **only)
+        np.testing.assert_array_equal(drawn, greedy)
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 1000), st.integers(0, 6), st.floats(0.05, 1.0), st.sampled_from([0.5, 1.0, 2.0]))
+def test_drawn_tokens_are_those_that_top_k_and_top_p_leave(seed, top_k, top_p, temperature):
+    logits = np.random.default_rng(seed).normal(size=10).astype(np.float32) * 2
+    order = np.argsort(-logits)
+    left = order[: top_k or 10]
+    shares = np.exp(logits[left] / temperature - np.max(logits / temperature))
+    shares /= shares.sum()
+    nucleus = left[: np.searchsorted(np.cumsum(shares), top_p - 1e-5) + 1]
+    rows = jnp.tile(logits, (400, 1))
+    drawn = np.asarray(_choose(rows, _Sampling(temperature, top_k, top_p), jax.random.key(seed)))
+    assert set(drawn) <= set(nucleus.tolist())
+
+
+def test_sampling_follows_the_distribution():
+    logits = jnp.log(jnp.array([0.5, 0.3, 0.2]))
+    drawn = np.asarray(_choose(jnp.tile(logits, (20_000, 1)), _Sampling(1.0, 0, 1.0), jax.random.key(0)))
+    np.testing.assert_allclose(np.bincount(drawn) / 20_000, [0.5, 0.3, 0.2], atol=0.02)
+
+
+@pytest.mark.parametrize("length, target", [(1, 32), (32, 32), (33, 40), (57, 64), (65, 80), (400, 448), (520, 640)])
+def test_prompts_are_rounded_to_few_lengths(length, target):
+    mask = np.arange(600) >= 600 - np.array([[1], [length]])
+    ids, cut = _round_length(jnp.arange(600)[None].repeat(2, 0), jnp.asarray(mask))
+    assert ids.shape == cut.shape == (2, target)
+    np.testing.assert_array_equal(cut.sum(1), [1, length])
+    np.testing.assert_array_equal(ids[1, -length:], np.arange(600 - length, 600))
+
+
+def test_prompts_of_like_lengths_share_one_program(model, rng):
+    before = module._generate._cache_size()
+    rows = {}
+    for length in (33, 36, 40):
+        ids = rng.integers(0, 40, (2, length)).astype(np.int32)
+        rows[length] = ids, generate(model, ids, np.ones_like(ids), 3)
+    assert module._generate._cache_size() == before + 1
+    for ids, tokens in rows.values():
+        whole = np.concatenate([ids, tokens], axis=1)
+        np.testing.assert_array_equal(model(whole).argmax(-1)[:, -4:-1], tokens)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"attention_mask": np.zeros((2, 9), bool)}, "row 0 is padding alone"),
+        ({"attention_mask": np.ones((2, 8), bool)}, r"input_ids \(2, 9\) and attention_mask \(2, 8\)"),
+        ({"max_new_tokens": 72}, "a prompt of 9 tokens and 72 new ones found, at most the model's 80 positions"),
+        ({"max_new_tokens": 0}, "max_new_tokens: 0 found, 1 or more"),
+        ({"temperature": -1.0}, "temperature: -1.0 found"),
+        ({"top_k": 41}, "top_k: 41 found"),
+        ({"top_p": 0.0}, "top_p: 0.0 found"),
+        ({"temperature": 1.0}, "needs a `key`"),
+    ],
+)
+def test_impossible_requests_are_refused(model, prompt, changes, message):
+    request = {"input_ids": prompt[0], "attention_mask": prompt[1], "max_new_tokens": 4} | changes
+    with pytest.raises(ConfigError, match=message):
+        generate(model, **request)

@@ -1,0 +1,208 @@
+"""Against transformers and PEFT in PyTorch, on models made on the spot: weights out, and adapters both ways."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from ecgbyte_jax.errors import WeightsError
+from ecgbyte_jax.model.hf import grow_vocabulary, load_pretrained, save_pretrained
+from ecgbyte_jax.model.lora import LoraConfig, add_lora, kernels, merge_lora
+from ecgbyte_jax.model.peft import load_adapter, save_adapter
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+transformers = pytest.importorskip("transformers")
+peft = pytest.importorskip("peft", reason="PEFT is not installed: pip install peft")
+
+COMMON = {"vocab_size": 70, "hidden_size": 36, "num_hidden_layers": 3, "intermediate_size": 40, "max_position_embeddings": 64}
+# Odd shapes: heads that do not divide the width, five queries a key, one key head, windows.
+MODELS = {
+    "llama, 3 heads": ("llama", COMMON | {"num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 10}),
+    "llama, biases": (
+        "llama",
+        COMMON | {"num_attention_heads": 6, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    ),
+    "llama, 5:1": ("llama", COMMON | {"hidden_size": 40, "num_attention_heads": 10, "num_key_value_heads": 2, "head_dim": 8}),
+    "mistral, window": (
+        "mistral",
+        COMMON | {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 6, "sliding_window": 5},
+    ),
+    "qwen2, late window": (
+        "qwen2",
+        COMMON
+        | {"num_attention_heads": 6, "num_key_value_heads": 3, "use_sliding_window": True}
+        | {"sliding_window": 4, "max_window_layers": 1},
+    ),
+    "qwen3": ("qwen3", COMMON | {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 8, "attention_bias": True}),
+    "gemma": ("gemma", COMMON | {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 14}),
+    "gemma2": (
+        "gemma2",
+        COMMON
+        | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 10, "sliding_window": 5}
+        | {"query_pre_attn_scalar": 25, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0},
+    ),
+    "gpt2": ("gpt2", {"vocab_size": 70, "n_embd": 36, "n_layer": 3, "n_head": 3, "n_positions": 64, "n_inner": 50}),
+    "opt": (
+        "opt",
+        {"vocab_size": 70, "hidden_size": 36, "num_hidden_layers": 3, "num_attention_heads": 3, "ffn_dim": 50}
+        | {"max_position_embeddings": 64, "word_embed_proj_dim": 36, "tie_word_embeddings": False},
+    ),
+}
+
+
+def reference(name: str):
+    kind, fields = MODELS[name]
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(kind, **fields, attn_implementation="eager")
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # biases and norms too
+            parameter += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def rows(rng) -> tuple[np.ndarray, np.ndarray]:
+    """Ids [3, 17], left-padded by 0, 4 and 11 places."""
+    mask = (np.arange(17) >= np.array([[0], [4], [11]])).astype(np.int64)
+    return rng.integers(0, 70, (3, 17)) * mask, mask
+
+
+def torch_logits(model, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    positions = np.maximum(mask.cumsum(1) - 1, 0)
+    given = {} if model.config.model_type == "opt" else {"position_ids": torch.tensor(positions)}
+    with torch.no_grad():
+        return model(torch.tensor(ids), attention_mask=torch.tensor(mask), **given).logits.numpy()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_weights_go_in_and_out_with_the_same_logits(name, rng, tmp_path):
+    theirs, (ids, mask) = reference(name), rows(rng)
+    theirs.save_pretrained(tmp_path / "theirs", max_shard_size="40KB")
+    expected = torch_logits(theirs, ids, mask)[mask == 1]
+    ours, config = load_pretrained(tmp_path / "theirs")
+    np.testing.assert_allclose(np.asarray(ours(ids, mask))[mask == 1], expected, atol=2e-4)
+    save_pretrained(ours, tmp_path / "ours", shard_bytes=20_000)
+    back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", attn_implementation="eager").eval()
+    assert back.config.model_type == config.family and type(back) is type(theirs)
+    np.testing.assert_allclose(torch_logits(back, ids, mask)[mask == 1], expected, atol=2e-4)
+
+
+def our_adapter(model, targets) -> None:
+    """LoRA paths that do something: b is not zero."""
+    add_lora(model, LoraConfig(3, 6.0, 0.0, targets), jax.random.key(0))
+    for i, (_, _, linear) in enumerate(kernels(model)):
+        if linear.lora is not None:
+            linear.lora.b = nnx.LoRAParam(jax.random.normal(jax.random.key(i), linear.lora.b.shape) * 0.3)
+
+
+@pytest.mark.parametrize(
+    "name, targets",
+    [
+        ("llama, 5:1", ("q", "k", "v", "o", "gate", "up", "down")),
+        ("qwen3", ("q", "v")),
+        ("gpt2", ("q", "k", "v", "o", "up", "down")),
+        ("gpt2", ("v", "o")),
+        ("opt", ("q", "o", "up", "down")),
+    ],
+)
+@pytest.mark.parametrize("scan", [False, True])
+def test_an_adapter_made_here_loads_in_peft(name, targets, scan, rng, tmp_path):
+    theirs, (ids, mask) = reference(name), rows(rng)
+    theirs.save_pretrained(tmp_path / "base")
+    ours, _ = load_pretrained(tmp_path / "base", scan_layers=scan)
+    plain = np.asarray(ours(ids, mask))[mask == 1]
+    our_adapter(ours, targets)
+    adapted = np.asarray(ours(ids, mask))[mask == 1]
+    assert np.abs(adapted - plain).max() > 0.01
+    save_adapter(ours, tmp_path / "adapter", base=str(tmp_path / "base"))
+    loaded = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter").eval()
+    np.testing.assert_allclose(torch_logits(loaded, ids, mask)[mask == 1], adapted, atol=5e-4)
+    again, _ = load_pretrained(tmp_path / "base", scan_layers=not scan)
+    load_adapter(again, tmp_path / "adapter")
+    np.testing.assert_allclose(np.asarray(again(ids, mask))[mask == 1], adapted, atol=5e-4)
+    merge_lora(ours)
+    np.testing.assert_allclose(np.asarray(ours(ids, mask))[mask == 1], adapted, atol=5e-4)
+
+
+@pytest.mark.parametrize("name, targets", [("mistral, window", ["q_proj", "down_proj"]), ("gpt2", ["c_attn", "c_fc"])])
+def test_an_adapter_made_by_peft_loads_here(name, targets, rng, tmp_path):
+    theirs, (ids, mask) = reference(name), rows(rng)
+    theirs.save_pretrained(tmp_path / "base")
+    settings = peft.LoraConfig(
+        r=4, lora_alpha=12, target_modules=targets, rank_pattern={targets[1]: 2}, alpha_pattern={targets[1]: 10},
+        init_lora_weights=False, task_type="CAUSAL_LM", fan_in_fan_out=name == "gpt2",
+    )  # fmt: skip
+    adapted = peft.get_peft_model(theirs, settings).eval()
+    adapted.save_pretrained(tmp_path / "adapter")
+    ours, _ = load_pretrained(tmp_path / "base")
+    load_adapter(ours, tmp_path / "adapter")
+    expected = torch_logits(adapted, ids, mask)[mask == 1]
+    np.testing.assert_allclose(np.asarray(ours(ids, mask))[mask == 1], expected, atol=5e-4)
+
+
+def test_the_fixture_s_adapter_gives_peft_s_logits(shared, rng):
+    folder, (ids, mask) = shared / "fixtures/recipe/lora/adapter_final", rows(rng)
+    base = shared / "fixtures/hf_torch/llama3"
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager")
+    theirs = peft.PeftModel.from_pretrained(theirs, folder).eval()
+    ours, _ = load_pretrained(base)
+    load_adapter(ours, folder)
+    expected = torch_logits(theirs, ids, mask)[mask == 1]
+    np.testing.assert_allclose(np.asarray(ours(ids, mask))[mask == 1], expected, atol=2e-4)
+
+
+def test_an_adapter_with_new_tokens_loads_on_a_resized_base(rng, tmp_path):
+    theirs, (ids, mask) = reference("llama, biases"), rows(rng)
+    theirs.save_pretrained(tmp_path / "base")
+    ours, _ = load_pretrained(tmp_path / "base")
+    grow_vocabulary(ours, 80, jax.random.key(1), train_from=70)
+    ours.new_rows[...] = jax.random.normal(jax.random.key(2), (10, 36))
+    our_adapter(ours, ("q", "v"))
+    ids = np.where(ids % 5 == 1, 75, ids) * mask
+    save_adapter(ours, tmp_path / "adapter", base=str(tmp_path / "base"), grown=True)
+    theirs.resize_token_embeddings(80)
+    loaded = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter").eval()
+    np.testing.assert_allclose(torch_logits(loaded, ids, mask)[mask == 1], np.asarray(ours(ids, mask))[mask == 1], atol=5e-4)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"use_dora": True}, r"adapter_config\.json: use_dora True found"),
+        ({"r": 5}, "q_proj has rank 3 in lora_A, 3 in lora_B, 5 in the settings"),
+        ({"r": None}, "r None found, a number above 0 wanted"),
+        ({"bias": "all"}, "bias 'all' found"),
+    ],
+)
+def test_other_adapters_are_refused_by_field(change, message, tmp_path):
+    reference("llama, 5:1").save_pretrained(tmp_path / "base")
+    ours, _ = load_pretrained(tmp_path / "base")
+    our_adapter(ours, ("q", "v"))
+    save_adapter(ours, tmp_path / "adapter", base="base")
+    path = tmp_path / "adapter/adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(WeightsError, match=message):
+        load_adapter(load_pretrained(tmp_path / "base")[0], tmp_path / "adapter")
+
+
+def test_an_adapter_of_another_rank_or_model_is_refused(tmp_path):
+    reference("llama, 5:1").save_pretrained(tmp_path / "base")
+    reference("llama, 3 heads").save_pretrained(tmp_path / "other")
+    reference("gpt2").save_pretrained(tmp_path / "gpt2")
+    ours, _ = load_pretrained(tmp_path / "base")
+    our_adapter(ours, ("q", "v"))
+    save_adapter(ours, tmp_path / "adapter", base="base")
+    add_lora(ours, LoraConfig(8, 8.0, 0.0, ("q", "v")), jax.random.key(0))
+    with pytest.raises(WeightsError, match="rank 3 found for attention/q, 8 wanted"):
+        load_adapter(ours, tmp_path / "adapter")
+    with pytest.raises(WeightsError, match=r"is for a kernel \(40, 80\), \(36, 30\) wanted"):
+        load_adapter(load_pretrained(tmp_path / "other")[0], tmp_path / "adapter")
+    with pytest.raises(WeightsError, match=r"no place for .*in a gpt2"):
+        load_adapter(load_pretrained(tmp_path / "gpt2")[0], tmp_path / "adapter")
+    with pytest.raises(WeightsError, match=r"no PEFT adapter, adapter_config\.json is missing"):
+        load_adapter(ours, tmp_path)
+    (tmp_path / "adapter/adapter_model.safetensors").write_bytes(b"\x10")
+    with pytest.raises(WeightsError, match="damaged or truncated"):
+        load_adapter(ours, tmp_path / "adapter")

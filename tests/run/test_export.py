@@ -1,0 +1,69 @@
+import json
+
+import numpy as np
+import pytest
+
+from ecgbyte_jax.errors import ConfigError
+from ecgbyte_jax.inputs.batches import open_split, prompt_batch
+from ecgbyte_jax.model.hf import load_pretrained
+from ecgbyte_jax.run.pipeline import run
+from ecgbyte_jax.run.prepare import load_prepared
+from tests.run.conftest import small_config
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """The small demo with LoRA beside trained embeddings of the ECG tokens, run from recordings to the export."""
+    folder = tmp_path_factory.mktemp("export")
+    run(trained_config(), folder, ["prepare", "train", "eval", "export"])
+    return folder
+
+
+def trained_config():
+    config = small_config()
+    config.lora.rank = 4
+    config.model.scan_layers = True
+    config.model.train_new_embeddings = True
+    config.model.vocab_multiple = 128
+    config.eval.batch_size = 8
+    return config
+
+
+def test_the_export_answers_as_the_checkpoint_does_through_transformers(workdir):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+    transformers = pytest.importorskip("transformers")
+    model = transformers.AutoModelForCausalLM.from_pretrained(workdir / "export").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(workdir / "export")
+    answers = [json.loads(line)["answer"] for line in (workdir / "eval/generations.jsonl").open()]
+    config, found = trained_config(), []
+    prepared = load_prepared(config, workdir)
+    sequences = open_split(prepared.shards, prepared.manifest, "test")
+    for i in range(len(sequences)):
+        prompt = [(sequences[i].ecgs, sequences[i].question_ids)]
+        batch = prompt_batch(prepared.ids, prompt, 1, config.prompt.max_length)
+        ids, mask = (torch.tensor(batch[name].astype(np.int64)) for name in ("input_ids", "attention_mask"))
+        with torch.no_grad():
+            new = model.generate(ids, attention_mask=mask, max_new_tokens=config.eval.max_new_tokens, do_sample=False)
+        found.append(tokenizer.decode(new[0, ids.shape[1] :], skip_special_tokens=True).strip())
+    assert found == answers and len(answers) == 16
+
+
+def test_the_export_holds_every_token_and_no_lora(workdir):
+    model, config = load_pretrained(workdir / "export")
+    tokens = len(load_prepared(trained_config(), workdir).text_tokenizer)
+    assert config.vocab_size % 128 == 0 and 0 <= config.vocab_size - tokens < 128
+    assert all(block.attention.q.lora is None for block in model.blocks)
+
+
+def test_a_second_export_does_nothing(workdir, capsys):
+    before = {path: path.stat().st_mtime_ns for path in (workdir / "export").iterdir()}
+    run(trained_config(), workdir, ["export"])
+    assert "export: settings and inputs have not changed" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in (workdir / "export").iterdir()}
+
+
+def test_an_adapter_of_a_model_from_scratch_is_refused(workdir):
+    config = trained_config()
+    config.export.adapter = True
+    with pytest.raises(ConfigError, match=r"needs LoRA .* on a pretrained model"):
+        run(config, workdir, ["export"])
