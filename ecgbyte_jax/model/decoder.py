@@ -6,6 +6,7 @@ C head width, V vocabulary, L layers.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +88,7 @@ class Decoder(nnx.Module):
 
         Positions count the real tokens unless they are given. Raises ConfigError for more tokens than the model has positions.
         """
-        return self.logits(self.hidden(input_ids, attention_mask, positions)[0])
+        return _logits(*nnx.split(self), input_ids, attention_mask, positions)
 
     def hidden(self, input_ids, attention_mask=None, positions=None, *, cache=None, dropout_key=None):
         """Ids [B, T] to the last hidden states [B, T, D], and the cache with these tokens in it (None without one).
@@ -173,6 +174,13 @@ class Decoder(nnx.Module):
 
         keys = None if dropout_key is None else keys
         return jax.lax.scan(step, x, (state, jnp.array(windows, jnp.int32), keys))[0]
+
+
+@partial(jax.jit, static_argnums=0)
+def _logits(graphdef, state, input_ids, attention_mask, positions):
+    """Compiled as one: by itself every operation of a model called from Python would be."""
+    model: Decoder = nnx.merge(graphdef, state)
+    return model.logits(model.hidden(input_ids, attention_mask, positions)[0])
 
 
 def unstack(model: Decoder) -> Decoder:

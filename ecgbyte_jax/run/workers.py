@@ -17,6 +17,14 @@ Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[tuple[int, Any]]]
 _AHEAD = 3  # tasks a worker that wait at the scheduler
 _DEATHS = 20  # of workers that one task survives
 _PATIENCE = 120  # s for a scheduler to answer and a worker to come
+# Dask has its workers hand freed memory back at once, so that every array's pages are taken anew: a third of their time.
+_ENVIRONMENT = {
+    "MALLOC_TRIM_THRESHOLD_": 2**31 - 1,
+    "MALLOC_MMAP_THRESHOLD_": 2**30,
+    "OMP_NUM_THREADS": 1,
+    "OPENBLAS_NUM_THREADS": 1,
+    "MKL_NUM_THREADS": 1,
+}
 
 
 @contextmanager
@@ -37,7 +45,8 @@ def open_workers(config: ConfigDict) -> Iterator[Run]:
             "prepare.workers above 1 and prepare.scheduler need Dask: install the extra, pip install -e '.[cluster]'"
         ) from error
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # a worker's death is told by nothing but the time it takes
-    with dask.config.set({"distributed.scheduler.allowed-failures": _DEATHS}):
+    ours = {"distributed.scheduler.allowed-failures": _DEATHS, "distributed.nanny.pre-spawn-environ": _ENVIRONMENT}
+    with dask.config.set(ours):
         if config.prepare.scheduler:
             with _connect(Client, config.prepare.scheduler) as client:
                 yield lambda function, tasks: _run(client, function, tasks)
