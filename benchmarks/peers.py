@@ -2,8 +2,6 @@
 
 import os
 import platform
-import resource
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +12,7 @@ import torch
 import transformers
 
 from ecgbyte_jax.model.hf import load_pretrained
+from ecgbyte_jax.run.logbook import peak_memory
 
 
 def make_folder(folder: Path, layers: int, width: int, vocab: int) -> None:
@@ -54,8 +53,7 @@ def peak_gb() -> str:
     stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return f"{stats['peak_bytes_in_use'] / 1e9:.2f} GB"
-    unit = 1 if sys.platform == "darwin" else 1024
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.2f} GB"
+    return f"{peak_memory() / 1e9:.2f} GB"
 
 
 def machine() -> str:

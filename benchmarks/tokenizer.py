@@ -9,8 +9,6 @@ import argparse
 import multiprocessing
 import os
 import platform
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +24,7 @@ from ecgbyte_jax.ecg.symbols import Quantizer
 from ecgbyte_jax.ecg.synthetic import SAMPLE_RATE, random_heart, synthesize
 from ecgbyte_jax.ecg.tokenizer import spell
 from ecgbyte_jax.errors import RecordError
+from ecgbyte_jax.run.logbook import peak_memory
 
 SAMPLES, SEGMENT = 2500, 500  # at 250 Hz: of a recording of 10 s, of a segment of 2 s
 HUGE = 40_000  # recordings
@@ -111,13 +110,8 @@ def alone(job: Callable, *arguments: object) -> tuple:
 
 
 def _measured(job: Callable, arguments: tuple) -> tuple:
-    before = _peak_memory()
-    return job(*arguments), _peak_memory(), before
-
-
-def _peak_memory() -> int:
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    before = peak_memory()
+    return job(*arguments), peak_memory(), before
 
 
 def _seconds(work: Callable[[], object], repeats: int = 3) -> float:

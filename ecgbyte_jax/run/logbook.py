@@ -1,6 +1,8 @@
 """What a person sees while a run goes on, and `metrics.jsonl`, what stays of it."""
 
 import json
+import resource
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,6 +57,12 @@ def number_table(title: str, corner: str, rows: dict[str, dict[str, float]], for
     for row, numbers in rows.items():
         table.add_row(row, *(format(numbers[name], form) for name in names))
     console.print(table)
+
+
+def peak_memory() -> int:
+    """Bytes, of this process since its start."""
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 class MetricsLog:

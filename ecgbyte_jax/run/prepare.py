@@ -16,9 +16,10 @@ from ecgbyte_jax.inputs.prompt import PromptIds
 from ecgbyte_jax.inputs.shards import Manifest, read_manifest, write_manifest
 from ecgbyte_jax.inputs.text import add_ecg_tokens, load_text_tokenizer, train_text_tokenizer
 from ecgbyte_jax.model.hf import locate
-from ecgbyte_jax.run import quantize, sampling, stages, write_shards
+from ecgbyte_jax.run import quantize, stages, write_shards
 from ecgbyte_jax.run.corpus import Corpus, Paths, digest, open_corpus
 from ecgbyte_jax.run.logbook import banner, console
+from ecgbyte_jax.run.tokenizer import make_tokenizer
 from ecgbyte_jax.run.workers import Run, open_workers
 
 _VERSION = 2  # of this stage's outputs
@@ -95,12 +96,11 @@ def _clear(paths: Paths) -> None:
     for folder in (paths.shards, paths.summaries, paths.text_tokenizer):
         if folder.exists():
             shutil.rmtree(folder)
-    paths.ecg_tokenizer.unlink(missing_ok=True)
 
 
 def _prepare(config: ConfigDict, paths: Paths, corpus: Corpus, stage: stages.Stage, run: Run) -> None:
     corpus.set_aside([])  # writes and checks what was set aside in reading
-    tokenizer, signals = _tokenizer(config, paths, corpus, run)
+    tokenizer, signals = make_tokenizer(config, paths, corpus, run)
     text_tokenizer = _make_text_tokenizer(config, corpus, tokenizer.bpe.vocab_size)
     _save_whole(text_tokenizer, paths.text_tokenizer)
     ecg = write_shards.write_ecg(paths.shards, paths.summaries, paths.ecg_tokenizer, signals, corpus.records(), run)
@@ -114,18 +114,6 @@ def _prepare(config: ConfigDict, paths: Paths, corpus: Corpus, stage: stages.Sta
     write_manifest(paths.shards, manifest)
     rows = {"BPE merges": quantize.merges_made(tokenizer), "samples clipped": signals.clipped_samples()}
     _report(paths, corpus, manifest, rows)
-
-
-def _tokenizer(config: ConfigDict, paths: Paths, corpus: Corpus, run: Run) -> tuple[ECGTokenizer, quantize.Signals]:
-    """The ECG tokenizer, as given, as an earlier run left it or trained now, and the symbols of its quantizer."""
-    path = Path(config.tokenizer.file) if config.tokenizer.file else paths.ecg_tokenizer
-    tokenizer = ECGTokenizer.load(path) if path.is_file() else None
-    quantizer = tokenizer.quantizer if tokenizer else quantize.fit_quantizer(config, paths, corpus, run)
-    signals = quantize.quantize(config, paths, corpus, quantizer, run)
-    if tokenizer is None:
-        tokenizer = quantize.train_tokenizer(config, signals, sampling.choose(config, paths, corpus, run))
-    tokenizer.save(paths.ecg_tokenizer)
-    return tokenizer, signals
 
 
 def _save_whole(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

@@ -1,13 +1,10 @@
-"""Stage `tokenizer`: trains the ECG tokenizer alone and tells how well it compresses and how exactly it restores.
+"""The run's ECG tokenizer, and stage `tokenizer`: makes it alone and tells how well it compresses and how exactly it restores.
 
-`prepare` makes the same tokenizer on its way to the shards; this stage is for looking at it.
 Axes: S segments of a recording, L leads (12), T samples of a segment.
 """
 
 import csv
 import json
-import resource
-import sys
 import time
 from pathlib import Path
 
@@ -21,13 +18,36 @@ from ecgbyte_jax.ecg.symbols import ALPHABET_SIZE
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer, spell
 from ecgbyte_jax.run import quantize, sampling, stages
 from ecgbyte_jax.run.corpus import Corpus, Paths, digest, open_corpus
-from ecgbyte_jax.run.logbook import banner, console, number_table, progress
-from ecgbyte_jax.run.workers import open_workers
+from ecgbyte_jax.run.logbook import banner, console, number_table, peak_memory, progress
+from ecgbyte_jax.run.workers import Run, open_workers
 
 _VERSION = 1  # of this stage's outputs
 _MERGES = (100, 500, 1000, 2000, 3500)
 _SEGMENTS = 2000  # of each side, drawn at random, that compression is measured on
 _SIDES = ("training", "unseen")
+
+
+def make_tokenizer(config: ConfigDict, paths: Paths, corpus: Corpus, run: Run) -> tuple[ECGTokenizer, quantize.Signals]:
+    """The ECG tokenizer of the corpus as it was read, and the symbols of its quantizer.
+
+    It is the file `tokenizer.file`, or what an earlier run with the same settings and inputs left, or it is trained now. A
+    marker of its own says which settings made the file here, whichever stage asked for it.
+    """
+    inputs = stages.digest([digest(corpus, paths.root), quantize.given_tokenizer(config)])
+    marker = paths.ecg_tokenizer.with_name("stage.json")
+    stage = stages.Stage("tokenizer", marker, quantize.settings(config), inputs)
+    there = stage.finished()
+    found = (
+        ECGTokenizer.load(paths.ecg_tokenizer if there else config.tokenizer.file) if there or config.tokenizer.file else None
+    )
+    quantizer = found.quantizer if found else quantize.fit_quantizer(config, paths, corpus, run)
+    signals = quantize.quantize(config, paths, corpus, quantizer, run)
+    if not there:
+        stage.begin()
+        found = found or quantize.train_tokenizer(config, signals, sampling.choose(config, paths, corpus, run))
+        found.save(paths.ecg_tokenizer)
+        stage.finish([paths.ecg_tokenizer])
+    return found, signals
 
 
 def tokenizer(config: ConfigDict, workdir: Path) -> None:
@@ -36,17 +56,17 @@ def tokenizer(config: ConfigDict, workdir: Path) -> None:
     Writes tokenizer/ecg_tokenizer.json, tokenizer/report.json and, with `tokenizer.merges_csv`, tokenizer/merges.csv.
     """
     paths = Paths.of(config, workdir)
-    folder = paths.ecg_tokenizer.parent
     corpus = open_corpus(config, paths)
+    inputs = stages.digest([digest(corpus, paths.root), quantize.given_tokenizer(config)])
     settings = quantize.settings(config) | {"report_version": _VERSION, "merges_csv": config.tokenizer.merges_csv}
-    stage = stages.Stage("tokenizer", folder / "stage.json", settings, digest(corpus, paths.root))
-    report = folder / "report.json"
+    report = paths.ecg_tokenizer.with_name("report.json")
+    stage = stages.Stage("tokenizer report", report.with_name("report_stage.json"), settings, inputs)
     if stage.finished():
         console.print("tokenizer: settings and inputs have not changed, nothing to do")
     else:
         stage.begin()
         _run(config, paths, corpus, report)
-        csvs = [folder / "merges.csv"] if config.tokenizer.merges_csv else []
+        csvs = [report.with_name("merges.csv")] if config.tokenizer.merges_csv else []
         stage.finish([paths.ecg_tokenizer, report, *csvs])
     _show(json.loads(report.read_text(encoding="utf-8")), paths)
 
@@ -55,14 +75,9 @@ def _run(config: ConfigDict, paths: Paths, corpus: Corpus, report: Path) -> None
     corpus.set_aside([])  # writes and checks what was set aside in reading
     start = time.perf_counter()
     with open_workers(config) as run:
-        quantizer = quantize.fit_quantizer(config, paths, corpus, run)
-        signals = quantize.quantize(config, paths, corpus, quantizer, run)
-        chosen = sampling.choose(config, paths, corpus, run)
-    quantized = time.perf_counter()
+        trained, signals = make_tokenizer(config, paths, corpus, run)
+    took = time.perf_counter() - start
     train = set(corpus.records("train"))
-    trained = quantize.train_tokenizer(config, signals, chosen)
-    trained.save(paths.ecg_tokenizer)
-    rows = {"clean and quantize": f"{quantized - start:.1f} s", "BPE": f"{time.perf_counter() - quantized:.1f} s"}
     found = {
         "samples clipped": signals.clipped_samples(),
         "merges": quantize.merges_made(trained),
@@ -73,7 +88,7 @@ def _run(config: ConfigDict, paths: Paths, corpus: Corpus, report: Path) -> None
     if config.tokenizer.merges_csv:
         _write_merges(trained, report.with_name("merges.csv"))
     # In the terminal alone: the same command twice gives the same files.
-    banner("took", rows | {"peak memory": f"{_peak_memory_gb():.2f} GB"})
+    banner("took", {"signals and BPE": f"{took:.1f} s", "peak memory": f"{peak_memory() / 1e9:.2f} GB"})
 
 
 def _side(record: Path, train: set[Path]) -> str:
@@ -108,12 +123,12 @@ def _draw(signals: quantize.Signals, train: set[Path], seed: int) -> dict[str, n
 
 def _compression(bpe: BPE, sides: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
     """{number of merges: {side: symbols a token}}."""
-    made = len(bpe.merges)
-    levels = [*(merges for merges in _MERGES if merges < made), made]
+    made = bpe.vocab_size - ALPHABET_SIZE
+    levels = [made] if bpe.merges is None else [*(merges for merges in _MERGES if merges < made), made]
     found = {}
     with progress("compression", len(levels)) as report:
         for done, merges in enumerate(levels, start=1):
-            shorter = BPE.of_merges(bpe.merges[:merges], bpe.counts[:merges])
+            shorter = bpe if merges == made else BPE.of_merges(bpe.merges[:merges], bpe.counts[:merges])
             found[str(merges)] = {
                 side: symbols.size / sum(map(len, shorter.encode_batch(symbols))) for side, symbols in sides.items()
             }
@@ -122,14 +137,17 @@ def _compression(bpe: BPE, sides: dict[str, np.ndarray]) -> dict[str, dict[str, 
 
 
 def _write_merges(tokenizer: ECGTokenizer, path: Path) -> None:
-    """One line a merge, with the ids of this project and the published one."""
+    """One line a token, with this project's id and the published one; what a published tokenizer does not say is empty."""
     bpe = tokenizer.bpe
+    rows = [("", "", "")] * (bpe.vocab_size - ALPHABET_SIZE)
+    if bpe.merges is not None:
+        rows = [(*pair, count) for pair, count in zip(bpe.merges.tolist(), bpe.counts.tolist())]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "published_id", "left", "right", "count", "length", "symbols"])
-        for id, ((left, right), count) in enumerate(zip(bpe.merges.tolist(), bpe.counts.tolist()), start=ALPHABET_SIZE):
+        for id, row in enumerate(rows, start=ALPHABET_SIZE):
             token = bpe.token(id)
-            writer.writerow([id, published_id(np.array(id)), left, right, count, len(token), spell(token)])
+            writer.writerow([id, published_id(np.array(id)), *row, len(token), spell(token)])
 
 
 def _show(found: dict, paths: Paths) -> None:
@@ -140,9 +158,3 @@ def _show(found: dict, paths: Paths) -> None:
         lead: {f"{side}, {kind}": errors[side][lead][kind] for side in errors for kind in ("mean", "worst")} for lead in LEADS
     }
     number_table("error of the restored signal in mV", "lead", rows, ".3f")
-
-
-def _peak_memory_gb() -> float:
-    """Of this process since its start."""
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -1,11 +1,15 @@
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
 
+from ecgbyte_jax.ecg.bpe import BPE
 from ecgbyte_jax.ecg.records import LEADS
+from ecgbyte_jax.ecg.symbols import Quantizer
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer, spell
+from ecgbyte_jax.run.prepare import prepare
 from ecgbyte_jax.run.tokenizer import tokenizer
 from tests.run.conftest import small_config
 
@@ -72,3 +76,29 @@ def test_a_boundary_is_kept_by_every_token(tmp_path):
     trained = ECGTokenizer.load(tmp_path / "tokenizer/ecg_tokenizer.json")
     assert trained.training.boundary == "lead"
     assert max(len(token) for token in trained.bpe.tokens) <= config.signal.segment_length
+
+
+def test_a_look_at_other_merges_does_not_get_into_the_shards(prepared, tmp_path):
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    files = [path for path in (*prepared.glob("shards/*"), prepared / "tokenizer/ecg_tokenizer.json")]
+    config = small_config()
+    config.tokenizer.num_merges = 50
+    tokenizer(config, tmp_path)
+    assert ECGTokenizer.load(tmp_path / "tokenizer/ecg_tokenizer.json").bpe.vocab_size == 76
+    prepare(small_config(), tmp_path)
+    for file in files:
+        assert (tmp_path / file.relative_to(prepared)).read_bytes() == file.read_bytes(), file
+
+
+def test_a_published_tokenizer_is_looked_at_as_it_is(tmp_path):
+    config = small_config()
+    config.tokenizer.merges_csv = True
+    letters = [np.array([letter], np.uint8) for letter in range(26)]
+    given = ECGTokenizer(Quantizer(-0.5, 0.5), BPE([*letters, np.full(4, 11, np.uint8), np.full(3, 12, np.uint8)]))
+    given.save(tmp_path / "given.json")
+    config.tokenizer.file = str(tmp_path / "given.json")
+    tokenizer(config, tmp_path / "w")
+    assert (tmp_path / "w/tokenizer/ecg_tokenizer.json").read_bytes() == (tmp_path / "given.json").read_bytes()
+    assert list(json.loads((tmp_path / "w/tokenizer/report.json").read_text())["symbols a token"]) == ["2"]
+    rows = list(csv.DictReader((tmp_path / "w/tokenizer/merges.csv").open(newline="")))
+    assert [(row["symbols"], row["count"]) for row in rows] == [("llll", ""), ("mmm", "")]
