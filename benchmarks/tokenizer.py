@@ -20,9 +20,8 @@ from ecgbyte_jax.ecg.bpe import BPE
 from ecgbyte_jax.ecg.matching import Automaton
 from ecgbyte_jax.ecg.records import LEADS, Record, read_record
 from ecgbyte_jax.ecg.signal import clean
-from ecgbyte_jax.ecg.symbols import Quantizer
+from ecgbyte_jax.ecg.symbols import Quantizer, spell
 from ecgbyte_jax.ecg.synthetic import SAMPLE_RATE, random_heart, synthesize
-from ecgbyte_jax.ecg.tokenizer import spell
 from ecgbyte_jax.errors import RecordError
 from ecgbyte_jax.run.logbook import peak_memory
 

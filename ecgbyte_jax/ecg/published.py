@@ -10,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ecgbyte_jax.ecg.symbols import ALPHABET_SIZE
+from ecgbyte_jax.ecg.symbols import ALPHABET_SIZE, parse
 from ecgbyte_jax.errors import TokenizerError
 
 _FIRST_LETTER, _FIRST_MERGE = ord("a"), 256
-_LETTERS = {chr(_FIRST_LETTER + letter) for letter in range(ALPHABET_SIZE)}
 # What a file that is no pickle, or a damaged one, makes the unpickler raise.
 _UNREADABLE = (
     pickle.UnpicklingError,
@@ -57,8 +56,7 @@ def read_published(path: str | Path) -> list[np.ndarray]:
         raise TokenizerError(f"{path}: not readable as a pickle, or truncated: {error!r}") from error
     except (OSError, TokenizerError) as error:
         raise TokenizerError(f"{path}: {error}") from error
-    strings = _check(content, path)
-    return [np.frombuffer(string.encode("ascii"), np.uint8) - np.uint8(_FIRST_LETTER) for string in strings]
+    return _check(content, path)
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -68,8 +66,8 @@ class _PlainUnpickler(pickle.Unpickler):
         raise TokenizerError(f"the pickle asks for {module}.{name}; only dict, list, tuple, int and str are admitted")
 
 
-def _check(content: object, path: str | Path) -> list[str]:
-    """The string of every token by compact id."""
+def _check(content: object, path: str | Path) -> list[np.ndarray]:
+    """The symbols of every token by compact id."""
     try:
         vocab, merges = content
         spelled = {merge: "".join(map(chr, bytes_)) for bytes_, merge in merges}
@@ -80,9 +78,12 @@ def _check(content: object, path: str | Path) -> list[str]:
         raise TokenizerError(f"{path}: not a published tokenizer, (vocab, merges) wanted: {error!r}") from error
     if rest > 0:
         raise TokenizerError(f"{path}: token {max(vocab)} found, but only {len(merges)} merges")
+    tokens = []
     for number, string in zip(numbers, strings):
-        if not isinstance(string, str) or not string or not set(string) <= _LETTERS:
-            raise TokenizerError(f"{path}: token {number} is {string!r}, a string of the letters a to z wanted")
+        try:
+            tokens.append(parse(string))
+        except TokenizerError as error:
+            raise TokenizerError(f"{path}: token {number} is {error}") from error
         if string != (chr(number) if number < _FIRST_MERGE else spelled.get(number)):
             raise TokenizerError(f"{path}: token {number} is {string!r} in the vocabulary, otherwise in the merges")
-    return strings
+    return tokens

@@ -129,3 +129,15 @@ def check_symbols(symbols: np.ndarray) -> np.ndarray:
     if symbols.size and symbols.max() >= ALPHABET_SIZE:
         raise TokenizerError(f"symbol {symbols.max()} found, 0 to {ALPHABET_SIZE - 1} wanted")
     return symbols
+
+
+def spell(symbols: np.ndarray) -> str:
+    """Symbols uint8 [n] as letters a to z."""
+    return (check_symbols(symbols) + np.uint8(ord("a"))).tobytes().decode("ascii")
+
+
+def parse(text: object) -> np.ndarray:
+    """A string of the letters a to z as symbols uint8 [n]; raises TokenizerError for anything else."""
+    if not (isinstance(text, str) and text.isascii() and text.islower() and text.isalpha()):
+        raise TokenizerError(f"{text!r:.40}, a string of the letters a to z wanted")
+    return np.frombuffer(text.encode("ascii"), np.uint8) - np.uint8(ord("a"))

@@ -4,7 +4,6 @@ Axes: L leads (12), T samples of a segment, S segments, n tokens.
 """
 
 import json
-import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -13,8 +12,9 @@ import numpy as np
 from ecgbyte_jax.ecg.bpe import BPE
 from ecgbyte_jax.ecg.published import read_published
 from ecgbyte_jax.ecg.records import LEADS
-from ecgbyte_jax.ecg.symbols import ALPHABET_SIZE, Quantizer
+from ecgbyte_jax.ecg.symbols import ALPHABET_SIZE, Quantizer, parse, spell
 from ecgbyte_jax.errors import TokenizerError
+from ecgbyte_jax.files import write_whole
 
 _FORMAT, _VERSION = "ecgbyte_jax.ecg_tokenizer", 2
 _FIELDS = {"format", "version", "percentile_1_mv", "percentile_99_mv", "training"}
@@ -87,11 +87,7 @@ class ECGTokenizer:
             merges = zip(self.bpe.merges.tolist(), self.bpe.counts.tolist())
             name, rows = "merges", [f"[{left}, {right}, {count}]" for (left, right), count in merges]
         text = json.dumps(head, indent=1)[:-2] + f',\n "{name}": [\n  ' + ",\n  ".join(rows) + "\n ]\n}\n"
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        write_whole(Path(path), [text.encode()])
 
     @classmethod
     def load(cls, path: str | Path) -> "ECGTokenizer":
@@ -128,11 +124,6 @@ class ECGTokenizer:
         return cls(Quantizer(percentile_1, percentile_99), BPE(read_published(pickle_path)))
 
 
-def spell(token: np.ndarray) -> str:
-    """A token's symbols uint8 [n] as letters."""
-    return (np.asarray(token, np.uint8) + np.uint8(ord("a"))).tobytes().decode("ascii")
-
-
 def _read_quantizer(found: dict) -> Quantizer:
     percentiles = found["percentile_1_mv"], found["percentile_99_mv"]
     if not all(type(p) in (int, float) and np.isfinite(p) for p in percentiles):
@@ -162,8 +153,7 @@ def _read_merges(rows: object) -> BPE:
 def _read_tokens(rows: object) -> BPE:
     if not isinstance(rows, list):
         raise TokenizerError(f"field 'tokens' is {rows!r:.40}, a list wanted")
-    for row in rows:
-        if not (isinstance(row, str) and row and set(row) <= set("abcdefghijklmnopqrstuvwxyz")):
-            raise TokenizerError(f"field 'tokens' holds {row!r:.40}, a string of the letters a to z wanted")
-    letters = [chr(ord("a") + letter) for letter in range(ALPHABET_SIZE)]
-    return BPE([np.frombuffer(row.encode("ascii"), np.uint8) - np.uint8(ord("a")) for row in letters + rows])
+    try:
+        return BPE([*(np.array([letter], np.uint8) for letter in range(ALPHABET_SIZE)), *map(parse, rows)])
+    except TokenizerError as error:
+        raise TokenizerError(f"field 'tokens' holds {error}") from error

@@ -18,6 +18,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from ecgbyte_jax.corpora.example import SPLITS
 from ecgbyte_jax.errors import ShardsError
+from ecgbyte_jax.files import write_whole
 
 SCHEMA = 2
 MANIFEST = "manifest.json"
@@ -152,12 +153,7 @@ class Manifest:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Makes the folder complete; the files must be there already."""
     text = json.dumps({"schema": SCHEMA, **asdict(manifest)}, indent=1, ensure_ascii=False)
-    partial = folder / (MANIFEST + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, folder / MANIFEST)
+    write_whole(folder / MANIFEST, [text.encode()])
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -18,6 +18,7 @@ from ecgbyte_jax.corpora.ecg_qa import read_questions
 from ecgbyte_jax.corpora.example import Example, Rejected, published_splits
 from ecgbyte_jax.corpora.own import read_table
 from ecgbyte_jax.errors import ConfigError, CorpusError
+from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.run import stages
 from ecgbyte_jax.run.logbook import console, progress
 from ecgbyte_jax.run.symbol_cache import record_key
@@ -122,8 +123,7 @@ class Corpus:
         self.examples = [example for example in self.examples if example.id not in ids]
         self.rejected += bad
         lines = (json.dumps(asdict(rejected), ensure_ascii=False, default=str) + "\n" for rejected in self.rejected)
-        self.quarantine.parent.mkdir(parents=True, exist_ok=True)
-        stages.write_atomically(self.quarantine, "".join(lines))
+        write_whole(self.quarantine, (line.encode() for line in lines))
         if len(self.rejected) > self.max_bad_fraction * self.read:
             first = self.rejected[0]
             raise CorpusError(

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ecgbyte_jax.errors import ConfigError
+from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.inputs.batches import open_split, prompt_batch
 from ecgbyte_jax.inputs.shards import Sequence
 from ecgbyte_jax.model.decoder import Decoder
@@ -135,8 +136,8 @@ def _write(config: ConfigDict, workdir: Path, rows: list[Row], step: int) -> Non
         "empty_answers": sum(not row.answer for row in rows),
         "scores": {name: score(references, hypotheses) for name, hypotheses in systems.items()},
     }
-    stages.write_atomically(workdir / "eval" / "generations.jsonl", "".join(row.to_json() + "\n" for row in rows))
-    stages.write_atomically(workdir / "eval" / "results.json", json.dumps(results, indent=1) + "\n")
+    write_whole(workdir / "eval" / "generations.jsonl", (f"{row.to_json()}\n".encode() for row in rows))
+    write_whole(workdir / "eval" / "results.json", [f"{json.dumps(results, indent=1)}\n".encode()])
 
 
 def _show(workdir: Path) -> None:

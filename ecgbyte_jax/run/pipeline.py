@@ -5,12 +5,12 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from ecgbyte_jax.errors import ConfigError
+from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.run.check import check_config
 from ecgbyte_jax.run.evaluate import evaluate
 from ecgbyte_jax.run.export import export
 from ecgbyte_jax.run.inspect import inspect
 from ecgbyte_jax.run.prepare import prepare
-from ecgbyte_jax.run.stages import write_atomically
 from ecgbyte_jax.run.tokenizer import tokenizer
 from ecgbyte_jax.run.train import train
 
@@ -38,4 +38,4 @@ def run(config: ConfigDict, workdir: Path, stages: list[str]) -> None:
         if name in stages:
             stage(config, workdir)
             # Behind the stage: one that is refused leaves the settings of what lies here.
-            write_atomically(workdir / "config.json", config.to_json_best_effort(indent=1))
+            write_whole(workdir / "config.json", [config.to_json_best_effort(indent=1).encode()])

@@ -21,6 +21,7 @@ from ecgbyte_jax.ecg.signal import CleanConfig, clean, segment
 from ecgbyte_jax.ecg.symbols import Drawn, Quantizer
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer, Training
 from ecgbyte_jax.errors import RecordError, TokenizerError
+from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.run import stages
 from ecgbyte_jax.run.corpus import Corpus, Paths, keys
 from ecgbyte_jax.run.logbook import progress
@@ -138,8 +139,7 @@ def fit_quantizer(config: ConfigDict, paths: Paths, corpus: Corpus, run: Run) ->
     if not all_of_them.samples.size:  # then all of them are unusable, and cleaning them says why
         quantize(config, paths, corpus, Quantizer(-1.0, 1.0), run)
     quantizer = Quantizer.of_samples(all_of_them)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    stages.write_atomically(file, json.dumps([quantizer.percentile_1, quantizer.percentile_99]))
+    write_whole(file, [json.dumps([quantizer.percentile_1, quantizer.percentile_99]).encode()])
     return quantizer
 
 

@@ -11,10 +11,10 @@ from ml_collections import ConfigDict
 
 from ecgbyte_jax.ecg.features import features
 from ecgbyte_jax.errors import ConfigError
+from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.run import quantize, stages
 from ecgbyte_jax.run.corpus import Corpus, Paths, keys
 from ecgbyte_jax.run.logbook import progress
-from ecgbyte_jax.run.symbol_cache import write_bytes
 from ecgbyte_jax.run.workers import Run
 
 _CANDIDATES = 100_000  # recordings that are clustered, drawn at random where there are more: their features fill 230 MB
@@ -102,6 +102,5 @@ def measure_part(task: quantize.Task) -> np.ndarray:
         return np.fromfile(file).reshape(len(task.keys), -1)
     cleaned = map(task.cleaning.whole, task.records)
     found = np.stack([features(signal, rate) for signal, rate in cleaned])
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(file, [found.tobytes()])
+    write_whole(file, [found.tobytes()])
     return found

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ecgbyte_jax.errors import ConfigError
+from ecgbyte_jax.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,8 @@ class Stage:
         return "; ".join(changed) or "its inputs are not the same"
 
     def _write(self, more: dict) -> None:
-        self.marker.parent.mkdir(parents=True, exist_ok=True)
         content = {"digest": self.digest(), "settings": self.settings, "inputs": self.inputs, **more}
-        write_atomically(self.marker, json.dumps(content, indent=1))
+        write_whole(self.marker, [json.dumps(content, indent=1).encode()])
 
 
 def _size(path: Path) -> int | None:
@@ -77,13 +77,6 @@ def _size(path: Path) -> int | None:
     if path.is_dir():
         return 0
     return path.stat().st_size if path.is_file() else None
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file that is either whole or not there."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def digest(value: object) -> str:

@@ -8,7 +8,6 @@ Axes: S segments of a recording, L leads (12), T samples of a segment, R recordi
 import hashlib
 import os
 import struct
-import uuid
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 
 from ecgbyte_jax.ecg.records import LEADS
 from ecgbyte_jax.errors import RecordError, ShardsError
+from ecgbyte_jax.files import write_whole
 
 _SCHEMA = 1
 _ENDING = ".symbols"
@@ -91,21 +91,7 @@ def write_part(folder: Path, samples: int, rows: Iterable[tuple[int, np.ndarray 
     }
     packed = msgpack.packb(head)
     name = hashlib.sha256(b"".join(row["key"].tobytes() for row in table)).hexdigest()[:24] + _ENDING
-    folder.mkdir(parents=True, exist_ok=True)
-    write_bytes(folder / name, [struct.pack("<Q", len(packed)), packed, *payload])
-
-
-def write_bytes(path: Path, pieces: Iterable[bytes]) -> None:
-    """Writes a file that is either whole, flushed to the disk, or not there."""
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.writelines(pieces)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(folder / name, [struct.pack("<Q", len(packed)), packed, *payload])
 
 
 class SymbolCache:

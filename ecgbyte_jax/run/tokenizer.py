@@ -14,8 +14,9 @@ from ml_collections import ConfigDict
 from ecgbyte_jax.ecg.bpe import BPE
 from ecgbyte_jax.ecg.published import published_id
 from ecgbyte_jax.ecg.records import LEADS
-from ecgbyte_jax.ecg.symbols import ALPHABET_SIZE
-from ecgbyte_jax.ecg.tokenizer import ECGTokenizer, spell
+from ecgbyte_jax.ecg.symbols import ALPHABET_SIZE, spell
+from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
+from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.run import quantize, sampling, stages
 from ecgbyte_jax.run.corpus import Corpus, Paths, digest, open_corpus
 from ecgbyte_jax.run.logbook import banner, console, number_table, peak_memory, progress
@@ -84,7 +85,7 @@ def _run(config: ConfigDict, paths: Paths, corpus: Corpus, report: Path) -> None
         "symbols a token": _compression(trained.bpe, _draw(signals, train, config.seed)),
         "error in mV": _errors(signals, train),
     }
-    stages.write_atomically(report, json.dumps(found, indent=1))
+    write_whole(report, [json.dumps(found, indent=1).encode()])
     if config.tokenizer.merges_csv:
         _write_merges(trained, report.with_name("merges.csv"))
     # In the terminal alone: the same command twice gives the same files.

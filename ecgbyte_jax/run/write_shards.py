@@ -19,13 +19,14 @@ from ecgbyte_jax.corpora.example import SPLITS, Example, Rejected
 from ecgbyte_jax.ecg.bpe import BPE
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.errors import ExampleError
+from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.inputs.prompt import ecg_room, share_room
 from ecgbyte_jax.inputs.shards import Manifest, Sequence, SplitSummary, Written, ecg_to_bytes, write_shard
 from ecgbyte_jax.inputs.text import load_text_tokenizer
 from ecgbyte_jax.run.corpus import Corpus
 from ecgbyte_jax.run.logbook import progress
 from ecgbyte_jax.run.quantize import Signals
-from ecgbyte_jax.run.symbol_cache import Place, write_bytes
+from ecgbyte_jax.run.symbol_cache import Place
 from ecgbyte_jax.run.workers import Run
 
 _SEGMENTS_AT_ONCE = 1024
@@ -248,8 +249,7 @@ def _once(task: EcgTask | TextTask, target: Target, work: Callable) -> dict:
     if whole:
         return found
     found = work(task) | {"task": digest}
-    target.summary.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(target.summary, [json.dumps(found).encode()])
+    write_whole(target.summary, [json.dumps(found).encode()])
     return found
 
 

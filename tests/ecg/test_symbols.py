@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ecgbyte_jax.ecg.symbols import Quantizer
+from ecgbyte_jax.ecg.symbols import Quantizer, parse, spell
 from ecgbyte_jax.errors import TokenizerError
 
 
@@ -78,3 +78,14 @@ def test_long_signals_are_quantized_as_short_ones(rng):
 def test_clipped_samples_are_counted():
     quantizer = Quantizer(-0.5, 0.5)  # -1 to 1 mV
     assert quantizer.count_clipped(np.array([[-1.1, -1.0, 0.0], [1.0, 1.2, 7.0]])) == 3
+
+
+def test_spelling_and_parsing():
+    assert spell(np.array([0, 25, 1], np.uint8)) == "azb"
+    assert parse("azb").tolist() == [0, 25, 1]
+
+
+@pytest.mark.parametrize("text", ["", "aB", "a1", "a b", "é", "a\n"])
+def test_other_characters_are_not_parsed(text):
+    with pytest.raises(TokenizerError, match="a string of the letters a to z wanted"):
+        parse(text)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ecgbyte_jax.ecg.bpe import BPE
 from ecgbyte_jax.ecg.symbols import Quantizer
-from ecgbyte_jax.ecg.tokenizer import ECGTokenizer, Training, spell
+from ecgbyte_jax.ecg.tokenizer import ECGTokenizer, Training
 from ecgbyte_jax.errors import TokenizerError
 
 
@@ -69,10 +69,6 @@ def test_a_signal_with_nan_is_refused(tokenizer, signal):
     signal[3, 5] = np.nan
     with pytest.raises(TokenizerError, match="not finite"):
         tokenizer.encode(signal)
-
-
-def test_spelling():
-    assert spell(np.array([0, 25, 1])) == "azb"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from ecgbyte_jax.errors import ConfigError
-from ecgbyte_jax.run.stages import Stage, fingerprint, write_atomically
+from ecgbyte_jax.run.stages import Stage, fingerprint
 
 
 def stage(tmp_path, settings=None, inputs="in") -> Stage:
@@ -80,8 +80,3 @@ def test_fingerprint_sees_size_time_and_absence(tmp_path):
         os.utime(file, (time, time))
         seen.add(fingerprint([file], tmp_path))
     assert len(seen) == 4
-
-
-def test_an_atomic_write_leaves_no_partial_file(tmp_path):
-    write_atomically(tmp_path / "a.json", "text")
-    assert [p.name for p in tmp_path.iterdir()] == ["a.json"] and (tmp_path / "a.json").read_text() == "text"

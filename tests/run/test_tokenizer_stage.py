@@ -7,8 +7,8 @@ import pytest
 
 from ecgbyte_jax.ecg.bpe import BPE
 from ecgbyte_jax.ecg.records import LEADS
-from ecgbyte_jax.ecg.symbols import Quantizer
-from ecgbyte_jax.ecg.tokenizer import ECGTokenizer, spell
+from ecgbyte_jax.ecg.symbols import Quantizer, spell
+from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.run.prepare import prepare
 from ecgbyte_jax.run.tokenizer import tokenizer
 from tests.run.conftest import small_config
