@@ -3,9 +3,11 @@
 Axes: B sequences, N symbols of a sequence, n tokens of it, M merges. Ids are compact: 0..25 the letters a..z, 26 + k merge k.
 """
 
+import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
@@ -87,7 +89,22 @@ class BPE:
     def _automaton(self) -> Automaton:
         return Automaton.of(self.tokens)
 
-    def encode(self, symbols: np.ndarray, *, return_offsets: bool = False):
+    @cached_property
+    def _vocabulary(self) -> str:
+        """A digest of the tokens."""
+        return hashlib.sha256(self._lengths.astype("<i8").tobytes() + self._symbols.tobytes()).hexdigest()
+
+    def save_automaton(self, path: Path) -> None:
+        """Writes what encoding needs beside the tokens, which takes longer to make than to read."""
+        self._automaton.save(path, self._vocabulary)
+
+    def load_automaton(self, path: Path) -> None:
+        """Takes what `save_automaton` wrote of the same tokens; without it, it is made when something is encoded."""
+        found = Automaton.load(path, self._vocabulary)
+        if found is not None:
+            self._automaton = found
+
+    def encode(self, symbols: np.ndarray, *, return_offsets: bool = False) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Symbols uint8 [N] to int32 ids [n]: from the left, always the longest token that fits.
 
         `return_offsets` gives (ids, offsets), int32 [n]: the sample at which each token starts.
@@ -98,7 +115,9 @@ class BPE:
         ids = self.encode_batch(symbols[None])[0]
         return (ids, self.offsets(ids)) if return_offsets else ids
 
-    def encode_batch(self, symbols: np.ndarray, *, return_offsets: bool = False):
+    def encode_batch(
+        self, symbols: np.ndarray, *, return_offsets: bool = False
+    ) -> list[np.ndarray] | tuple[list[np.ndarray], list[np.ndarray]]:
         """`encode` of each row of symbols uint8 [B, N]: B arrays of int32 ids; with offsets, (ids, offsets), B arrays each."""
         symbols = check_symbols(symbols)
         if symbols.ndim != 2:

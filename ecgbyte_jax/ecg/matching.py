@@ -8,12 +8,17 @@ the other follows the rest of the run.
 Axes: B rows, N symbols of a row, K keys of a row (two for each run), V nodes of the trie.
 """
 
+import io
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from ecgbyte_jax.ecg.symbols import ALPHABET_SIZE
+from ecgbyte_jax.files import write_whole
 
 _END = ALPHABET_SIZE  # the symbol behind a row's last one: no token goes on with it, so all that is left comes out
 _SHIFT = 5
@@ -56,6 +61,24 @@ class Automaton:
             starts=np.concatenate([starts, follow_starts]),
             ids=np.concatenate([ids, followed]),
         )
+
+    def save(self, path: Path, vocabulary: str) -> None:
+        """Writes the tables; `vocabulary` is a digest of the tokens that they are of."""
+        file = io.BytesIO()
+        tables = {"go": self.go.astype(np.int32), "counts": self.counts, "starts": self.starts, "ids": self.ids}
+        np.savez(file, vocabulary=np.array(vocabulary), **tables)
+        write_whole(path, [file.getbuffer()])
+
+    @classmethod
+    def load(cls, path: Path, vocabulary: str) -> "Automaton | None":
+        """What `save` wrote; None where it is missing, damaged, or of other tokens: then it has to be built."""
+        try:
+            with np.load(path, allow_pickle=False) as found:
+                if str(found["vocabulary"]) != vocabulary:
+                    return None
+                return cls(found["go"].astype(np.int64), found["counts"], found["starts"], found["ids"])
+        except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error):
+            return None
 
     def encode(self, symbols: np.ndarray) -> list[np.ndarray]:
         """Symbols uint8 [B, N] to B arrays of int32 ids."""

@@ -73,7 +73,10 @@ class ECGTokenizer:
         return self.quantizer.decode(symbols.reshape(len(LEADS), -1))
 
     def save(self, path: str | Path) -> None:
-        """Writes the JSON file, whole or not at all; the same tokenizer gives the same bytes."""
+        """Writes the JSON file, whole or not at all, and beside it the encoder's tables, which only save time.
+
+        The same tokenizer gives the same bytes.
+        """
         head = {
             "format": _FORMAT,
             "version": _VERSION,
@@ -88,6 +91,7 @@ class ECGTokenizer:
             name, rows = "merges", [f"[{left}, {right}, {count}]" for (left, right), count in merges]
         text = json.dumps(head, indent=1)[:-2] + f',\n "{name}": [\n  ' + ",\n  ".join(rows) + "\n ]\n}\n"
         write_whole(Path(path), [text.encode()])
+        self.bpe.save_automaton(_automaton_path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> "ECGTokenizer":
@@ -111,9 +115,11 @@ class ECGTokenizer:
             raise TokenizerError(f"{path}: fields {sorted(found)} found, {sorted(_FIELDS)} and 'merges' or 'tokens' wanted")
         try:
             bpe = _read_merges(found["merges"]) if "merges" in found else _read_tokens(found["tokens"])
-            return cls(_read_quantizer(found), bpe, _read_training(found["training"]))
+            tokenizer = cls(_read_quantizer(found), bpe, _read_training(found["training"]))
         except TokenizerError as error:
             raise TokenizerError(f"{path}: {error}") from error
+        bpe.load_automaton(_automaton_path(path))
+        return tokenizer
 
     @classmethod
     def from_published(cls, pickle_path: str | Path, percentile_1: float, percentile_99: float) -> "ECGTokenizer":
@@ -122,6 +128,10 @@ class ECGTokenizer:
         Nothing in the pickle is run; raises TokenizerError as `read_published`. `published_id` and `compact_id` map ids.
         """
         return cls(Quantizer(percentile_1, percentile_99), BPE(read_published(pickle_path)))
+
+
+def _automaton_path(path: str | Path) -> Path:
+    return Path(path).with_suffix(".automaton.npz")
 
 
 def _read_quantizer(found: dict) -> Quantizer:

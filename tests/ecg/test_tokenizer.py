@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ecgbyte_jax.ecg.bpe import BPE
+from ecgbyte_jax.ecg.matching import Automaton
 from ecgbyte_jax.ecg.symbols import Quantizer
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer, Training
 from ecgbyte_jax.errors import TokenizerError
@@ -148,3 +149,36 @@ def test_damaged_bytes_give_a_typed_error_or_a_tokenizer(tmp_path_factory, data)
         assert ECGTokenizer.load(path).bpe.vocab_size >= 26
     except TokenizerError as error:
         assert "t.json" in str(error)
+
+
+def test_the_encoder_s_tables_lie_beside_the_tokenizer_and_are_used(tokenizer, signal, tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        tokenizer.save(tmp_path / name / "t.json")
+    tables = [tmp_path / name / "t.automaton.npz" for name in ("a", "b")]
+    assert tables[0].read_bytes() == tables[1].read_bytes()
+    expected = tokenizer.encode(signal)
+    with monkeypatch.context() as patch:
+        patch.setattr(Automaton, "of", lambda tokens: pytest.fail("built again"))
+        np.testing.assert_array_equal(ECGTokenizer.load(tmp_path / "a/t.json").encode(signal), expected)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "bits", "pickle", "other tokens"])
+def test_without_their_tables_they_are_built_anew(tokenizer, signal, tmp_path, damage):
+    tokenizer.save(tmp_path / "t.json")
+    tables = tmp_path / "t.automaton.npz"
+    content = bytearray(tables.read_bytes())
+    match damage:
+        case "missing":
+            tables.unlink()
+        case "cut":
+            tables.write_bytes(content[: len(content) // 2])
+        case "bits":
+            content[len(content) // 2] ^= 255
+            tables.write_bytes(content)
+        case "pickle":
+            np.savez(tables, vocabulary=np.array([object()]))
+        case "other tokens":
+            shorter = BPE.of_merges(tokenizer.bpe.merges[:20], tokenizer.bpe.counts[:20])
+            ECGTokenizer(tokenizer.quantizer, shorter).save(tmp_path / "o.json")
+            tables.write_bytes((tmp_path / "o.automaton.npz").read_bytes())
+    np.testing.assert_array_equal(ECGTokenizer.load(tmp_path / "t.json").encode(signal), tokenizer.encode(signal))
