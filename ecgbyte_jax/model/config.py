@@ -62,3 +62,8 @@ class DecoderConfig:
     param_dtype: str = "float32"
     remat: str = ""
     scan_layers: bool = False
+
+    @property
+    def layer_windows(self) -> tuple[int, ...]:
+        """The window of every layer, 0 without limit."""
+        return self.windows or (0,) * self.layers

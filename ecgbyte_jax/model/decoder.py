@@ -115,8 +115,7 @@ class Decoder(nnx.Module):
         if cache is None:
             return self.norm(self._run_blocks(x, rope, mask, back, dropout_key)), None
         kept = []
-        windows = self.config.windows or (0,) * self.config.layers
-        for block, window, keys, values in zip(self.layers(), windows, cache.keys, cache.values):
+        for block, window, keys, values in zip(self.layers(), self.config.layer_windows, cache.keys, cache.values):
             x, kv = block(x, rope, within(mask, back, window), (keys, values, start), None)
             kept.append(kv)
         return self.norm(x), Cache(tuple(k for k, _ in kept), tuple(v for _, v in kept), start + t)
@@ -154,7 +153,6 @@ class Decoder(nnx.Module):
     def _run_blocks(self, x, rope, mask, back, dropout_key):
         """All blocks, without a cache: a loop, or one compiled block over stacked parameters."""
         config = self.config
-        windows = config.windows or (0,) * config.layers
 
         def run(block, x, window, key):
             return block(x, rope, within(mask, back, window) if config.windows else mask, None, key)[0]
@@ -163,7 +161,7 @@ class Decoder(nnx.Module):
             run = jax.checkpoint(run, policy=getattr(jax.checkpoint_policies, config.remat))
         keys = split_key(dropout_key, config.layers)
         if not config.scan_layers:
-            for block, window, key in zip(self.blocks, windows, keys):
+            for block, window, key in zip(self.blocks, config.layer_windows, keys):
                 x = run(block, x, jnp.int32(window), key)
             return x
         graphdef, state = nnx.split(self.blocks)
@@ -173,7 +171,7 @@ class Decoder(nnx.Module):
             return run(nnx.merge(graphdef, state), x, window, key), None
 
         keys = None if dropout_key is None else keys
-        return jax.lax.scan(step, x, (state, jnp.array(windows, jnp.int32), keys))[0]
+        return jax.lax.scan(step, x, (state, jnp.array(config.layer_windows, jnp.int32), keys))[0]
 
 
 @partial(jax.jit, static_argnums=0)

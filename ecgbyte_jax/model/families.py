@@ -94,40 +94,69 @@ def _write_rope(config: DecoderConfig) -> dict:
     return {"rope_theta": config.rope_theta, "rope_scaling": written}
 
 
-def _read_llama_like(raw: dict) -> dict:
+# Our field -> config.json's, where both hold the same value.
+_LLAMA_FIELDS = {
+    "vocab_size": "vocab_size",
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "mlp_width": "intermediate_size",
+    "max_positions": "max_position_embeddings",
+    "norm_eps": "rms_norm_eps",
+}
+_GPT2_FIELDS = {
+    "vocab_size": "vocab_size",
+    "width": "n_embd",
+    "layers": "n_layer",
+    "heads": "n_head",
+    "max_positions": "n_positions",
+    "norm_eps": "layer_norm_epsilon",
+}
+_OPT_FIELDS = {
+    "vocab_size": "vocab_size",
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "mlp_width": "ffn_dim",
+    "max_positions": "max_position_embeddings",
+}
+
+
+def _read_fields(raw: dict, names: dict[str, str], *, tied: bool) -> dict:
+    """`tied`: whether embedding and head are one where the file does not say."""
+    return {ours: raw[theirs] for ours, theirs in names.items()} | {"tied_embeddings": raw.get("tie_word_embeddings", tied)}
+
+
+def _write_fields(config: DecoderConfig, names: dict[str, str]) -> dict:
+    return {theirs: getattr(config, ours) for ours, theirs in names.items()} | {"tie_word_embeddings": config.tied_embeddings}
+
+
+def _read_llama_like(raw: dict, *, tied: bool = False) -> dict:
     """What Llama, Mistral, Qwen and Gemma share."""
-    return _read_rope(raw) | {
-        "vocab_size": raw["vocab_size"],
-        "width": raw["hidden_size"],
-        "layers": raw["num_hidden_layers"],
-        "heads": raw["num_attention_heads"],
-        "kv_heads": raw.get("num_key_value_heads") or raw["num_attention_heads"],
-        "head_dim": raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"],
-        "mlp_width": raw["intermediate_size"],
-        "max_positions": raw["max_position_embeddings"],
-        "norm_eps": raw["rms_norm_eps"],
-        "qkv_bias": bool(raw.get("attention_bias", False)),
-        "o_bias": bool(raw.get("attention_bias", False)),
-        "activation": _activation(raw.get("hidden_act") or raw.get("hidden_activation")),
-        "tied_embeddings": raw.get("tie_word_embeddings", False),
-    }
+    return (
+        _read_fields(raw, _LLAMA_FIELDS, tied=tied)
+        | _read_rope(raw)
+        | {
+            "kv_heads": raw.get("num_key_value_heads") or raw["num_attention_heads"],
+            "head_dim": raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"],
+            "qkv_bias": bool(raw.get("attention_bias", False)),
+            "o_bias": bool(raw.get("attention_bias", False)),
+            "activation": _activation(raw.get("hidden_act") or raw.get("hidden_activation")),
+        }
+    )
 
 
 def _write_llama_like(config: DecoderConfig) -> dict:
-    return _write_rope(config) | {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.width,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_dim,
-        "intermediate_size": config.mlp_width,
-        "max_position_embeddings": config.max_positions,
-        "rms_norm_eps": config.norm_eps,
-        "attention_bias": config.o_bias,
-        "hidden_act": _HF_ACTIVATIONS[config.activation],
-        "tie_word_embeddings": config.tied_embeddings,
-    }
+    return (
+        _write_fields(config, _LLAMA_FIELDS)
+        | _write_rope(config)
+        | {
+            "num_key_value_heads": config.kv_heads,
+            "head_dim": config.head_dim,
+            "attention_bias": config.o_bias,
+            "hidden_act": _HF_ACTIVATIONS[config.activation],
+        }
+    )
 
 
 def _read_llama(raw: dict) -> dict:
@@ -160,9 +189,8 @@ def _layer_windows(raw: dict, slides: Callable[[int], bool]) -> tuple[int, ...]:
 
 
 def _write_windows(config: DecoderConfig) -> dict:
-    windows = config.windows or (0,) * config.layers
-    types = ["sliding_attention" if window else "full_attention" for window in windows]
-    return {"sliding_window": max(windows) or None, "layer_types": types}
+    types = ["sliding_attention" if window else "full_attention" for window in config.layer_windows]
+    return {"sliding_window": max(config.layer_windows) or None, "layer_types": types}
 
 
 def _read_qwen2(raw: dict) -> dict:
@@ -173,10 +201,8 @@ def _read_qwen2(raw: dict) -> dict:
 
 
 def _write_qwen2(config: DecoderConfig) -> dict:
-    sliding = {"use_sliding_window": bool(config.windows), **_write_windows(config)}
-    if not config.windows:
-        sliding["sliding_window"] = None
-    return {k: v for k, v in _write_llama_like(config).items() if k != "attention_bias"} | sliding
+    shared = {name: value for name, value in _write_llama_like(config).items() if name != "attention_bias"}
+    return shared | {"use_sliding_window": bool(config.windows), **_write_windows(config)}
 
 
 def _read_qwen3(raw: dict) -> dict:
@@ -192,12 +218,7 @@ def _read_gemma(raw: dict) -> dict:
     refuse(raw, "use_bidirectional_attention", (None, False))
     # The first Gemma files say "gelu" and were always run with its tanh form.
     name = raw.get("hidden_activation") or "gelu_pytorch_tanh"
-    fields = _read_llama_like(raw | {"hidden_act": name})
-    return fields | {
-        "norm_offset": 1.0,
-        "embedding_scale": True,
-        "tied_embeddings": raw.get("tie_word_embeddings", True),
-    }
+    return _read_llama_like(raw | {"hidden_act": name}, tied=True) | {"norm_offset": 1.0, "embedding_scale": True}
 
 
 def _write_gemma(config: DecoderConfig) -> dict:
@@ -239,32 +260,17 @@ def _read_gpt2(raw: dict) -> dict:
     refuse(raw, "reorder_and_upcast_attn", (False,), False)
     refuse(raw, "add_cross_attention", (False,), False)
     return _WITH_BIAS | {
-        "vocab_size": raw["vocab_size"],
-        "width": raw["n_embd"],
-        "layers": raw["n_layer"],
-        "heads": raw["n_head"],
+        **_read_fields(raw, _GPT2_FIELDS, tied=True),
         "kv_heads": raw["n_head"],
         "head_dim": raw["n_embd"] // raw["n_head"],
         "mlp_width": raw.get("n_inner") or 4 * raw["n_embd"],
-        "max_positions": raw["n_positions"],
-        "norm_eps": raw["layer_norm_epsilon"],
         "activation": _activation(raw["activation_function"]),
-        "tied_embeddings": raw.get("tie_word_embeddings", True),
     }
 
 
 def _write_gpt2(config: DecoderConfig) -> dict:
-    return {
-        "vocab_size": config.vocab_size,
-        "n_embd": config.width,
-        "n_layer": config.layers,
-        "n_head": config.heads,
-        "n_inner": config.mlp_width,
-        "n_positions": config.max_positions,
-        "layer_norm_epsilon": config.norm_eps,
-        "activation_function": _HF_ACTIVATIONS[config.activation],
-        "tie_word_embeddings": config.tied_embeddings,
-    }
+    own = {"n_inner": config.mlp_width, "activation_function": _HF_ACTIVATIONS[config.activation]}
+    return _write_fields(config, _GPT2_FIELDS) | own
 
 
 def _read_opt(raw: dict) -> dict:
@@ -275,33 +281,17 @@ def _read_opt(raw: dict) -> dict:
     refuse(raw, "enable_bias", (True,), True)
     refuse(raw, "layer_norm_elementwise_affine", (True,), True)
     return _WITH_BIAS | {
-        "vocab_size": raw["vocab_size"],
-        "width": raw["hidden_size"],
-        "layers": raw["num_hidden_layers"],
-        "heads": raw["num_attention_heads"],
+        **_read_fields(raw, _OPT_FIELDS, tied=True),
         "kv_heads": raw["num_attention_heads"],
         "head_dim": raw["hidden_size"] // raw["num_attention_heads"],
-        "mlp_width": raw["ffn_dim"],
-        "max_positions": raw["max_position_embeddings"],
         "position_offset": 2,
         "activation": _activation(raw["activation_function"]),
-        "tied_embeddings": raw.get("tie_word_embeddings", True),
     }
 
 
 def _write_opt(config: DecoderConfig) -> dict:
-    return {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.width,
-        "word_embed_proj_dim": config.width,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "ffn_dim": config.mlp_width,
-        "max_position_embeddings": config.max_positions,
-        "activation_function": _HF_ACTIVATIONS[config.activation],
-        "do_layer_norm_before": True,
-        "tie_word_embeddings": config.tied_embeddings,
-    }
+    own = {"word_embed_proj_dim": config.width, "activation_function": _HF_ACTIVATIONS[config.activation]}
+    return _write_fields(config, _OPT_FIELDS) | own | {"do_layer_norm_before": True}
 
 
 _LLAMA = {
