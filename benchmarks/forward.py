@@ -4,7 +4,6 @@ The same random weights and prompts, logits of every place. Also the seconds to 
 `--layers=16 --width=2048 --vocab=128256 --dtype=bfloat16` is Llama-3.2-1B's shape, for a GPU.
 """
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -14,19 +13,12 @@ import numpy as np
 import torch
 from flax import nnx
 
-from benchmarks.peers import best_seconds, load_both, machine, make_folder, peak_gb, prompts
+from benchmarks.peers import best_seconds, load_both, machine, make_folder, model_parser, peak_gb, prompts
 from ecgbyte_jax.model.hf import load_pretrained
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--vocab", type=int, default=6000)
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--prompt", type=int, default=400)
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
-    arguments = parser.parse_args()
+    arguments = model_parser(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as name:
         make_folder(Path(name), arguments.layers, arguments.width, arguments.vocab)
         ours, theirs = load_both(Path(name), arguments.dtype)

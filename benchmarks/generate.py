@@ -13,19 +13,13 @@ import jax
 import numpy as np
 import torch
 
-from benchmarks.peers import best_seconds, load_both, machine, make_folder, peak_gb, prompts
+from benchmarks.peers import best_seconds, load_both, machine, make_folder, model_parser, peak_gb, prompts
 from ecgbyte_jax.model.generate import generate
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--vocab", type=int, default=6000)
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--prompt", type=int, default=400)
-    parser.add_argument("--new", type=int, default=32)
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
+    parser = model_parser(__doc__)
+    parser.add_argument("--new", type=int, default=32, help="tokens to generate")
     parser.add_argument("--gb_s", type=float, default=0.0, help="memory bandwidth of the device")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

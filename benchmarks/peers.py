@@ -1,5 +1,6 @@
 """What the model's benchmarks share: one small Llama of random weights, here and in PyTorch, and its prompts."""
 
+import argparse
 import os
 import platform
 import time
@@ -13,6 +14,18 @@ import transformers
 
 from ecgbyte_jax.model.hf import load_pretrained
 from ecgbyte_jax.run.logbook import peak_memory
+
+
+def model_parser(description: str) -> argparse.ArgumentParser:
+    """The flags that the model's benchmarks share."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--vocab", type=int, default=6000)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--prompt", type=int, default=400, help="tokens of a row")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
+    return parser
 
 
 def make_folder(folder: Path, layers: int, width: int, vocab: int) -> None:

@@ -10,7 +10,14 @@ def get_defaults() -> ConfigDict:
     """A fresh copy of the shared defaults."""
     config = ConfigDict()
     config.seed = 0
+    _set_data(config)
+    _set_model(config)
+    _set_run(config)
+    return config
 
+
+def _set_data(config: ConfigDict) -> None:
+    """From recordings to prompts."""
     config.data = ConfigDict()
     config.data.corpus = "ptbxl"  # "ptbxl", "mimic": reports; "ecg_qa", "ecg_qa_mimic": ECG-QA; "ecg_chat"; "own": a table
     config.data.root = "data/ptbxl"  # folder of the recordings: with ptbxl_database.csv, record_list.csv, or your own
@@ -63,6 +70,9 @@ def get_defaults() -> ConfigDict:
     config.prompt.max_length = 1024  # tokens; longer ECGs are cut at their end
     config.prompt.text_vocab_size = 2000  # of the text tokenizer, where no pretrained one is used
 
+
+def _set_model(config: ConfigDict) -> None:
+    """The language model and its adaptation."""
     config.model = ConfigDict()
     config.model.pretrained = ""  # a Hugging Face folder or hub id; "": from scratch by the sizes below
     config.model.width = 256
@@ -86,6 +96,9 @@ def get_defaults() -> ConfigDict:
     config.lora.dropout = 0.05
     config.lora.targets = ("q", "k", "v", "o", "gate", "up", "down")
 
+
+def _set_run(config: ConfigDict) -> None:
+    """Training, where it runs, what is exported and evaluated."""
     config.optim = ConfigDict()
     config.optim.preset = "ecg_byte"  # "ecg_byte": as published; "adamw": decoupled decay, cosine schedule
     config.optim.peak_rate = 1e-3  # adamw; the published schedule follows from the model's width
@@ -115,7 +128,6 @@ def get_defaults() -> ConfigDict:
     config.eval.batch_size = 16
     config.eval.max_new_tokens = 128
     config.eval.max_sequences = 0  # drawn at random; 0: all
-    return config
 
 
 def use_published_model(config: ConfigDict) -> None:
