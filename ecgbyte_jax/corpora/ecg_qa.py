@@ -48,12 +48,13 @@ def _rows(path: Path) -> list:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        return [Rejected(f"{path.parent.name}/{path.stem}", str(path), f"not readable as JSON, none of its questions: {error}")]
-    return (
-        rows
-        if isinstance(rows, list)
-        else [Rejected(f"{path.parent.name}/{path.stem}", str(path), "a list of questions wanted")]
-    )
+        return [_rejected(path, f"not readable as JSON, none of its questions: {error}")]
+    return rows if isinstance(rows, list) else [_rejected(path, "a list of questions wanted")]
+
+
+def _rejected(path: Path, reason: str) -> Rejected:
+    """A whole file."""
+    return Rejected(f"{path.parent.name}/{path.stem}", str(path), reason)
 
 
 def _example(
