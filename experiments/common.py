@@ -120,6 +120,14 @@ def _set_run(config: ConfigDict) -> None:
     config.mesh.fsdp = 1
     config.mesh.tensor = 1
 
+    config.distributed = ConfigDict()
+    config.distributed.initialize = False  # True: this process is one of several, started with the same command
+    config.distributed.address = ""  # host:port of process 0; "", 0, -1: what jax finds (Slurm, TPU, GKE)
+    config.distributed.processes = 0
+    config.distributed.process = -1  # this one's number, from 0
+    config.distributed.timeout = 300  # s to wait for the others at the start
+    config.distributed.heartbeat = 30  # s without a sign of life until a process counts as dead and the others end
+
     config.export = ConfigDict()
     config.export.adapter = False  # with LoRA: False merges it into the weights, True writes a PEFT adapter
 

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.files import write_whole
+from ecgbyte_jax.run import distributed
 from ecgbyte_jax.run.check import check_config
 from ecgbyte_jax.run.evaluate import evaluate
 from ecgbyte_jax.run.export import export
@@ -22,6 +23,7 @@ STAGES = {
     "eval": evaluate,
     "export": export,
 }
+_TOGETHER = {"train", "eval"}  # every process takes part; the other stages are the leader's, and the others wait
 
 
 def run(config: ConfigDict, workdir: Path, stages: list[str]) -> None:
@@ -34,8 +36,14 @@ def run(config: ConfigDict, workdir: Path, stages: list[str]) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--workdir: '{workdir}' cannot be made or is no folder: {error.strerror}") from error
-    for name, stage in STAGES.items():
-        if name in stages:
-            stage(config, workdir)
+    distributed.join(config)
+    alone = not config.distributed.initialize  # asking jax who leads would start it, which preparation does without
+    for name in (name for name in STAGES if name in stages):
+        leads = alone or distributed.leads()
+        if leads or name in _TOGETHER:
+            STAGES[name](config, workdir)
+        if leads:
             # Behind the stage: one that is refused leaves the settings of what lies here.
             write_whole(workdir / "config.json", [config.to_json_best_effort(indent=1).encode()])
+        if not alone:
+            distributed.wait_for_all(name)

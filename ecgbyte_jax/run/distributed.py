@@ -1,0 +1,49 @@
+"""Several processes that work as one, on the hosts of a pod or on one machine: who leads, and what they agree on."""
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from ecgbyte_jax.errors import ConfigError
+from ecgbyte_jax.run.logbook import console
+
+
+def join(config: ConfigDict) -> None:
+    """Makes this process one of `distributed.processes`, before anything else asks for devices; the leader alone prints.
+
+    Raises ConfigError where the address, the count or this process' number are neither given nor found by jax (Slurm, TPU,
+    GKE), or where the others do not come.
+    """
+    cfg = config.distributed
+    if not cfg.initialize:
+        return
+    try:
+        jax.distributed.initialize(
+            coordinator_address=cfg.address or None,
+            num_processes=cfg.processes or None,
+            process_id=None if cfg.process < 0 else cfg.process,
+            initialization_timeout=cfg.timeout,
+            heartbeat_timeout_seconds=cfg.heartbeat,
+            shutdown_timeout_seconds=cfg.heartbeat,
+        )
+    except (ValueError, RuntimeError) as error:
+        found = f"address {cfg.address!r}, processes {cfg.processes}, process {cfg.process}"
+        raise ConfigError(f"distributed: {found} found; jax cannot make the processes one: {error}") from error
+    console.quiet = not leads()
+
+
+def leads() -> bool:
+    """Whether this process is the one that writes files and prints."""
+    return jax.process_index() == 0
+
+
+def agree(value: int) -> int:
+    """The leader's value, in every process; all must ask."""
+    return value if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def wait_for_all(name: str) -> None:
+    """Returns when every process has come to the same point."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
