@@ -8,7 +8,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from ecgbyte_jax.errors import EcgByteError
+from ecgbyte_jax.errors import EcgByteError, StoppedError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment, with its argument: experiments/ptb.py:tiny", lock_config=True
@@ -17,6 +17,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything that the run m
 _STAGES = flags.DEFINE_list(
     "stage", ["prepare", "train", "eval"], "What to run of tokenizer, prepare, inspect, train, eval, export, in this order."
 )
+_PROFILE = flags.DEFINE_list("profile_steps", [], "FIRST,LAST: a JAX profile of these training steps, in <workdir>/profile.")
+
+_STOPPED = 75  # exit code of a run that SIGTERM ended, with everything saved: the same command goes on (EX_TEMPFAIL)
 
 
 def main(argv: list[str]) -> None:
@@ -31,11 +34,22 @@ def main(argv: list[str]) -> None:
     from ecgbyte_jax.run.pipeline import run
 
     try:
-        run(_CONFIG.value, Path(_WORKDIR.value or _default_workdir()), _STAGES.value)
+        run(_CONFIG.value, Path(_WORKDIR.value or _default_workdir()), _STAGES.value, _profile_steps())
+    except StoppedError as error:
+        print(error, file=sys.stderr)
+        sys.exit(_STOPPED)
     except EcgByteError as error:
         _fail(str(error))
     except KeyboardInterrupt:
         _fail("stopped; the same command goes on from what is whole")
+
+
+def _profile_steps() -> tuple[int, int]:
+    """(first, last), (0, 0) for none."""
+    given = _PROFILE.value or ["0", "0"]
+    if len(given) != 2 or not all(step.isdecimal() for step in given) or int(given[0]) > int(given[1]):
+        _fail(f"--profile_steps={','.join(given)} found, the first and the last step wanted: --profile_steps=10,12")
+    return int(given[0]), int(given[1])
 
 
 def _default_workdir() -> Path:

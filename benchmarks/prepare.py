@@ -26,8 +26,8 @@ from ecgbyte_jax.ecg.bpe import BPE
 from ecgbyte_jax.ecg.records import read_record
 from ecgbyte_jax.ecg.signal import denoise, filter_bands, resample, segment, select_leads
 from ecgbyte_jax.ecg.symbols import Quantizer
-from ecgbyte_jax.inputs.batches import open_split, training_batches
-from ecgbyte_jax.inputs.shards import ecg_to_bytes, read_manifest, write_shard
+from ecgbyte_jax.inputs.shards import ecg_to_bytes, write_shard
+from ecgbyte_jax.run.feed import plan_batches
 from ecgbyte_jax.run.logbook import banner
 from ecgbyte_jax.run.prepare import load_prepared
 from experiments import ptb
@@ -178,12 +178,11 @@ def _memory(pid: int) -> int:
 def read_back(workdir: Path) -> float:
     """Tokens a second of training batches."""
     config = ptb.get_config("tiny")
-    prepared = load_prepared(config, workdir)
-    manifest = read_manifest(workdir / "shards")
-    batches = training_batches(open_split(workdir / "shards", manifest, "train"), prepared.ids, 1024, 16, 1.0, seed=0)
+    config.train.batch_size = 16
+    _, batches = plan_batches(config, load_prepared(config, workdir), "train", 1.0)
     count, tokens, start = min(len(batches), 200), 0, time.perf_counter()
     for number in range(count):
-        tokens += int(batches[number]["attention_mask"].sum())
+        tokens += np.count_nonzero(batches[number]["segments"])
     return tokens / (time.perf_counter() - start)
 
 

@@ -39,3 +39,7 @@ class CheckpointError(EcgByteError):
 
 class TrainingError(EcgByteError):
     """Training cannot go on (a loss that is not finite, say)."""
+
+
+class StoppedError(EcgByteError):
+    """A run was asked to end (SIGTERM) and did, with everything saved; the same command goes on."""

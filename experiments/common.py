@@ -35,6 +35,9 @@ def _set_data(config: ConfigDict) -> None:
     config.data.max_segments = 0  # segments taken from each recording, from its start; 0: all
     config.data.max_bad_fraction = 0.05  # the stage fails if a larger share of the examples is set aside
     config.data.sequences_per_file = 20_000
+    config.data.packing = False  # several sequences in one row of a batch; train.batch_size then counts rows
+    # Without packing: rows of a batch are as long as the shortest of these that holds them (tokens); (): all prompt.max_length.
+    config.data.length_buckets = (384, 512, 640, 768)
 
     config.signal = ConfigDict()
     config.signal.target_rate = 250.0  # Hz; 0 keeps each recording's own
@@ -100,8 +103,9 @@ def _set_model(config: ConfigDict) -> None:
 def _set_run(config: ConfigDict) -> None:
     """Training, where it runs, what is exported and evaluated."""
     config.optim = ConfigDict()
-    config.optim.preset = "ecg_byte"  # "ecg_byte": as published; "adamw": decoupled decay, cosine schedule
+    config.optim.preset = "ecg_byte"  # "ecg_byte": as published; "adamw": decoupled decay and the settings below
     config.optim.peak_rate = 1e-3  # adamw; the published schedule follows from the model's width
+    config.optim.schedule = "cosine"  # adamw: "cosine" or "linear", to 0 at the last step
     config.optim.warmup = 500  # steps
     config.optim.b1 = 0.9
     config.optim.b2 = 0.99
@@ -109,11 +113,16 @@ def _set_run(config: ConfigDict) -> None:
     config.optim.clip_norm = 1.0
 
     config.train = ConfigDict()
-    config.train.batch_size = 2  # sequences a step, over all devices
+    config.train.batch_size = 2  # rows a step, over all devices
+    config.train.accumulate = 1  # parts of a batch that go through the model one after the other
     config.train.epochs = 1.0
-    config.train.checkpoint_every = 1000  # steps; the validation loss is taken then too
+    config.train.checkpoint_every = 1000  # steps; the validation scores are taken then too
     config.train.valid_batches = 50  # of the validation split, at most
-    config.train.keep_checkpoints = 2
+    config.train.valid_answers = 0  # questions of the validation split that are answered for an exact match; 0: none
+    config.train.patience = 0  # validations without a better loss until training ends; published: 5; 0: never
+    config.train.patience_delta = 0.01  # nats by which a loss must be above the best one to count as worse
+    config.train.keep_checkpoints = 2  # the newest; the one with the least validation loss is kept beside them
+    config.train.wandb_project = ""  # Weights & Biases, with the extra `wandb`; "": off
 
     config.mesh = ConfigDict()
     config.mesh.data = -1  # devices along each axis; -1 takes what the others leave

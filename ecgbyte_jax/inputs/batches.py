@@ -1,6 +1,6 @@
 """Batches from token shards, through Grain.
 
-Axes: B rows of a batch, T places of a row.
+Axes: B rows of a batch, T places of a row, A answer tokens of a row at most.
 """
 
 from pathlib import Path
@@ -9,7 +9,8 @@ import grain
 import numpy as np
 
 from ecgbyte_jax.errors import ShardsError
-from ecgbyte_jax.inputs.prompt import PromptIds, pad_left, render
+from ecgbyte_jax.inputs.plan import Plan
+from ecgbyte_jax.inputs.prompt import PromptIds, lay_out, render
 from ecgbyte_jax.inputs.shards import Manifest, Sequence, read_ecg
 
 
@@ -28,33 +29,25 @@ def open_split(folder: Path, manifest: Manifest, split: str) -> grain.MapDataset
 
 
 def training_batches(
-    sequences: grain.MapDataset,
-    ids: PromptIds,
-    max_length: int,
-    batch_size: int,
-    epochs: float,
-    seed: int,
-    host: int = 0,
-    hosts: int = 1,
+    sequences: grain.MapDataset, plan: Plan, ids: PromptIds, max_length: int, host: int = 0, hosts: int = 1
 ) -> grain.MapDataset:
     """The batches of a whole training, this host's share of each: item n belongs to step n, whatever came before.
 
-    Each item: input_ids, positions int32 [B / hosts, T], attention_mask, loss_mask bool. Every epoch is shuffled anew
-    from the seed. Raises ShardsError where the epochs do not fill one batch.
+    Each item: input_ids, positions, segments int32 [B / hosts, T], answer_places, targets int32 [B / hosts, A], answer_mask
+    bool [B / hosts, A]; see `prompt.lay_out`.
     """
-    rows = int(len(sequences) * epochs)
-    if rows < batch_size or batch_size % hosts:
-        raise ShardsError(
-            f"{rows} sequences in {epochs} epochs and {hosts} hosts found for train.batch_size {batch_size}: "
-            "at least one batch, and a multiple of the hosts, wanted"
-        )
-    shuffled = sequences.seed(seed).shuffle().repeat(-(-rows // len(sequences)))[:rows]
 
-    def to_row(sequence: Sequence) -> dict[str, np.ndarray]:
-        rendered = render(ids, sequence.ecgs, sequence.question_ids, sequence.answer_ids, max_length)
-        return pad_left(*rendered, max_length, ids.pad)
+    def to_row(numbers: np.ndarray, length: int) -> dict[str, np.ndarray]:
+        found = (sequences[int(number)] for number in numbers)
+        rendered = [render(ids, s.ecgs, s.question_ids, s.answer_ids, max_length) for s in found]
+        return lay_out(rendered, length, plan.answer_tokens, ids.pad)
 
-    return shuffled[host::hosts].map(to_row).batch(batch_size // hosts, drop_remainder=True)
+    def to_batch(number: int) -> dict[str, np.ndarray]:
+        step = plan[number]
+        rows = [to_row(row, step.length) for row in step.rows[host::hosts]]
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+    return grain.MapDataset.range(len(plan)).map(to_batch)
 
 
 def prompt_batch(
@@ -62,5 +55,9 @@ def prompt_batch(
 ) -> dict[str, np.ndarray]:
     """Prompts (ECGs, question ids) without answers as one batch of `rows` rows; the last prompt fills up missing rows."""
     filled = prompts + prompts[-1:] * (rows - len(prompts))
-    rendered = [pad_left(*render(ids, ecgs, question, None, max_length), max_length, ids.pad) for ecgs, question in filled]
-    return {name: np.stack([row[name] for row in rendered]) for name in ("input_ids", "attention_mask")}
+    rendered = [render(ids, ecgs, question, None, max_length) for ecgs, question in filled]
+    laid = [lay_out([one], max_length, 0, ids.pad) for one in rendered]
+    return {
+        "input_ids": np.stack([row["input_ids"] for row in laid]),
+        "attention_mask": np.stack([row["segments"] != 0 for row in laid]),
+    }

@@ -2,7 +2,7 @@
 
 A question that compares two ECGs has both before it: bos <sig_start> ECG <sig_end> <sig_start> ECG <sig_end> question ...
 
-Axes: T places of a row (`max_length`), A answer tokens with the eos.
+Axes: T places of a row, A answer tokens of a row with their eos.
 """
 
 from collections.abc import Sequence
@@ -74,12 +74,37 @@ def render(
     return sequence, np.arange(len(sequence)) >= len(sequence) - len(tail)
 
 
-def pad_left(sequence: np.ndarray, loss_mask: np.ndarray, max_length: int, pad: int) -> dict[str, np.ndarray]:
-    """One row of a batch: input_ids, positions int32 [T], attention_mask, loss_mask bool [T]; positions count tokens."""
-    empty = max_length - len(sequence)
+def lay_out(
+    rendered: Sequence[tuple[np.ndarray, np.ndarray]], length: int, answer_tokens: int, pad: int
+) -> dict[str, np.ndarray]:
+    """One row of a batch from what `render` gave of one example or several, padded on the left.
+
+    input_ids, positions int32 [T]; segments int32 [T], 0 on padding, 1, 2, ... on the examples, whose positions count anew;
+    and what `supervise` gives.
+    """
+    ids = np.concatenate([ids for ids, _ in rendered])
+    empty, lengths = length - len(ids), [len(ids) for ids, _ in rendered]
+    row = {
+        "input_ids": ids,
+        "positions": np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]),
+        "segments": np.repeat(np.arange(1, len(lengths) + 1, dtype=np.int32), lengths),
+        "loss_mask": np.concatenate([mask for _, mask in rendered]),
+    }
+    fill = {"input_ids": pad}
+    row = {name: np.pad(values, (empty, 0), constant_values=fill.get(name, 0)) for name, values in row.items()}
+    return row | supervise(row["input_ids"], row.pop("loss_mask"), answer_tokens)
+
+
+def supervise(input_ids: np.ndarray, loss_mask: np.ndarray, answer_tokens: int) -> dict[str, np.ndarray]:
+    """Where a row [T] is supervised, so that logits are made there alone.
+
+    answer_places int32 [A]: the places whose next token is an answer's; targets int32 [A]: that token; answer_mask bool [A]:
+    False on what fills up.
+    """
+    (places,) = np.nonzero(loss_mask)
+    fill = (0, answer_tokens - len(places))
     return {
-        "input_ids": np.pad(sequence, (empty, 0), constant_values=pad),
-        "attention_mask": np.arange(max_length) >= empty,
-        "positions": np.maximum(np.arange(max_length, dtype=np.int32) - empty, 0),
-        "loss_mask": np.pad(loss_mask, (empty, 0)),
+        "answer_places": np.pad(places - 1, fill).astype(np.int32),
+        "targets": np.pad(input_ids[places], fill).astype(np.int32),
+        "answer_mask": np.arange(answer_tokens) < len(places),
     }

@@ -20,7 +20,7 @@ from ecgbyte_jax.corpora.example import SPLITS
 from ecgbyte_jax.errors import ShardsError
 from ecgbyte_jax.files import write_whole
 
-SCHEMA = 2
+SCHEMA = 3
 MANIFEST = "manifest.json"
 
 
@@ -115,9 +115,13 @@ def _measure(path: Path, count: int) -> Written:
 
 @dataclass
 class SplitSummary:
-    """What one split holds; longest_answer counts its tokens with the eos, tokens all but padding."""
+    """What one split holds; longest_answer counts its tokens with the eos, tokens all but padding.
+
+    lengths: the file of every sequence's (tokens, answer tokens with the eos), int32 [sequences, 2].
+    """
 
     files: list[str] = field(default_factory=list)
+    lengths: str = ""
     examples: int = 0
     sequences: int = 0
     ecg_cut: int = 0
@@ -176,6 +180,18 @@ def read_manifest(folder: Path) -> Manifest:
     if gone:
         raise ShardsError(f"{folder}: the files {gone} are missing or of another size; run --stage=prepare again")
     return manifest
+
+
+def write_lengths(path: Path, lengths: list[list[int]]) -> Written:
+    """The (tokens, answer tokens) of every sequence of a split, from which an epoch is planned without reading them."""
+    data = np.array(lengths, "<i4").tobytes()
+    write_whole(path, [data])
+    return Written(len(lengths), len(data), hashlib.sha256(data).hexdigest())
+
+
+def read_lengths(folder: Path, manifest: Manifest, split: str) -> np.ndarray:
+    """int32 [sequences, 2]: the tokens of every sequence, and how many of them are the answer's and the eos."""
+    return np.fromfile(folder / manifest.splits[split].lengths, "<i4").reshape(-1, 2)
 
 
 def verify(folder: Path, manifest: Manifest) -> None:

@@ -77,13 +77,24 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, config: D
     return jnp.einsum("bkgts,bskc->btkgc", weights.astype(v.dtype), v).reshape(b, t, h, c)
 
 
-def causal_mask(valid: jax.Array, start: jax.Array, tokens: int) -> tuple[jax.Array, jax.Array]:
+def causal_mask(segments: jax.Array, start: jax.Array, tokens: int) -> tuple[jax.Array, jax.Array]:
     """(what may be attended to, bool [B, 1, T, S]; how far back it lies, int32 [T, S] in places).
 
-    valid bool [B, S] is True on real tokens; the T tokens given stand at places `start` to `start` + T - 1.
+    segments int32 [B, S] is 0 on padding, and a token sees its own segment alone; the T tokens given stand at places `start`
+    to `start` + T - 1.
     """
-    back = start + jnp.arange(tokens)[:, None] - jnp.arange(valid.shape[1])  # [T, S]
-    return (back >= 0)[None, None] & valid[:, None, None, :], back
+    back = start + jnp.arange(tokens)[:, None] - jnp.arange(segments.shape[1])  # [T, S]
+    own = jax.lax.dynamic_slice_in_dim(segments, start, tokens, axis=1)  # [B, T]
+    same = (own[:, :, None] == segments[:, None, :]) & (segments != 0)[:, None, :]  # [B, T, S]
+    return (back >= 0)[None, None] & same[:, None], back
+
+
+def count_positions(segments: jax.Array) -> jax.Array:
+    """The position of every token among the real ones of its segment, int32 [B, S]; segments are numbered upwards from 1."""
+    counted = jnp.cumsum(segments != 0, axis=1) - 1
+    before = jnp.pad(jax.lax.cummax(segments, axis=1), ((0, 0), (1, 0)))[:, :-1]
+    starts = jax.lax.cummax(jnp.where(segments > before, counted, 0), axis=1)
+    return jnp.maximum(counted - starts, 0).astype(jnp.int32)
 
 
 def within(mask: jax.Array, back: jax.Array, window: jax.Array | int) -> jax.Array:

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from ecgbyte_jax.errors import ConfigError
-from ecgbyte_jax.model.attention import Attention, causal_mask, rope_angles, within
+from ecgbyte_jax.model.attention import Attention, causal_mask, count_positions, rope_angles, within
 from ecgbyte_jax.model.config import BATCH_AXES, TENSOR_AXIS, DecoderConfig
 from ecgbyte_jax.model.layers import MLP, Linear, Norm, normal, soft_cap, split_key
 
@@ -86,7 +86,8 @@ class Decoder(nnx.Module):
     ) -> jax.Array:
         """Ids [B, T] to float32 logits [B, T, V]; attention_mask [B, T] is 1 on tokens, 0 on padding.
 
-        Positions count the real tokens unless they are given. Raises ConfigError for more tokens than the model has positions.
+        Several examples in one row are numbered 1, 2, 3 ... in the mask, and do not see each other. Positions count the real
+        tokens of each unless they are given. Raises ConfigError for more tokens than the model has positions.
         """
         return _logits(*nnx.split(self), input_ids, attention_mask, positions)
 
@@ -104,14 +105,13 @@ class Decoder(nnx.Module):
         start = jnp.int32(0) if cache is None else cache.index
         if attention_mask is None:
             attention_mask = jnp.ones((b, t if cache is None else cache.keys[0].shape[1]), bool)
-        valid = attention_mask.astype(bool)  # [B, S]
+        segments = attention_mask.astype(jnp.int32)  # [B, S]
         if positions is None:
-            counted = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)  # [B, S]
-            positions = jax.lax.dynamic_slice_in_dim(counted, start, t, axis=1)  # [B, T]
+            positions = jax.lax.dynamic_slice_in_dim(count_positions(segments), start, t, axis=1)  # [B, T]
         x = _split_over_mesh(self._embed(input_ids, positions), None, None)  # [B, T, D]
         rope = None if self.config.rope_theta is None else rope_angles(self.config, positions)
         prompt = cache is not None and t > 1  # attends to itself: the cache is empty
-        mask, back = causal_mask(valid[:, :t] if prompt else valid, start, t)  # [B, 1, T, S], [T, S]
+        mask, back = causal_mask(segments[:, :t] if prompt else segments, start, t)  # [B, 1, T, S], [T, S]
         if cache is None:
             return self.norm(self._run_blocks(x, rope, mask, back, dropout_key)), None
         kept = []

@@ -1,54 +1,127 @@
 """Checkpoints through Orbax: the one file that knows its API."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from absl import logging
 from orbax.checkpoint import v1 as ocp
 
 from ecgbyte_jax.errors import CheckpointError
+from ecgbyte_jax.run import distributed
+
+_policies = ocp.training.preservation_policies
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint that cannot be read as it was written."""
 
 
 class Checkpoints:
-    """The checkpoints of one training in `folder`, the newest `keep` of them; each holds a tree of arrays."""
+    """The checkpoints of one training in `folder`: the newest `keep`, and the one with the least validation loss.
 
-    def __init__(self, folder: Path, keep: int = 2):
+    Each holds a tree of arrays, its checksum, and a description in plain JSON values. `keep` None only reads, and leaves alone
+    what another process may be writing.
+    """
+
+    def __init__(self, folder: Path, keep: int | None = 2):
         self.folder = folder
+        logging.set_stderrthreshold("fatal")  # Orbax logs what is told here in one line
+        best = _policies.BestN(get_metric_fn=lambda m: -m["valid_loss"], n=1, keep_checkpoints_without_metrics=False)
         self._checkpointer = ocp.training.Checkpointer(
             folder.resolve(),
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            preservation_policy=_policies.AnyPreservationPolicy([_policies.LatestN(keep), best]),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=keep is not None,
         )
+
+    def steps(self) -> list[int]:
+        """The steps of the whole checkpoints, rising."""
+        return [found.step for found in self._checkpointer.checkpoints]
 
     def latest(self) -> int | None:
         """The step of the newest whole checkpoint, None where there is none."""
-        found = self._checkpointer.latest
-        return None if found is None else found.step
+        return max(self.steps(), default=None)
+
+    def best(self) -> int | None:
+        """The step of the checkpoint with the least validation loss, the earliest of equals; None where none was taken."""
+        losses = {found.step: found.metrics["valid_loss"] for found in self._checkpointer.checkpoints if found.metrics}
+        return min(losses, key=lambda step: (losses[step], step), default=None)
 
     def path(self, step: int) -> Path:
         """The folder of one checkpoint."""
         return self.folder / str(step)
 
-    def save(self, step: int, state: Any) -> None:
-        """Writes `state` in the background; a checkpoint appears under its name only when it is whole."""
-        self._checkpointer.save_async(step, state)
+    def save(self, step: int, state: Any, about: dict | None = None, valid_loss: float | None = None) -> None:
+        """Writes `state` in the background; a checkpoint appears under its name only when it is whole.
+
+        Raises CheckpointError where this one or the one before cannot be written, as on a full disk.
+        """
+        metadata = {"about": about or {}, "checksum": int(_checksum(state))}
+        metrics = None if valid_loss is None else {"valid_loss": valid_loss}
+        with _writing(self.folder):
+            self._checkpointer.save_async(step, state, metrics=metrics, custom_metadata=metadata)
+
+    def about(self, step: int) -> dict:
+        """The description that was saved with a checkpoint; raises DamagedCheckpointError where it cannot be read."""
+        return self._metadata(step)[1]["about"]
 
     def load(self, step: int, like: Any) -> Any:
         """The state of `step`, with the structure, types and shardings of `like` (arrays or jax.ShapeDtypeStruct).
 
-        Raises CheckpointError where it is missing or does not fit.
+        Raises CheckpointError where it does not fit, DamagedCheckpointError where it is not what was written.
         """
-        self._check_shapes(step, like)
+        shapes, metadata = self._metadata(step)
+        self._check_shapes(step, _shapes(shapes), _shapes(like))
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         try:
-            return self._checkpointer.load(step, abstract)
-        except (FileNotFoundError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{self.folder}: checkpoint {step} cannot be restored into this model: {error}") from error
+            state = self._checkpointer.load(step, abstract)
+        except Exception as error:  # Orbax lets pass whatever its readers raise; nothing goes on here
+            raise self._damaged(step, str(error).splitlines()[0][:200]) from error
+        if int(_checksum(state)) != metadata["checksum"]:
+            raise self._damaged(step, "its checksum is another one")
+        return state
 
-    def _check_shapes(self, step: int, like: Any) -> None:
+    def set_aside(self, step: int) -> Path:
+        """Moves a checkpoint out of the way, to be looked at; nothing is deleted."""
+        target = next(path for n in count(1) if not (path := self.folder / f"damaged-{step}-{n}").exists())
+        distributed.wait_for_all("before a checkpoint is set aside")
+        if distributed.leads():
+            os.rename(self.path(step), target)
+        distributed.wait_for_all("a checkpoint is set aside")
+        self._checkpointer.reload()
+        return target
+
+    def wait(self) -> None:
+        """Returns when what is being written is whole; raises CheckpointError where it cannot be."""
+        with _writing(self.folder):
+            self._checkpointer.wait()
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        with _writing(self.folder):
+            self._checkpointer.close()
+
+    def _metadata(self, step: int) -> tuple[Any, dict]:
+        """(the tree of what was saved, what stands beside it)."""
+        try:
+            found = self._checkpointer.metadata(step)
+        except Exception as error:  # as above
+            raise self._damaged(step, str(error).splitlines()[0][:200]) from error
+        if not isinstance(found.custom_metadata, dict) or set(found.custom_metadata) != {"about", "checksum"}:
+            raise self._damaged(step, "its description cannot be read")
+        return found.metadata, found.custom_metadata
+
+    def _damaged(self, step: int, why: str) -> DamagedCheckpointError:
+        return DamagedCheckpointError(f"{self.path(step)}: checkpoint {step} is damaged: {why}")
+
+    def _check_shapes(self, step: int, stored: dict[str, tuple], wanted: dict[str, tuple]) -> None:
         """Orbax tells of one array, in a stack trace; this tells of all that differ, before anything is read."""
-        stored, wanted = _shapes(self._checkpointer.metadata(step).metadata), _shapes(like)
         different = [
             f"{name} is {stored.get(name, 'missing')}, {wanted.get(name, 'nothing')} wanted"
             for name in sorted(stored | wanted)
@@ -60,9 +133,28 @@ class Checkpoints:
                 f"{self.folder}: checkpoint {step} cannot be restored into this model: {'; '.join(different[:3])}{more}"
             )
 
-    def close(self) -> None:
-        """Waits for what is being written."""
-        self._checkpointer.close()
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """What a disk does not take, in one line; Orbax lets pass whatever its writers raise."""
+    try:
+        yield
+    except Exception as error:
+        why = str(error).splitlines()[0][:300]
+        raise CheckpointError(
+            f"{folder}: a checkpoint cannot be written: {why}; the same command goes on from the last whole one"
+        ) from error
+
+
+@jax.jit
+def _checksum(tree: Any) -> jax.Array:
+    """Changes with any bit of any array, uint32 []; the same on every mesh."""
+    total = jnp.uint32(0)
+    for number, leaf in enumerate(jax.tree.leaves(tree)):
+        kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+        bits = jax.lax.bitcast_convert_type(leaf, kind).astype(jnp.uint32)
+        total += jnp.uint32(2 * number + 1) * jnp.sum(bits, dtype=jnp.uint32)
+    return total
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -1,20 +1,16 @@
-"""What a person sees while a run goes on, and `metrics.jsonl`, what stays of it."""
+"""What a person sees while a run goes on."""
 
-import json
 import resource
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ecgbyte_jax.errors import TrainingError
-
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 
 
 class _Rate(TextColumn):
@@ -63,33 +59,3 @@ def peak_memory() -> int:
     """Bytes, of this process since its start."""
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-class MetricsLog:
-    """Appends one JSON line at a time to `metrics.jsonl`, flushed, dropping on opening what lies behind `from_step`."""
-
-    def __init__(self, path: Path, from_step: int):
-        kept = _lines(path, from_step)
-        self.last: dict = kept[-1] if kept else {}
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self._file = path.open("a")
-
-    def write(self, line: dict[str, object]) -> None:
-        """`line` must hold its step."""
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        self.last = line
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _lines(path: Path, up_to_step: int) -> list[dict]:
-    """The whole lines of a log up to a step; the last one may be cut where a run was killed."""
-    if not path.is_file():
-        return []
-    lines = path.read_text().split("\n")
-    try:
-        return [line for line in map(json.loads, lines[:-1]) if line["step"] <= up_to_step]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise TrainingError(f"{path}: a line is not one of this log's ({error!r}); move the file away to go on") from error

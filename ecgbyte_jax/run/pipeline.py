@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
 from ecgbyte_jax.errors import ConfigError
@@ -26,8 +27,11 @@ STAGES = {
 _TOGETHER = {"train", "eval"}  # every process takes part; the other stages are the leader's, and the others wait
 
 
-def run(config: ConfigDict, workdir: Path, stages: list[str]) -> None:
-    """Runs the named stages in their order; each does nothing where it is already done. Raises ConfigError for others."""
+def run(config: ConfigDict, workdir: Path, stages: list[str], profile_steps: tuple[int, int] = (0, 0)) -> None:
+    """Runs the named stages in their order; each does nothing where it is already done. Raises ConfigError for others.
+
+    profile_steps: the first and the last training step that a JAX profile is written of.
+    """
     unknown = sorted(set(stages) - set(STAGES))
     if unknown or not stages:
         raise ConfigError(f"--stage: {unknown} found, any of {list(STAGES)} wanted")
@@ -37,13 +41,20 @@ def run(config: ConfigDict, workdir: Path, stages: list[str]) -> None:
     except OSError as error:
         raise ConfigError(f"--workdir: '{workdir}' cannot be made or is no folder: {error.strerror}") from error
     distributed.join(config)
+    _keep_compiled(workdir)
     alone = not config.distributed.initialize  # asking jax who leads would start it, which preparation does without
     for name in (name for name in STAGES if name in stages):
         leads = alone or distributed.leads()
         if leads or name in _TOGETHER:
-            STAGES[name](config, workdir)
+            STAGES[name](config, workdir, **({"profile_steps": profile_steps} if name == "train" else {}))
         if leads:
             # Behind the stage: one that is refused leaves the settings of what lies here.
             write_whole(workdir / "config.json", [config.to_json_best_effort(indent=1).encode()])
         if not alone:
             distributed.wait_for_all(name)
+
+
+def _keep_compiled(workdir: Path) -> None:
+    """Programs that took a second or more to compile are kept for the next run, unless JAX_COMPILATION_CACHE_DIR says where."""
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").resolve()))

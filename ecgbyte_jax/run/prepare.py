@@ -22,7 +22,7 @@ from ecgbyte_jax.run.logbook import banner, console
 from ecgbyte_jax.run.tokenizer import make_tokenizer
 from ecgbyte_jax.run.workers import Run, open_workers
 
-_VERSION = 2  # of this stage's outputs
+_VERSION = 3  # of this stage's outputs
 
 
 @dataclass(frozen=True)

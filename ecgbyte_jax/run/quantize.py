@@ -33,8 +33,9 @@ _VERSION = 3  # of what is made here
 
 def settings(config: ConfigDict) -> dict:
     """What the symbols and the tokenizer depend on, beside the files that are read."""
-    # Of files the content counts, not their place.
+    # Of files the content counts, not their place; batches are made later.
     indifferent = ("root", "ecgqa_root", "table", "conversations", "translations", "max_bad_fraction", "sequences_per_file")
+    indifferent += ("packing", "length_buckets")
     data = {k: v for k, v in config.data.to_dict().items() if k not in indifferent}
     tokenizer = {k: v for k, v in config.tokenizer.to_dict().items() if k not in ("merges_csv", "file")}
     return {"version": _VERSION, "seed": config.seed, "data": data, "signal": config.signal.to_dict(), "tokenizer": tokenizer}

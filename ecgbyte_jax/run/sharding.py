@@ -53,11 +53,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def check_batch_size(mesh: Mesh, size: int, name: str) -> None:
-    """Raises ConfigError where the mesh cannot split `size` rows evenly."""
+def check_batch_size(mesh: Mesh, size: int, name: str, accumulate: int = 1) -> None:
+    """Raises ConfigError where the mesh cannot split `size` rows, in `accumulate` parts, evenly."""
     parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    if size % parts:
-        raise ConfigError(f"{name}: {size} found, a multiple of the mesh's data x fsdp = {parts} wanted")
+    if size % (parts * accumulate):
+        times = f" times train.accumulate = {accumulate}" if accumulate > 1 else ""
+        raise ConfigError(f"{name}: {size} found, a multiple of the mesh's data x fsdp = {parts}{times} wanted")
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -21,7 +21,7 @@ from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.errors import ExampleError
 from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.inputs.prompt import ecg_room, share_room
-from ecgbyte_jax.inputs.shards import Manifest, Sequence, SplitSummary, Written, ecg_to_bytes, write_shard
+from ecgbyte_jax.inputs.shards import Manifest, Sequence, SplitSummary, Written, ecg_to_bytes, write_lengths, write_shard
 from ecgbyte_jax.inputs.text import load_text_tokenizer
 from ecgbyte_jax.run.corpus import Corpus
 from ecgbyte_jax.run.logbook import progress
@@ -118,20 +118,25 @@ def write_texts(
         for number, summary in run(write_part, tasks):
             found[number] = summary
             report(sum(len(tasks[done].examples) for done in found))
-    return _gather([found[n] for n in range(len(tasks))], [task.examples[0].split for task in tasks])
+    return _gather([found[n] for n in range(len(tasks))], [task.examples[0].split for task in tasks], shards)
 
 
-def _gather(summaries: list[dict], splits: list[str]) -> Texts:
+def _gather(summaries: list[dict], splits: list[str], shards: Path) -> Texts:
     texts = Texts({split: SplitSummary() for split in SPLITS}, {}, {}, [])
     answers: dict[str, Counter[str]] = {}
+    lengths: dict[str, list[list[int]]] = {split: [] for split in SPLITS}
     for summary, split in zip(summaries, splits):
         part = SplitSummary(**summary["split"])
         texts.splits[split].add(part)
+        lengths[split] += summary["lengths"]
         texts.rejected += [Rejected(**rejected) for rejected in summary["rejected"]]
         if part.files:
             texts.written[part.files[0]] = Written(**summary["written"])
         for question, counts in summary["answers"].items():
             answers.setdefault(question, Counter()).update(counts)
+    for split, found in lengths.items():
+        texts.splits[split].lengths = f"{split}-lengths.i4"
+        texts.written[f"{split}-lengths.i4"] = write_lengths(shards / f"{split}-lengths.i4", found)
     # Of answers that are equally common the first in the alphabet, so that the order of reading does not matter.
     texts.commonest = {q: min(counts, key=lambda a: (-counts[a], a)) for q, counts in sorted(answers.items())}
     return texts
@@ -197,6 +202,7 @@ def write_part(task: TextTask) -> dict:
 def _write_texts(task: TextTask) -> dict:
     tokenizer = _text_tokenizer(task.target.tokenizer.parent, task.target.tokenizer_sha256)
     summary, rejected, answers = SplitSummary(), [], {"": Counter()}
+    lengths: list[list[int]] = []
     ids = _token_ids(tokenizer, [text for e in task.examples for text in (e.question, e.answer)])
 
     def records() -> Iterator[bytes]:
@@ -209,7 +215,8 @@ def _write_texts(task: TextTask) -> dict:
             summary.examples += 1
             summary.longest_answer = max(summary.longest_answer, len(answer) + 1)
             for number, ecgs in enumerate(segments):
-                _count(summary, task.max_length, room, [length for _, length in ecgs])
+                length = _count(summary, task.max_length, room, [length for _, length in ecgs])
+                lengths.append([length, len(answer) + 1])
                 texts = (example.id, example.patient, number, example.question, example.answer, example.meta)
                 yield Sequence(*texts, (), question, answer).to_bytes(place for place, _ in ecgs)
                 if example.split == "train":
@@ -223,18 +230,21 @@ def _write_texts(task: TextTask) -> dict:
         task.target.shard.unlink()
     return {
         "split": asdict(summary),
+        "lengths": lengths,
         "written": asdict(written),
         "rejected": rejected,
         "answers": {question: dict(counts) for question, counts in answers.items() if counts},
     }
 
 
-def _count(summary: SplitSummary, max_length: int, room: int, lengths: list[int]) -> None:
+def _count(summary: SplitSummary, max_length: int, room: int, lengths: list[int]) -> int:
+    """Counts one sequence; returns its tokens."""
     length = max_length - room + sum(share_room(room, lengths))
     summary.sequences += 1
     summary.ecg_cut += sum(lengths) > room
     summary.tokens += length
     summary.longest_sequence = max(summary.longest_sequence, length)
+    return length
 
 
 def _once(task: EcgTask | TextTask, target: Target, work: Callable) -> dict:

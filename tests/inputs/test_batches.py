@@ -3,6 +3,7 @@ import pytest
 
 from ecgbyte_jax.errors import ShardsError
 from ecgbyte_jax.inputs.batches import open_split, prompt_batch, training_batches
+from ecgbyte_jax.inputs.plan import Layout, Plan
 from ecgbyte_jax.inputs.prompt import PromptIds
 from ecgbyte_jax.inputs.shards import (
     Manifest,
@@ -10,8 +11,10 @@ from ecgbyte_jax.inputs.shards import (
     SplitSummary,
     ecg_to_bytes,
     read_ecg,
+    read_lengths,
     read_manifest,
     verify,
+    write_lengths,
     write_manifest,
     write_shard,
 )
@@ -38,19 +41,25 @@ def folder(tmp_path):
     written = {name: write_shard(shards / name, (sequence(n).to_bytes([n % 3]) for n in ns)) for name, ns in files.items()}
     written["ecg-0"] = write_shard(shards / "ecg-0", map(ecg_to_bytes, ECGS[:2]))
     written["ecg-1"] = write_shard(shards / "ecg-1", map(ecg_to_bytes, ECGS[2:]))
-    train = SplitSummary(["train-0", "train-1", "train-2"], 10, 10, 1, 80, 8, 2)
-    splits = {"train": train, "valid": SplitSummary(), "test": SplitSummary(["test-0"], 2, 2, 0, 16, 8, 2)}
+    for split, count in (("train", 10), ("test", 2)):
+        written[f"{split}-lengths"] = write_lengths(
+            shards / f"{split}-lengths", [[6 + len(ECGS[n % 3]), 2] for n in range(count)]
+        )
+    train = SplitSummary(["train-0", "train-1", "train-2"], "train-lengths", 10, 10, 1, 80, 8, 2)
+    splits = {"train": train, "valid": SplitSummary(), "test": SplitSummary(["test-0"], "test-lengths", 2, 2, 0, 16, 8, 2)}
     write_manifest(shards, Manifest(splits, ["ecg-0", "ecg-1"], written, {}, {"": "a0"}))
     return shards
 
 
-def training(folder, batch_size=3, epochs=1.0, **more):
-    dataset = open_split(folder, read_manifest(folder), "train")
-    return training_batches(dataset, IDS, 12, batch_size, epochs, seed=0, **more)
+def training(folder, batch_size=3, epochs=1.0, layout=Layout(12), **host):
+    manifest = read_manifest(folder)
+    plan = Plan(read_lengths(folder, manifest, "train"), layout, batch_size, epochs, seed=0)
+    return training_batches(open_split(folder, manifest, "train"), plan, IDS, layout.max_length, **host)
 
 
 def answers(batch) -> list[int]:
-    return (batch["input_ids"][:, -2] - 1000).tolist()
+    """The numbers of a batch's sequences, row by row."""
+    return [int(target) - 1000 for row in zip(batch["targets"], batch["answer_mask"]) for target in row[0][row[1]][::2]]
 
 
 def test_a_sequence_survives_its_bytes():
@@ -66,7 +75,7 @@ def test_a_sequence_survives_its_bytes():
 def test_manifest_counts_what_was_written(folder):
     written = read_manifest(folder).written
     assert {name: file.records for name, file in written.items()} == {
-        "train-0": 4, "train-1": 4, "train-2": 2, "test-0": 2, "ecg-0": 2, "ecg-1": 1
+        "train-0": 4, "train-1": 4, "train-2": 2, "test-0": 2, "ecg-0": 2, "ecg-1": 1, "train-lengths": 10, "test-lengths": 2
     }  # fmt: skip
     assert all(file.bytes == (folder / name).stat().st_size for name, file in written.items())
 
@@ -82,9 +91,9 @@ def test_a_sequence_comes_back_with_the_tokens_of_its_segments(folder):
 
 
 def test_splits_add_up():
-    both = SplitSummary(["a"], 1, 2, 0, 30, 9, 3)
-    both.add(SplitSummary(["b"], 2, 3, 1, 40, 7, 4))
-    assert both == SplitSummary(["a", "b"], 3, 5, 1, 70, 9, 4)
+    both = SplitSummary(["a"], "l", 1, 2, 0, 30, 9, 3)
+    both.add(SplitSummary(["b"], "l", 2, 3, 1, 40, 7, 4))
+    assert both == SplitSummary(["a", "b"], "l", 3, 5, 1, 70, 9, 4)
 
 
 def test_a_changed_byte_is_found_by_the_checksum(folder):
@@ -136,10 +145,26 @@ def test_shapes_and_types(folder):
     batch = training(folder)[0]
     assert {k: (v.shape, v.dtype.name) for k, v in batch.items()} == {
         "input_ids": ((3, 12), "int32"),
-        "attention_mask": ((3, 12), "bool"),
         "positions": ((3, 12), "int32"),
-        "loss_mask": ((3, 12), "bool"),
+        "segments": ((3, 12), "int32"),
+        "answer_places": ((3, 8), "int32"),
+        "targets": ((3, 8), "int32"),
+        "answer_mask": ((3, 8), "bool"),
     }
+
+
+def test_a_packed_epoch_holds_every_sequence_once_in_fewer_rows(folder):
+    batches = training(folder, batch_size=1, layout=Layout(20, packing=True))
+    found = [answers(batches[i]) for i in range(len(batches))]
+    assert sorted(number for row in found for number in row) == list(range(10)) and len(found) == 5
+    assert {(batches[i]["segments"].max()) for i in range(5)} == {2}
+
+
+def test_rows_of_a_bucket_are_as_long_as_the_longest_needs(folder):
+    batches = training(folder, batch_size=2, layout=Layout(12, buckets=(7, 8)))
+    shapes = [batches[i]["input_ids"].shape for i in range(len(batches))]
+    assert sorted(shapes) == [(2, 7), (2, 8), (2, 8), (2, 12), (2, 12)]  # lengths 7 7 7 8 8 8 8 9 9 9, in pairs
+    assert sorted(number for i in range(5) for number in answers(batches[i])) == list(range(10))
 
 
 def test_too_few_sequences_for_a_batch_are_refused(folder):

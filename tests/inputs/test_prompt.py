@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ecgbyte_jax.errors import ExampleError
-from ecgbyte_jax.inputs.prompt import PromptIds, pad_left, render, share_room
+from ecgbyte_jax.inputs.prompt import PromptIds, lay_out, render, share_room
 from ecgbyte_jax.inputs.text import add_ecg_tokens, ecg_text_ids, load_text_tokenizer, train_text_tokenizer
 
 # bos 1, eos 2, pad 0, <sig_start> 3, <sig_end> 4; ECG token k is 100 + k.
@@ -45,11 +45,21 @@ def test_texts_that_leave_no_room_are_refused():
 
 
 def test_padding_is_on_the_left_and_positions_count_tokens():
-    row = pad_left(*render(IDS, [ECG[:1]], QUESTION[:1], ANSWER, 10), 10, IDS.pad)
+    row = lay_out([render(IDS, [ECG[:1]], QUESTION[:1], ANSWER, 10)], 10, 3, IDS.pad)
     assert row["input_ids"].tolist() == [0, 0, 0, 1, 3, 107, 4, 50, 60, 2]
-    assert row["attention_mask"].tolist() == [False] * 3 + [True] * 7
+    assert row["segments"].tolist() == [0] * 3 + [1] * 7
     assert row["positions"].tolist() == [0, 0, 0, 0, 1, 2, 3, 4, 5, 6]
-    assert row["loss_mask"].tolist() == [False] * 8 + [True] * 2
+    assert row["answer_places"].tolist() == [7, 8, 0] and row["targets"].tolist() == [60, 2, 0]
+    assert row["answer_mask"].tolist() == [True, True, False]
+
+
+def test_two_examples_in_a_row_are_told_apart():
+    one = render(IDS, [ECG[:1]], QUESTION[:1], ANSWER, 10)
+    row = lay_out([one, one], 15, 4, IDS.pad)
+    assert row["input_ids"].tolist() == [0] + 2 * [1, 3, 107, 4, 50, 60, 2]
+    assert row["segments"].tolist() == [0] + [1] * 7 + [2] * 7
+    assert row["positions"].tolist() == [0] + 2 * list(range(7))
+    assert row["answer_places"].tolist() == [5, 6, 12, 13] and row["targets"].tolist() == [60, 2, 60, 2]
 
 
 TEXTS = ["Does this ECG show atrial fibrillation?", "sinusrhythmus, lagetyp normal", "nÖdvÄndig"] * 3

@@ -113,7 +113,7 @@ def test_preparing_twice_gives_the_same_bytes(config, folder, tmp_path):
         prepare(config, tmp_path / name)
         paths = [p for p in (tmp_path / name).rglob("*") if p.is_file() and "cache" not in p.parts]
         files[name] = {str(p.relative_to(tmp_path / name)): p.read_bytes() for p in paths}
-    assert files["a"] == files["b"] and len(files["a"]) == 12
+    assert files["a"] == files["b"] and len(files["a"]) == 15
 
 
 def test_bad_recordings_and_rows_are_set_aside_with_file_and_reason(config, folder, tmp_path):

@@ -5,26 +5,29 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from ecgbyte_jax.inputs.prompt import supervise
 from ecgbyte_jax.model.hf import load_pretrained
 from ecgbyte_jax.model.peft import load_adapter
 from ecgbyte_jax.run.build import Parts
 from ecgbyte_jax.run.optim import make_optimizer
 from ecgbyte_jax.run.sharding import make_mesh, parameter_shardings, put_batch
-from ecgbyte_jax.run.train import make_step, start_state
+from ecgbyte_jax.run.step import make_step, start_state
 from experiments.common import get_defaults
 
 
-def follow(folder, parts: Parts, mesh, config):
+def follow(folder, parts: Parts, mesh, config, accumulate=1):
     """Our state after the fixture's batches, and what every step reported."""
     trajectory = np.load(folder / "trajectory.npz")
     optimizer, schedule = make_optimizer(config, parts.config.width, 12)
     state = start_state(parts.trained, optimizer, mesh)
-    step = make_step(parts, optimizer, trajectory["labels"].shape[-1] - 1, 0.0, 0)
+    step = make_step(parts, optimizer, accumulate=accumulate)
     reported = []
     for i in range(12):
-        batch = {name: trajectory[key][i] for name, key in (("input_ids", "input_ids"), ("positions", "position_ids"))}
-        masks = {"attention_mask": trajectory["attention_mask"][i] == 1, "loss_mask": trajectory["labels"][i] != -100}
-        state, metrics = step(state, parts.frozen, put_batch(batch | masks, mesh))
+        ids, masks = trajectory["input_ids"][i], trajectory["labels"][i] != -100
+        answers = [supervise(row, mask, ids.shape[1]) for row, mask in zip(ids, masks)]
+        batch = {name: np.stack([row[name] for row in answers]) for name in answers[0]}
+        batch |= {"input_ids": ids, "positions": trajectory["position_ids"][i], "segments": trajectory["attention_mask"][i]}
+        state, metrics = step(state, parts.frozen, put_batch(batch, mesh), i + 1)
         reported.append({name: float(value) for name, value in metrics.items()} | {"learning_rate": float(schedule(i))})
     return trajectory, state, {name: np.array([r[name] for r in reported]) for name in reported[0]}
 

@@ -10,7 +10,8 @@ import pytest
 
 from ecgbyte_jax.corpora.ptbxl import DATABASE
 from ecgbyte_jax.errors import CheckpointError, ConfigError, TrainingError
-from ecgbyte_jax.inputs.prompt import pad_left, render
+from ecgbyte_jax.inputs.prompt import lay_out, render
+from ecgbyte_jax.run import feed
 from ecgbyte_jax.run import train as stage
 from ecgbyte_jax.run.build import build_model
 from ecgbyte_jax.run.checkpoint import Checkpoints
@@ -19,7 +20,8 @@ from ecgbyte_jax.run.optim import inverse_root_schedule, make_optimizer
 from ecgbyte_jax.run.pipeline import run
 from ecgbyte_jax.run.prepare import load_prepared
 from ecgbyte_jax.run.sharding import make_mesh
-from ecgbyte_jax.run.train import TrainState, answer_loss, make_step, open_batches, start_state, train
+from ecgbyte_jax.run.step import TrainState, answer_loss, answer_tokens, make_step, start_state
+from ecgbyte_jax.run.train import train
 from experiments import ptb
 
 
@@ -35,7 +37,7 @@ def metrics(workdir) -> list[dict]:
 
 
 def deterministic(lines: list[dict]) -> list[dict]:
-    return [{k: v for k, v in line.items() if k != "tokens_per_s"} for line in lines]
+    return [{k: v for k, v in line.items() if k not in ("tokens_per_s", "input_wait")} for line in lines]
 
 
 def test_loss_falls_on_the_answer_and_eos_alone(config, prepared):
@@ -44,11 +46,11 @@ def test_loss_falls_on_the_answer_and_eos_alone(config, prepared):
     model = parts.model(parts.trained)
     ids, ecg, question, answer = opened.ids, np.arange(9), np.array([300, 301]), np.array([302, 303])
     sequence, mask = render(ids, [ecg], question, answer, 40)
-    row = {name: jnp.asarray(v)[None] for name, v in pad_left(sequence, mask, 40, ids.pad).items()}
     log_p = jax.nn.log_softmax(model(sequence[None])[0])
-    by_hand = -np.mean([log_p[len(sequence) - 4 + i, token] for i, token in enumerate([302, 303, ids.eos])])
-    for longest in (3, 10):
-        assert float(answer_loss(model, row, longest, None)) == pytest.approx(by_hand, rel=1e-4)
+    by_hand = -np.sum([log_p[len(sequence) - 4 + i, token] for i, token in enumerate([302, 303, ids.eos])])
+    for answers in (3, 10):
+        row = {name: jnp.asarray(v)[None] for name, v in lay_out([(sequence, mask)], 40, answers, ids.pad).items()}
+        assert float(answer_loss(model, row)) == pytest.approx(by_hand, rel=1e-4) and int(answer_tokens(row)) == 3
 
 
 def test_published_schedule_by_hand():
@@ -112,10 +114,9 @@ def test_resume_equals_uninterrupted(config, workdir, tmp_path, monkeypatch):
     shutil.copytree(workdir, tmp_path / "whole")
     train(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        put = stage.put_batch
-        calls = iter(range(100))
-        # Two validation batches belong to the checkpoint at step 4; the run dies in step 7.
-        patch.setattr(stage, "put_batch", lambda *a: put(*a) if next(calls) < 8 else pytest.fail("killed", pytrace=False))
+        put, calls = feed.put_batch, iter(range(100))
+        # Each is put there while the step before is under way: the run dies in step 7.
+        patch.setattr(feed, "put_batch", lambda *a: put(*a) if next(calls) < 7 else pytest.fail("killed", pytrace=False))
         with pytest.raises(pytest.fail.Exception):
             train(config, workdir)
     died_at = metrics(workdir)[-1]["step"]
@@ -208,10 +209,10 @@ def test_steps_move_the_weights_and_count(config, prepared):
         optimizer, _ = make_optimizer(config, 32, 4)
         state = start_state(parts.trained, optimizer, mesh)
         before = np.asarray(state.params["embedding"][...])
-        step = make_step(parts, optimizer, opened.manifest.splits["train"].longest_answer, 0.0, 0)
-        batches = open_batches(config, opened, "train", 8, 1.0)
+        step = make_step(parts, optimizer)
+        _, batches = feed.plan_batches(config, opened, "train", 1.0)
         for i in range(2):
-            state, _ = step(state, parts.frozen, stage.put_batch(batches[i], mesh))
+            state, _ = step(state, parts.frozen, feed.put_batch(batches[i], mesh), i + 1)
     assert isinstance(state, TrainState) and int(state.step) == 2
     assert np.abs(np.asarray(state.params["embedding"][...]) - before).max() > 0
 

@@ -1,0 +1,123 @@
+"""Which sequences stand in which row of which step, planned in NumPy from the seed and the lengths alone.
+
+A plan needs no data and no state: step n is the same after any interruption and for any number of hosts.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from ecgbyte_jax.errors import ShardsError
+
+_WINDOW = 64  # steps among whose rows those of similar length are brought together
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How sequences become rows of at most `max_length` tokens.
+
+    packing: several in a row, as many as fit. buckets: rising lengths; the rows of a step are as long as the shortest bucket
+    that holds them. Neither: every row is max_length long.
+    """
+
+    max_length: int
+    packing: bool = False
+    buckets: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Step:
+    """The sequences of each of a step's rows, by their numbers, and the rows' length in tokens."""
+
+    rows: tuple[np.ndarray, ...]
+    length: int
+
+
+class Plan:
+    """All steps of a training over `epochs` shuffled epochs; plan[n] is what step n + 1 sees.
+
+    lengths: int32 [sequences, 2], tokens and answer tokens of each. Raises ShardsError where the epochs do not fill a batch.
+    """
+
+    def __init__(self, lengths: np.ndarray, layout: Layout, batch_size: int, epochs: float, seed: int):
+        self._lengths, self._tokens, self._answers = lengths, lengths[:, 0], lengths[:, 1]
+        self._layout, self._batch, self._seed = layout, batch_size, seed
+        self._epoch = lru_cache(maxsize=2)(self._plan_epoch)
+        self._window = lru_cache(maxsize=2)(self._plan_window)
+        self._epoch_rows = len(self._epoch(0)) if len(lengths) else 0
+        self._steps = int(self._epoch_rows * epochs) // batch_size
+        if not self._steps:
+            raise ShardsError(
+                f"{len(lengths)} sequences in {self._epoch_rows} rows and {epochs} epochs found for train.batch_size "
+                f"{batch_size}: at least one batch wanted"
+            )
+        # One number for the whole training, or every batch would be compiled for its own.
+        self.answer_tokens = self._most_answer_tokens(epochs)
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __getitem__(self, step: int) -> Step:
+        if self._layout.buckets:
+            rows = self._window(step // _WINDOW)[step % _WINDOW]
+            longest = max(self._tokens[row].sum() for row in rows)
+            fitting = [size for size in self._layout.buckets if longest <= size < self._layout.max_length]
+            return Step(rows, min(fitting, default=self._layout.max_length))
+        first = step * self._batch
+        return Step(tuple(self._row(row) for row in range(first, first + self._batch)), self._layout.max_length)
+
+    def lengths(self, step: int) -> np.ndarray:
+        """The (tokens, answer tokens) of every sequence of a step, int32 [n, 2]."""
+        return self._lengths[np.concatenate(self[step].rows)]
+
+    def _row(self, row: int) -> np.ndarray:
+        return self._epoch(row // self._epoch_rows)[row % self._epoch_rows]
+
+    def _plan_epoch(self, epoch: int) -> list[np.ndarray]:
+        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._tokens))
+        if not self._layout.packing:
+            return list(order[:, None])
+        packed = pack(self._tokens[order], self._layout.max_length)
+        mixed = np.random.default_rng([self._seed, epoch, 1]).permutation(len(packed))
+        return [order[packed[row]] for row in mixed]
+
+    def _plan_window(self, window: int) -> list[tuple[np.ndarray, ...]]:
+        """The rows of some steps: sorted by length, cut into batches, and the batches mixed."""
+        first = window * _WINDOW
+        steps = min(_WINDOW, self._steps - first)
+        rows = [self._row(row) for row in range(first * self._batch, (first + steps) * self._batch)]
+        order = np.argsort([self._tokens[row].sum() for row in rows], kind="stable").reshape(steps, self._batch)
+        mixed = np.random.default_rng([self._seed, window, 2]).permutation(steps)
+        return [tuple(rows[row] for row in order[step]) for step in mixed]
+
+    def _most_answer_tokens(self, epochs: float) -> int:
+        """The most answer tokens in any row, rounded up to a multiple of 8."""
+        if not self._layout.packing:
+            return -(-int(self._answers.max()) // 8) * 8
+        most = max(self._answers[row].sum() for epoch in range(int(np.ceil(epochs))) for row in self._plan_epoch(epoch))
+        return -(-int(most) // 8) * 8
+
+
+def pack(lengths: np.ndarray, capacity: int) -> list[np.ndarray]:
+    """Rows of item numbers whose lengths add up to `capacity` at most: best fit, longest items first.
+
+    All items of one length are placed at once, so that it takes NumPy some thousand steps for any number of items. Of items
+    of one length the first ones in `lengths` are placed first.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    rows_of, room = np.empty(len(lengths), np.int64), np.empty(0, np.int64)  # room left in each row
+    first = 0
+    for length in np.unique(lengths)[::-1]:
+        items = order[first : first + np.count_nonzero(lengths == length)]
+        first += len(items)
+        fitting = np.flatnonzero(room >= length)
+        fitting = fitting[np.argsort(room[fitting], kind="stable")]  # the tightest first
+        new = np.arange(len(room), len(room) + len(items))
+        room = np.append(room, np.full(len(items), capacity))
+        places = np.repeat(np.append(fitting, new), room[np.append(fitting, new)] // length)[: len(items)]
+        rows_of[items] = places
+        np.subtract.at(room, places, length)
+        room = room[: int(places.max()) + 1 if places.max() >= new[0] else new[0]]
+    by_row = np.argsort(rows_of, kind="stable")
+    return np.split(by_row, np.cumsum(np.bincount(rows_of))[:-1])

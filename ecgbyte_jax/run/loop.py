@@ -1,0 +1,145 @@
+"""The loop of a training: steps, their figures, validation, checkpoints, and the reasons to end."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from ecgbyte_jax.errors import StoppedError, TrainingError
+from ecgbyte_jax.inputs.plan import Plan
+from ecgbyte_jax.run import distributed, interrupt
+from ecgbyte_jax.run.build import Parts, count
+from ecgbyte_jax.run.checkpoint import Checkpoints
+from ecgbyte_jax.run.feed import Feed
+from ecgbyte_jax.run.logbook import console, progress
+from ecgbyte_jax.run.metrics_log import MetricsLog
+from ecgbyte_jax.run.step import TrainState
+from ecgbyte_jax.run.utilisation import peak_flops, step_flops
+
+
+@dataclass
+class Profile:
+    """A JAX profile of the steps `first` to `last`, written into `folder`; none where first is 0."""
+
+    folder: Path
+    first: int = 0
+    last: int = 0
+    _running: bool = False
+
+    def before(self, number: int) -> None:
+        """Begins, where the step is one of them."""
+        if self.first and self.first <= number <= self.last and not self._running:
+            jax.profiler.start_trace(str(self.folder))
+            self._running = True
+
+    def after(self, number: int, state: TrainState) -> None:
+        """Ends behind the last step, when its work is done."""
+        if self._running and number >= self.last:
+            jax.block_until_ready(state)
+            jax.profiler.stop_trace()
+            self._running = False
+            console.print(f"profile of steps {self.first} to {self.last}: {self.folder}", markup=False)
+
+
+@dataclass
+class Loop:
+    """Everything that stays the same from step to step."""
+
+    config: ConfigDict
+    plan: Plan
+    parts: Parts
+    schedule: optax.Schedule
+    checkpoints: Checkpoints
+    log: MetricsLog
+    about: dict
+    batch_examples: Callable[[int], list[str]]
+    _clock: float = field(default_factory=time.monotonic)
+
+    def run(
+        self, state: TrainState, start: int, feed: Feed, step: Callable, validate: Callable | None, profile: Profile
+    ) -> int:
+        """Steps from `start` + 1 on, with a line in the log for each, validation and a checkpoint every few; the last one.
+
+        A step's figures are read when the next one is under way, so that the devices never wait.
+        """
+        waiting: tuple[int, dict, float] | None = None
+        if self._worse_for_long():
+            return start
+        with progress("train", len(self.plan)) as report, interrupt.listening() as asked_to_end:
+            for number in range(start + 1, len(self.plan) + 1):
+                profile.before(number)
+                batch, waited = feed.take(), feed.waited
+                state, metrics = step(state, self.parts.frozen, batch, number)
+                feed.prefetch()
+                if waiting:
+                    report(waiting[0], self._write(self._read(*waiting), state))
+                waiting = (number, metrics, waited)
+                profile.after(number, state)
+                due = number % self.config.train.checkpoint_every == 0 or number == len(self.plan)
+                asked = asked_to_end(number)
+                if not due and not asked:
+                    continue
+                line, waiting = self._read(*waiting), None
+                line |= validate(state.params) if validate and due else {}
+                report(number, self._write(line, state))
+                self.checkpoints.save(number, state, self.about, line.get("valid_loss"))
+                self._clock = time.monotonic()
+                if asked and number < len(self.plan):
+                    self.checkpoints.wait()
+                    raise StoppedError(f"training stopped behind step {number}, as asked; the same command goes on from there")
+                if due and self._worse_for_long():
+                    console.print(f"train: ended at step {number}, the validation loss has stopped falling")
+                    return number
+        return len(self.plan)
+
+    def _read(self, number: int, metrics: dict[str, jax.Array], waited: float) -> dict[str, float]:
+        """One line of the log; waits for the step to be done."""
+        line = {"step": number} | {name: float(value) for name, value in metrics.items()}
+        now, planned, lengths = time.monotonic(), self.plan[number - 1], self.plan.lengths(number - 1)
+        seconds, self._clock = now - self._clock, now
+        tokens, peak = int(lengths[:, 0].sum()), peak_flops()
+        line |= {
+            "learning_rate": float(self.schedule(number - 1)),
+            "real_tokens": round(tokens / (len(planned.rows) * planned.length), 4),
+            "tokens_per_s": round(tokens / seconds, 1),
+            "input_wait": round(min(waited / seconds, 1.0), 4),
+        }
+        if peak:
+            line["mfu"] = round(step_flops(self.parts.config, count(self.parts.trained), lengths) / seconds / peak, 4)
+        return line
+
+    def _write(self, line: dict[str, float], state: TrainState) -> str:
+        """Writes a line of the log; returns what the progress bar says of it."""
+        self._check_finite(line, state)
+        self.log.write(line)
+        if "valid_loss" in line:
+            console.print(f"step {line['step']}: loss {line['loss']:.4f}, validation loss {line['valid_loss']:.4f}")
+        shown = f"loss {line['loss']:.4f}, rate {line['learning_rate']:.1e}, {line['tokens_per_s']:,.0f} tokens/s"
+        return shown + (f", MFU {100 * line['mfu']:.0f}%" if "mfu" in line else "")
+
+    def _check_finite(self, line: dict[str, float], state: TrainState) -> None:
+        """Stops the run at a figure that is not finite, with a checkpoint of the state before the step."""
+        bad = next((name for name in ("loss", "grad_norm", "valid_loss") if not np.isfinite(line.get(name, 0.0))), None)
+        if bad is None:
+            return
+        where = f"step {line['step']}: {bad} is {line[bad]}"
+        if bad == "valid_loss":
+            raise TrainingError(f"{where}; the last checkpoint is step {self.checkpoints.latest()}")
+        before = int(state.step)  # a step that is not finite leaves the state as it was
+        if before not in self.checkpoints.steps():
+            self.checkpoints.save(before, state, self.about)
+            self.checkpoints.wait()
+        examples = ", ".join(self.batch_examples(line["step"]))
+        raise TrainingError(f"{where}; checkpoint {before} holds the state before it; the batch's examples: {examples}")
+
+    def _worse_for_long(self) -> bool:
+        """Whether the last validation loss is above the best one of those before the last `train.patience` ones (published)."""
+        patience = self.config.train.patience
+        losses = [line["valid_loss"] for line in self.log.lines if "valid_loss" in line]
+        worse = patience and len(losses) > patience and losses[-1] > min(losses[:-patience]) + self.config.train.patience_delta
+        return bool(distributed.agree(int(worse)))

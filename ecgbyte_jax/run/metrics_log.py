@@ -1,0 +1,72 @@
+"""What stays of a training's figures: `metrics.jsonl`, TensorBoard's files, and Weights & Biases where it is asked for."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from ecgbyte_jax.errors import ConfigError, TrainingError
+from ecgbyte_jax.run import distributed
+
+
+class MetricsLog:
+    """One line a step, flushed, in `<workdir>/metrics.jsonl` and as curves in `<workdir>/tensorboard`.
+
+    Opening it drops what lies behind `from_step`. Of several processes the leader alone writes; all know the lines.
+    """
+
+    def __init__(self, workdir: Path, from_step: int, wandb_project: str = "", settings: dict | None = None):
+        path = workdir / "metrics.jsonl"
+        self.lines = read_lines(path, from_step)
+        distributed.wait_for_all("metrics.jsonl is read")
+        self._file = self._board = self._wandb = None
+        if distributed.leads():
+            path.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+            self._file = path.open("a")
+            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=from_step + 1)
+            self._wandb = _open_wandb(wandb_project, workdir, settings or {}) if wandb_project else None
+
+    def write(self, line: dict[str, Any]) -> None:
+        """`line` must hold its step."""
+        self.lines.append(line)
+        if self._file is None:
+            return
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        figures = {name: value for name, value in line.items() if name != "step"}
+        for name, value in figures.items():
+            self._board.add_scalar(name, value, line["step"])
+        if self._wandb is not None:
+            self._wandb.log(figures, step=line["step"])
+
+    def close(self) -> None:
+        """Ends all of them."""
+        if self._file is not None:
+            self._file.close()
+            self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def read_lines(path: Path, up_to_step: int) -> list[dict]:
+    """The whole lines of a log up to a step; the last one may be cut where a run was killed."""
+    if not path.is_file():
+        return []
+    lines = path.read_text().split("\n")
+    try:
+        return [line for line in map(json.loads, lines[:-1]) if line["step"] <= up_to_step]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise TrainingError(f"{path}: a line is not one of this log's ({error!r}); move the file away to go on") from error
+
+
+def _open_wandb(project: str, workdir: Path, settings: dict) -> Any:
+    """A run that goes on where the same work directory's last one ended; raises ConfigError without the extra."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise ConfigError("train.wandb_project: needs the extra: pip install -e '.[wandb]'") from error
+    identity = workdir / "wandb_run.txt"
+    if not identity.is_file():
+        identity.write_text(wandb.util.generate_id())
+    return wandb.init(project=project, id=identity.read_text(), resume="allow", dir=str(workdir), config=settings)

@@ -1,0 +1,103 @@
+"""One step of training: loss over the answers, gradients, update.
+
+Axes: B rows of a batch, T places of a row, A answer tokens of a row at most, V vocabulary, N parts of a batch whose gradients
+are added up.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ecgbyte_jax.model.decoder import Decoder
+from ecgbyte_jax.run.build import Parts
+from ecgbyte_jax.run.sharding import make_sharded
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """All that a step changes: the trained parameters, the optimiser's state, the number of steps taken (int32 [])."""
+
+    params: Any
+    opt_state: Any
+    step: jax.Array
+
+
+def start_state(trained: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Step 0; the optimiser's moments are split over the mesh like the parameters that they belong to."""
+    opt_state = make_sharded(lambda: optimizer.init(jax.tree.map(jnp.zeros_like, trained)), mesh)
+    return TrainState(trained, opt_state, jax.device_put(jnp.int32(0), NamedSharding(mesh, PartitionSpec())))
+
+
+def answer_loss(model: Decoder, batch: dict[str, jax.Array], dropout_key: jax.Array | None = None) -> jax.Array:
+    """Cross-entropy in nats, added up over the answers' tokens, float32 []; logits are made at their places alone.
+
+    batch: see `inputs.batches.training_batches`; `dropout_key` switches LoRA's dropout on.
+    """
+    hidden, _ = model.hidden(batch["input_ids"], batch["segments"], batch["positions"], dropout_key=dropout_key)
+    chosen = jnp.take_along_axis(hidden, batch["answer_places"][..., None], axis=1)  # [B, A, D]
+    losses = optax.softmax_cross_entropy_with_integer_labels(model.logits(chosen), batch["targets"])  # [B, A]
+    return jnp.sum(losses * batch["answer_mask"])
+
+
+def answer_tokens(batch: dict[str, jax.Array]) -> jax.Array:
+    """How many tokens of a batch are supervised, int32 []; 1 where none is, to divide by."""
+    return jnp.maximum(jnp.sum(batch["answer_mask"]), 1)
+
+
+def make_step(
+    parts: Parts, optimizer: optax.GradientTransformation, dropout: float = 0.0, seed: int = 0, accumulate: int = 1
+) -> Callable[[TrainState, Any, dict, int], tuple[TrainState, dict[str, jax.Array]]]:
+    """The jitted step (state, frozen, batch, number) -> (state, {loss, grad_norm}); it takes the old state's memory.
+
+    The loss is the mean over the batch's answer tokens, whatever part of the batch they stand in. A step whose loss or
+    gradient is not finite, and every step behind it (`number` is not the state's next one), leaves the state as it is.
+    """
+
+    def gradients_of(
+        state: TrainState, frozen: Any, batch: dict[str, jax.Array], key: jax.Array | None
+    ) -> tuple[jax.Array, Any]:
+        """(loss, gradients) of one batch, or of its parts one after the other."""
+        count = answer_tokens(batch)
+
+        def loss_of(params: Any, part: dict[str, jax.Array], key: jax.Array | None) -> jax.Array:
+            return answer_loss(nnx.merge(parts.graphdef, params, frozen), part, key) / count
+
+        if accumulate == 1:
+            return jax.value_and_grad(loss_of)(state.params, batch, key)
+
+        def add(sums: tuple[jax.Array, Any], part: tuple[dict, jax.Array]) -> tuple[tuple[jax.Array, Any], None]:
+            rows, number = part
+            own = None if key is None else jax.random.fold_in(key, number)
+            found = jax.value_and_grad(loss_of)(state.params, rows, own)
+            return jax.tree.map(lambda total, new: total + new.astype(jnp.float32), sums, found), None
+
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params)
+        sums, _ = jax.lax.scan(add, (jnp.float32(0), zeros), (_split(batch, accumulate), jnp.arange(accumulate)))
+        return sums[0], jax.tree.map(lambda total, p: total.astype(p.dtype), sums[1], state.params)
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(
+        state: TrainState, frozen: Any, batch: dict[str, jax.Array], number: int
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step) if dropout > 0 else None
+        loss, gradients = gradients_of(state, frozen, batch, key)
+        norm = optax.tree.norm(gradients)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        new = TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
+        taken = jnp.isfinite(loss) & jnp.isfinite(norm) & (new.step == number)
+        return jax.tree.map(partial(jnp.where, taken), new, state), {"loss": loss, "grad_norm": norm}
+
+    return step
+
+
+def _split(batch: dict[str, jax.Array], parts: int) -> dict[str, jax.Array]:
+    """[B, ...] to [N, B / N, ...]; every device keeps its own rows."""
+    return {name: rows.reshape(-1, parts, *rows.shape[1:]).swapaxes(0, 1) for name, rows in batch.items()}

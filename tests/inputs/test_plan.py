@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ecgbyte_jax.errors import ShardsError
+from ecgbyte_jax.inputs.plan import Layout, Plan, pack
+
+LENGTHS = st.lists(st.integers(1, 64), min_size=1, max_size=60).map(np.array)
+
+
+def plan(lengths, layout, batch_size=2, epochs=1.0, seed=0) -> Plan:
+    return Plan(np.stack([lengths, np.minimum(lengths, 3)], axis=1), layout, batch_size, epochs, seed)
+
+
+def rows(planned: Plan) -> list[list[int]]:
+    return [row.tolist() for step in range(len(planned)) for row in planned[step].rows]
+
+
+def test_packing_by_hand():
+    # 6 + 4, 5 + 5, 3 + 3 + 3: the tightest room is taken first.
+    packed = pack(np.array([3, 5, 6, 3, 4, 5, 3]), 10)
+    assert sorted(sorted(row.tolist()) for row in packed) == [[0, 3, 6], [1, 5], [2, 4]]
+
+
+@given(LENGTHS)
+def test_packing_keeps_every_item_once_and_never_overfills(lengths):
+    packed = pack(lengths, 64)
+    assert sorted(np.concatenate(packed)) == list(range(len(lengths)))
+    filled = sorted(lengths[row].sum() for row in packed)
+    assert filled[-1] <= 64
+    # Best fit leaves no two rows that would go into one.
+    assert len(filled) < 2 or filled[0] + filled[1] > 64
+
+
+@given(LENGTHS, st.integers(1, 4), st.booleans())
+def test_an_epoch_of_any_layout_holds_every_sequence_once(lengths, batch_size, packing):
+    layout = Layout(64, packing, () if packing else (16, 32))
+    whole = plan(lengths, layout, 1)
+    assert sorted(number for row in rows(whole) for number in row) == list(range(len(lengths)))
+    if len(whole) < batch_size:
+        return
+    for step in range(len(planned := plan(lengths, layout, batch_size))):
+        assert max(lengths[row].sum() for row in planned[step].rows) <= planned[step].length
+
+
+def test_a_step_depends_on_the_seed_and_its_number_alone():
+    lengths = np.random.default_rng(0).integers(1, 60, 500)
+    for layout in (Layout(64), Layout(64, packing=True), Layout(64, buckets=(16, 32))):
+        first, second = plan(lengths, layout, 3, 2.5), plan(lengths, layout, 3, 2.5)
+        backwards = [second[step] for step in reversed(range(len(second)))][::-1]
+        for step, found in enumerate(backwards):
+            assert [row.tolist() for row in found.rows] == [row.tolist() for row in first[step].rows]
+        assert rows(first) != rows(plan(lengths, layout, 3, 2.5, seed=1))
+
+
+def test_epochs_are_shuffled_anew_and_a_part_of_one_is_a_part():
+    found = rows(plan(np.full(20, 8), Layout(64), batch_size=5, epochs=2.5))
+    assert len(found) == 50 and sorted(found[:20]) == sorted(found[20:40]) and found[:20] != found[20:40]
+
+
+def test_buckets_bring_similar_lengths_together():
+    lengths = np.random.default_rng(0).integers(8, 64, 512)
+    padded = [plan(lengths, Layout(64, buckets=buckets), 8) for buckets in ((16, 24, 32, 40, 48, 56), ())]
+    places, all_places = (sum(8 * p[step].length for step in range(len(p))) for p in padded)
+    assert places < 0.7 * all_places
+
+
+def test_lengths_and_answer_tokens_of_a_step():
+    planned = plan(np.array([9, 2, 5, 7]), Layout(16, packing=True), batch_size=1)
+    assert [sorted(planned.lengths(step)[:, 0].tolist()) for step in range(2)] in ([[7, 9], [2, 5]], [[2, 5], [7, 9]])
+    assert planned.answer_tokens == 8  # 3 + 3 in the fuller row, rounded up
+
+
+def test_too_little_for_a_batch_is_refused():
+    with pytest.raises(ShardsError, match=r"4 sequences in 2 rows and 1\.0 epochs found for train\.batch_size 3"):
+        plan(np.full(4, 8), Layout(16, packing=True), batch_size=3)
