@@ -21,11 +21,23 @@ def open_split(folder: Path, manifest: Manifest, split: str) -> grain.MapDataset
         counts = {name: summary.sequences for name, summary in manifest.splits.items()}
         raise ShardsError(f"split {split!r} of '{folder}' is empty; the splits hold {counts} sequences")
     try:
-        source = grain.sources.ArrayRecordDataSource([str(folder / file) for file in files])
+        records = grain.sources.ArrayRecordDataSource([str(folder / file) for file in files])
         ecgs = grain.sources.ArrayRecordDataSource([str(folder / file) for file in manifest.ecg])
     except RuntimeError as error:
-        raise ShardsError(f"{folder}: a file of split {split!r} is damaged ({error}); run --stage=prepare again") from error
-    return grain.MapDataset.source(source).map(lambda data: Sequence.from_bytes(data, lambda place: read_ecg(ecgs[place])))
+        raise _damaged(folder, split, error) from error
+
+    def read(number: int) -> Sequence:
+        try:
+            return Sequence.from_bytes(records[number], lambda place: read_ecg(ecgs[place]))
+        except (RuntimeError, ValueError) as error:
+            raise _damaged(folder, split, error) from error
+
+    return grain.MapDataset.range(len(records)).map(read)
+
+
+def _damaged(folder: Path, split: str, error: Exception) -> ShardsError:
+    why = str(error).splitlines()[0]
+    return ShardsError(f"{folder}: a file of split {split!r} or of its ECGs is damaged ({why}); run --stage=prepare again")
 
 
 def training_batches(

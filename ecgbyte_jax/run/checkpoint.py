@@ -31,7 +31,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int | None = 2):
         self.folder = folder
-        logging.set_stderrthreshold("fatal")  # Orbax logs what is told here in one line
+        logging.set_verbosity(logging.FATAL)  # Orbax logs, with stack traces, what is told here in one line
         best = _policies.BestN(get_metric_fn=lambda m: -m["valid_loss"], n=1, keep_checkpoints_without_metrics=False)
         self._checkpointer = ocp.training.Checkpointer(
             folder.resolve(),

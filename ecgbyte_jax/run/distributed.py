@@ -1,5 +1,12 @@
 """Several processes that work as one, on the hosts of a pod or on one machine: who leads, and what they agree on."""
 
+import faulthandler
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -31,6 +38,21 @@ def join(config: ConfigDict) -> None:
         found = f"address {cfg.address!r}, processes {cfg.processes}, process {cfg.process}"
         raise ConfigError(f"distributed: {found} found; jax cannot make the processes one: {error}") from error
     console.quiet = not leads()
+    faulthandler.disable()  # or jax's own word on a process that died stands above pages of stacks
+
+
+@contextmanager
+def ending_with_the_others(config: ConfigDict) -> Iterator[None]:
+    """Where the connection to another process breaks, this one ends too, with jax's word on which has died."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        why = str(error).splitlines()[0]
+        print(f"process {jax.process_index()}: another process has ended ({why}); asking which", file=sys.stderr, flush=True)
+        time.sleep(config.distributed.heartbeat + 15)  # by then jax has said it and ended this process
+        os._exit(1)  # without waiting for the others
 
 
 def leads() -> bool:

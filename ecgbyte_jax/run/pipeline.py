@@ -46,7 +46,8 @@ def run(config: ConfigDict, workdir: Path, stages: list[str], profile_steps: tup
     for name in (name for name in STAGES if name in stages):
         leads = alone or distributed.leads()
         if leads or name in _TOGETHER:
-            STAGES[name](config, workdir, **({"profile_steps": profile_steps} if name == "train" else {}))
+            with distributed.ending_with_the_others(config):
+                STAGES[name](config, workdir, **({"profile_steps": profile_steps} if name == "train" else {}))
         if leads:
             # Behind the stage: one that is refused leaves the settings of what lies here.
             write_whole(workdir / "config.json", [config.to_json_best_effort(indent=1).encode()])

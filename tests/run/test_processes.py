@@ -1,0 +1,62 @@
+"""Several real processes that train as one, and what becomes of the others when one dies."""
+
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from tests.run.launch import figures, finish, metrics, start, start_two, wait_for_step
+
+pytestmark = pytest.mark.slow
+
+LONG = ("--config.train.epochs=60", "--config.train.checkpoint_every=40")
+
+
+@pytest.fixture
+def workdirs(prepared, tmp_path):
+    """Two work directories, prepared alike."""
+    for name in ("one", "two"):
+        shutil.copytree(prepared, tmp_path / name)
+    return tmp_path / "one", tmp_path / "two"
+
+
+def test_two_processes_train_and_validate_as_one_and_go_on_from_each_other(workdirs):
+    one, two = workdirs
+    finish(start(one))
+    outputs = [finish(process) for process in start_two(two)]
+    assert "2 process(es)" in outputs[0] and "step" not in outputs[1]
+    for ours, theirs in zip(figures(one), figures(two), strict=True):
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            assert ours[name] == pytest.approx(theirs[name], abs=1e-4), name
+    # One process goes on from the checkpoint of two, and two from that of one.
+    for folder in workdirs:
+        shutil.rmtree(folder / "checkpoints/8")
+    finish(start(two))
+    for process in start_two(one):
+        finish(process)
+    np.testing.assert_allclose(*([line["loss"] for line in metrics(folder)] for folder in workdirs), atol=1e-4)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_the_death_of_one_process_ends_the_other(workdirs, victim):
+    processes = start_two(workdirs[0], *LONG)
+    wait_for_step(workdirs[0], 10)
+    processes[victim].kill()
+    killed = time.monotonic()
+    output, _ = processes[1 - victim].communicate(timeout=60)
+    assert processes[1 - victim].returncode != 0 and time.monotonic() - killed < 60
+    told = "the leader task was preempted/died" if victim == 0 else "unhealthy (stopped sending heartbeats):\n1\n"
+    assert told in output and "Extension modules" not in output, output
+
+
+def test_sigterm_to_one_process_stops_both_behind_the_same_step(workdirs):
+    processes = start_two(workdirs[0], *LONG)
+    wait_for_step(workdirs[0], 10)
+    processes[1].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [75, 75], outputs
+    last = metrics(workdirs[0])[-1]["step"]
+    assert (workdirs[0] / f"checkpoints/{last}").is_dir() and f"behind step {last}" in outputs[0]
