@@ -1,0 +1,236 @@
+"""Training steps a second beside transformers and PEFT in PyTorch: `python -m benchmarks.train_step`.
+
+The same random weights, LoRA of rank 16 on all kernels, optimiser and examples of the length of 2 s ECGs with question and
+answer; each line in a process of its own. `--layers=16 --width=2048 --vocab=128256 --dtype=bfloat16 --batch=2 16 64` is
+Llama-3.2-1B's shape, for a GPU.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+import torch
+from flax import nnx
+
+from benchmarks.peers import machine, make_folder, model_parser
+from ecgbyte_jax.inputs.plan import Layout, Plan
+from ecgbyte_jax.inputs.prompt import lay_out
+from ecgbyte_jax.model.hf import load_pretrained
+from ecgbyte_jax.model.lora import KERNELS, LoraConfig, add_lora
+from ecgbyte_jax.run.build import Parts, count
+from ecgbyte_jax.run.logbook import peak_memory
+from ecgbyte_jax.run.optim import make_optimizer
+from ecgbyte_jax.run.sharding import make_mesh, parameter_shardings, put_batch
+from ecgbyte_jax.run.step import make_step, start_state
+from ecgbyte_jax.run.utilisation import peak_flops, step_flops
+from experiments.common import get_defaults
+
+LENGTH = 1024
+LAYOUTS = {
+    "padded": Layout(LENGTH),
+    "buckets": Layout(LENGTH, buckets=get_defaults().data.length_buckets),
+    "packed": Layout(LENGTH, packing=True),
+}
+
+
+def main() -> None:
+    arguments = parse()
+    if arguments.only:
+        print(json.dumps(measure(arguments)))
+        return
+    print(f"{machine()}; {arguments.layers} layers x {arguments.width}, {arguments.dtype}, LoRA 16, {LENGTH} places a row")
+    mean = example_lengths(arguments.examples)[:, 0].mean()
+    print(f"{arguments.examples} examples of {mean:.0f} tokens on average, {arguments.repeats} times after one to compile\n")
+    print("| what | rows a step | examples/s | real tokens/s | ratio | first step | peak memory | MFU |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    first = None
+    with tempfile.TemporaryDirectory() as name:
+        make_folder(Path(name), arguments.layers, arguments.width, arguments.vocab)
+        for what, batch in variants(arguments.batch):
+            found = run_alone(what, batch, name)
+            first = first or found.get("examples_per_s")
+            print(f"| {line(what, batch, found, first)} |", flush=True)
+
+
+def variants(batches: list[int]) -> list[tuple[str, int]]:
+    """The published way first, to which the others are compared."""
+    peers = [("torch eager", batches[0]), *(("torch sdpa", batch) for batch in batches), ("torch sdpa compiled", batches[0])]
+    return peers + [(layout, batch) for batch in batches for layout in LAYOUTS]
+
+
+def line(what: str, batch: int, found: dict, first: float | None) -> str:
+    name = what.replace("torch", "PyTorch, padded,") if "torch" in what else f"here, {what}"
+    if "error" in found:
+        return f"{name} | {batch} | {found['error']} | | | | |"
+    rates = (f"{found['examples_per_s']:.2f}", f"{found['tokens_per_s']:.0f}", f"{found['examples_per_s'] / first:.2f}")
+    mfu = f"{100 * found['mfu']:.0f}%" if found.get("mfu") else "-"
+    return " | ".join([name, f"{batch}", *rates, f"{found['first_step']:.1f} s", f"{found['memory_gb']:.2f} GB", mfu])
+
+
+def run_alone(what: str, batch: int, folder: str) -> dict:
+    """One variant in a process of its own; {"error": ...} in a few words where it does not run (out of memory, say)."""
+    command = [sys.executable, "-m", "benchmarks.train_step", *sys.argv[1:], f"--only={what}", f"--rows={batch}"]
+    done = subprocess.run([*command, f"--folder={folder}"], capture_output=True, text=True)
+    if done.returncode:
+        return {"error": (done.stderr.strip().splitlines() or ["killed"])[-1][:80].replace("|", "/")}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def parse() -> argparse.Namespace:
+    parser = model_parser(__doc__)
+    parser.set_defaults(batch=[2])
+    parser.add_argument("--examples", type=int, default=24)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--peak", type=float, default=0.0, help="TFLOP/s of the device, for the utilisation; 0: the maker's")
+    parser.add_argument("--only", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--rows", type=int, default=2, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", default="", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def example_lengths(examples: int) -> np.ndarray:
+    """(tokens, answer tokens) of each example, int32 [n, 2]."""
+    rng = np.random.default_rng(0)
+    tokens = np.clip(rng.normal(420, 60, examples), 200, LENGTH)
+    return np.stack([tokens, rng.integers(3, 25, examples)], axis=1).astype(np.int32)
+
+
+def example(number: int, lengths: np.ndarray, vocab: int) -> tuple[np.ndarray, np.ndarray]:
+    """(token ids, loss mask) as `inputs.prompt.render` gives them."""
+    tokens, answer = lengths[number]
+    ids = np.random.default_rng([1, number]).integers(0, vocab, tokens).astype(np.int32)
+    return ids, np.arange(tokens) >= tokens - answer
+
+
+@dataclass
+class Variant:
+    """A function that takes every step once and returns when the work is done, and the tokens and answers of the steps."""
+
+    epoch: Callable[[], None]
+    first_step: Callable[[], None]
+    lengths: list[np.ndarray]
+    memory: Callable[[], int]
+    flops: Callable[[np.ndarray], float] | None = None
+
+
+def measure(arguments: argparse.Namespace) -> dict:
+    start = time.perf_counter()
+    variant = (theirs if "torch" in arguments.only else ours)(arguments)
+    variant.first_step()
+    first = time.perf_counter() - start
+    variant.epoch()
+    seconds = []
+    for _ in range(arguments.repeats):
+        start = time.perf_counter()
+        variant.epoch()
+        seconds.append(time.perf_counter() - start)
+    examples, tokens = sum(map(len, variant.lengths)), sum(int(step[:, 0].sum()) for step in variant.lengths)
+    found = {"examples_per_s": examples / min(seconds), "tokens_per_s": tokens / min(seconds)}
+    peak = 1e12 * arguments.peak or peak_flops()
+    if variant.flops and peak:
+        found["mfu"] = sum(map(variant.flops, variant.lengths)) / min(seconds) / peak
+    return found | {"first_step": first, "memory_gb": variant.memory() / 1e9}
+
+
+def planned(arguments: argparse.Namespace, layout: Layout) -> Plan:
+    return Plan(example_lengths(arguments.examples), layout, arguments.rows, 1.0, seed=0)
+
+
+def laid_out(plan: Plan, step: int, arguments: argparse.Namespace) -> dict[str, np.ndarray]:
+    lengths = example_lengths(arguments.examples)
+    rows = [[example(int(n), lengths, arguments.vocab) for n in row] for row in plan[step].rows]
+    laid = [lay_out(row, plan[step].length, plan.answer_tokens, 0) for row in rows]
+    return {name: np.stack([row[name] for row in laid]) for name in laid[0]}
+
+
+def ours(arguments: argparse.Namespace) -> Variant:
+    mesh = make_mesh(-1, 1, 1)
+    jax.set_mesh(mesh)
+    model, decoder = load_pretrained(arguments.folder, dtype=arguments.dtype, param_dtype=arguments.dtype)
+    add_lora(model, LoraConfig(16, 32.0, 0.05, KERNELS), jax.random.key(0))
+    graphdef, *states = nnx.split(model, nnx.LoRAParam, ...)
+    parts = Parts(decoder, graphdef, *jax.device_put(states, parameter_shardings(states, mesh)))
+    optimizer, _ = make_optimizer(get_defaults(), decoder.width, 1000)
+    step = make_step(parts, optimizer, dropout=0.05)
+    plan = planned(arguments, LAYOUTS[arguments.only])
+    batches = [put_batch(laid_out(plan, number, arguments), mesh) for number in range(len(plan))]
+    held = [start_state(parts.trained, optimizer, mesh), 0]
+
+    def take(batch: dict) -> None:
+        held[1] += 1
+        held[0], _ = step(held[0], parts.frozen, batch, held[1])
+
+    def epoch() -> None:
+        for batch in batches:
+            take(batch)
+        jax.block_until_ready(held[0])
+
+    def first_step() -> None:
+        take(batches[0])
+        jax.block_until_ready(held[0])
+
+    def memory() -> int:
+        return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use") or peak_memory()
+
+    trained = count(parts.trained)
+    lengths = [plan.lengths(number) for number in range(len(plan))]
+    return Variant(epoch, first_step, lengths, memory, lambda step: step_flops(decoder, trained, step))
+
+
+def theirs(arguments: argparse.Namespace) -> Variant:
+    import peft
+    import transformers
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    how = "eager" if "eager" in arguments.only else "sdpa"
+    kind = getattr(torch, arguments.dtype)
+    model = transformers.AutoModelForCausalLM.from_pretrained(arguments.folder, dtype=kind, attn_implementation=how)
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    model = peft.get_peft_model(model, peft.LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, target_modules=targets)).to(
+        device
+    )
+    run = torch.compile(model) if "compiled" in arguments.only else model
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=1e-4, betas=(0.9, 0.99), weight_decay=1e-2)
+    plan = planned(arguments, LAYOUTS["padded"])
+
+    def batch(number: int) -> dict[str, torch.Tensor]:
+        laid = laid_out(plan, number, arguments)
+        labels = np.full(laid["input_ids"].shape, -100)
+        for row, places, targets, mask in zip(labels, laid["answer_places"], laid["targets"], laid["answer_mask"]):
+            row[places[mask] + 1] = targets[mask]
+        fields = {"input_ids": laid["input_ids"], "attention_mask": laid["segments"], "position_ids": laid["positions"]}
+        return {
+            name: torch.tensor(rows, dtype=torch.long, device=device) for name, rows in (fields | {"labels": labels}).items()
+        }
+
+    batches = [batch(number) for number in range(len(plan))]
+
+    def take(batch: dict[str, torch.Tensor]) -> None:
+        optimizer.zero_grad()
+        run(**batch, use_cache=False).loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+
+    def epoch() -> None:
+        for batch in batches:
+            take(batch)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    def memory() -> int:
+        return torch.cuda.max_memory_allocated() if device == "cuda" else peak_memory()
+
+    return Variant(epoch, lambda: take(batches[0]), [plan.lengths(number) for number in range(len(plan))], memory)
+
+
+if __name__ == "__main__":
+    main()
