@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Tokenizer
 
 from ecgbyte_jax.corpora.example import SPLITS, Example, Rejected
 from ecgbyte_jax.ecg.bpe import BPE
@@ -22,7 +22,7 @@ from ecgbyte_jax.errors import ExampleError
 from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.inputs.prompt import ecg_room, share_room
 from ecgbyte_jax.inputs.shards import Manifest, Sequence, SplitSummary, Written, ecg_to_bytes, write_lengths, write_shard
-from ecgbyte_jax.inputs.text import load_text_tokenizer
+from ecgbyte_jax.inputs.text import encode_texts, load_encoder
 from ecgbyte_jax.run.corpus import Corpus
 from ecgbyte_jax.run.logbook import progress
 from ecgbyte_jax.run.quantize import Signals
@@ -200,10 +200,10 @@ def write_part(task: TextTask) -> dict:
 
 
 def _write_texts(task: TextTask) -> dict:
-    tokenizer = _text_tokenizer(task.target.tokenizer.parent, task.target.tokenizer_sha256)
+    encoder = _text_encoder(task.target.tokenizer, task.target.tokenizer_sha256)
     summary, rejected, answers = SplitSummary(), [], {"": Counter()}
     lengths: list[list[int]] = []
-    ids = _token_ids(tokenizer, [text for e in task.examples for text in (e.question, e.answer)])
+    ids = encode_texts(encoder, [text for e in task.examples for text in (e.question, e.answer)])
 
     def records() -> Iterator[bytes]:
         for example, segments, question, answer in zip(task.examples, task.segments, ids[::2], ids[1::2]):
@@ -269,14 +269,8 @@ def _bpe(path: Path, sha256: str) -> BPE:
 
 
 @lru_cache(maxsize=1)
-def _text_tokenizer(folder: Path, sha256: str) -> PreTrainedTokenizerFast:
-    return load_text_tokenizer(folder)
-
-
-def _token_ids(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[np.ndarray]:
-    """int32 [n] each; a text that spells a special token is text all the same."""
-    found = tokenizer(texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False).input_ids
-    return [np.array(ids, np.int32) for ids in found]
+def _text_encoder(file: Path, sha256: str) -> Tokenizer:
+    return load_encoder(file)
 
 
 def make_manifest(ecg: EcgShards, texts: Texts, digests: dict[str, str]) -> Manifest:
