@@ -70,7 +70,7 @@ class Recording:
 
 
 def record_path(root: Path, name: str) -> Path:
-    """The WFDB record `name` below `root`, without extension; raises ExampleError for one that leaves the root or is no text."""
+    """The WFDB record `name` below `root`, without extension; raises ExampleError where it leaves the root or is no text."""
     if not _is_text(name):
         raise ExampleError(f"record path {name!r} holds half a character or bytes that are not UTF-8")
     inside = os.path.normpath(name)

@@ -113,8 +113,8 @@ def _generate(graphdef, state, input_ids, attention_mask, key, max_new_tokens, s
     stops = jnp.array(stop_ids, jnp.int32)
 
     def record(now: _Decoding, hidden: jax.Array) -> _Decoding:
-        """Chooses the next token of each row by the last hidden state [B, T, D]."""
-        logits = model.logits(hidden[:, -1:])[:, 0]  # [B, V]
+        """Chooses the next token of each row by the last hidden state [B, 1, D]."""
+        logits = model.logits(hidden)[:, 0]  # [B, V]
         token = _choose(logits, sampling, jax.random.fold_in(key, now.step))  # [B]
         chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
         log_prob = jnp.where(now.done, 0.0, chosen - jax.nn.logsumexp(logits, axis=-1))
