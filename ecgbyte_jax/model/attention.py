@@ -4,8 +4,6 @@ Axes: B batch, T tokens given, S tokens attended to (the cache's length where th
 K key/value heads, G = H / K, C head width.
 """
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,28 +28,27 @@ class Attention(nnx.Module):
         self.q_norm = nnx.data(Norm(config.head_dim, config, "rms") if config.qk_norm else None)
         self.k_norm = nnx.data(Norm(config.head_dim, config, "rms") if config.qk_norm else None)
 
-    def __call__(self, x, rope, mask, past, key, last=0):
+    def __call__(self, x, rope, mask, past, key):
         """x [B, T, D], mask bool [B, 1, T, S], past (keys, values, index) or None -> ([B, T, D], (keys, values)).
 
         Several tokens and a past: they are the prompt, the first ones in an empty cache, and attend to themselves (S = T).
-        `last` > 0 mixes for so many tokens at the end alone; the others give their keys and values.
         """
         cfg, (b, t, _) = self.config, x.shape
         kq, kk, kv, ko = split_key(key, 4)
-        q = self.q(x[:, -last:], kq).reshape(b, -1, cfg.heads, cfg.head_dim)  # [B, T, H, C]
+        q = self.q(x, kq).reshape(b, t, cfg.heads, cfg.head_dim)  # [B, T, H, C]
         k = self.k(x, kk).reshape(b, t, cfg.kv_heads, cfg.head_dim)  # [B, T, K, C]
         v = self.v(x, kv).reshape(b, t, cfg.kv_heads, cfg.head_dim)  # [B, T, K, C]
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
-            q, k = rotate(q, [angles[:, -last:] for angles in rope]), rotate(k, rope)
+            q, k = rotate(q, rope), rotate(k, rope)
         if past is not None:
             keys, values, index = past
             keys = jax.lax.dynamic_update_slice(keys, k, (0, index, 0, 0))  # [B, S, K, C]
             values = jax.lax.dynamic_update_slice(values, v, (0, index, 0, 0))
-        mask, alone = mask[:, :, -last:], past is None or t > 1
+        alone = past is None or t > 1
         mixed = attend(q, k, v, mask, cfg) if alone else attend(q, keys, values, mask, cfg)  # [B, T, H, C]
-        return self.o(mixed.reshape(b, q.shape[1], -1), ko), None if past is None else (keys, values)
+        return self.o(mixed.reshape(b, t, -1), ko), None if past is None else (keys, values)
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, config: DecoderConfig) -> jax.Array:
@@ -123,7 +120,7 @@ def rope_angles(config: DecoderConfig, positions: jax.Array) -> tuple[jax.Array,
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def rotate(x: jax.Array, rope: Sequence[jax.Array]) -> jax.Array:
+def rotate(x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Turns the pairs (c, c + C / 2) of x [B, T, heads, C] by their angles."""
     cos, sin = rope
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)

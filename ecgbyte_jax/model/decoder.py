@@ -53,11 +53,10 @@ class Block(nnx.Module):
         self.mlp = MLP(config, rngs)
         self.post_mlp_norm = nnx.data(Norm(config.width, config) if config.post_norms else None)
 
-    def __call__(self, x, rope, mask, past, key, last=0):
-        """See `Attention`; `last` > 0 gives so many tokens at the end alone."""
+    def __call__(self, x, rope, mask, past, key):
         ka, km = split_key(key, 2)
-        mixed, kept = self.attention(self.attention_norm(x), rope, mask, past, ka, last)
-        x = x[:, -last:] + (mixed if self.post_attention_norm is None else self.post_attention_norm(mixed))
+        mixed, kept = self.attention(self.attention_norm(x), rope, mask, past, ka)
+        x = x + (mixed if self.post_attention_norm is None else self.post_attention_norm(mixed))
         mapped = self.mlp(self.mlp_norm(x), km)
         return x + (mapped if self.post_mlp_norm is None else self.post_mlp_norm(mapped)), kept
 
@@ -95,8 +94,8 @@ class Decoder(nnx.Module):
     def hidden(self, input_ids, attention_mask=None, positions=None, *, cache=None, dropout_key=None):
         """Ids [B, T] to the last hidden states [B, T, D], and the cache with these tokens in it (None without one).
 
-        With a cache, attention_mask is [B, S] over all its places; the whole prompt comes first, then a token at a time, and
-        the hidden state is the last token's alone, [B, 1, D]. `dropout_key` switches LoRA's dropout on.
+        With a cache, attention_mask is [B, S] over all its places; the whole prompt comes first, then a token at a time.
+        `dropout_key` switches LoRA's dropout on.
         """
         b, t = input_ids.shape
         if cache is None and t > self.config.max_positions:
@@ -116,9 +115,8 @@ class Decoder(nnx.Module):
         if cache is None:
             return self.norm(self._run_blocks(x, rope, mask, back, dropout_key)), None
         kept = []
-        asked = [0] * (self.config.layers - 1) + [1]  # behind the last block nothing looks at the tokens before
-        for block, window, keys, values, last in zip(self.layers(), self.config.layer_windows, cache.keys, cache.values, asked):
-            x, kv = block(x, rope, within(mask, back, window), (keys, values, start), None, last)
+        for block, window, keys, values in zip(self.layers(), self.config.layer_windows, cache.keys, cache.values):
+            x, kv = block(x, rope, within(mask, back, window), (keys, values, start), None)
             kept.append(kv)
         return self.norm(x), Cache(tuple(k for k, _ in kept), tuple(v for _, v in kept), start + t)
 
