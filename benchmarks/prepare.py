@@ -159,8 +159,9 @@ class Peak:
 
 
 def _family(pid: int) -> list[int]:
+    """Children stand with the thread that started them, which is not the first one where Dask does."""
     try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        children = [child for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
     except OSError:
         return []
     return [pid, *(member for child in children for member in _family(int(child)))]

@@ -49,3 +49,9 @@ def test_preparing_folders_do_not_import_jax(folder):
 def test_what_a_worker_of_preparation_imports_brings_no_jax():
     code = "import sys, ecgbyte_jax.run.write_shards, ecgbyte_jax.run.sampling; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent).returncode == 0
+
+
+def test_preparation_waits_for_no_import_that_it_does_not_use():
+    slow = "jax", "transformers", "torch", "pandas"
+    code = f"import sys, ecgbyte_jax.run.pipeline, ecgbyte_jax.run.prepare; sys.exit(not {{*{slow}}}.isdisjoint(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent).returncode == 0

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import wfdb
 
 from ecgbyte_jax.corpora.ptbxl import DATABASE
 from ecgbyte_jax.ecg.records import LEADS
@@ -162,6 +161,8 @@ def _write_questions(folder: Path, hearts: list[Heart], rows: list[dict[str, obj
 
 def _write_record(path: Path, signal: np.ndarray) -> None:
     """Writes int16 [12, N] in uV as a WFDB record with PTB-XL's gain of 1000 per mV."""
+    import wfdb
+
     path.parent.mkdir(parents=True, exist_ok=True)
     names = [lead.upper() if lead.startswith("a") else lead for lead in LEADS]
     wfdb.wrsamp(

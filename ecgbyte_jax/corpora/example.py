@@ -38,7 +38,7 @@ class Example:
             if not getattr(self, name).strip():
                 raise ExampleError(f"the {name} is empty")
             if not _is_text(getattr(self, name)):
-                raise ExampleError(f"the {name} holds half a character (a lone surrogate)")
+                raise ExampleError(f"the {name} holds half a character or bytes that are not UTF-8")
         if self.split not in SPLITS:
             raise ExampleError(f"split {self.split!r} found, one of {SPLITS} wanted")
         if not self.records:
@@ -70,7 +70,9 @@ class Recording:
 
 
 def record_path(root: Path, name: str) -> Path:
-    """The WFDB record `name` below `root`, without extension; raises ExampleError for a path that leaves the root."""
+    """The WFDB record `name` below `root`, without extension; raises ExampleError where it leaves the root or is no text."""
+    if not _is_text(name):
+        raise ExampleError(f"record path {name!r} holds half a character or bytes that are not UTF-8")
     inside = os.path.normpath(name)
     if not name.strip() or os.path.isabs(inside) or inside.split(os.sep)[0] in ("..", ".") or "\0" in name:
         raise ExampleError(f"record path {name!r} found: one that stays inside the data's root wanted")

@@ -64,11 +64,12 @@ def _object(line: bytes) -> dict | str:
 def read_json_list(path: Path, chunk: int = 1 << 20) -> Iterator[object]:
     """The items of a JSON file that is one list, read piece by piece: the file may be larger than the memory.
 
-    Raises CorpusError, naming the place, where the file is not JSON in UTF-8, no list, or cut short.
+    Bytes that are not UTF-8 come as lone surrogates, which examples refuse, so that they cost one item alone. Raises
+    CorpusError, naming the place, where the file is not JSON, no list, or cut short.
     """
     decoder = json.JSONDecoder()
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
             text, place, done = file.read(chunk).lstrip(), 1, 0
             if not text.startswith("["):
                 raise CorpusError(f"{path}: a JSON list wanted")
@@ -89,8 +90,8 @@ def read_json_list(path: Path, chunk: int = 1 << 20) -> Iterator[object]:
                 if not more:
                     raise CorpusError(f"{path}: broken or cut short behind {done} items: {item}")
                 text, place = text[place:] + more, 0
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise CorpusError(f"{path}: not readable as JSON in UTF-8: {error}") from error
+    except RecursionError as error:
+        raise CorpusError(f"{path}: not readable as JSON: {error}") from error
     except OSError as error:
         raise CorpusError(f"{path}: cannot be read: {error.strerror}") from error
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import wfdb
 
 from ecgbyte_jax.errors import RecordError
 
@@ -129,6 +128,8 @@ def _read_plain(stem: Path, lines: list[list[str]]) -> _Digital | None:
 
 
 def _read_by_wfdb(stem: Path) -> _Digital:
+    import wfdb  # takes a third of a second, pandas with it, which every worker would spend on nothing
+
     try:
         found = wfdb.rdrecord(str(stem), physical=False, return_res=32)
         if found.d_signal is None:

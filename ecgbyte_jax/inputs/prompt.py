@@ -7,12 +7,15 @@ Axes: T places of a row, A answer tokens of a row with their eos.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
 
 from ecgbyte_jax.errors import ExampleError
 from ecgbyte_jax.inputs.text import SIG_END, SIG_START, ecg_text_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 _ENDS = 2  # bos and eos
 _MARKERS = 2  # <sig_start> and <sig_end> of every ECG
@@ -30,7 +33,7 @@ class PromptIds:
     ecg: np.ndarray
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerFast, ecg_vocab_size: int) -> "PromptIds":
+    def of(cls, tokenizer: "PreTrainedTokenizerFast", ecg_vocab_size: int) -> "PromptIds":
         """Those of a tokenizer that `text.add_ecg_tokens` has extended."""
         start, end = tokenizer.convert_tokens_to_ids([SIG_START, SIG_END])
         ecg = ecg_text_ids(tokenizer, ecg_vocab_size)

@@ -182,9 +182,9 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def write_lengths(path: Path, lengths: list[list[int]]) -> Written:
-    """The (tokens, answer tokens) of every sequence of a split, from which an epoch is planned without reading them."""
-    data = np.array(lengths, "<i4").tobytes()
+def write_lengths(path: Path, lengths: np.ndarray) -> Written:
+    """int32 [sequences, 2], tokens and answer tokens: an epoch is planned from them, without reading the sequences."""
+    data = lengths.astype("<i4").tobytes()
     write_whole(path, [data])
     return Written(len(lengths), len(data), hashlib.sha256(data).hexdigest())
 

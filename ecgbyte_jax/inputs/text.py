@@ -1,21 +1,29 @@
-"""The text tokenizer: a Hugging Face folder's, or one trained on the corpus, with the ECG tokens added."""
+"""The text tokenizer: a Hugging Face folder's, or one trained on the corpus, with the ECG tokens added.
+
+transformers, which takes two seconds to import, is imported where it is needed: workers of preparation do without.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ecgbyte_jax.ecg.published import published_id
 from ecgbyte_jax.errors import TokenizerError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 SIG_START, SIG_END, PAD = "<sig_start>", "<sig_end>", "<pad>"
 _BOS, _EOS = "<bos>", "<eos>"
 
 
-def train_text_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def train_text_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokenizerFast":
     """A byte-level BPE (no text is unknown to it) of at most `vocab_size` tokens, learnt from `texts`."""
+    from transformers import PreTrainedTokenizerFast
+
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -35,8 +43,10 @@ def train_text_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTok
     )
 
 
-def load_text_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
+def load_text_tokenizer(folder: str | Path) -> "PreTrainedTokenizerFast":
     """The tokenizer of a Hugging Face folder; raises TokenizerError where there is none, or it has no bos or eos."""
+    from transformers import AutoTokenizer
+
     if not (Path(folder) / "tokenizer_config.json").is_file() and not (Path(folder) / "tokenizer.json").is_file():
         raise TokenizerError(f"{folder}: no tokenizer.json or tokenizer_config.json there")
     try:
@@ -48,14 +58,28 @@ def load_text_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def add_ecg_tokens(tokenizer: PreTrainedTokenizerFast, ecg_vocab_size: int) -> None:
+def load_encoder(file: Path) -> Tokenizer:
+    """A saved `tokenizer.json` for `encode_texts` alone."""
+    encoder = Tokenizer.from_file(str(file))
+    encoder.no_padding()
+    encoder.no_truncation()
+    encoder.encode_special_tokens = True
+    return encoder
+
+
+def encode_texts(encoder: Tokenizer, texts: list[str]) -> list[np.ndarray]:
+    """int32 [n] each, without bos and eos; a text that spells a special token is text all the same."""
+    return [np.array(found.ids, np.int32) for found in encoder.encode_batch(texts, add_special_tokens=False)]
+
+
+def add_ecg_tokens(tokenizer: "PreTrainedTokenizerFast", ecg_vocab_size: int) -> None:
     """Adds `signal_<published id>` for every ECG token, `<sig_start>`, `<sig_end>`, and a pad token where it lacks one."""
     tokenizer.add_tokens([*_ecg_names(ecg_vocab_size), SIG_START, SIG_END], special_tokens=True)
     if tokenizer.pad_token_id is None:
         tokenizer.add_special_tokens({"pad_token": PAD})
 
 
-def ecg_text_ids(tokenizer: PreTrainedTokenizerFast, ecg_vocab_size: int) -> np.ndarray:
+def ecg_text_ids(tokenizer: "PreTrainedTokenizerFast", ecg_vocab_size: int) -> np.ndarray:
     """int32 [ecg_vocab_size]: the text tokenizer's id of every ECG token."""
     ids = tokenizer.convert_tokens_to_ids(_ecg_names(ecg_vocab_size))
     if None in ids or tokenizer.unk_token_id in ids:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 # The mesh axes that a batch and the heads are split over; see run/sharding.py for those of the parameters.
 BATCH_AXES = ("data", "fsdp")
 TENSOR_AXIS = "tensor"
+KERNELS = ("q", "k", "v", "o", "gate", "up", "down")  # of a block, which LoRA can adapt
 
 
 @dataclass(frozen=True)

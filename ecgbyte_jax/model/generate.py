@@ -95,9 +95,9 @@ def _check(model: Decoder, input_ids, attention_mask, new: int, sampling: _Sampl
 
 
 def _round_length(input_ids: jax.Array, attention_mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Prompts [B, T'] as long as the longest one, rounded up to 32, 40, 48, 56, 64, 80, ...: four lengths an octave."""
+    """Prompts [B, T'] as long as the longest one, rounded up to 32, 36, 40, ..., 64, 72, ...: eight lengths an octave."""
     longest, length = int(jnp.sum(attention_mask != 0, axis=1).max()), input_ids.shape[1]
-    lengths = (size for power in range(5, 32) for size in range(2**power, 2 ** (power + 1), 2 ** (power - 2)))
+    lengths = (size for power in range(5, 32) for size in range(2**power, 2 ** (power + 1), 2 ** (power - 3)))
     target = next(size for size in lengths if size >= longest)
     if target <= length:
         return input_ids[:, length - target :], attention_mask[:, length - target :]
@@ -135,16 +135,18 @@ def _generate(graphdef, state, input_ids, attention_mask, key, max_new_tokens, s
     def unfinished(now: _Decoding) -> jax.Array:
         return (now.step < max_new_tokens) & ~now.done.all()
 
-    hidden, cache = model.hidden(input_ids, valid, cache=Cache.empty(model.config, rows, prompt + max_new_tokens))
+    # The last token of the prompt goes with the new ones: of the others only the last block's keys and values are needed,
+    # and the compiler leaves the rest of that block out.
+    _, cache = model.hidden(input_ids[:, :-1], valid, cache=Cache.empty(model.config, rows, prompt + max_new_tokens))
     start = _Decoding(
         step=jnp.int32(0),
-        last=jnp.zeros(rows, jnp.int32),
+        last=input_ids[:, -1],
         done=jnp.zeros(rows, bool),
         tokens=jnp.full((rows, max_new_tokens), pad_id, jnp.int32),
         log_probs=jnp.zeros((rows, max_new_tokens), jnp.float32),
         cache=cache,
     )
-    end = jax.lax.while_loop(unfinished, extend, record(start, hidden))
+    end = jax.lax.while_loop(unfinished, extend, start)
     return end.tokens, end.log_probs
 
 

@@ -11,10 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ecgbyte_jax.errors import ConfigError
+from ecgbyte_jax.model.config import KERNELS
 from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.model.layers import Linear
-
-KERNELS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from ecgbyte_jax.corpora.example import SPLITS
 from ecgbyte_jax.errors import ConfigError
-from ecgbyte_jax.model.lora import KERNELS
+from ecgbyte_jax.model.config import KERNELS
 from ecgbyte_jax.run.corpus import CORPORA
 
 _Rule = tuple[Callable[[object], bool], str]

@@ -1,29 +1,15 @@
 """The stages of a run, one after the other."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
-import jax
 from ml_collections import ConfigDict
 
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.files import write_whole
-from ecgbyte_jax.run import distributed
 from ecgbyte_jax.run.check import check_config
-from ecgbyte_jax.run.evaluate import evaluate
-from ecgbyte_jax.run.export import export
-from ecgbyte_jax.run.inspect import inspect
-from ecgbyte_jax.run.prepare import prepare
-from ecgbyte_jax.run.tokenizer import tokenizer
-from ecgbyte_jax.run.train import train
 
-STAGES = {
-    "tokenizer": tokenizer,
-    "prepare": prepare,
-    "inspect": inspect,
-    "train": train,
-    "eval": evaluate,
-    "export": export,
-}
+STAGES = ("tokenizer", "prepare", "inspect", "train", "eval", "export")
 _TOGETHER = {"train", "eval"}  # every process takes part; the other stages are the leader's, and the others wait
 
 
@@ -34,20 +20,22 @@ def run(config: ConfigDict, workdir: Path, stages: list[str], profile_steps: tup
     """
     unknown = sorted(set(stages) - set(STAGES))
     if unknown or not stages:
-        raise ConfigError(f"--stage: {unknown} found, any of {list(STAGES)} wanted")
+        raise ConfigError(f"--stage: {unknown} found, any of {[*STAGES]} wanted")
     check_config(config)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--workdir: '{workdir}' cannot be made or is no folder: {error.strerror}") from error
-    distributed.join(config)
-    _keep_compiled(workdir)
-    alone = not config.distributed.initialize  # asking jax who leads would start it, which preparation does without
+    alone = not config.distributed.initialize
+    if not alone:
+        from ecgbyte_jax.run import distributed  # which imports JAX: preparation does without
+
+        distributed.join(config)
     for name in (name for name in STAGES if name in stages):
         leads = alone or distributed.leads()
         if leads or name in _TOGETHER:
-            with distributed.ending_with_the_others(config):
-                STAGES[name](config, workdir, **({"profile_steps": profile_steps} if name == "train" else {}))
+            with nullcontext() if alone else distributed.ending_with_the_others(config):
+                _run_stage(name, config, workdir, **({"profile_steps": profile_steps} if name == "train" else {}))
         if leads:
             # Behind the stage: one that is refused leaves the settings of what lies here.
             write_whole(workdir / "config.json", [config.to_json_best_effort(indent=1).encode()])
@@ -55,7 +43,29 @@ def run(config: ConfigDict, workdir: Path, stages: list[str], profile_steps: tup
             distributed.wait_for_all(name)
 
 
+def _run_stage(name: str, config: ConfigDict, workdir: Path, **more: object) -> None:
+    """Each stage imports what it needs itself: preparation is spared the seconds that JAX and all of training take."""
+    match name:
+        case "tokenizer":
+            from ecgbyte_jax.run.tokenizer import tokenizer as stage
+        case "prepare":
+            from ecgbyte_jax.run.prepare import prepare as stage
+        case "inspect":
+            from ecgbyte_jax.run.inspect import inspect as stage
+        case "train":
+            from ecgbyte_jax.run.train import train as stage
+        case "eval":
+            from ecgbyte_jax.run.evaluate import evaluate as stage
+        case "export":
+            from ecgbyte_jax.run.export import export as stage
+    if name in _TOGETHER:
+        _keep_compiled(workdir)
+    stage(config, workdir, **more)
+
+
 def _keep_compiled(workdir: Path) -> None:
     """Programs that took a second or more to compile are kept for the next run, unless JAX_COMPILATION_CACHE_DIR says where."""
+    import jax
+
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").resolve()))

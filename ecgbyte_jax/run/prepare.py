@@ -6,21 +6,23 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
-from transformers import PreTrainedTokenizerFast
 
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.errors import ShardsError
 from ecgbyte_jax.inputs.prompt import PromptIds
 from ecgbyte_jax.inputs.shards import Manifest, read_manifest, write_manifest
 from ecgbyte_jax.inputs.text import add_ecg_tokens, load_text_tokenizer, train_text_tokenizer
-from ecgbyte_jax.model.hf import locate
 from ecgbyte_jax.run import quantize, stages, write_shards
 from ecgbyte_jax.run.corpus import Corpus, Paths, digest, open_corpus
 from ecgbyte_jax.run.logbook import banner, console
 from ecgbyte_jax.run.tokenizer import make_tokenizer
 from ecgbyte_jax.run.workers import Run, open_workers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 _VERSION = 3  # of this stage's outputs
 
@@ -31,7 +33,7 @@ class Prepared:
 
     shards: Path
     manifest: Manifest
-    text_tokenizer: PreTrainedTokenizerFast
+    text_tokenizer: "PreTrainedTokenizerFast"
     ids: PromptIds
 
 
@@ -116,7 +118,7 @@ def _prepare(config: ConfigDict, paths: Paths, corpus: Corpus, stage: stages.Sta
     _report(paths, corpus, manifest, rows)
 
 
-def _save_whole(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def _save_whole(tokenizer: "PreTrainedTokenizerFast", folder: Path) -> None:
     """Writes the folder under another name first, so that it is either whole or not there."""
     partial = folder.with_name(folder.name + ".partial")
     for old in (partial, folder):
@@ -143,12 +145,16 @@ def _text_fingerprint(pretrained: str) -> str:
     """Of a pretrained text tokenizer's files; raises WeightsError where they are missing, before hours of work."""
     if not pretrained:
         return ""
+    from ecgbyte_jax.model.hf import locate  # which imports JAX: it takes a second, and most preparation does without
+
     folder = locate(pretrained)
     return stages.fingerprint(sorted(folder.glob("*token*")), folder)
 
 
-def _make_text_tokenizer(config: ConfigDict, corpus: Corpus, ecg_vocab_size: int) -> PreTrainedTokenizerFast:
+def _make_text_tokenizer(config: ConfigDict, corpus: Corpus, ecg_vocab_size: int) -> "PreTrainedTokenizerFast":
     if config.model.pretrained:
+        from ecgbyte_jax.model.hf import locate
+
         tokenizer = load_text_tokenizer(locate(config.model.pretrained))
     else:
         texts = (text for e in corpus.examples if e.split == "train" for text in (e.question, e.answer))

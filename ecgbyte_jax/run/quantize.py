@@ -6,7 +6,9 @@ stands there is not cleaned again. Axes: S segments of a recording, L leads (12)
 
 import hashlib
 import json
+import shutil
 import warnings
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,9 @@ from ecgbyte_jax.run.symbol_cache import Place, SymbolCache, write_part
 from ecgbyte_jax.run.workers import Run
 
 _VERSION = 3  # of what is made here
+_KEPT_RECORDS = 1000  # whose clean signals, of 1 MB at most each, wait on disk between the percentiles and the symbols
+_KEPT_BYTES = 1 << 20
+_DRAWN_AT_ONCE = 1 << 18  # samples
 
 
 def settings(config: ConfigDict) -> dict:
@@ -75,6 +80,7 @@ class Task:
     keys: tuple[int, ...]
     first: int
     seed: int
+    clean: Path
     quantizer: Quantizer | None = None
     cache: str = ""
 
@@ -128,7 +134,7 @@ def fit_quantizer(config: ConfigDict, paths: Paths, corpus: Corpus, run: Run) ->
     file = paths.cache / "percentiles" / f"{digest[:24]}.json"
     if file.is_file():
         return Quantizer(*json.loads(file.read_text()))
-    tasks = make_tasks(config, cleaning, records, record_keys)
+    tasks = make_tasks(config, paths, records, record_keys)
     parts: dict[int, Drawn] = {}
     with progress("percentiles of the signal", len(records)) as report:
         for number, found in run(draw_samples, tasks):
@@ -146,14 +152,34 @@ def fit_quantizer(config: ConfigDict, paths: Paths, corpus: Corpus, run: Run) ->
 
 def draw_samples(task: Task) -> Drawn:
     """Samples of clean recordings in mV, drawn at random; unusable recordings count when they are quantized."""
-    drawn = Drawn.none()
-    for number, record in enumerate(task.records, start=task.first):
+    drawn, waiting = Drawn.none(), []
+    for number, (key, record) in enumerate(zip(task.keys, task.records), start=task.first):
         try:
-            signal = task.cleaning.segments(record).ravel()
+            segments = task.cleaning.segments(record)
         except RecordError:
             continue
-        drawn = drawn.add(signal, np.random.default_rng([task.seed, number]).random(signal.size))
-    return drawn
+        if number < _KEPT_RECORDS:
+            _keep(task.clean, key, segments)
+        waiting.append((segments.ravel(), np.random.default_rng([task.seed, number]).random(segments.size)))
+        if sum(len(signal) for signal, _ in waiting) >= _DRAWN_AT_ONCE:
+            drawn, waiting = drawn.add(*map(np.concatenate, zip(*waiting))), []
+    return drawn.add(*map(np.concatenate, zip(*waiting))) if waiting else drawn
+
+
+def _keep(folder: Path, key: int, segments: np.ndarray) -> None:
+    """Leaves clean segments for `_kept`, as a zip file, whose checksum tells whether it is whole."""
+    if segments.nbytes <= _KEPT_BYTES:
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez(folder / f"{key:016x}.npz", segments=segments)
+
+
+def _kept(folder: Path, key: int) -> np.ndarray | None:
+    """The clean segments that `_keep` left, and None where it did not, or not whole: then they are made again."""
+    try:
+        with np.load(folder / f"{key:016x}.npz") as found:
+            return found["segments"]
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
 
 
 def quantize(config: ConfigDict, paths: Paths, corpus: Corpus, quantizer: Quantizer, run: Run) -> Signals:
@@ -163,7 +189,8 @@ def quantize(config: ConfigDict, paths: Paths, corpus: Corpus, quantizer: Quanti
     digest = stages.digest([_VERSION, repr(cleaning), repr(quantizer)])
     folder = paths.cache / "symbols" / digest[:24]
     missing = np.flatnonzero(SymbolCache(folder).find(record_keys) < 0)
-    _clean_missing(config, folder, quantizer, [records[i] for i in missing], record_keys[missing], run)
+    _clean_missing(config, paths, folder, quantizer, [records[i] for i in missing], record_keys[missing], run)
+    shutil.rmtree(_clean_folder(paths, cleaning), ignore_errors=True)
     cache = SymbolCache(folder)
     rows = dict(zip(records, cache.find(record_keys).tolist()))
     bad = {
@@ -174,12 +201,22 @@ def quantize(config: ConfigDict, paths: Paths, corpus: Corpus, quantizer: Quanti
     return Signals(quantizer, cache, {record: row for record, row in rows.items() if record not in bad})
 
 
+def _clean_folder(paths: Paths, cleaning: Cleaning) -> Path:
+    return paths.cache / "clean" / stages.digest([_VERSION, repr(cleaning)])[:24]
+
+
 def _clean_missing(
-    config: ConfigDict, folder: Path, quantizer: Quantizer, records: list[Path], record_keys: np.ndarray, run: Run
+    config: ConfigDict,
+    paths: Paths,
+    folder: Path,
+    quantizer: Quantizer,
+    records: list[Path],
+    record_keys: np.ndarray,
+    run: Run,
 ) -> None:
     if not records:
         return
-    tasks = make_tasks(config, Cleaning.of(config), records, record_keys, quantizer, str(folder))
+    tasks = make_tasks(config, paths, records, record_keys, quantizer, str(folder))
     done = bad = 0
     with progress("clean and quantize", len(records)) as report:
         for number, unusable in run(clean_part, tasks):
@@ -195,7 +232,8 @@ def clean_part(task: Task) -> int:
         nonlocal unusable
         for key, record in zip(task.keys, task.records):
             try:
-                segments = task.cleaning.segments(record)
+                kept = _kept(task.clean, key)
+                segments = task.cleaning.segments(record) if kept is None else kept
             except RecordError as error:
                 unusable += 1
                 yield key, error, {}
@@ -211,14 +249,14 @@ def clean_part(task: Task) -> int:
 
 def make_tasks(
     config: ConfigDict,
-    cleaning: Cleaning,
+    paths: Paths,
     records: list[Path],
     record_keys: np.ndarray,
     quantizer: Quantizer | None = None,
     cache: str = "",
 ) -> list[Task]:
     """The recordings in tasks of `prepare.task_records`."""
-    size = config.prepare.task_records
+    cleaning, size = Cleaning.of(config), config.prepare.task_records
     return [
         Task(
             cleaning,
@@ -226,6 +264,7 @@ def make_tasks(
             tuple(record_keys[first : first + size].tolist()),
             first,
             config.seed,
+            _clean_folder(paths, cleaning),
             quantizer,
             cache,
         )

@@ -85,7 +85,7 @@ def _features(config: ConfigDict, paths: Paths, records: list[Path], run: Run) -
     """float64 [R, F], computed in tasks and kept in the cache."""
     cleaning = quantize.Cleaning.of(config)
     folder = paths.cache / "features" / stages.digest(repr(cleaning))[:24]
-    tasks = quantize.make_tasks(config, cleaning, records, keys(records, paths.root), cache=str(folder))
+    tasks = quantize.make_tasks(config, paths, records, keys(records, paths.root), cache=str(folder))
     parts: dict[int, np.ndarray] = {}
     with progress("morphology", len(records)) as report:
         for number, part in run(measure_part, tasks):

@@ -16,6 +16,7 @@ from ecgbyte_jax.errors import ConfigError
 Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[tuple[int, Any]]]
 _AHEAD = 3  # tasks a worker that wait at the scheduler
 _DEATHS = 20  # of workers that one task survives
+_STARTS = 5
 _PATIENCE = 120  # s for a scheduler to answer and a worker to come
 # Dask has its workers hand freed memory back at once, so that every array's pages are taken anew: a third of their time.
 _ENVIRONMENT = {
@@ -52,8 +53,18 @@ def open_workers(config: ConfigDict) -> Iterator[Run]:
                 yield lambda function, tasks: _run(client, function, tasks)
             return
         local = {"n_workers": config.prepare.workers, "threads_per_worker": 1, "dashboard_address": ":0"}
-        with LocalCluster(**local, silence_logs=logging.CRITICAL, memory_limit=0) as cluster, Client(cluster) as client:
+        with _start(LocalCluster, **local, silence_logs=logging.CRITICAL, memory_limit=0) as cluster, Client(cluster) as client:
             yield lambda function, tasks: _run(client, function, tasks)
+
+
+def _start(cluster: Callable, **settings: Any) -> Any:
+    """A worker that dies while it starts ends the whole cluster with a RuntimeError: then all of it is started anew."""
+    for _ in range(_STARTS - 1):
+        try:
+            return cluster(**settings)
+        except RuntimeError:
+            continue
+    return cluster(**settings)
 
 
 def _connect(client: Callable, address: str) -> Any:

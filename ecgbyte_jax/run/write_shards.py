@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Tokenizer
 
 from ecgbyte_jax.corpora.example import SPLITS, Example, Rejected
 from ecgbyte_jax.ecg.bpe import BPE
@@ -22,7 +22,7 @@ from ecgbyte_jax.errors import ExampleError
 from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.inputs.prompt import ecg_room, share_room
 from ecgbyte_jax.inputs.shards import Manifest, Sequence, SplitSummary, Written, ecg_to_bytes, write_lengths, write_shard
-from ecgbyte_jax.inputs.text import load_text_tokenizer
+from ecgbyte_jax.inputs.text import encode_texts, load_encoder
 from ecgbyte_jax.run.corpus import Corpus
 from ecgbyte_jax.run.logbook import progress
 from ecgbyte_jax.run.quantize import Signals
@@ -63,18 +63,27 @@ class TextTask:
 
 def write_ecg(shards: Path, summaries: Path, tokenizer: Path, signals: Signals, records: list[Path], run: Run) -> "EcgShards":
     """Encodes and writes all segments of the recordings, in their order."""
-    places = [signals.place(record) for record in records]
-    target = _targets(shards, summaries, tokenizer, "ecg")
-    tasks = [EcgTask(next(target), tuple(chunk)) for chunk in _chunks(places, [p.segments for p in places], _ECG_SEGMENTS)]
+    counts = [signals.place(record).segments for record in records]
+    chunks = [*_chunks(records, counts, _ECG_SEGMENTS)]
+    targets = _targets(shards, summaries, tokenizer, "ecg", len(chunks))
+    tasks = (EcgTask(target, tuple(map(signals.place, chunk))) for target, chunk in zip(targets, chunks))
+    found = _collect(run(encode_part, tasks), "encode", [len(chunk) for chunk in chunks])
+    first = np.cumsum([0, *counts])[:-1].tolist()
+    written = {target.shard.name: Written(**summary["written"]) for target, summary in zip(targets, found)}
+    lengths = np.concatenate([summary["lengths"] for summary in found])
+    return EcgShards(written, lengths, dict(zip(records, zip(first, counts))))
+
+
+def _collect(results: Iterator[tuple[int, dict]], what: str, sizes: list[int]) -> list[dict]:
+    """The summaries of all tasks in the tasks' order, their lengths as int32. Tasks are made when they are sent and not kept,
+    so that memory does not grow with them; `sizes` are what they add to the bar.
+    """
     found: dict[int, dict] = {}
-    with progress("encode", len(records)) as report:
-        for number, summary in run(encode_part, tasks):
-            found[number] = summary
-            report(sum(len(tasks[done].places) for done in found))
-    lengths = np.concatenate([found[n]["lengths"] for n in range(len(tasks))]).astype(np.int32)
-    first = np.cumsum([0] + [p.segments for p in places])[:-1]
-    written = {tasks[n].target.shard.name: Written(**found[n]["written"]) for n in range(len(tasks))}
-    return EcgShards(written, lengths, {r: (int(f), p.segments) for r, f, p in zip(records, first, places)})
+    with progress(what, sum(sizes)) as report:
+        for number, summary in results:
+            found[number] = summary | {"lengths": np.array(summary["lengths"], np.int32)}
+            report(sum(sizes[done] for done in found))
+    return [found[number] for number in range(len(sizes))]
 
 
 @dataclass(frozen=True)
@@ -106,29 +115,25 @@ def write_texts(
     shards: Path, summaries: Path, tokenizer: Path, corpus: Corpus, ecg: EcgShards, per_file: int, max_length: int, run: Run
 ) -> Texts:
     """One sequence an example and segment, in the order of the examples; those whose texts leave no room are told."""
-    tasks: list[TextTask] = []
+    parts: list[tuple[Target, list[Example]]] = []
     for split in SPLITS:
-        target = _targets(shards, summaries, tokenizer, split)
         examples = [example for example in corpus.examples if example.split == split]
         counts = [min(ecg.segments[record][1] for record in example.records) for example in examples]
-        for chunk in _chunks(examples, counts, per_file):
-            tasks.append(TextTask(next(target), tuple(chunk), tuple(ecg.of(e) for e in chunk), max_length))
-    found: dict[int, dict] = {}
-    with progress("write shards", len(corpus.examples)) as report:
-        for number, summary in run(write_part, tasks):
-            found[number] = summary
-            report(sum(len(tasks[done].examples) for done in found))
-    return _gather([found[n] for n in range(len(tasks))], [task.examples[0].split for task in tasks], shards)
+        chunks = [*_chunks(examples, counts, per_file)]
+        parts += zip(_targets(shards, summaries, tokenizer, split, len(chunks)), chunks)
+    tasks = (TextTask(target, tuple(chunk), tuple(map(ecg.of, chunk)), max_length) for target, chunk in parts)
+    found = _collect(run(write_part, tasks), "write shards", [len(chunk) for _, chunk in parts])
+    return _gather(found, [chunk[0].split for _, chunk in parts], shards)
 
 
 def _gather(summaries: list[dict], splits: list[str], shards: Path) -> Texts:
     texts = Texts({split: SplitSummary() for split in SPLITS}, {}, {}, [])
     answers: dict[str, Counter[str]] = {}
-    lengths: dict[str, list[list[int]]] = {split: [] for split in SPLITS}
+    lengths = {split: [np.empty((0, 2), np.int32)] for split in SPLITS}
     for summary, split in zip(summaries, splits):
         part = SplitSummary(**summary["split"])
         texts.splits[split].add(part)
-        lengths[split] += summary["lengths"]
+        lengths[split].append(summary["lengths"].reshape(-1, 2))
         texts.rejected += [Rejected(**rejected) for rejected in summary["rejected"]]
         if part.files:
             texts.written[part.files[0]] = Written(**summary["written"])
@@ -136,19 +141,16 @@ def _gather(summaries: list[dict], splits: list[str], shards: Path) -> Texts:
             answers.setdefault(question, Counter()).update(counts)
     for split, found in lengths.items():
         texts.splits[split].lengths = f"{split}-lengths.i4"
-        texts.written[f"{split}-lengths.i4"] = write_lengths(shards / f"{split}-lengths.i4", found)
+        texts.written[f"{split}-lengths.i4"] = write_lengths(shards / f"{split}-lengths.i4", np.concatenate(found))
     # Of answers that are equally common the first in the alphabet, so that the order of reading does not matter.
     texts.commonest = {q: min(counts, key=lambda a: (-counts[a], a)) for q, counts in sorted(answers.items())}
     return texts
 
 
-def _targets(shards: Path, summaries: Path, tokenizer: Path, name: str) -> Iterator[Target]:
+def _targets(shards: Path, summaries: Path, tokenizer: Path, name: str, count: int) -> list[Target]:
     """ecg-00000, ecg-00001, ..."""
-    digest, number = hashlib.sha256(tokenizer.read_bytes()).hexdigest(), 0
-    while True:
-        file = f"{name}-{number:05d}"
-        yield Target(shards / f"{file}.array_record", summaries / f"{file}.json", tokenizer, digest)
-        number += 1
+    digest, files = hashlib.sha256(tokenizer.read_bytes()).hexdigest(), [f"{name}-{number:05d}" for number in range(count)]
+    return [Target(shards / f"{file}.array_record", summaries / f"{file}.json", tokenizer, digest) for file in files]
 
 
 def _chunks(items: list, sizes: list[int], limit: int) -> Iterator[list]:
@@ -200,10 +202,10 @@ def write_part(task: TextTask) -> dict:
 
 
 def _write_texts(task: TextTask) -> dict:
-    tokenizer = _text_tokenizer(task.target.tokenizer.parent, task.target.tokenizer_sha256)
+    encoder = _text_encoder(task.target.tokenizer, task.target.tokenizer_sha256)
     summary, rejected, answers = SplitSummary(), [], {"": Counter()}
     lengths: list[list[int]] = []
-    ids = _token_ids(tokenizer, [text for e in task.examples for text in (e.question, e.answer)])
+    ids = encode_texts(encoder, [text for e in task.examples for text in (e.question, e.answer)])
 
     def records() -> Iterator[bytes]:
         for example, segments, question, answer in zip(task.examples, task.segments, ids[::2], ids[1::2]):
@@ -269,14 +271,8 @@ def _bpe(path: Path, sha256: str) -> BPE:
 
 
 @lru_cache(maxsize=1)
-def _text_tokenizer(folder: Path, sha256: str) -> PreTrainedTokenizerFast:
-    return load_text_tokenizer(folder)
-
-
-def _token_ids(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[np.ndarray]:
-    """int32 [n] each; a text that spells a special token is text all the same."""
-    found = tokenizer(texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False).input_ids
-    return [np.array(ids, np.int32) for ids in found]
+def _text_encoder(file: Path, sha256: str) -> Tokenizer:
+    return load_encoder(file)
 
 
 def make_manifest(ecg: EcgShards, texts: Texts, digests: dict[str, str]) -> Manifest:

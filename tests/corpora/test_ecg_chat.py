@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from ecgbyte_jax.corpora.ecg_chat import read_conversations
@@ -58,3 +60,16 @@ def test_a_file_cut_short_or_missing_is_named(tmp_path):
     (tmp_path / "c.json").write_text('[{"ecg": "a"')
     with pytest.raises(CorpusError, match=r"c\.json: broken or cut short behind 0 items"):
         list(read_conversations(tmp_path / "c.json", tmp_path))
+
+
+@pytest.mark.parametrize("old, broken", [(b"What?", b"What\xff?"), (b"This.", b"\\ud800")])
+def test_an_entry_that_is_no_utf_8_is_rejected_and_the_rest_goes_on(tmp_path, old, broken):
+    text = json.dumps([entry("What?", "This."), entry("What?", "This.")]).encode()
+    (tmp_path / "c.json").write_bytes(text.replace(old, broken, 1))
+    first, second = read_conversations(tmp_path / "c.json", tmp_path)
+    assert isinstance(first, Rejected) and "not UTF-8" in first.reason and isinstance(second, Example)
+
+
+def test_a_path_that_is_no_utf_8_is_rejected(tmp_path):
+    (found,) = read(tmp_path, entry("What?", "This.", ecg=f"{ECG}\udcff"))
+    assert isinstance(found, Rejected) and "not UTF-8" in found.reason

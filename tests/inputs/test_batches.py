@@ -43,7 +43,7 @@ def folder(tmp_path):
     written["ecg-1"] = write_shard(shards / "ecg-1", map(ecg_to_bytes, ECGS[2:]))
     for split, count in (("train", 10), ("test", 2)):
         written[f"{split}-lengths"] = write_lengths(
-            shards / f"{split}-lengths", [[6 + len(ECGS[n % 3]), 2] for n in range(count)]
+            shards / f"{split}-lengths", np.array([[6 + len(ECGS[n % 3]), 2] for n in range(count)])
         )
     train = SplitSummary(["train-0", "train-1", "train-2"], "train-lengths", 10, 10, 1, 80, 8, 2)
     splits = {"train": train, "valid": SplitSummary(), "test": SplitSummary(["test-0"], "test-lengths", 2, 2, 0, 16, 8, 2)}

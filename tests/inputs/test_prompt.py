@@ -3,7 +3,14 @@ import pytest
 
 from ecgbyte_jax.errors import ExampleError
 from ecgbyte_jax.inputs.prompt import PromptIds, lay_out, render, share_room
-from ecgbyte_jax.inputs.text import add_ecg_tokens, ecg_text_ids, load_text_tokenizer, train_text_tokenizer
+from ecgbyte_jax.inputs.text import (
+    add_ecg_tokens,
+    ecg_text_ids,
+    encode_texts,
+    load_encoder,
+    load_text_tokenizer,
+    train_text_tokenizer,
+)
 
 # bos 1, eos 2, pad 0, <sig_start> 3, <sig_end> 4; ECG token k is 100 + k.
 IDS = PromptIds(bos=1, eos=2, pad=0, sig_start=3, sig_end=4, ecg=np.arange(100, 130, dtype=np.int32))
@@ -92,3 +99,19 @@ def test_ecg_tokens_have_their_published_names():
         "signal_257",
     ]
     assert tokenizer("<sig_start>signal_256<sig_end>", add_special_tokens=False).input_ids[1] == ids[26]
+
+
+def test_the_light_encoder_gives_the_ids_of_transformers(tmp_path):
+    texts = [
+        "Sinusrhythmus, linker Lagetyp",
+        "",
+        "  leading  blanks",
+        "<bos> signal_97 <sig_start> <pad> is text",
+        "1° AV-Block ß",
+    ]
+    tokenizer = train_text_tokenizer(texts * 3, 400)
+    add_ecg_tokens(tokenizer, 30)
+    tokenizer.save_pretrained(tmp_path)
+    expected = tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
+    found = encode_texts(load_encoder(tmp_path / "tokenizer.json"), texts)
+    assert [ids.tolist() for ids in found] == expected and tokenizer.bos_token_id not in expected[3]

@@ -75,7 +75,7 @@ def test_sampling_follows_the_distribution():
     np.testing.assert_allclose(np.bincount(drawn) / 20_000, [0.5, 0.3, 0.2], atol=0.02)
 
 
-@pytest.mark.parametrize("length, target", [(1, 32), (32, 32), (33, 40), (57, 64), (65, 80), (400, 448), (520, 640)])
+@pytest.mark.parametrize("length, target", [(1, 32), (32, 32), (33, 36), (57, 60), (65, 72), (400, 416), (520, 576)])
 def test_prompts_are_rounded_to_few_lengths(length, target):
     mask = np.arange(600) >= 600 - np.array([[1], [length]])
     ids, cut = _round_length(jnp.arange(600)[None].repeat(2, 0), jnp.asarray(mask))
@@ -87,7 +87,7 @@ def test_prompts_are_rounded_to_few_lengths(length, target):
 def test_prompts_of_like_lengths_share_one_program(model, rng):
     before = module._generate._cache_size()
     rows = {}
-    for length in (33, 36, 40):
+    for length in (37, 38, 40):
         ids = rng.integers(0, 40, (2, length)).astype(np.int32)
         rows[length] = ids, generate(model, ids, np.ones_like(ids), 3)
     assert module._generate._cache_size() == before + 1

@@ -212,3 +212,45 @@ def test_other_texts_need_no_cleaning(config, folder, tmp_path, monkeypatch):
     config.tokenizer.file = str(tmp_path / "w/tokenizer/ecg_tokenizer.json")
     prepare(config, tmp_path / "questions")
     assert written(tmp_path / "questions") == 4 * RECORDS
+
+
+@pytest.fixture
+def conversations(folder) -> Path:
+    """ECG-Chat's file about the recordings, each as another patient's of MIMIC-IV-ECG; the fourth to seventh are bad."""
+    entries = []
+    for number in range(1, RECORDS + 1):
+        name = f"p1000/p100000{number:02d}/s{number}/{number}"
+        for ending in ("hea", "dat"):
+            path = folder / f"files/{name}.{ending}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = record(folder, number, ending).read_bytes()
+            path.write_bytes(content.replace(f"{number:05d}_hr".encode(), str(number).encode()) if ending == "hea" else content)
+        talk = [{"from": "human", "value": f"<ecg>\nWhat {number}?"}, {"from": "gpt", "value": "This."}]
+        entries.append({"ecg": name, "conversations": talk})
+    entries[4] = {"ecg": entries[4]["ecg"]}
+    entries[5]["conversations"][1]["value"] = " "
+    entries[6]["ecg"] += "1"
+    file = folder / "pretrain_mimic.json"
+    file.write_bytes(json.dumps(entries).encode().replace(b"What 4?", b"What \xff?"))
+    return file
+
+
+def test_bad_conversations_are_set_aside_and_counted(config, conversations, tmp_path):
+    config.data.corpus = "ecg_chat"
+    prepare(config, tmp_path / "run")
+    bad = {id: line["reason"] for id, line in quarantine(tmp_path / "run").items()}
+    assert bad.pop("3").endswith("not UTF-8") and "fields ecg (a path) and conversations" in bad.pop("4")
+    assert bad.pop("5") == "entry 5: the answer is empty" and "no such file" in bad.pop("6/0") and not bad
+    assert written(tmp_path / "run") == RECORDS - 4
+
+
+@pytest.mark.parametrize("damage", ["cut", "broken", "object"])
+def test_a_broken_file_of_conversations_is_named_in_one_line(config, conversations, tmp_path, damage):
+    text = conversations.read_bytes()
+    broken = {"cut": text[:-30], "broken": text.replace(b'"from"', b'"from', 1), "object": b"{" + text + b"}"}[damage]
+    conversations.write_bytes(broken)
+    config.data.corpus = "ecg_chat"
+    with pytest.raises(CorpusError, match=r"pretrain_mimic\.json: ") as error:
+        prepare(config, tmp_path / "run")
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+    assert not (tmp_path / "run/shards").exists()

@@ -142,3 +142,19 @@ def test_a_scheduler_that_does_not_answer_is_named(data, tmp_path, monkeypatch):
         module.open_workers(config),
     ):
         pass
+
+
+def test_a_cluster_whose_worker_dies_while_it_starts_is_started_again():
+    from ecgbyte_jax.run.workers import _start
+
+    dies = iter([True, True, False])
+
+    def cluster(workers: int) -> int:
+        if next(dies):
+            raise RuntimeError("Nanny failed to start.")
+        return workers
+
+    assert _start(cluster, workers=2) == 2
+    dies = iter([True] * 9)
+    with pytest.raises(RuntimeError, match="Nanny failed to start"):
+        _start(cluster, workers=2)

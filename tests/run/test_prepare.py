@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import shutil
 
 import numpy as np
@@ -13,7 +14,7 @@ from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.errors import ConfigError, CorpusError, ShardsError
 from ecgbyte_jax.inputs.batches import open_split
 from ecgbyte_jax.run import prepare as stage
-from ecgbyte_jax.run import stages
+from ecgbyte_jax.run import quantize, stages
 from ecgbyte_jax.run.prepare import load_prepared, prepare
 
 FLAT = np.zeros(5000, "<i2")
@@ -233,3 +234,26 @@ def test_the_pretrained_folder_s_text_tokenizer_is_used(config, folder, tmp_path
     prepare(config, tmp_path / "v")
     ours, theirs = (load_prepared(config, tmp_path / name).text_tokenizer for name in ("w", "v"))
     assert ours.get_vocab() == theirs.get_vocab()
+
+
+def test_recordings_of_the_percentiles_are_cleaned_once(config, folder, tmp_path, monkeypatch):
+    cleaned, whole = [], quantize.Cleaning.whole
+    monkeypatch.setattr(quantize.Cleaning, "whole", lambda self, record: cleaned.append(record) or whole(self, record))
+    prepare(config, tmp_path / "once")
+    assert len(cleaned) == len(set(cleaned)) == 40
+    assert not list((tmp_path / "once/cache/clean").iterdir())
+
+
+@pytest.mark.parametrize("damage", ["cut", "overwritten", "gone"])
+def test_what_waits_for_its_symbols_and_is_damaged_is_cleaned_again(tmp_path, damage):
+    segments, file = np.random.default_rng(0).normal(size=(2, 12, 500)), tmp_path / f"{7:016x}.npz"
+    quantize._keep(tmp_path, 7, segments)
+    assert np.array_equal(quantize._kept(tmp_path, 7), segments)
+    content = bytearray(file.read_bytes())
+    content[5000:5100] = bytes(100)
+    {
+        "cut": lambda: os.truncate(file, 50_000),
+        "overwritten": lambda: file.write_bytes(content),
+        "gone": file.unlink,
+    }[damage]()
+    assert quantize._kept(tmp_path, 7) is None
