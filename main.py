@@ -15,8 +15,22 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything that the run makes goes; runs/<experiment> if not given.")
 _STAGES = flags.DEFINE_list(
-    "stage", ["prepare", "train", "eval"], "What to run of tokenizer, prepare, inspect, train, eval, export, in this order."
+    "stage",
+    ["prepare", "train", "eval", "report"],
+    "What to run of tokenizer, prepare, inspect, train, eval, attend, report, export, ask, in this order.",
 )
+# Of --stage=ask.
+_RECORDS = flags.DEFINE_multi_string(
+    "record", [], "ask: your own WFDB record, .csv or .npy file; several parted by commas, or the flag again."
+)
+_QUESTIONS = flags.DEFINE_multi_string(
+    "question", [], "ask: the question; the flag again for more; without it they are read from the terminal, a line each."
+)
+_SAMPLE_RATE = flags.DEFINE_float("sample_rate", 0.0, "ask: Hz of a .csv or .npy file.", lower_bound=0.0)
+_LEADS = flags.DEFINE_list("leads", [], "ask: the leads' names, in order, of a .npy file or a .csv file without a header.")
+_UNITS = flags.DEFINE_enum("units", "mV", ["mV", "uV", "V"], "ask: the units of a .csv or .npy file.")
+_COMPARE = flags.DEFINE_bool("compare", False, "ask: put all recordings into one prompt, as a comparison.")
+_PICTURE = flags.DEFINE_string("picture", "", "ask: also draw the attention over the trace into this .png or .svg file.")
 
 
 def main(argv: list[str]) -> None:
@@ -28,10 +42,14 @@ def main(argv: list[str]) -> None:
         _fail("--config=experiments/NAME.py is needed; --config=experiments/demo.py needs no data")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # or it says that PyTorch is missing, which is not used here
     # Behind the flags: these imports take seconds, and a mistake in the flags is told at once.
+    from ecgbyte_jax.run.ask import Inquiry
     from ecgbyte_jax.run.pipeline import run
 
+    records = tuple(path.strip() for paths in _RECORDS.value for path in paths.split(",") if path.strip())
+    others = (_SAMPLE_RATE.value, tuple(_LEADS.value), _UNITS.value, _COMPARE.value, _PICTURE.value)
     try:
-        run(_CONFIG.value, Path(_WORKDIR.value or _default_workdir()), _STAGES.value)
+        inquiry = Inquiry(records, tuple(_QUESTIONS.value), *others)
+        run(_CONFIG.value, Path(_WORKDIR.value or _default_workdir()), _STAGES.value, inquiry)
     except EcgByteError as error:
         _fail(str(error))
     except KeyboardInterrupt:
