@@ -19,8 +19,8 @@ _TIME = {"time": 1.0, "t": 1.0, "time_s": 1.0, "seconds": 1.0, "time_ms": 1e-3, 
 _CANONICAL = {name.upper(): name for name in LEADS}
 # What the middle lead of an ECG spans, from its 1st to its 99th percentile, lies between these (mV) with room to spare.
 _LEAST_SPAN, _MOST_SPAN = 0.02, 20.0
-# Rates that are wrong by a factor of 4 or more make the heart too slow and its slopes too flat, or both the opposite. Of the 388
-# recordings of PTB-XL in the tests none comes near (31 to 171 beats a minute, half of the slopes' power above 8 to 115 Hz).
+# Rates that are wrong by a factor of 4 or more make the heart too slow and its slopes too flat, or both the opposite. None of
+# 388 recordings of PTB-XL comes near (31 to 171 beats a minute, half of the slopes' power above 8 to 115 Hz).
 _SLOW, _FAST = (30.0, 12.0), (120.0, 60.0)  # beats a minute, Hz
 
 
@@ -73,7 +73,9 @@ def check_plausible(record: Record, path: Path) -> None:
 
 def _read_table(path: Path, sample_rate: float, leads: tuple[str, ...], units: str, read) -> Record:
     if not np.isfinite(sample_rate) or sample_rate <= 0:
-        raise RecordError(f"{path}: sample rate {sample_rate:g} Hz found; give the one that it was recorded at, --sample_rate=500")
+        raise RecordError(
+            f"{path}: sample rate {sample_rate:g} Hz found; give the one that it was recorded at, --sample_rate=500"
+        )
     if units not in UNITS:
         raise RecordError(f"{path}: units {units!r} found, one of {tuple(UNITS)} wanted")
     try:
@@ -93,9 +95,15 @@ def _read_npy(path: Path, leads: tuple[str, ...], sample_rate: float) -> tuple[n
         raise RecordError(f"{path}: not readable as an NPY file of numbers: {error}") from error
     if not leads:
         raise RecordError(f"{path}: the leads' names are missing; give them in the file's order, --leads={','.join(LEADS)}")
-    if not np.issubdtype(values.dtype, np.number) or np.iscomplexobj(values) or values.ndim != 2 or len(leads) not in values.shape:
+    if (
+        not np.issubdtype(values.dtype, np.number)
+        or np.iscomplexobj(values)
+        or values.ndim != 2
+        or len(leads) not in values.shape
+    ):
         raise RecordError(
-            f"{path}: an array {values.shape} of {values.dtype} found for {len(leads)} leads, [leads, samples] of real numbers wanted"
+            f"{path}: an array {values.shape} of {values.dtype} found for {len(leads)} leads, [leads, samples] of real numbers "
+            "wanted"
         )
     values = values.astype(np.float64)
     return (values if values.shape[0] == len(leads) else values.T), leads

@@ -16,7 +16,7 @@ from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.model.attention import causal_mask, rope_angles, within
 from ecgbyte_jax.model.decoder import Decoder
 
-_BUCKET = 64  # sequences and answers are padded to a multiple, so that different lengths share few compiled programs
+_SHORTEST = 64  # sequences and answers are padded to a power of two from here, so that they share few compiled programs
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,17 +47,21 @@ def attribute(
     prompt, answer = np.asarray(prompt, np.int32), np.asarray(answer, np.int32)
     _check(model, prompt, answer, layers, heads)
     total, last = len(prompt) + len(answer), len(answer)
-    length = -(-total // _BUCKET) * _BUCKET
+    length = _padded(total)
     ids = np.pad(np.concatenate([prompt, answer]), (length - total, 0))
-    room = -(-last // _BUCKET) * _BUCKET  # places at the end that hold every answer token
+    room = _padded(last)  # places at the end that hold every answer token
     layer_share = _shares(model.config.layers, layers)
     head_share = _shares(model.config.heads, heads)
     graphdef, state = nnx.split(model)
-    attention, rollout, gradients, log_probs = jax.tree.map(
-        np.asarray, _attribute(graphdef, state, ids, np.int32(total), np.int32(last), layer_share, head_share, min(room, length - 1))
-    )
+    sizes = np.int32(total), np.int32(last)
+    found = _attribute(graphdef, state, ids, *sizes, layer_share, head_share, min(room, length - 1))
+    attention, rollout, gradients, log_probs = map(np.asarray, found)
     rows, columns = slice(-last - 1, -1), slice(length - total, length - last)
     return Attribution(attention[rows, columns], rollout[rows, columns], gradients[columns], log_probs[-last:])
+
+
+def _padded(count: int) -> int:
+    return max(_SHORTEST, 1 << (count - 1).bit_length())
 
 
 def _check(model: Decoder, prompt: np.ndarray, answer: np.ndarray, layers: Sequence[int], heads: Sequence[int]) -> None:
@@ -68,7 +72,8 @@ def _check(model: Decoder, prompt: np.ndarray, answer: np.ndarray, layers: Seque
             raise ConfigError(f"{name}: {tuple(chosen)} found, of 0 to {count - 1} of this model wanted")
     if len(prompt) + len(answer) > model.config.max_positions:
         raise ConfigError(
-            f"{len(prompt)} tokens and {len(answer)} of the answer found, at most the model's {model.config.max_positions} wanted"
+            f"{len(prompt)} tokens and {len(answer)} of the answer found, at most the model's {model.config.max_positions} "
+            "positions wanted"
         )
 
 
@@ -86,21 +91,20 @@ def _attribute(graphdef, state, ids, total, last, layer_share, head_share, room)
     valid = places >= len(places) - total
     positions = jnp.maximum(places - (len(places) - total), 0)[None]
     embedded = model.embed(ids, positions)
-    _, weights = run_blocks(model, embedded, valid[None], positions, head_share)
+
+    def answer_log_prob(embedded: jax.Array) -> tuple[jax.Array, tuple]:
+        hidden, weights = run_blocks(model, embedded, valid[None], positions, head_share)
+        logits = model.logits(hidden[:, -room - 1 : -1])[0]  # [room, V]
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), ids[0, -room:, None], axis=1)[:, 0]
+        return jnp.sum(jnp.where(jnp.arange(room) >= room - last, chosen, 0.0)), (chosen, weights)
+
+    gradient, (log_probs, weights) = jax.grad(answer_log_prob, has_aux=True)(embedded)
+    product = gradient.astype(jnp.float32) * embedded.astype(jnp.float32)  # [1, T, D]
     identity = jnp.eye(len(places))
     attention, rollout = jnp.zeros_like(identity), identity
     for share, (chosen, mean) in zip(layer_share, weights):
         attention += share * chosen
         rollout = (0.5 * mean + 0.5 * identity) @ rollout
-
-    def answer_log_prob(embedded: jax.Array) -> tuple[jax.Array, jax.Array]:
-        hidden, _ = run_blocks(model, embedded, valid[None], positions, None)
-        logits = model.logits(hidden[:, -room - 1 : -1])[0]  # [room, V]
-        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), ids[0, -room:, None], axis=1)[:, 0]
-        return jnp.sum(jnp.where(jnp.arange(room) >= room - last, chosen, 0.0)), chosen
-
-    gradient, log_probs = jax.grad(answer_log_prob, has_aux=True)(embedded)
-    product = gradient.astype(jnp.float32) * embedded.astype(jnp.float32)  # [1, T, D]
     return attention, rollout, product.sum(axis=-1)[0], log_probs
 
 

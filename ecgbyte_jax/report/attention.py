@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from ecgbyte_jax.ecg.records import LEADS
 from ecgbyte_jax.report.paper import draw_head, draw_traces, lay_out, new_sheet
 
-_FOOT = 16.0  # mm for the colour bar
+_FOOT = 14.0  # mm for the colour bar
 _CLIP = 99.5  # percentile of |weight| that gets the strongest colour: one token of one sample must not pale all others
 _FULL_3X4 = 2.5  # s; longer segments are drawn 12 x 1, so that no sample is left out
 
@@ -41,8 +41,8 @@ def draw_attention(
     draw_traces(axes, sheet, signal, _shares(weights))
     draw_head(axes, sheet, title)
     bar_width = min(100.0, sheet.width - 30.0)
-    bar = figure.add_axes((15.0 / sheet.width, 11.0 / sheet.height, bar_width / sheet.width, 3.0 / sheet.height), zorder=6)
-    axes.add_patch(Rectangle((0, 0), sheet.width, _FOOT, facecolor="white", zorder=3))
+    bar = figure.add_axes((15.0 / sheet.width, 9.5 / sheet.height, bar_width / sheet.width, 3.0 / sheet.height), zorder=6)
+    axes.add_patch(Rectangle((0, 0), sheet.width, _FOOT + 3, facecolor="white", zorder=3))
     figure.colorbar(image, cax=bar, orientation="horizontal", extend="both" if signed else "max")
     bar.tick_params(labelsize=7)
     bar.set_xlabel(label, fontsize=7, labelpad=1)

@@ -24,7 +24,8 @@ def draw_training(lines: list[dict]) -> Figure:
         main.plot(*valid, color=_ORANGE, marker="o", linewidth=1.6, label="validation")
     if len(losses) and min(losses) > 0:
         main.set_yscale("log")
-    main.set(xlabel="step", ylabel="loss in nats a token")
+    main.set_xlabel("step", fontsize=9)
+    main.set_ylabel("loss in nats a token", fontsize=9)
     main.legend(fontsize=8, frameon=False)
     _plain(main)
     for place, (name, label) in enumerate(_AXES):

@@ -1,6 +1,6 @@
 """The report as one HTML file: what it says, as plain values, and the template that shows them.
 
-Everything that comes from data is escaped by the template; the file asks the network for nothing, and its content policy forbids it.
+Everything that comes from data is escaped by the template; the file asks the network for nothing, as its content policy says.
 """
 
 import base64

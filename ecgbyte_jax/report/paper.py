@@ -4,6 +4,7 @@ One axes covers the whole figure, and its unit is the millimetre. Axes of arrays
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -64,7 +65,7 @@ def lay_out(signal: np.ndarray, rate: float, layout: str = "3x4", foot: float = 
     rows = _rows(signal.shape[1], rate, layout)
     heights, zeros = zip(*(_height(signal, row, layout) for row in rows))
     lengths = [sum(stop - start for _, start, stop in row) / rate * MM_PER_S + _GAP * (len(row) - 1) for row in rows]
-    top = 2 * _MARGIN + foot + sum(heights)
+    top = _MARGIN + foot + sum(heights)
     panels, pulses = [], []
     for row, height, zero in zip(rows, heights, zeros):
         left = _MARGIN + _PULSE
@@ -73,7 +74,7 @@ def lay_out(signal: np.ndarray, rate: float, layout: str = "3x4", foot: float = 
             panels.append(Panel(lead, start, stop, left, top - height + zero, top - height, top))
             left += (stop - start) / rate * MM_PER_S + _GAP
         top -= height
-    height = 2 * _MARGIN + foot + sum(heights) + _HEAD
+    height = _MARGIN + foot + sum(heights) + _HEAD
     return Sheet(_whole(2 * _MARGIN + _PULSE + max(lengths)), _whole(height), rate, tuple(panels), tuple(pulses))
 
 
@@ -83,7 +84,7 @@ def _rows(samples: int, rate: float, layout: str) -> list[list[tuple[int, int, i
         return [[(lead, 0, samples)] for lead in range(len(LEADS))]
     whole = samples / rate <= _WHOLE_LEADS
     cuts = np.linspace(0, samples, len(_COLUMNS) + 1).round().astype(int).tolist()
-    spans = [(0, samples)] * len(_COLUMNS) if whole else list(zip(cuts[:-1], cuts[1:]))
+    spans = [(0, samples)] * len(_COLUMNS) if whole else list(pairwise(cuts))
     rows = [[(LEADS.index(names[row]), *span) for names, span in zip(_COLUMNS, spans)] for row in range(3)]
     return rows if whole else [*rows, [(LEADS.index(_RHYTHM), 0, samples)]]
 

@@ -35,7 +35,9 @@ def draw_tokens(signal: np.ndarray, rate: float, tokenizer: ECGTokenizer, *, tit
         axes.plot(seconds, signal[lead], color="#999999", linewidth=2.2, zorder=1)
         points = np.stack([seconds, restored[lead]], axis=-1)
         colours = [_colour(int(ids[token])) for token in token_of[lead]]
-        axes.add_collection(LineCollection(np.stack([points[:-1], points[1:]], axis=1), colors=colours[1:], linewidths=1.2, zorder=3))
+        axes.add_collection(
+            LineCollection(np.stack([points[:-1], points[1:]], axis=1), colors=colours[1:], linewidths=1.2, zorder=3)
+        )
         low, high = axes.get_ylim()
         axes.vlines(seconds[starts[lead]], low, low + 0.1 * (high - low), color="#444444", linewidth=0.5, zorder=2)
         axes.set_ylim(low, high)
@@ -74,7 +76,7 @@ def draw_usage(counts: np.ndarray, lengths: np.ndarray) -> Figure:
         share, _ = np.histogram(lengths, edges, weights=weights / max(weights.sum(), 1))
         right.step(np.append(middle, edges[-1]), np.append(share / width, 0), where="post", color=colour, label=name)
     right.set_title(f"length: up to {longest} samples", fontsize=9, loc="left")
-    right.set(xscale="log", xlabel="samples a token", ylabel="share of tokens a sample of length")
+    right.set(xscale="log", xlabel="samples a token", ylabel="share of tokens, per sample of length")
     right.legend(fontsize=8, frameon=False)
     return figure
 
@@ -101,4 +103,6 @@ def _chart(columns: int) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
         axes.set_axisbelow(True)
+        axes.xaxis.label.set_size(9)
+        axes.yaxis.label.set_size(9)
     return figure

@@ -12,7 +12,9 @@ _REASONS = 20
 def evaluated(results: dict) -> str:
     """One sentence on what was evaluated."""
     known = {name: results.get(name) for name in ("sequences", "patients", "split", "checkpoint_step", "empty_answers")}
-    text = "{sequences} answers about {patients} patients of the split '{split}', by checkpoint {checkpoint_step}".format(**known)
+    text = "{sequences} answers about {patients} patients of the split '{split}', by checkpoint {checkpoint_step}".format(
+        **known
+    )
     seeds = results.get("seeds")
     more = f", seeds {', '.join(map(str, seeds))}" if isinstance(seeds, list) and seeds else ""
     return f"{text}{more}. {known['empty_answers']} answers are empty; they count as wrong."
@@ -29,7 +31,11 @@ def score_tables(results: dict) -> list[Table]:
     if seeds:
         metrics = list(dict.fromkeys(metric for row in seeds.values() for metric in _dict(row)))
         cells = [(name, *(_seed_cell(_dict(row).get(m)) for m in metrics)) for name, row in seeds.items()]
-        tables.append(Table("Over seeds in %: mean, ± standard deviation, 95% t interval", ("system", *map(_metric, metrics)), tuple(cells)))
+        tables.append(
+            Table(
+                "Over seeds in %: mean, ± standard deviation, 95% t interval", ("system", *map(_metric, metrics)), tuple(cells)
+            )
+        )
     for name, caption in (
         ("by_question_type", "The model by question type, in %"),
         ("by_attribute", "The model by attribute, in %"),
@@ -38,15 +44,20 @@ def score_tables(results: dict) -> list[Table]:
     ):
         found = _dict(results.get(name))
         if found:
-            tables.append(_plain(caption, {key: row if isinstance(row, dict) else {"macro F1": row} for key, row in found.items()}))
+            tables.append(
+                _plain(caption, {key: row if isinstance(row, dict) else {"macro F1": row} for key, row in found.items()})
+            )
     return tables
 
 
 def score_notes(results: dict) -> list[str]:
     """Metrics that could not be computed, with the reason."""
     notes = [f"{_metric(str(name))} is missing: {reason}" for name, reason in _dict(results.get("missing")).items()]
-    return [*notes, "'another patient's ECG' is the same model given the ECG of another patient: what it loses there it had read "
-            "from the ECG. 'commonest answer' always gives the answer commonest in training."]  # fmt: skip
+    baselines = (
+        "'another patient's ECG' is the same model given the ECG of another patient: what it loses there it had read from "
+        "the ECG. 'commonest answer' always gives the answer commonest in training."
+    )
+    return [*notes, baselines]
 
 
 def split_table(manifest: dict) -> Table:
@@ -72,11 +83,15 @@ def settings_tables(config: dict) -> list[Table]:
     """A table for each part of config.json."""
     parts = {"run": {k: v for k, v in config.items() if not isinstance(v, dict)}}
     parts |= {name: part for name, part in config.items() if isinstance(part, dict)}
-    return [Table(name, ("setting", "value"), tuple((k, str(v)) for k, v in part.items())) for name, part in parts.items() if part]
+    return [
+        Table(name, ("setting", "value"), tuple((k, str(v)) for k, v in part.items())) for name, part in parts.items() if part
+    ]
 
 
 def _plain(caption: str, found: dict[str, dict]) -> Table:
-    metrics = list(dict.fromkeys(metric for row in found.values() for metric in row if not isinstance(row[metric], dict | list)))
+    metrics = list(
+        dict.fromkeys(metric for row in found.values() for metric in row if not isinstance(row[metric], dict | list))
+    )
     rows = [(str(key), *(_value(metric, row.get(metric)) for metric in metrics)) for key, row in found.items()]
     return Table(caption, ("", *map(_metric, metrics)), tuple(rows))
 
@@ -87,7 +102,7 @@ def _value(metric: str, value: object) -> str:
 
 def _cell(value: object, interval: object = None) -> str:
     if not isinstance(value, int | float):
-        return "–"
+        return "-"
     low_high = _numbers(interval)
     return f"{100 * value:.1f}" + (f" [{100 * low_high[0]:.1f}, {100 * low_high[1]:.1f}]" if len(low_high) == 2 else "")
 
@@ -96,7 +111,7 @@ def _seed_cell(found: object) -> str:
     """Of {mean, std, t95}; t95 is the interval or half its width."""
     found = _dict(found)
     if not isinstance(found.get("mean"), int | float):
-        return "–"
+        return "-"
     mean, std, t95 = found["mean"], found.get("std"), found.get("t95")
     text = f"{100 * mean:.1f}" + (f" ± {100 * std:.1f}" if isinstance(std, int | float) else "")
     if isinstance(t95, int | float):

@@ -34,8 +34,10 @@ _SHOWN = 6  # segments whose own answers are listed
 
 @dataclass(frozen=True)
 class Inquiry:
-    """What is asked: paths of recordings; questions, none to read them from the terminal; for CSV and NPY files sample_rate in Hz,
-    the leads' names and the units; compare: all recordings in one prompt; picture: a .png or .svg file, or "".
+    """What is asked: paths of recordings; questions, none to read them from the terminal.
+
+    sample_rate in Hz, the leads' names and the units are those of CSV and NPY files; compare: all recordings in one prompt;
+    picture: a .png or .svg file, or "".
     """
 
     records: tuple[str, ...]
@@ -70,7 +72,10 @@ def ask(config: ConfigDict, workdir: Path, inquiry: Inquiry) -> None:
     """Answers every question on every recording; raises RecordError for one that cannot be used, before the model is loaded."""
     _check(inquiry)
     cleaning = Cleaning.of(config)
-    read = [(Path(path).name, *_segments(path, cleaning, inquiry)) for path in inquiry.records]
+    read = [
+        (Path(path).name.removesuffix(".hea").removesuffix(".dat"), *_segments(path, cleaning, inquiry))
+        for path in inquiry.records
+    ]
     trained = open_trained(config, workdir)
     shown = _encode(trained, read, inquiry.compare)
     for number, question in enumerate(_questions(inquiry)):
@@ -79,7 +84,9 @@ def ask(config: ConfigDict, workdir: Path, inquiry: Inquiry) -> None:
             best = _agreed(answers)
             _tell(one, question, answers, best)
             if inquiry.picture:
-                _draw(trained, config, one, question, answers, best, _picture_path(inquiry.picture, number * len(shown) + place))
+                _draw(
+                    trained, config, one, question, answers, best, _picture_path(inquiry.picture, number * len(shown) + place)
+                )
 
 
 def _check(inquiry: Inquiry) -> None:
@@ -164,7 +171,9 @@ def _tell(shown: Shown, question: str, answers: list[Answer], best: int) -> None
     agree = sum(answer.text == chosen.text for answer in answers)
     lines = [f"recording  {shown.name}: {len(answers)} segment(s) of {shown.seconds:g} s", f"question   {question}"]
     share = math.exp(chosen.log_prob)
-    lines.append(f"answer     {chosen.text or '(empty)'}   [{agree} of {len(answers)} segments, probability {share:.2f} at best]")
+    lines.append(
+        f"answer     {chosen.text or '(empty)'}   [{agree} of {len(answers)} segments; probability {share:.2f} in the surest]"
+    )
     others = [i for i, answer in enumerate(answers) if answer.text != chosen.text]
     for i in others[:_SHOWN]:
         span = f"{i * shown.seconds:g}-{(i + 1) * shown.seconds:g} s"
@@ -191,5 +200,7 @@ def _draw(
     for number, ecg in enumerate(view.ecgs):
         file = path if number == 0 else path.with_name(f"{path.stem}_ecg{number + 1}{path.suffix}")
         label = "attention of the answer, a sample"
-        save_picture(draw_attention(ecg.signal, ecg.samples["attention"], shown.rate, seen=ecg.seen, label=label, title=title), file)
+        save_picture(
+            draw_attention(ecg.signal, ecg.samples["attention"], shown.rate, seen=ecg.seen, label=label, title=title), file
+        )
         console.print(f"picture    {file}", markup=False)

@@ -52,9 +52,11 @@ class Trained:
 
 @dataclass(frozen=True, eq=False)
 class EcgView:
-    """One ECG of a prompt: signal float32 [12, T] in mV as its tokens restore it; seen bool [12, T], False where the prompt cut it
-    off; offsets int32 [n], where each token begins in the flattened signal; tokens and samples: of each method, float32 [n]
-    and [12, T], which have the same sum.
+    """One ECG of a prompt.
+
+    signal: float32 [12, T] in mV as its tokens restore it; seen: bool [12, T], False where the prompt cut it off; offsets:
+    int32 [n], where each token begins in the flattened signal; tokens and samples: of each method, float32 [n] (those seen) and
+    [12, T], which have the same sum.
     """
 
     signal: np.ndarray
@@ -86,16 +88,12 @@ def open_trained(config: ConfigDict, workdir: Path) -> Trained:
     return Trained(model, mesh, prepared.ids, prepared.text_tokenizer, ecg_tokenizer, config.prompt.max_length, step)
 
 
-def look(
-    trained: Trained, ecgs: Sequence[np.ndarray], question: str, answer: np.ndarray, config: ConfigDict
-) -> View:
+def look(trained: Trained, ecgs: Sequence[np.ndarray], question: str, answer: np.ndarray, config: ConfigDict) -> View:
     """Attributes an answer (text ids [A], none for an empty one) to the ECGs (compact ids [n] each) and the question.
 
     Of an empty answer the end of the sequence is looked at. Several answer tokens count alike.
     """
-    encoded = trained.text_tokenizer(
-        question, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
-    )
+    encoded = trained.text_tokenizer(question, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
     question_ids = np.array(encoded.input_ids, np.int32)
     prompt, _ = render(trained.ids, ecgs, question_ids, None, trained.max_length)
     answer = answer if len(answer) else np.array([trained.ids.eos])
@@ -126,7 +124,7 @@ def _view(tokenizer: ECGTokenizer, ids: np.ndarray, weights: dict[str, np.ndarra
 
 
 def spread(weights: np.ndarray, lengths: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The weights of an ECG's first k tokens, each evenly over its samples, float32 of the flat signal's `shape`; 0 behind them.
+    """The weights of an ECG's first k tokens, each evenly over its samples, float32 of the signal's `shape`; 0 behind them.
 
     lengths int [n]: samples of each token, n >= k. The sum stays.
     """
@@ -155,16 +153,16 @@ def attend(config: ConfigDict, workdir: Path) -> None:
         file = workdir / "attention" / f"{file_stem(row)}.npz"
         for number, ecg in enumerate(view.ecgs, start=1):
             title, label = f"{row['id']}: {row['question']} {row['answer']}", "attention a sample"
-            figure = draw_attention(ecg.signal, ecg.samples["attention"], rate_of(config), seen=ecg.seen, label=label, title=title)
+            figure = draw_attention(
+                ecg.signal, ecg.samples["attention"], rate_of(config), seen=ecg.seen, label=label, title=title
+            )
             for kind in ("png", "svg"):
                 save_picture(figure, file.with_name(f"{file.stem}{'' if number == 1 else f'_{number}'}.{kind}"))
         written[row["id"]] = file
     banner("attention", written)
 
 
-def views(
-    trained: Trained, config: ConfigDict, workdir: Path, split: str, rows: list[dict]
-) -> Iterable[tuple[dict, View]]:
+def views(trained: Trained, config: ConfigDict, workdir: Path, split: str, rows: list[dict]) -> Iterable[tuple[dict, View]]:
     """Looks at the answers of rows of generations.jsonl, one after the other, and writes attention/<example>.npz for each."""
     sequences = find_sequences(config, workdir, split, rows)
     with progress("attention", len(rows)) as report:
@@ -192,9 +190,7 @@ def choose_rows(rows: list[dict], examples: tuple[str, ...], seed: int) -> list[
     return [row for row in first_seed(rows) if row["id"] in examples]
 
 
-def find_sequences(
-    config: ConfigDict, workdir: Path, split: str, rows: list[dict]
-) -> dict[tuple[str, int], shards.Sequence]:
+def find_sequences(config: ConfigDict, workdir: Path, split: str, rows: list[dict]) -> dict[tuple[str, int], shards.Sequence]:
     """The shards' sequences of evaluated rows; raises ConfigError where one is not there."""
     folder = Paths.of(config, workdir).shards
     wanted = {(row["id"], row["segment"]) for row in rows}

@@ -148,7 +148,8 @@ def _pictures(view: View, rate: float) -> Iterable[page.Picture]:
     for number, ecg in enumerate(view.ecgs, start=1):
         which = f"ECG {number} of {len(view.ecgs)}" if len(view.ecgs) > 1 else "The ECG"
         seconds = ecg.signal.shape[1] / rate
-        alt = f"{which}: 12 leads, {seconds:g} s on paper of 25 mm/s and 10 mm/mV, from {ecg.signal.min():.1f} to {ecg.signal.max():.1f} mV."
+        low, high = ecg.signal.min(), ecg.signal.max()
+        alt = f"{which}: 12 leads, {seconds:g} s on paper of 25 mm/s and 10 mm/mV, from {low:.1f} to {high:.1f} mV."
         caption = f"{which} as its tokens restore it, {seconds:g} s at {rate:g} Hz."
         yield page.picture(draw_ecg(ecg.signal, rate), f"{which} on paper", alt, caption)
         if ecg.samples:
@@ -237,7 +238,10 @@ def _add_tokenizer(found: page.Page, config: ConfigDict, workdir: Path) -> None:
 
 def _tokenizer_table(tokenizer: ECGTokenizer) -> page.Table:
     low, high = tokenizer.quantizer.low, tokenizer.quantizer.high
-    rows = [("merges", f"{tokenizer.bpe.vocab_size - ALPHABET_SIZE:,}"), ("range of the 26 letters", f"{low:.2f} to {high:.2f} mV")]
+    rows = [
+        ("merges", f"{tokenizer.bpe.vocab_size - ALPHABET_SIZE:,}"),
+        ("range of the 26 letters", f"{low:.2f} to {high:.2f} mV"),
+    ]
     if tokenizer.training:
         share = tokenizer.training.clipped / max(tokenizer.training.symbols, 1)
         rows.append(("trained on", f"{tokenizer.training.segments:,} segments, {tokenizer.training.symbols:,} samples"))
@@ -260,11 +264,13 @@ def _add_token_statistics(found: page.Page, tokenizer: ECGTokenizer, drawn: list
     lengths = np.array([len(token) for token in bpe.tokens])
     counts = np.bincount(np.concatenate(drawn), minlength=bpe.vocab_size)
     mean = float((counts * lengths).sum() / counts.sum())
-    told = f"{int((counts > 0).sum())} of {bpe.vocab_size} tokens occur in {len(drawn)} segments; one stands for {mean:.1f} samples"
-    caption = f"How often and how long tokens are: {told} on average."
+    told = f"{int((counts > 0).sum())} of {bpe.vocab_size} tokens occur in {len(drawn)} segments"
+    caption = f"How often and how long tokens are: {told}; one stands for {mean:.1f} samples on average."
     found.tokenizer_pictures.append(page.picture(draw_usage(counts, lengths), "Use and length of tokens", caption, caption))
     if bpe.merges is None:
-        found.tokenizer_notes.append("A published tokenizer does not tell its merges: compression by their number is not known.")
+        found.tokenizer_notes.append(
+            "A published tokenizer does not tell its merges: compression by their number is not known."
+        )
         return
     made = bpe.vocab_size - ALPHABET_SIZE
     symbols = np.stack([bpe.decode(ids) for ids in drawn[:: max(1, len(drawn) // _RECODED)]])
@@ -273,7 +279,9 @@ def _add_token_statistics(found: page.Page, tokenizer: ECGTokenizer, drawn: list
     for level in levels:
         shorter = BPE.of_merges(bpe.merges[:level], bpe.counts[:level])
         rates[level] = symbols.size / sum(map(len, shorter.encode_batch(symbols)))
-    caption = f"Compression by the number of merges, on {len(symbols)} segments: {rates[made]:.1f} samples a token with all {made}."
+    caption = (
+        f"Compression by the number of merges, on {len(symbols)} segments: {rates[made]:.1f} samples a token with all {made}."
+    )
     found.tokenizer_pictures.append(page.picture(draw_compression(rates), "Compression by merges", caption, caption))
 
 

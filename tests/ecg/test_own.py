@@ -58,7 +58,9 @@ def test_what_cannot_be_right_is_refused_with_what_to_do(record, tmp_path):
     np.save(tmp_path / "object.npy", np.array([{}], object), allow_pickle=True)
     text = write_csv(tmp_path / "a.csv", known.signal, names)
     plain = write_csv(tmp_path / "plain.csv", known.signal, None)
-    timed = write_csv(tmp_path / "t.csv", np.concatenate([np.arange(known.signal.shape[1])[None] / 250, known.signal]), ["t", *names])
+    timed = write_csv(
+        tmp_path / "t.csv", np.concatenate([np.arange(known.signal.shape[1])[None] / 250, known.signal]), ["t", *names]
+    )
     broken = tmp_path / "broken.csv"
     broken.write_text(",".join(names) + "\n" + ",".join(["0"] * 12) + "\n" + ",".join(["x"] * 12) + "\n")
     for arguments, message in (
