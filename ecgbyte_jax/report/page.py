@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -104,8 +103,8 @@ def render(page: Page) -> bytes:
     html = environment.get_template("page.html").render(
         page=page,
         sections=[(name, names.get(name, name.capitalize())) for name in _SECTIONS],
-        style=Markup(style),  # ours, not data
-        script=Markup(script),
+        style=style,
+        script=script,
         script_hash=f"sha256-{digest}",
     )
     # Half a character, as broken data may hold, is shown as a question mark.

@@ -51,12 +51,15 @@ class Inquiry:
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """What one prompt shows: the recording's name (or names), the rate in Hz, and of each segment the ECGs' ids."""
+    """What is asked about: the recording's name (or names), the rate in Hz, seconds of a segment, and of each segment the ECGs' ids
+    [n] and clean signals float64 [12, T] in mV.
+    """
 
     name: str
     rate: float
-    seconds: float  # of a segment
+    seconds: float
     segments: tuple[tuple[np.ndarray, ...], ...]
+    signals: tuple[tuple[np.ndarray, ...], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,11 +114,15 @@ def _segments(path: str, cleaning: Cleaning, inquiry: Inquiry) -> tuple[float, n
 
 
 def _encode(trained: Trained, read: list[tuple[str, float, np.ndarray]], compare: bool) -> list[Shown]:
-    ids = [tuple(trained.ecg_tokenizer.encode_batch(segments)) for _, _, segments in read]
-    seconds = [segments.shape[-1] / rate for _, rate, segments in read]
-    if not compare:
-        return [Shown(name, rate, s, tuple((one,) for one in e)) for (name, rate, _), s, e in zip(read, seconds, ids)]
-    return [Shown(" and ".join(name for name, _, _ in read), read[0][1], seconds[0], tuple(zip(*ids)))]
+    ids = [trained.ecg_tokenizer.encode_batch(segments) for _, _, segments in read]
+    groups = [range(len(read))] if compare else [[place] for place in range(len(read))]
+    shown = []
+    for group in groups:
+        name = " and ".join(read[i][0] for i in group)
+        rate, segments = read[group[0]][1:]
+        both = tuple(zip(*(ids[i] for i in group))), tuple(zip(*(read[i][2] for i in group)))  # as many as the shortest has
+        shown.append(Shown(name, rate, segments.shape[-1] / rate, *both))
+    return shown
 
 
 def _questions(inquiry: Inquiry) -> Iterator[str]:
@@ -197,10 +204,10 @@ def _draw(
     view = look(trained, shown.segments[best], question, answers[best].ids, config)
     start = best * shown.seconds
     title = f"{shown.name}, {start:g}-{start + shown.seconds:g} s. {question} {answers[best].text}"
-    for number, ecg in enumerate(view.ecgs):
+    for number, (ecg, signal) in enumerate(zip(view.ecgs, shown.signals[best])):
         file = path if number == 0 else path.with_name(f"{path.stem}_ecg{number + 1}{path.suffix}")
         label = "attention of the answer, a sample"
         save_picture(
-            draw_attention(ecg.signal, ecg.samples["attention"], shown.rate, seen=ecg.seen, label=label, title=title), file
+            draw_attention(signal, ecg.samples["attention"], shown.rate, seen=ecg.seen, label=label, title=title), file
         )
         console.print(f"picture    {file}", markup=False)

@@ -22,7 +22,7 @@ from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.run.attend import METHODS, Trained, file_stem, look, save_view, split_words, spread
 from ecgbyte_jax.run.sharding import make_mesh
 
-SAMPLES = 40  # of a segment; the planted pattern takes 8 of them in one lead
+SAMPLES = 24  # of a segment; the planted pattern takes 8 of them in one lead
 CONFIG = types.SimpleNamespace(attend=types.SimpleNamespace(layers=(), heads=()))
 QUESTION = "Which pattern?"
 ANSWERS = ("spike", "step")
@@ -49,11 +49,11 @@ def parts():
     add_ecg_tokens(text, tokenizer.bpe.vocab_size)
     ids = PromptIds.of(text, tokenizer.bpe.vocab_size)
     config = DecoderConfig(
-        vocab_size=len(text), width=48, layers=2, heads=2, kv_heads=2, head_dim=24, mlp_width=96, max_positions=520,
+        vocab_size=len(text), width=48, layers=2, heads=2, kv_heads=2, head_dim=24, mlp_width=96, max_positions=270,
         rope_theta=1e4,
     )  # fmt: skip
     mesh = make_mesh(1, 1, 1, jax.devices()[:1])
-    return Trained(Decoder(config, nnx.Rngs(0)), mesh, ids, text, tokenizer, 500, 0)
+    return Trained(Decoder(config, nnx.Rngs(0)), mesh, ids, text, tokenizer, 250, 0)
 
 
 def answer_ids(parts, kind: int) -> np.ndarray:
@@ -90,17 +90,17 @@ def test_samples_sum_to_their_tokens_and_each_belongs_to_one(parts, rng):
 
 def test_an_ecg_that_was_cut_has_a_mask_and_nothing_beyond_it(parts, rng):
     ids = parts.ecg_tokenizer.encode(planted(rng, 0)[0])
-    short = Trained(**{**vars(parts), "max_length": 60})
+    short = Trained(**{**vars(parts), "max_length": 50})
     view = look(short, [ids], QUESTION, answer_ids(parts, 0), CONFIG)
     check_sums(view)
     (ecg,) = view.ecgs
     assert 0 < ecg.seen.sum() < ecg.seen.size and (ecg.samples["attention"][~ecg.seen] == 0).all()
-    assert len(view.prompt["attention"]) == 59 or len(view.prompt["attention"]) == 58
+    assert len(view.prompt["attention"]) in (48, 49)
 
 
 def test_each_of_two_ecgs_has_its_own_array(parts, rng):
     both = [parts.ecg_tokenizer.encode(planted(rng, kind)[0]) for kind in (0, 1)]
-    roomy = Trained(**{**vars(parts), "max_length": 300})
+    roomy = Trained(**{**vars(parts), "max_length": 260})
     view = look(roomy, both, QUESTION, np.empty(0, np.int32), CONFIG)  # an empty answer: its end is looked at
     check_sums(view)
     assert len(view.ecgs) == 2
@@ -154,7 +154,7 @@ def test_the_file_holds_the_arrays_under_their_names(parts, rng, tmp_path):
 
 def train_to_tell_patterns(parts, steps: int = 120) -> Trained:
     """The model after so many steps on planted patterns; loss on the answer, rows of one length."""
-    rng, room = np.random.default_rng(1), 420
+    rng, room = np.random.default_rng(1), 260
     graphdef, params = nnx.split(parts.model)
     optimizer = optax.adam(3e-3)
 
@@ -187,7 +187,7 @@ def train_to_tell_patterns(parts, steps: int = 120) -> Trained:
 
 @pytest.mark.slow
 def test_a_model_trained_to_look_at_a_planted_pattern_attends_there(parts):
-    """Untrained, the pattern's 8 of 480 samples get no more than their share; trained, many times that.
+    """Untrained, the pattern's 8 of 288 samples get no more than their share; trained, many times that.
 
     Not so the gradient: where the model is sure, the answer's log-probability hardly changes with the pattern.
     """
@@ -204,6 +204,6 @@ def test_a_model_trained_to_look_at_a_planted_pattern_attends_there(parts):
             weights = view.ecgs[0].samples[name]
             shares[name].append(weights[where].sum() / weights.sum())
     means = {name: float(np.mean(found)) for name, found in shares.items()}
-    chance = 8 / 480
+    chance = 8 / 288
     assert means["untrained"] < 2 * chance, means
     assert means["attention"] > 8 * chance and means["rollout"] > 5 * chance, means
