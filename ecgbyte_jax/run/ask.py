@@ -51,8 +51,8 @@ class Inquiry:
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """What is asked about: the recording's name (or names), the rate in Hz, seconds of a segment, and of each segment the ECGs' ids
-    [n] and clean signals float64 [12, T] in mV.
+    """What is asked about: the recording's name (or names), the rate in Hz, seconds of a segment, and of each segment the ECGs'
+    ids [n] and their clean signals, float64 [12, T] in mV.
     """
 
     name: str

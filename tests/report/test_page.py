@@ -1,8 +1,8 @@
 """The page: escapes what comes from data, asks for nothing outside, and says what is missing."""
 
 import re
-from itertools import pairwise
 from html.parser import HTMLParser
+from itertools import pairwise
 
 from ecgbyte_jax.report import words
 from ecgbyte_jax.report.page import Example, Page, Table, picture, render
