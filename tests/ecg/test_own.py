@@ -72,7 +72,6 @@ def test_what_cannot_be_right_is_refused_with_what_to_do(record, tmp_path):
         ((tmp_path / "nan.npy", 500, names), "not finite"),
         ((tmp_path / "object.npy", 500, names), "not readable as an NPY"),
         ((tmp_path / "a.npy", 500, [*names[:11], "X"]), r"leads \['V6'\] are missing"),
-        ((tmp_path / "a.npy", 100, names), "so the rate is wrong"),
         ((text, 0), "--sample_rate=500"),
         ((text, 500, names), "leave --leads out"),
         ((plain, 500), "neither a header nor --leads"),
@@ -87,6 +86,17 @@ def test_what_cannot_be_right_is_refused_with_what_to_do(record, tmp_path):
         assert "\n" not in str(told.value)
 
 
+@pytest.mark.parametrize("rate, beats", [(100, 15), (2500, 375)])
+def test_a_rate_at_which_no_heart_beats_is_refused(rate, beats):
+    """75 beats a minute at 500 Hz, told to be at others."""
+    seconds = np.arange(5000) / 500
+    beat = np.exp(-(((seconds[:, None] - np.arange(0.4, 10, 0.8)) / 0.02) ** 2)).sum(axis=1)
+    signal = (np.linspace(0.5, 1.5, 12)[:, None] * beat).astype(np.float32)
+    check_plausible(Record(signal, 500.0, LEADS), "ok")
+    with pytest.raises(RecordError, match=f"at {rate} Hz the heart would beat {beats} times a minute"):
+        check_plausible(Record(signal, float(rate), LEADS), "wrong")
+
+
 def test_rates_of_real_recordings_pass_and_most_wrong_ones_do_not(shared):
     paths = sorted((shared / "data/ptbxl/records500").rglob("*.hea"))[::8]
     refused = {0.2: 0, 1.0: 0, 5.0: 0}
@@ -99,3 +109,11 @@ def test_rates_of_real_recordings_pass_and_most_wrong_ones_do_not(shared):
                 refused[factor] += 1
     assert refused[1.0] == 0
     assert refused[0.2] > 0.9 * len(paths) and refused[5.0] > 0.6 * len(paths), refused
+
+
+def test_synthetic_recordings_with_noise_pass(tmp_path):
+    from ecgbyte_jax.corpora.demo import write_demo
+
+    write_demo(tmp_path / "ptbxl", tmp_path / "ecgqa", 60, seed=0)
+    for path in sorted((tmp_path / "ptbxl").rglob("*_hr.hea")):
+        read_own(path)
