@@ -12,6 +12,7 @@ from ecgbyte_jax.files import write_whole
 
 MM = 1 / 25.4  # inches
 _STYLE = {"svg.hashsalt": "ecgbyte-jax", "font.family": "DejaVu Sans", "path.simplify": False}
+_DPI = 200
 _NO_DATES = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 KINDS = tuple(_NO_DATES)
 
@@ -22,7 +23,7 @@ def check_picture(path: str | Path, what: str) -> None:
         raise ConfigError(f"{what}: '{path}' found, a name that ends in .png or .svg wanted")
 
 
-def picture_bytes(figure: Figure, kind: str = "png", dpi: int = 200) -> bytes:
+def picture_bytes(figure: Figure, kind: str = "png", dpi: int = _DPI) -> bytes:
     """The picture as "png" or "svg", at its own size in mm."""
     buffer = io.BytesIO()
     with matplotlib.rc_context(_STYLE):
@@ -41,4 +42,4 @@ def small_png(figure: Figure, dpi: int) -> bytes:
 def save_picture(figure: Figure, path: Path) -> None:
     """Writes the kind of picture that the name's ending says; raises ConfigError for others, OSError."""
     check_picture(path, "picture")
-    write_whole(path, [picture_bytes(figure, path.suffix[1:].lower())])
+    write_whole(path, [picture_bytes(figure, "svg") if path.suffix.lower() == ".svg" else small_png(figure, _DPI)])

@@ -90,7 +90,7 @@ def draw_compression(symbols_a_token: dict[int, float]) -> Figure:
     axes.plot(merges, values, marker="o", color=_BLUE)
     for x, y in zip(merges, values):
         axes.annotate(f"{y:.1f}", (x, y), textcoords="offset points", xytext=(0, 6), fontsize=8, ha="center")
-    axes.margins(0.08, 0.15)
+    axes.margins(0.1, 0.18)
     axes.set(xlabel="merges", ylabel="samples a token")
     return figure
 

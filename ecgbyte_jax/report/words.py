@@ -93,7 +93,7 @@ def _plain(caption: str, found: dict[str, dict]) -> Table:
         dict.fromkeys(metric for row in found.values() for metric in row if not isinstance(row[metric], dict | list))
     )
     rows = [(str(key), *(_value(metric, row.get(metric)) for metric in metrics)) for key, row in found.items()]
-    return Table(caption, ("", *map(_metric, metrics)), tuple(rows))
+    return Table(caption, ("name", *map(_metric, metrics)), tuple(rows))
 
 
 def _value(metric: str, value: object) -> str:

@@ -246,7 +246,7 @@ def _tokenizer_table(tokenizer: ECGTokenizer) -> page.Table:
         share = tokenizer.training.clipped / max(tokenizer.training.symbols, 1)
         rows.append(("trained on", f"{tokenizer.training.segments:,} segments, {tokenizer.training.symbols:,} samples"))
         rows.append(("samples outside the range", f"{share:.2%}"))
-    return page.Table("The tokenizer", ("", "value"), tuple(rows))
+    return page.Table("The tokenizer", ("property", "value"), tuple(rows))
 
 
 def _draw_segments(paths: Paths, seed: int) -> list[np.ndarray]:
