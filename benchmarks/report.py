@@ -27,9 +27,9 @@ def main() -> None:
         start = time.perf_counter()
         run(workdir, "report")
         took = time.perf_counter() - start
-        size = (workdir / "report.html").stat().st_size
-        print("| answers | whole command | report.html |\n| ---: | ---: | ---: |")
-        print(f"| {rows:,} | {took:.1f} s | {size / 1e6:.2f} MB |")
+        page = (workdir / "report.html").read_bytes()
+        print("| answers | whole command | report.html | pictures |\n| ---: | ---: | ---: | ---: |")
+        print(f"| {rows:,} | {took:.1f} s | {len(page) / 1e6:.2f} MB | {page.count(b'<img')} |")
 
 
 def run(workdir: Path, stages: str) -> None:

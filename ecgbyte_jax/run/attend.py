@@ -195,7 +195,10 @@ def find_sequences(config: ConfigDict, workdir: Path, split: str, rows: list[dic
     folder = Paths.of(config, workdir).shards
     wanted = {(row["id"], row["segment"]) for row in rows}
     found: dict[tuple[str, int], shards.Sequence] = {}
-    for sequence in open_split(folder, shards.read_manifest(folder), split):
+    manifest = shards.read_manifest(folder)
+    if split not in manifest.splits:
+        raise ConfigError(f"eval/results.json: split {split!r} found, one of {list(manifest.splits)} wanted; run eval again")
+    for sequence in open_split(folder, manifest, split):
         if (sequence.id, sequence.segment) in wanted:
             found[sequence.id, sequence.segment] = sequence
             if len(found) == len(wanted):

@@ -29,8 +29,8 @@ ANSWERS = ("spike", "step")
 
 
 def planted(rng, kind: int) -> tuple[np.ndarray, np.ndarray]:
-    """(clean mV [12, T] of noise in three letters with one pattern, bool [12, T] where it is)."""
-    signal = rng.choice([-0.1, 0.0, 0.1], (12, SAMPLES))
+    """(clean mV [12, T] of slow noise in three letters with one pattern, bool [12, T] where it is)."""
+    signal = np.repeat(rng.choice([-0.1, 0.0, 0.1], (12, SAMPLES // 4)), 4, axis=1)
     lead, start = rng.integers(12), rng.integers(SAMPLES - 8)
     signal[lead, start : start + 8] = [1.2, 1.2, 0.5, 0.5] * 2 if kind == 0 else [-1.2, -1.2, -0.5, -0.5] * 2
     where = np.zeros(signal.shape, bool)
@@ -39,8 +39,12 @@ def planted(rng, kind: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def parts():
-    """An untrained model of 500 places with its tokenizers, as `Trained`."""
+def parts() -> Trained:
+    return untrained(layers=2)
+
+
+def untrained(layers: int, seed: int = 0) -> Trained:
+    """A random model of 250 places with its tokenizers."""
     rng = np.random.default_rng(0)
     quantizer = Quantizer(-1.0, 1.0)
     corpus = np.stack([quantizer.encode(planted(rng, i % 2)[0]) for i in range(60)])
@@ -49,11 +53,11 @@ def parts():
     add_ecg_tokens(text, tokenizer.bpe.vocab_size)
     ids = PromptIds.of(text, tokenizer.bpe.vocab_size)
     config = DecoderConfig(
-        vocab_size=len(text), width=48, layers=2, heads=2, kv_heads=2, head_dim=24, mlp_width=96, max_positions=270,
+        vocab_size=len(text), width=48, layers=layers, heads=2, kv_heads=2, head_dim=24, mlp_width=96, max_positions=270,
         rope_theta=1e4,
     )  # fmt: skip
     mesh = make_mesh(1, 1, 1, jax.devices()[:1])
-    return Trained(Decoder(config, nnx.Rngs(0)), mesh, ids, text, tokenizer, 250, 0)
+    return Trained(Decoder(config, nnx.Rngs(seed)), mesh, ids, text, tokenizer, 250, 0)
 
 
 def answer_ids(parts, kind: int) -> np.ndarray:
@@ -152,11 +156,11 @@ def test_the_file_holds_the_arrays_under_their_names(parts, rng, tmp_path):
     assert file_stem(row) != file_stem(row | {"id": ".._train_0_1"})
 
 
-def train_to_tell_patterns(parts, steps: int = 120) -> Trained:
+def train_to_tell_patterns(parts, steps: int = 150) -> Trained:
     """The model after so many steps on planted patterns; loss on the answer, rows of one length."""
     rng, room = np.random.default_rng(1), 260
     graphdef, params = nnx.split(parts.model)
-    optimizer = optax.adam(3e-3)
+    optimizer = optax.adam(5e-3)
 
     def batch() -> dict:
         kinds = rng.integers(2, size=8)
@@ -186,24 +190,22 @@ def train_to_tell_patterns(parts, steps: int = 120) -> Trained:
 
 
 @pytest.mark.slow
-def test_a_model_trained_to_look_at_a_planted_pattern_attends_there(parts):
-    """Untrained, the pattern's 8 of 288 samples get no more than their share; trained, many times that.
+def test_a_model_trained_to_look_at_a_planted_pattern_attends_there():
+    """One layer, so that the answer can be read off the pattern alone: its 8 of 288 samples draw the attention.
 
-    Not so the gradient: where the model is sure, the answer's log-probability hardly changes with the pattern.
+    A second layer may carry the pattern to other tokens first. Gradients are no measure here: where the model is sure, the
+    answer's log-probability hardly changes with the pattern.
     """
-    trained, rng = train_to_tell_patterns(parts), np.random.default_rng(2)
-    shares = {name: [] for name in ("attention", "rollout", "untrained")}
+    parts, rng = untrained(layers=1), np.random.default_rng(2)
+    trained = train_to_tell_patterns(parts)
+    shares: dict[str, list[float]] = {"trained": [], "untrained": []}
     for number in range(12):
         signal, where = planted(rng, number % 2)
         ids = parts.ecg_tokenizer.encode(signal)
-        view = look(trained, [ids], QUESTION, answer_ids(parts, number % 2), CONFIG)
-        assert view.log_prob > np.log(0.8)
-        before = look(parts, [ids], QUESTION, answer_ids(parts, number % 2), CONFIG).ecgs[0].samples["attention"]
-        shares["untrained"].append(before[where].sum() / before.sum())
-        for name in ("attention", "rollout"):
-            weights = view.ecgs[0].samples[name]
-            shares[name].append(weights[where].sum() / weights.sum())
-    means = {name: float(np.mean(found)) for name, found in shares.items()}
-    chance = 8 / 288
-    assert means["untrained"] < 2 * chance, means
-    assert means["attention"] > 8 * chance and means["rollout"] > 5 * chance, means
+        for name, model in (("trained", trained), ("untrained", parts)):
+            view = look(model, [ids], QUESTION, answer_ids(parts, number % 2), CONFIG)
+            weights = view.ecgs[0].samples["attention"]
+            shares[name].append(float(weights[where].sum() / weights.sum()))
+            assert name == "untrained" or view.log_prob > np.log(0.9)
+    means = {name: np.mean(found) for name, found in shares.items()}
+    assert means["untrained"] < 0.1 and means["trained"] > 0.2, means

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from ecgbyte_jax.errors import ReportError
-from ecgbyte_jax.run.attend import choose_rows
+from ecgbyte_jax.errors import ConfigError, ReportError
+from ecgbyte_jax.run.attend import attend, choose_rows, file_stem
 from ecgbyte_jax.run.report import report
 from experiments import demo
 from tests.test_main import SMALL
@@ -106,8 +106,22 @@ def test_the_same_run_gives_the_same_report(copied):
     assert made[0] == made[1] and len(made[0]) == 11
 
 
+@pytest.mark.slow
+def test_attend_writes_arrays_and_pictures_of_named_examples(copied):
+    config = small_settings()
+    rows = [json.loads(line) for line in (copied / "eval/generations.jsonl").open()]
+    config.attend.examples, config.attend.layers = (rows[3]["id"],), (1,)
+    shutil.rmtree(copied / "attention")
+    attend(config, copied)
+    wanted = {file_stem(row) + end for row in rows if row["id"] == rows[3]["id"] for end in (".npz", ".png", ".svg")}
+    assert {path.name for path in (copied / "attention").iterdir()} == wanted
+    config.attend.layers = (2,)
+    with pytest.raises(ConfigError, match=r"layers: \(2,\) found, of 0 to 1"):
+        attend(config, copied)
+
+
 def test_examples_are_chosen_by_their_ids():
     rows = [{"id": id, "segment": s, "seed": seed} for seed in (0, 42) for id in "ab" for s in (0, 1)]
     assert choose_rows(rows, ("b",), 0) == [rows[2], rows[3]]
-    with pytest.raises(Exception, match=r"attend.examples: \['c'\] found"):
+    with pytest.raises(ConfigError, match=r"attend.examples: \['c'\] found"):
         choose_rows(rows, ("b", "c"), 0)
