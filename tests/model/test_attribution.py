@@ -106,6 +106,7 @@ def test_the_length_of_the_padding_changes_nothing(model):
         np.testing.assert_allclose(attribute(model, prompt, ANSWER).attention, weights[-4:-1, :-3], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_stacked_and_lora_models_are_looked_at_as_they_answer(model):
     stacked = Decoder(DecoderConfig(**{**vars(CONFIG), "scan_layers": True}), nnx.Rngs(0))
     np.testing.assert_allclose(

@@ -119,6 +119,7 @@ def test_what_the_model_was_not_given_is_hatched(signal):
     assert len(changed) and changed[:, 1].min() > last.left - 1
 
 
+@pytest.mark.slow
 def test_the_same_picture_has_the_same_bytes(signal, tmp_path):
     tokenizer = ECGTokenizer(Quantizer(-1, 1), BPE.train(Quantizer(-1, 1).encode(signal[:, :500]), 20))
     lines = [{"step": i, "loss": 2.0 / i, "grad_norm": 1.0, "learning_rate": 1e-3, "tokens_per_s": 9.0} for i in range(1, 30)]
