@@ -91,12 +91,15 @@ def open_trained(config: ConfigDict, workdir: Path) -> Trained:
 def look(trained: Trained, ecgs: Sequence[np.ndarray], question: str, answer: np.ndarray, config: ConfigDict) -> View:
     """Attributes an answer (text ids [A], none for an empty one) to the ECGs (compact ids [n] each) and the question.
 
-    Of an empty answer the end of the sequence is looked at. Several answer tokens count alike.
+    Of an empty answer the end of the sequence is looked at. Several answer tokens count alike; of an answer that leaves the
+    model's positions the beginning counts.
     """
     encoded = trained.text_tokenizer(question, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
     question_ids = np.array(encoded.input_ids, np.int32)
     prompt, _ = render(trained.ids, ecgs, question_ids, None, trained.max_length)
-    answer = answer if len(answer) else np.array([trained.ids.eos])
+    # A text may take more tokens than were generated, where those were no whole characters: then its beginning is looked at.
+    room = trained.model.config.max_positions - len(prompt)
+    answer = answer[:room] if len(answer) else np.array([trained.ids.eos])
     with jax.set_mesh(trained.mesh):
         found = attribute(trained.model, prompt, answer, config.attend.layers, config.attend.heads)
     weights = {"attention": found.attention.mean(axis=0), "rollout": found.rollout.mean(axis=0)}
@@ -168,11 +171,18 @@ def views(trained: Trained, config: ConfigDict, workdir: Path, split: str, rows:
     with progress("attention", len(rows)) as report:
         for done, row in enumerate(rows, start=1):
             sequence = sequences[row["id"], row["segment"]]
-            answer = trained.text_tokenizer(row["answer"], add_special_tokens=False, split_special_tokens=True).input_ids
-            view = look(trained, sequence.ecgs, sequence.question, np.array(answer, np.int32), config)
+            view = look(trained, sequence.ecgs, sequence.question, _answer_ids(trained, row), config)
             save_view(view, row, workdir / "attention" / f"{file_stem(row)}.npz")
             report(done)
             yield row, view
+
+
+def _answer_ids(trained: Trained, row: dict) -> np.ndarray:
+    """The answer's tokens without the end, int32 [A], as they were generated where the row tells them."""
+    tokens = row.get("tokens")
+    if not isinstance(tokens, list):
+        tokens = trained.text_tokenizer(row["answer"], add_special_tokens=False, split_special_tokens=True).input_ids
+    return np.array([token for token in tokens if token != trained.ids.eos], np.int32)
 
 
 def rate_of(config: ConfigDict) -> float:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ecgbyte_jax.ecg.bpe import BPE
 from ecgbyte_jax.ecg.symbols import Quantizer
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
-from ecgbyte_jax.inputs.prompt import PromptIds, pad_left, render
+from ecgbyte_jax.inputs.prompt import PromptIds, render
 from ecgbyte_jax.inputs.text import add_ecg_tokens, train_text_tokenizer
 from ecgbyte_jax.model.config import DecoderConfig
 from ecgbyte_jax.model.decoder import Decoder
@@ -137,6 +137,12 @@ def test_tokens_belong_to_the_word_that_their_end_stands_in():
     assert found.tolist() == [0, 0, 1, 2, 2, 3, 3, 3, 3]
 
 
+def test_a_text_of_more_tokens_than_the_model_has_places_is_looked_at_as_far_as_they_go(parts, rng):
+    ids = parts.ecg_tokenizer.encode(planted(rng, 0)[0])
+    answer = np.resize(answer_ids(parts, 0), 400)
+    check_sums(look(parts, [ids], QUESTION, answer, CONFIG))
+
+
 def test_the_file_holds_the_arrays_under_their_names(parts, rng, tmp_path):
     row = {"id": "../train/0 1", "segment": 2, "question": QUESTION, "answer": "spike"}
     view = look(parts, [parts.ecg_tokenizer.encode(planted(rng, 0)[0])], QUESTION, answer_ids(parts, 0), CONFIG)
@@ -168,13 +174,14 @@ def train_to_tell_patterns(parts, steps: int = 150) -> Trained:
         for kind in kinds:
             ids = parts.ecg_tokenizer.encode(planted(rng, kind)[0])
             question = np.array(parts.text_tokenizer(QUESTION, add_special_tokens=False).input_ids, np.int32)
-            rows.append(pad_left(*render(parts.ids, [ids], question, answer_ids(parts, kind), room), room, parts.ids.pad))
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+            sequence, supervised = render(parts.ids, [ids], question, answer_ids(parts, kind), room)
+            rows.append([np.pad(part, (room - len(sequence), 0)) for part in (sequence, np.ones_like(supervised), supervised)])
+        return dict(zip(("input_ids", "attention_mask", "loss_mask"), map(np.stack, zip(*rows))))
 
     @jax.jit
     def step(params, state, batch):
         def loss_of(params):
-            logits = nnx.merge(graphdef, params)(batch["input_ids"], batch["attention_mask"], batch["positions"])
+            logits = nnx.merge(graphdef, params)(batch["input_ids"], batch["attention_mask"])
             losses = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], batch["input_ids"][:, 1:])
             return jnp.sum(losses * batch["loss_mask"][:, 1:]) / batch["loss_mask"].sum()
 
