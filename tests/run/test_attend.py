@@ -19,7 +19,7 @@ from ecgbyte_jax.inputs.prompt import PromptIds, render
 from ecgbyte_jax.inputs.text import add_ecg_tokens, train_text_tokenizer
 from ecgbyte_jax.model.config import DecoderConfig
 from ecgbyte_jax.model.decoder import Decoder
-from ecgbyte_jax.run.attend import METHODS, Trained, file_stem, look, save_view, split_words, spread
+from ecgbyte_jax.run.attend import METHODS, Trained, _answer_ids, file_stem, look, save_view, split_words, spread
 from ecgbyte_jax.run.sharding import make_mesh
 
 SAMPLES = 24  # of a segment; the planted pattern takes 8 of them in one lead
@@ -141,6 +141,12 @@ def test_a_text_of_more_tokens_than_the_model_has_places_is_looked_at_as_far_as_
     ids = parts.ecg_tokenizer.encode(planted(rng, 0)[0])
     answer = np.resize(answer_ids(parts, 0), 400)
     check_sums(look(parts, [ids], QUESTION, answer, CONFIG))
+
+
+def test_the_tokens_that_were_generated_are_taken_before_their_text(parts):
+    np.testing.assert_array_equal(_answer_ids(parts, {"answer": "step"}), answer_ids(parts, 1))
+    generated = {"answer": "step", "tokens": [7, 8, parts.ids.eos]}
+    np.testing.assert_array_equal(_answer_ids(parts, generated), [7, 8])
 
 
 def test_the_file_holds_the_arrays_under_their_names(parts, rng, tmp_path):
