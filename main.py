@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,9 +16,24 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything that the run makes goes; runs/<experiment> if not given.")
 _STAGES = flags.DEFINE_list(
-    "stage", ["prepare", "train", "eval"], "What to run of tokenizer, prepare, inspect, train, eval, export, in this order."
+    "stage",
+    ["prepare", "train", "eval", "report"],
+    "What to run of tokenizer, prepare, inspect, train, eval, attend, report, export, ask, in this order.",
 )
 _PROFILE = flags.DEFINE_list("profile_steps", [], "FIRST,LAST: a JAX profile of these training steps, in <workdir>/profile.")
+
+# Of --stage=ask.
+_RECORDS = flags.DEFINE_multi_string(
+    "record", [], "ask: your own WFDB record, .csv or .npy file; several parted by commas, or the flag again."
+)
+_QUESTIONS = flags.DEFINE_multi_string(
+    "question", [], "ask: the question; the flag again for more; without it they are read from the terminal, a line each."
+)
+_SAMPLE_RATE = flags.DEFINE_float("sample_rate", 0.0, "ask: Hz of a .csv or .npy file.", lower_bound=0.0)
+_LEADS = flags.DEFINE_list("leads", [], "ask: the leads' names, in order, of a .npy file or a .csv file without a header.")
+_UNITS = flags.DEFINE_enum("units", "mV", ["mV", "uV", "V"], "ask: the units of a .csv or .npy file.")
+_TOGETHER = flags.DEFINE_bool("together", False, "ask: put all recordings into one prompt, as a comparison.")
+_PICTURE = flags.DEFINE_string("picture", "", "ask: also draw the attention over the trace into this .png or .svg file.")
 
 _STOPPED = 75  # exit code of a run that SIGTERM ended, with everything saved: the same command goes on (EX_TEMPFAIL)
 
@@ -30,11 +46,23 @@ def main(argv: list[str]) -> None:
     if _CONFIG.value is None:
         _fail("--config=experiments/NAME.py is needed; --config=experiments/demo.py needs no data")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # or it says that PyTorch is missing, which is not used here
+    _run(_run_stages)
+
+
+def _run_stages() -> None:
     # Behind the flags: these imports take seconds, and a mistake in the flags is told at once.
+    from ecgbyte_jax.run.inquiry import Inquiry
     from ecgbyte_jax.run.pipeline import run
 
+    records = tuple(path.strip() for paths in _RECORDS.value for path in paths.split(",") if path.strip())
+    others = (_SAMPLE_RATE.value, tuple(_LEADS.value), _UNITS.value, _TOGETHER.value, _PICTURE.value)
+    inquiry = Inquiry(records, tuple(_QUESTIONS.value), *others)
+    run(_CONFIG.value, Path(_WORKDIR.value or _default_workdir()), _STAGES.value, _profile_steps(), inquiry)
+
+
+def _run(work: Callable[[], None]) -> None:
     try:
-        run(_CONFIG.value, Path(_WORKDIR.value or _default_workdir()), _STAGES.value, _profile_steps())
+        work()
     except StoppedError as error:
         print(error, file=sys.stderr)
         sys.exit(_STOPPED)

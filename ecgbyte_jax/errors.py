@@ -37,6 +37,10 @@ class CheckpointError(EcgByteError):
     """A checkpoint is missing or does not belong to this model or tokenizer."""
 
 
+class ReportError(EcgByteError):
+    """There is nothing to report on, or a file of the run is damaged."""
+
+
 class TrainingError(EcgByteError):
     """Training cannot go on (a loss that is not finite, say)."""
 

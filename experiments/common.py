@@ -146,6 +146,11 @@ def _set_run(config: ConfigDict) -> None:
     config.eval.max_new_tokens = 128
     config.eval.max_sequences = 0  # drawn at random; 0: all
 
+    config.attend = ConfigDict()
+    config.attend.examples = ()  # ids of evaluated examples whose attention --stage=attend writes; (): the report's ten
+    config.attend.layers = ()  # whose attention is averaged, counted from 0; (): all
+    config.attend.heads = ()  # likewise
+
 
 def use_published_model(config: ConfigDict) -> None:
     """The published choice: Llama 3.2 1B in bfloat16 with LoRA."""

@@ -34,3 +34,14 @@ def shared() -> Path:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> tuple[Path, str]:
+    """(work directory, what was printed) of a whole small run on one device."""
+    from tests.test_main import small_demo
+
+    workdir = tmp_path_factory.mktemp("run") / "w"
+    done = small_demo(workdir)
+    assert done.returncode == 0, done.stderr
+    return workdir, done.stdout

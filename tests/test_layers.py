@@ -13,7 +13,8 @@ ALLOWED = {
     "corpora": {"ecg", "corpora"},
     "inputs": {"ecg", "corpora", "inputs"},
     "model": {"model"},
-    "run": {"ecg", "corpora", "inputs", "model", "run"},
+    "report": {"ecg", "report"},
+    "run": {"ecg", "corpora", "inputs", "model", "report", "run"},
 }
 
 
@@ -40,7 +41,7 @@ def test_every_folder_is_in_the_table():
     assert {p.parent.name for p in PACKAGE.glob("*/__init__.py")} == set(ALLOWED)
 
 
-@pytest.mark.parametrize("folder", ["ecg", "corpora"])
+@pytest.mark.parametrize("folder", ["ecg", "corpora", "report"])
 def test_preparing_folders_do_not_import_jax(folder):
     for path in (PACKAGE / folder).glob("*.py"):
         assert not {name for name in imported(path) if name.split(".")[0] in ("jax", "flax", "optax")}, path

@@ -34,14 +34,8 @@ class Attention(nnx.Module):
         Several tokens and a past: they are the prompt, the first ones in an empty cache, and attend to themselves (S = T).
         """
         cfg, (b, t, _) = self.config, x.shape
-        kq, kk, kv, ko = split_key(key, 4)
-        q = self.q(x, kq).reshape(b, t, cfg.heads, cfg.head_dim)  # [B, T, H, C]
-        k = self.k(x, kk).reshape(b, t, cfg.kv_heads, cfg.head_dim)  # [B, T, K, C]
-        v = self.v(x, kv).reshape(b, t, cfg.kv_heads, cfg.head_dim)  # [B, T, K, C]
-        if self.q_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        if rope is not None:
-            q, k = rotate(q, rope), rotate(k, rope)
+        *inward, ko = split_key(key, 4)
+        q, k, v = self._project(x, rope, inward)
         if past is not None:
             keys, values, index = past
             keys = jax.lax.dynamic_update_slice(keys, k, (0, index, 0, 0))  # [B, S, K, C]
@@ -49,6 +43,27 @@ class Attention(nnx.Module):
         alone = past is None or t > 1
         mixed = attend(q, k, v, mask, cfg) if alone else attend(q, keys, values, mask, cfg)  # [B, T, H, C]
         return self.o(mixed.reshape(b, t, -1), ko), None if past is None else (keys, values)
+
+    def weights(self, x, rope, mask):
+        """What `__call__` mixes the values by, for those who look at it: x [B, T, D], mask bool [B, 1, T, T] -> float32
+        [B, H, T, T], rows that sum to 1.
+        """
+        q, k, _ = self._project(x, rope, (None,) * 3)
+        weights = _weights(q, k, mask, self.config)  # [B, K, G, T, T]
+        return weights.reshape(weights.shape[0], -1, *weights.shape[-2:])
+
+    def _project(self, x, rope, keys):
+        """Queries [B, T, H, C], keys and values [B, T, K, C], normed and turned as they are compared; `keys` draw dropout."""
+        cfg, (b, t, _) = self.config, x.shape
+        kq, kk, kv = keys
+        q = self.q(x, kq).reshape(b, t, cfg.heads, cfg.head_dim)  # [B, T, H, C]
+        k = self.k(x, kk).reshape(b, t, cfg.kv_heads, cfg.head_dim)  # [B, T, K, C]
+        v = self.v(x, kv).reshape(b, t, cfg.kv_heads, cfg.head_dim)  # [B, T, K, C]
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = rotate(q, rope), rotate(k, rope)
+        return q, k, v
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, config: DecoderConfig) -> jax.Array:
@@ -69,12 +84,18 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, config: D
     scale = config.query_scale or config.head_dim**-0.5
     if not config.attention_cap:
         return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale)
-    b, t, h, c = q.shape
+    weights = _weights(q, k, mask, config)
+    return jnp.einsum("bkgts,bskc->btkgc", weights.astype(v.dtype), v).reshape(q.shape)
+
+
+def _weights(q: jax.Array, k: jax.Array, mask: jax.Array, config: DecoderConfig) -> jax.Array:
+    """The softmax of the scores, float32 [B, K, G, T, S]."""
+    b, t, _, c = q.shape
+    scale = config.query_scale or config.head_dim**-0.5
     grouped = q.reshape(b, t, k.shape[2], -1, c)  # [B, T, K, G, C]
     scores = jnp.einsum("btkgc,bskc->bkgts", grouped, k, preferred_element_type=jnp.float32)
     scores = soft_cap(scale * scores, config.attention_cap)
-    weights = jax.nn.softmax(jnp.where(mask[:, :, None], scores, jnp.finfo(jnp.float32).min), axis=-1)
-    return jnp.einsum("bkgts,bskc->btkgc", weights.astype(v.dtype), v).reshape(b, t, h, c)
+    return jax.nn.softmax(jnp.where(mask[:, :, None], scores, jnp.finfo(jnp.float32).min), axis=-1)
 
 
 def causal_mask(segments: jax.Array, start: jax.Array, tokens: int) -> tuple[jax.Array, jax.Array]:

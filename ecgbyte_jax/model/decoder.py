@@ -108,7 +108,7 @@ class Decoder(nnx.Module):
         segments = attention_mask.astype(jnp.int32)  # [B, S]
         if positions is None:
             positions = jax.lax.dynamic_slice_in_dim(count_positions(segments), start, t, axis=1)  # [B, T]
-        x = _split_over_mesh(self._embed(input_ids, positions), None, None)  # [B, T, D]
+        x = _split_over_mesh(self.embed(input_ids, positions), None, None)  # [B, T, D]
         rope = None if self.config.rope_theta is None else rope_angles(self.config, positions)
         prompt = cache is not None and t > 1  # attends to itself: the cache is empty
         mask, back = causal_mask(segments[:, :t] if prompt else segments, start, t)  # [B, 1, T, S], [T, S]
@@ -138,7 +138,8 @@ class Decoder(nnx.Module):
             logits = jnp.concatenate([logits, more], axis=-1)
         return soft_cap(logits, self.config.logit_cap)
 
-    def _embed(self, ids: jax.Array, positions: jax.Array) -> jax.Array:
+    def embed(self, ids: jax.Array, positions: jax.Array) -> jax.Array:
+        """What enters the first block: ids and positions [B, T] to [B, T, D]."""
         config, rows = self.config, self.embedding[...]
         x = rows[jnp.minimum(ids, len(rows) - 1)].astype(config.dtype)
         if self.new_rows is not None:

@@ -30,6 +30,7 @@ def _between(low: float, high: float) -> _Rule:
 
 
 _FLOATS = _one_of("float32", "bfloat16", "float16")
+_NUMBERS: _Rule = (lambda some: all(isinstance(one, int) and one >= 0 for one in some), "whole numbers from 0")
 _RULES: dict[str, _Rule] = {
     "seed": _at_least(0),
     "data.corpus": _one_of(*CORPORA),
@@ -102,6 +103,9 @@ _RULES: dict[str, _Rule] = {
     "eval.batch_size": _at_least(1),
     "eval.max_new_tokens": _at_least(1),
     "eval.max_sequences": _at_least(0),
+    "attend.examples": (lambda ids: all(isinstance(id, str) for id in ids), "ids of examples, as texts"),
+    "attend.layers": _NUMBERS,
+    "attend.heads": _NUMBERS,
 }
 
 

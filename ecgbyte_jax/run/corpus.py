@@ -137,7 +137,7 @@ class Corpus:
 def open_corpus(config: ConfigDict, paths: Paths) -> Corpus:
     """The examples that the config names; makes the synthetic recordings first where it asks for them."""
     _make_demo_data(config, paths)
-    found, published = _read_corpus(config, paths), config.data.published_split
+    found, published = read_corpus(config, paths), config.data.published_split
     if published and config.data.corpus != "ptbxl":
         found = _published_split(found)
     return Corpus.of(found, paths.quarantine, config.data.max_bad_fraction, published)
@@ -189,7 +189,8 @@ def _published_split(found: Iterable[Example | Rejected]) -> Iterator[Example | 
         yield replace(item, split=next(splits)) if isinstance(item, Example) else item
 
 
-def _read_corpus(config: ConfigDict, paths: Paths) -> Iterator[Example | Rejected]:
+def read_corpus(config: ConfigDict, paths: Paths) -> Iterator[Example | Rejected]:
+    """Every example of the corpus that the config names, or what is wrong with it, one by one where its reader can."""
     data, root = config.data, paths.root
     match data.corpus:
         case "ptbxl":

@@ -1,0 +1,170 @@
+"""People's own recordings: CSV and NPY files beside WFDB, and a look whether units, leads and rate can be right.
+
+Axes: L leads, N samples.
+"""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy.ndimage import uniform_filter1d
+from scipy.signal import find_peaks
+
+from ecgbyte_jax.ecg.records import LEADS, Record, read_record
+from ecgbyte_jax.errors import RecordError
+
+UNITS = {"mV": 1.0, "uV": 1e-3, "V": 1e3}
+_TIME = {"time": 1.0, "t": 1.0, "time_s": 1.0, "seconds": 1.0, "time_ms": 1e-3, "ms": 1e-3}  # columns of time, in s
+_CANONICAL = {name.upper(): name for name in LEADS}
+# What the middle lead of an ECG spans, from its 1st to its 99th percentile, lies between these (mV) with room to spare.
+_LEAST_SPAN, _MOST_SPAN = 0.02, 20.0
+# Rates that are wrong by a factor of 5 make most hearts beat too slowly, with slopes that are too flat, or too fast. In 130
+# recordings of PTB-XL it beats 44 to 173 times a minute, and half of the slopes' power lies above 8 to 115 Hz.
+_SLOW, _FLAT, _FAST = 30.0, 12.0, 300.0  # beats a minute, Hz, beats a minute
+
+
+def read_own(path: str | Path, sample_rate: float = 0.0, leads: Sequence[str] = (), units: str = "mV") -> Record:
+    """Reads a WFDB record, or a .csv or .npy file of samples in `units` (mV, uV, V) at `sample_rate` Hz.
+
+    A CSV file has a column a lead, named by its header or by `leads` where it has none; columns of time are left out. An NPY
+    file is [leads, samples] or [samples, leads], and `leads` names them. What a WFDB header says needs no telling.
+
+    Raises RecordError, with what to do, where the rate or a lead's name is missing, one of the twelve leads is, a value is no
+    number, the values look like other units, or the heart would beat as it cannot at this rate.
+    """
+    path = Path(path)
+    kind = path.suffix.lower()
+    if kind in (".csv", ".npy"):
+        record = _read_table(path, sample_rate, tuple(leads), units, _read_csv if kind == ".csv" else _read_npy)
+    elif path.with_suffix(".hea").is_file() or Path(f"{path}.hea").is_file():
+        if sample_rate or leads:
+            raise RecordError(f"{path}: its header tells rate and leads; leave --sample_rate and --leads out")
+        record = read_record(path)
+    else:
+        raise RecordError(f"{path}: no such recording; a WFDB record (its .hea and .dat), a .csv or a .npy file wanted")
+    check_plausible(record, path)
+    return record
+
+
+def check_plausible(record: Record, path: Path) -> None:
+    """Raises RecordError where leads are missing, or units or rate cannot be right, with what to do."""
+    missing = [lead for lead in LEADS if lead not in record.leads]
+    if missing:
+        raise RecordError(f"{path}: leads {missing} are missing, found {list(record.leads)}; name the twelve standard leads")
+    signal = record.signal.astype(np.float64)
+    if not np.isfinite(signal).all():
+        raise RecordError(f"{path}: values that are not finite (NaN) found; cut them out or fill them first")
+    span = float(np.median(np.subtract(*np.percentile(signal, [99, 1], axis=1))))
+    if not _LEAST_SPAN <= span <= _MOST_SPAN:
+        looks = "microvolts" if span > _MOST_SPAN else "volts"
+        unit = "uV" if span > _MOST_SPAN else "V"
+        raise RecordError(
+            f"{path}: the leads span {span:.3g} mV, which looks like {looks}: give --units={unit} with a .csv or .npy file, "
+            "or mend the gain in the WFDB header"
+        )
+    beats = _beats_a_minute(signal, record.sample_rate)
+    if beats > _FAST or (beats < _SLOW and _slope_frequency(signal, record.sample_rate) < _FLAT):
+        raise RecordError(
+            f"{path}: at {record.sample_rate:g} Hz the heart would beat {beats:.0f} times a minute, so the rate is wrong; give "
+            "the one that it was recorded at"
+        )
+
+
+def _read_table(path: Path, sample_rate: float, leads: tuple[str, ...], units: str, read) -> Record:
+    if not np.isfinite(sample_rate) or sample_rate <= 0:
+        raise RecordError(
+            f"{path}: sample rate {sample_rate:g} Hz found; give the one that it was recorded at, --sample_rate=500"
+        )
+    if units not in UNITS:
+        raise RecordError(f"{path}: units {units!r} found, one of {tuple(UNITS)} wanted")
+    try:
+        values, names = read(path, leads, sample_rate)
+    except FileNotFoundError as error:
+        raise RecordError(f"{path}: no such file") from error
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read: {error.strerror}") from error
+    names = tuple(_CANONICAL.get(name.strip().upper(), name.strip()) for name in names)
+    return Record(np.ascontiguousarray(values * UNITS[units], np.float32), float(sample_rate), names)
+
+
+def _read_npy(path: Path, leads: tuple[str, ...], sample_rate: float) -> tuple[np.ndarray, tuple[str, ...]]:
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise RecordError(f"{path}: not readable as an NPY file of numbers: {error}") from error
+    if not leads:
+        raise RecordError(f"{path}: the leads' names are missing; give them in the file's order, --leads={','.join(LEADS)}")
+    if (
+        not np.issubdtype(values.dtype, np.number)
+        or np.iscomplexobj(values)
+        or values.ndim != 2
+        or len(leads) not in values.shape
+    ):
+        raise RecordError(
+            f"{path}: an array {values.shape} of {values.dtype} found for {len(leads)} leads, [leads, samples] of real numbers "
+            "wanted"
+        )
+    values = values.astype(np.float64)
+    return (values if values.shape[0] == len(leads) else values.T), leads
+
+
+def _read_csv(path: Path, leads: tuple[str, ...], sample_rate: float) -> tuple[np.ndarray, tuple[str, ...]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [row for row in csv.reader(file) if row]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise RecordError(f"{path}: not readable as a CSV file: {error}") from error
+    header = [cell.strip() for cell in rows.pop(0)] if rows and not _is_number(rows[0][0]) else []
+    if not rows:
+        raise RecordError(f"{path}: no row of samples found")
+    names = header or list(leads)
+    if not names:
+        raise RecordError(f"{path}: neither a header nor --leads names the columns; give --leads={','.join(LEADS)}")
+    if header and leads:
+        raise RecordError(f"{path}: its header names the leads {header}; leave --leads out")
+    wrong = next((i for i, row in enumerate(rows) if len(row) != len(names) or not all(map(_is_number, row))), None)
+    if wrong is not None:
+        line = wrong + 1 + bool(header)
+        raise RecordError(f"{path}, row {line}: {','.join(rows[wrong])[:60]!r} found, {len(names)} numbers wanted")
+    values = np.array(rows, np.float64).T
+    kept = [i for i, name in enumerate(names) if name.lower() not in _TIME]
+    for i in set(range(len(names))) - set(kept):
+        _check_time(path, names[i], values[i], sample_rate)
+    return values[kept], tuple(names[i] for i in kept)
+
+
+def _check_time(path: Path, name: str, times: np.ndarray, sample_rate: float) -> None:
+    step = float(np.median(np.diff(times))) * _TIME[name.lower()] if len(times) > 1 else 0.0
+    if step <= 0 or abs(step * sample_rate - 1) > 0.02:
+        told = f"{1 / step:g} Hz" if step > 0 else "no rate"
+        raise RecordError(f"{path}: column {name!r} tells {told}, --sample_rate {sample_rate:g} Hz; one of them is wrong")
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _beats_a_minute(signal: np.ndarray, rate: float) -> float:
+    """Of signal [L, N]: by the middle distance between bursts of steep slopes; NaN where fewer than three are found."""
+    span = min(max(1, round(0.02 * rate)), signal.shape[1] - 1)
+    if span < 1:
+        return np.nan
+    slopes = np.abs(signal[:, span:] - signal[:, :-span])
+    steep = slopes / (np.percentile(slopes, 99, axis=1, keepdims=True) + 1e-9)
+    energy = uniform_filter1d(steep.mean(axis=0), max(1, round(0.08 * rate)))
+    energy = energy - np.median(energy)
+    peaks, _ = find_peaks(energy, distance=max(1, round(0.1 * rate)), prominence=0.4 * np.percentile(energy, 98))
+    return 60 * rate / float(np.median(np.diff(peaks))) if len(peaks) > 2 else np.nan
+
+
+def _slope_frequency(signal: np.ndarray, rate: float) -> float:
+    """The frequency in Hz above which half of the slopes' power lies, of signal [L, N]."""
+    slopes = np.diff(signal, axis=1)
+    slopes = slopes / (slopes.std(axis=1, keepdims=True) + 1e-9)
+    power = np.cumsum((np.abs(np.fft.rfft(slopes, axis=1)) ** 2).sum(axis=0))
+    return float(np.fft.rfftfreq(slopes.shape[1], 1 / rate)[np.searchsorted(power, power[-1] / 2)])

@@ -1,0 +1,66 @@
+"""Attention over the trace: each sample's weight as the colour behind it.
+
+Axes of arrays: T samples of a segment.
+"""
+
+import numpy as np
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from ecgbyte_jax.ecg.records import LEADS
+from ecgbyte_jax.report.paper import draw_head, draw_traces, lay_out, new_sheet
+
+_FOOT = 14.0  # mm for the colour bar
+_CLIP = 99.5  # percentile of |weight| that gets the strongest colour: one token of one sample must not pale all others
+_FULL_3X4 = 2.5  # s; longer segments are drawn 12 x 1, so that no sample is left out
+
+
+def draw_attention(
+    signal: np.ndarray, weights: np.ndarray, rate: float, *, seen: np.ndarray | None = None, label: str, title: str = ""
+) -> Figure:
+    """Signal [12, T] in mV at `rate` Hz over `weights` [12, T], each lead with its share of all |weights|.
+
+    Signed weights get two colours around white. Samples where `seen` is False, which the model was not given, are hatched.
+    """
+    sheet = lay_out(signal, rate, "3x4" if signal.shape[1] / rate <= _FULL_3X4 else "12x1", _FOOT)
+    figure, axes = new_sheet(sheet, "grey")
+    signed = bool((weights < 0).any())
+    top = float(np.percentile(np.abs(weights), _CLIP)) or float(np.abs(weights).max()) or 1.0
+    norm = Normalize(-top if signed else 0.0, top)
+    colours = {"cmap": "PuOr_r" if signed else "YlOrRd", "norm": norm, "alpha": 0.8, "aspect": "auto", "zorder": 2}
+    image = None
+    for panel in sheet.panels:
+        row = weights[None, panel.lead, panel.start : panel.stop]
+        end = panel.left + row.size / rate * 25.0
+        extent = (panel.left, end, panel.bottom + 0.5, panel.top - 0.5)
+        image = axes.imshow(row, extent=extent, interpolation="nearest", **colours)
+        if seen is not None:
+            _hatch(axes, sheet, panel, seen[panel.lead, panel.start : panel.stop])
+    axes.set(xlim=(0, sheet.width), ylim=(0, sheet.height))
+    draw_traces(axes, sheet, signal, _shares(weights))
+    draw_head(axes, sheet, title)
+    bar_width = min(100.0, sheet.width - 30.0)
+    bar = figure.add_axes((15.0 / sheet.width, 9.5 / sheet.height, bar_width / sheet.width, 3.0 / sheet.height), zorder=6)
+    axes.add_patch(Rectangle((0, 0), sheet.width, _FOOT + 3, facecolor="white", zorder=3))
+    figure.colorbar(image, cax=bar, orientation="horizontal", extend="both" if signed else "max")
+    bar.tick_params(labelsize=7)
+    bar.set_xlabel(label, fontsize=7, labelpad=1)
+    bar.ticklabel_format(axis="x", scilimits=(-2, 3))
+    bar.xaxis.get_offset_text().set_fontsize(7)
+    return figure
+
+
+def _hatch(axes, sheet, panel, seen: np.ndarray) -> None:
+    """Unseen samples stand at a segment's end, for it is cut there; the end of a lead, or all of it."""
+    first = int(np.argmin(seen)) if not seen.all() else len(seen)
+    if first < len(seen):
+        x = sheet.x(panel)
+        box = (x[first], panel.bottom + 0.5), x[-1] - x[first], panel.top - panel.bottom - 1
+        style = {"facecolor": "#dddddd", "edgecolor": "#888888", "hatch": "////", "linewidth": 0, "zorder": 2.5, "alpha": 0.6}
+        axes.add_patch(Rectangle(*box, **style))
+
+
+def _shares(weights: np.ndarray) -> dict[int, str]:
+    total = float(np.abs(weights).sum())
+    return {lead: f"{np.abs(weights[lead]).sum() / total:.0%}" if total else "0%" for lead in range(len(LEADS))}

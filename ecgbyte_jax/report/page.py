@@ -1,0 +1,111 @@
+"""The report as one HTML file: what it says, as plain values, and the template that shows them.
+
+Everything that comes from data is escaped by the template; the file asks the network for nothing, as its content policy says.
+"""
+
+import base64
+import hashlib
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.figure import Figure
+from PIL import Image
+
+from ecgbyte_jax.report.save import small_png
+
+_DPI = 150
+_CSS_DPI = 96  # pixels of a browser in an inch: pictures are shown true to scale where there is room
+_FOLDER = Path(__file__).parent
+_SECTIONS = ("scores", "examples", "training", "data", "tokenizer", "settings")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A caption, the columns' names, and rows of texts, the first of which names the row."""
+
+    caption: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as a data URI, its size in browser pixels; alt tells those who cannot see it what it shows."""
+
+    uri: str
+    width: int
+    height: int
+    name: str
+    alt: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example; words: of the question with their share of the attention, 0..0.6 as the strength of a colour."""
+
+    id: str
+    type: str
+    why: str
+    question: str
+    reference: str
+    answer: str
+    verdict: str
+    right: bool
+    words: tuple[tuple[str, float], ...] = ()
+    others: tuple[tuple[str, str], ...] = ()
+    pictures: tuple[Picture, ...] = ()
+    shares: tuple[Table, ...] = ()
+
+
+@dataclass
+class Page:
+    """All that the report says; what a run lacks is told in the notes."""
+
+    title: str
+    evaluated: str
+    scores: list[Table]
+    score_notes: list[str] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
+    examples_note: str = ""
+    curves: list[Picture] = field(default_factory=list)
+    curve_notes: list[str] = field(default_factory=list)
+    data: list[Table] = field(default_factory=list)
+    data_notes: list[str] = field(default_factory=list)
+    tokenizer: list[Table] = field(default_factory=list)
+    tokenizer_pictures: list[Picture] = field(default_factory=list)
+    tokenizer_notes: list[str] = field(default_factory=list)
+    settings: list[Table] = field(default_factory=list)
+
+    @property
+    def types(self) -> list[str]:
+        return sorted({example.type for example in self.examples})
+
+
+def picture(figure: Figure, name: str, alt: str, caption: str) -> Picture:
+    """A figure for the page."""
+    data = small_png(figure, _DPI)
+    width, height = Image.open(io.BytesIO(data)).size
+    size = round(width * _CSS_DPI / _DPI), round(height * _CSS_DPI / _DPI)
+    return Picture(f"data:image/png;base64,{base64.b64encode(data).decode()}", *size, name, alt, caption)
+
+
+def render(page: Page) -> bytes:
+    """The file's bytes; the same page gives the same bytes."""
+    environment = Environment(
+        loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    style, script = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    names = {"tokenizer": "ECG tokenizer"}
+    html = environment.get_template("page.html").render(
+        page=page,
+        sections=[(name, names.get(name, name.capitalize())) for name in _SECTIONS],
+        style=style,
+        script=script,
+        script_hash=f"sha256-{digest}",
+    )
+    # Half a character, as broken data may hold, is shown as a question mark.
+    return html.encode("utf-8", errors="replace")

@@ -1,0 +1,119 @@
+"""Own recordings: the same signal by any file, and what is refused with what to do."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from ecgbyte_jax.ecg.own import check_plausible, read_own
+from ecgbyte_jax.ecg.records import LEADS, Record, read_record
+from ecgbyte_jax.errors import RecordError
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory) -> tuple[Record, object]:
+    from ecgbyte_jax.corpora.demo import write_demo
+
+    folder = tmp_path_factory.mktemp("own")
+    write_demo(folder / "ptbxl", folder / "ecgqa", 1, seed=0)
+    path = next((folder / "ptbxl").rglob("*_hr.hea")).with_suffix("")
+    return read_record(path), path
+
+
+def write_csv(path, signal, header):
+    lines = [",".join(header)] if header else []
+    path.write_text("\n".join(lines + [",".join(f"{v:.6f}" for v in row) for row in signal.T]) + "\n")
+    return path
+
+
+def test_wfdb_csv_and_npy_give_the_same_signal(record, tmp_path):
+    known, stem = record
+    shuffled = [11, *range(11)]
+    signal, names = known.signal[shuffled], [known.leads[i].lower() for i in shuffled]
+    np.save(tmp_path / "a.npy", signal)
+    np.save(tmp_path / "b.npy", 1000 * signal.T)
+    times = np.arange(signal.shape[1])[None] / 500
+    found = [
+        read_own(stem),
+        read_own(f"{stem}.hea"),
+        read_own(write_csv(tmp_path / "a.csv", signal, names), 500),
+        read_own(write_csv(tmp_path / "b.csv", np.concatenate([times, signal]), ["Time", *names]), 500),
+        read_own(write_csv(tmp_path / "c.csv", signal, None), 500, names),
+        read_own(tmp_path / "a.npy", 500, names),
+        read_own(tmp_path / "b.npy", 500, names, "uV"),
+    ]
+    for one in found:
+        assert one.sample_rate == 500 and set(one.leads) == set(LEADS)
+        for lead in LEADS:
+            np.testing.assert_allclose(one.signal[one.leads.index(lead)], known.signal[known.leads.index(lead)], atol=1e-5)
+
+
+def test_what_cannot_be_right_is_refused_with_what_to_do(record, tmp_path):
+    known, stem = record
+    names = list(known.leads)
+    np.save(tmp_path / "a.npy", known.signal)
+    np.save(tmp_path / "uv.npy", 1000 * known.signal)
+    np.save(tmp_path / "v.npy", known.signal / 1000)
+    np.save(tmp_path / "nan.npy", np.where(known.signal > known.signal.max() - 1e-6, np.nan, known.signal))
+    np.save(tmp_path / "object.npy", np.array([{}], object), allow_pickle=True)
+    text = write_csv(tmp_path / "a.csv", known.signal, names)
+    plain = write_csv(tmp_path / "plain.csv", known.signal, None)
+    timed = write_csv(
+        tmp_path / "t.csv", np.concatenate([np.arange(known.signal.shape[1])[None] / 250, known.signal]), ["t", *names]
+    )
+    broken = tmp_path / "broken.csv"
+    broken.write_text(",".join(names) + "\n" + ",".join(["0"] * 12) + "\n" + ",".join(["x"] * 12) + "\n")
+    for arguments, message in (
+        ((tmp_path / "a.npy", 0, names), "--sample_rate=500"),
+        ((tmp_path / "a.npy", 500), "--leads=I,II,III"),
+        ((tmp_path / "a.npy", 500, names[:11]), "for 11 leads"),
+        ((tmp_path / "uv.npy", 500, names), "looks like microvolts: give --units=uV"),
+        ((tmp_path / "v.npy", 500, names), "looks like volts: give --units=V"),
+        ((tmp_path / "nan.npy", 500, names), "not finite"),
+        ((tmp_path / "object.npy", 500, names), "not readable as an NPY"),
+        ((tmp_path / "a.npy", 500, [*names[:11], "X"]), r"leads \['V6'\] are missing"),
+        ((text, 0), "--sample_rate=500"),
+        ((text, 500, names), "leave --leads out"),
+        ((plain, 500), "neither a header nor --leads"),
+        ((timed, 500), "column 't' tells 250 Hz"),
+        ((broken, 500), r"broken.csv, row 3: 'x,x"),
+        ((stem, 500), "its header tells"),
+        ((tmp_path / "nothing",), "no such recording"),
+        ((tmp_path / "nothing.csv", 500), "no such file"),
+    ):
+        with pytest.raises(RecordError, match=message) as told:
+            read_own(*arguments)
+        assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("rate", [100, 2500])
+def test_a_rate_at_which_no_heart_beats_is_refused(rate):
+    """75 beats a minute at 500 Hz, told to be at others."""
+    seconds = np.arange(5000) / 500
+    beat = np.exp(-(((seconds[:, None] - np.arange(0.4, 10, 0.8)) / 0.02) ** 2)).sum(axis=1)
+    signal = (np.linspace(0.5, 1.5, 12)[:, None] * beat).astype(np.float32)
+    check_plausible(Record(signal, 500.0, LEADS), "ok")
+    with pytest.raises(RecordError, match=f"at {rate} Hz the heart would beat .* so the rate is wrong"):
+        check_plausible(Record(signal, float(rate), LEADS), "wrong")
+
+
+def test_rates_of_real_recordings_pass_and_most_wrong_ones_do_not(shared):
+    paths = sorted((shared / "data/ptbxl/records500").rglob("*.hea"))[::8]
+    refused = {0.2: 0, 1.0: 0, 5.0: 0}
+    for path in paths:
+        found = read_record(path)
+        for factor in refused:
+            try:
+                check_plausible(dataclasses.replace(found, sample_rate=500 * factor), path)
+            except RecordError:
+                refused[factor] += 1
+    assert refused[1.0] == 0
+    assert refused[0.2] > 0.9 * len(paths) and refused[5.0] > 0.6 * len(paths), refused
+
+
+def test_synthetic_recordings_with_noise_pass(tmp_path):
+    from ecgbyte_jax.corpora.demo import write_demo
+
+    write_demo(tmp_path / "ptbxl", tmp_path / "ecgqa", 60, seed=0)
+    for path in sorted((tmp_path / "ptbxl").rglob("*_hr.hea")):
+        read_own(path)

@@ -1,0 +1,127 @@
+"""The report of a small run, as it is made and where parts of the run are missing."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from ecgbyte_jax.errors import ConfigError, ReportError
+from ecgbyte_jax.run.attend import attend, choose_rows, file_stem
+from ecgbyte_jax.run.report import report
+from experiments import demo
+from tests.test_main import SMALL
+
+
+def small_settings() -> ConfigDict:
+    """Those of the fixture `finished`."""
+    config = demo.get_config()
+    for setting in SMALL:
+        name, value = setting.split("=")
+        config.update_from_flattened_dict({name: float(value) if "." in value else int(value)})
+    return config
+
+
+@pytest.fixture
+def copied(finished, tmp_path) -> Path:
+    shutil.copytree(finished[0], tmp_path / "w")
+    return tmp_path / "w"
+
+
+def test_a_run_ends_with_a_report_of_ten_examples_and_their_attention(finished):
+    workdir, printed = finished
+    text = (workdir / "report.html").read_text()
+    assert "Research software, no medical device." in text and "report.html" in printed
+    assert text.count("<article") == 10 and text.count("<img") == 24  # two an example, curves and three of the tokenizer
+    for words in (
+        "Curves. Training loss from",
+        "another patient&#39;s ECG",
+        "num_merges",
+        "What was prepared",
+        "Nothing was set aside",
+    ):
+        assert words in text, words
+    rows = {(row["id"], row["segment"]) for row in map(json.loads, (workdir / "eval/generations.jsonl").open())}
+    files = sorted((workdir / "attention").glob("*.npz"))
+    assert len(files) == 10
+    for file in files:
+        with np.load(file, allow_pickle=False) as found:
+            about = json.loads(str(found["about"]))
+            assert (about["id"], about["segment"]) in rows
+            assert found["attention"].shape == (12, 100) and found["attention"].min() >= 0
+            np.testing.assert_allclose(found["attention"].sum(), found["tokens_attention"].sum(), rtol=1e-5)
+
+
+def test_without_an_evaluation_nothing_is_overwritten(copied):
+    shutil.rmtree(copied / "eval")
+    before = {path: path.read_bytes() for path in copied.glob("*.*") if path.is_file()}
+    with pytest.raises(ReportError, match="no finished evaluation"):
+        report(small_settings(), copied)
+    assert before == {path: path.read_bytes() for path in copied.glob("*.*") if path.is_file()}
+
+
+def test_what_is_missing_is_told_and_what_comes_from_data_is_text(copied):
+    """No checkpoints, shards, tokenizer, metrics and recordings; an answer that would run a script."""
+    for name in ("checkpoints", "shards", "tokenizer", "synthetic", "prepare/quarantine.jsonl", "metrics.jsonl", "config.json"):
+        path = copied / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    rows = [json.loads(line) for line in (copied / "eval/generations.jsonl").open()]
+    for row in rows:
+        row |= {
+            "answer": "<script>alert(1)</script> é漢",
+            "reference": "",
+            "log_prob": -1.0,
+            "meta": {"question_type": "<b>type"},
+        }
+    (copied / "eval/generations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report(small_settings(), copied)
+    text = (copied / "report.html").read_text()
+    assert "<script>alert" not in text and "&lt;script&gt;alert(1)&lt;/script&gt; é漢" in text and "<b>type" not in text
+    for words in ("Without pictures: ", "no curves to show", "No shards lie", "quarantine.jsonl is missing", "No config.json"):
+        assert words in text, words
+    assert text.count("<article") == 10 and text.count("<img") == 0
+    before = (copied / "report.html").stat().st_mtime_ns
+    report(small_settings(), copied)
+    assert (copied / "report.html").stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_without_checkpoints_the_ecgs_are_still_shown(copied):
+    shutil.rmtree(copied / "checkpoints")
+    report(small_settings(), copied)
+    text = (copied / "report.html").read_text()
+    assert "Without attention: " in text and text.count("<img") == 14
+
+
+@pytest.mark.slow
+def test_the_same_run_gives_the_same_report(copied):
+    """Attention and all: made twice, for one device and eight differ in the last bits."""
+    made = []
+    for _ in range(2):
+        (copied / "report_stage.json").unlink()
+        report(small_settings(), copied)
+        made.append({file: file.read_bytes() for file in [copied / "report.html", *(copied / "attention").iterdir()]})
+    assert made[0] == made[1] and len(made[0]) == 11
+
+
+@pytest.mark.slow
+def test_attend_writes_arrays_and_pictures_of_named_examples(copied):
+    config = small_settings()
+    rows = [json.loads(line) for line in (copied / "eval/generations.jsonl").open()]
+    config.attend.examples, config.attend.layers = (rows[3]["id"],), (1,)
+    shutil.rmtree(copied / "attention")
+    attend(config, copied)
+    wanted = {file_stem(row) + end for row in rows if row["id"] == rows[3]["id"] for end in (".npz", ".png", ".svg")}
+    assert {path.name for path in (copied / "attention").iterdir()} == wanted
+    config.attend.layers = (2,)
+    with pytest.raises(ConfigError, match=r"layers: \(2,\) found, of 0 to 1"):
+        attend(config, copied)
+
+
+def test_examples_are_chosen_by_their_ids():
+    rows = [{"id": id, "segment": s, "seed": seed} for seed in (0, 42) for id in "ab" for s in (0, 1)]
+    assert choose_rows(rows, ("b",), 0) == [rows[2], rows[3]]
+    with pytest.raises(ConfigError, match=r"attend.examples: \['c'\] found"):
+        choose_rows(rows, ("b", "c"), 0)
