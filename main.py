@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,7 +16,14 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything that the run makes goes; runs/<experiment> if not given.")
 _STAGES = flags.DEFINE_list(
-    "stage", ["prepare", "train", "eval"], "What to run of tokenizer, prepare, inspect, train, eval, export, in this order."
+    "stage",
+    ["prepare", "train", "eval"],
+    "What to run of tokenizer, prepare, inspect, train, eval, export, in this order."
+    " Or compare alone, which needs no --config.",
+)
+_RUNS = flags.DEFINE_list("runs", [], "For --stage=compare: the evaluated runs' work directories.")
+_OUT = flags.DEFINE_string(
+    "out", "runs/compare.json", "For --stage=compare: the file to write; the table goes beside it as CSV."
 )
 _PROFILE = flags.DEFINE_list("profile_steps", [], "FIRST,LAST: a JAX profile of these training steps, in <workdir>/profile.")
 
@@ -27,14 +35,32 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)
     if len(argv) > 1:
         _fail(f"unknown argument {argv[1]!r}; flags look like --workdir=DIR")
+    if _STAGES.value == ["compare"]:
+        return _run(_compare)
+    if _RUNS.value:
+        _fail("--runs is for --stage=compare alone")
     if _CONFIG.value is None:
         _fail("--config=experiments/NAME.py is needed; --config=experiments/demo.py needs no data")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # or it says that PyTorch is missing, which is not used here
+    _run(_run_stages)
+
+
+def _run_stages() -> None:
     # Behind the flags: these imports take seconds, and a mistake in the flags is told at once.
     from ecgbyte_jax.run.pipeline import run
 
+    run(_CONFIG.value, Path(_WORKDIR.value or _default_workdir()), _STAGES.value, _profile_steps())
+
+
+def _compare() -> None:
+    from ecgbyte_jax.run.compare import compare
+
+    compare(_RUNS.value, Path(_OUT.value))
+
+
+def _run(work: Callable[[], None]) -> None:
     try:
-        run(_CONFIG.value, Path(_WORKDIR.value or _default_workdir()), _STAGES.value, _profile_steps())
+        work()
     except StoppedError as error:
         print(error, file=sys.stderr)
         sys.exit(_STOPPED)
