@@ -137,16 +137,18 @@ def _generate(graphdef, state, input_ids, attention_mask, key, max_new_tokens, s
     def unfinished(now: _Decoding) -> jax.Array:
         return (now.step < max_new_tokens) & ~now.done.all()
 
-    hidden, cache = model.hidden(input_ids, valid, cache=Cache.empty(model.config, rows, prompt + max_new_tokens))
+    # The last token of the prompt goes with the new ones: of the others the last block's keys and values are all that is needed,
+    # and the compiler leaves the rest of that block out.
+    _, cache = model.hidden(input_ids[:, :-1], valid, cache=Cache.empty(model.config, rows, prompt + max_new_tokens))
     start = _Decoding(
         step=jnp.int32(0),
-        last=jnp.zeros(rows, jnp.int32),
+        last=input_ids[:, -1],
         done=jnp.zeros(rows, bool),
         tokens=jnp.full((rows, max_new_tokens), pad_id, jnp.int32),
         log_probs=jnp.zeros((rows, max_new_tokens), jnp.float32),
         cache=cache,
     )
-    end = jax.lax.while_loop(unfinished, extend, record(start, hidden))
+    end = jax.lax.while_loop(unfinished, extend, start)
     return end.tokens, end.log_probs
 
 

@@ -207,7 +207,7 @@ def test_an_earlier_step_can_be_evaluated(config, workdir, trained):
     assert [row["log_prob"] for row in rows(workdir)] != [row["log_prob"] for row in rows(trained)]
     config.eval.checkpoint = "5"
     before = files(workdir)
-    with pytest.raises(CheckpointError, match=r"checkpoints/5: no such checkpoint"):
+    with pytest.raises(CheckpointError, match=r"checkpoint '5' found, 'last', 'best' or one of \[4, 8\] wanted"):
         evaluate(config, workdir)
     assert files(workdir) == before
 
