@@ -137,8 +137,8 @@ def _generate(graphdef, state, input_ids, attention_mask, key, max_new_tokens, s
     def unfinished(now: _Decoding) -> jax.Array:
         return (now.step < max_new_tokens) & ~now.done.all()
 
-    # The last token of the prompt goes with the new ones: of the others the last block's keys and values are all that is needed,
-    # and the compiler leaves the rest of that block out.
+    # The last token of the prompt goes with the new ones: of the others the last block's keys and values are all that is
+    # needed, and the compiler leaves the rest of that block out.
     _, cache = model.hidden(input_ids[:, :-1], valid, cache=Cache.empty(model.config, rows, prompt + max_new_tokens))
     start = _Decoding(
         step=jnp.int32(0),
