@@ -45,7 +45,7 @@ def banner(title: str, rows: dict[str, object]) -> None:
 
 def number_table(title: str, corner: str, rows: dict[str, dict[str, float | str]], form: str) -> None:
     """One line a row, one column a name, every number in the given form, texts as they are."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column(corner, no_wrap=True)
     names = list(next(iter(rows.values())))
     for name in names:
