@@ -36,7 +36,8 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
     if agree(answers.finished() and scores.finished()):
         console.print("eval: settings and inputs have not changed, nothing to do")
     else:
-        scorers = Scorers.load(config.eval.bertscore_model)  # before hours of work: a folder may be wrong
+        # Before hours of work: the folder of a model may be wrong.
+        scorers = Scorers.load(config.eval.bertscore_model) if leads() else Scorers()
         if not agree(answers.finished()):
             _answer(config, workdir, answers)
         if leads():

@@ -205,6 +205,12 @@ def test_an_earlier_step_can_be_evaluated(config, workdir, trained):
     evaluate(config, workdir)
     assert results(workdir)["checkpoint_step"] == 4
     assert [row["log_prob"] for row in rows(workdir)] != [row["log_prob"] for row in rows(trained)]
+    config.eval.checkpoint = "best"
+    evaluate(config, workdir)
+    losses = {
+        line["step"]: line["valid_loss"] for line in map(json.loads, (workdir / "metrics.jsonl").open()) if "valid_loss" in line
+    }
+    assert results(workdir)["checkpoint_step"] == min(losses, key=losses.get) and set(losses) == {4, 8}
     config.eval.checkpoint = "5"
     before = files(workdir)
     with pytest.raises(CheckpointError, match=r"checkpoint '5' found, 'last', 'best' or one of \[4, 8\] wanted"):
