@@ -105,7 +105,7 @@ _RULES: dict[str, _Rule] = {
     "eval.max_new_tokens": _at_least(1),
     "eval.max_sequences": _at_least(0),
     "eval.checkpoint": (
-        lambda which: which in ("last", "best") or which.isdecimal() or Path(which).is_dir(),
+        lambda which: which in ("last", "best") or which.isdecimal() or (which and Path(which).is_dir()),
         '"last", "best", a step or a Hugging Face folder',
     ),
     "eval.temperature": _at_least(0),

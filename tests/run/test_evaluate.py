@@ -312,6 +312,7 @@ def test_results_by_hand():
         ("seeds", (0, 1), r"eval\.seeds: \(0, 1\) found with eval\.temperature 0"),
         ("seeds", (), r"eval\.seeds: \(\) found"),
         ("seeds", (3, 3), r"eval\.seeds: \(3, 3\) found"),
+        ("checkpoint", "", r"eval\.checkpoint: '' found"),
         ("checkpoint", "newest", r"eval\.checkpoint: 'newest' found"),
         ("perturb", ("hum",), r"eval\.perturb: \('hum',\) found, of \('noise'"),
         ("top_p", 0.0, r"eval\.top_p: 0\.0 found"),
