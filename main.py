@@ -18,7 +18,12 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything that the run m
 _STAGES = flags.DEFINE_list(
     "stage",
     ["prepare", "train", "eval", "report"],
-    "What to run of tokenizer, prepare, inspect, train, eval, attend, report, export, ask, in this order.",
+    "What to run of tokenizer, prepare, inspect, train, eval, attend, report, export, ask, in this order."
+    " Or compare alone, which needs no --config.",
+)
+_RUNS = flags.DEFINE_list("runs", [], "For --stage=compare: the evaluated runs' work directories.")
+_OUT = flags.DEFINE_string(
+    "out", "runs/compare.json", "For --stage=compare: the file to write; the table goes beside it as CSV."
 )
 _PROFILE = flags.DEFINE_list("profile_steps", [], "FIRST,LAST: a JAX profile of these training steps, in <workdir>/profile.")
 
@@ -43,6 +48,10 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)
     if len(argv) > 1:
         _fail(f"unknown argument {argv[1]!r}; flags look like --workdir=DIR")
+    if _STAGES.value == ["compare"]:
+        return _run(_compare)
+    if _RUNS.value:
+        _fail("--runs is for --stage=compare alone")
     if _CONFIG.value is None:
         _fail("--config=experiments/NAME.py is needed; --config=experiments/demo.py needs no data")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # or it says that PyTorch is missing, which is not used here
@@ -58,6 +67,12 @@ def _run_stages() -> None:
     others = (_SAMPLE_RATE.value, tuple(_LEADS.value), _UNITS.value, _TOGETHER.value, _PICTURE.value)
     inquiry = Inquiry(records, tuple(_QUESTIONS.value), *others)
     run(_CONFIG.value, Path(_WORKDIR.value or _default_workdir()), _STAGES.value, _profile_steps(), inquiry)
+
+
+def _compare() -> None:
+    from ecgbyte_jax.run.compare import compare
+
+    compare(_RUNS.value, Path(_OUT.value))
 
 
 def _run(work: Callable[[], None]) -> None:

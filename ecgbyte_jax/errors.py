@@ -47,3 +47,7 @@ class TrainingError(EcgByteError):
 
 class StoppedError(EcgByteError):
     """A run was asked to end (SIGTERM) and did, with everything saved; the same command goes on."""
+
+
+class ScoresError(EcgByteError):
+    """Answers cannot be scored: none of them, a reference missing, or what a score needs is not installed."""

@@ -142,9 +142,17 @@ def _set_run(config: ConfigDict) -> None:
 
     config.eval = ConfigDict()
     config.eval.split = "test"
+    config.eval.checkpoint = "last"  # "last", "best" (by validation loss), a step, or a Hugging Face folder
     config.eval.batch_size = 16
     config.eval.max_new_tokens = 128
     config.eval.max_sequences = 0  # drawn at random; 0: all
+    config.eval.temperature = 0.0  # 0: the likeliest token, always; above: drawn at random
+    config.eval.top_k = 0  # drawn from so many likeliest tokens; 0: all
+    config.eval.top_p = 1.0  # and of those from the fewest that hold this share of the probability
+    config.eval.seeds = (0,)  # of the draws; several need a temperature above 0. Published: 0, 42, 123, 456, 789
+    config.eval.perturb = ()  # robustness: "noise", "wander" (of the baseline), "dropout" (of leads), "blackout"
+    config.eval.bootstrap = 1000  # resamples of the patients for the 95% intervals
+    config.eval.bertscore_model = ""  # a Hugging Face folder (published: roberta-large); "": no BERTScore; extra `bertscore`
 
     config.attend = ConfigDict()
     config.attend.examples = ()  # ids of evaluated examples whose attention --stage=attend writes; (): the report's ten

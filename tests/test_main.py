@@ -144,6 +144,10 @@ DEMO = "--config=experiments/demo.py"
         ([DEMO, "--wrokdir=x"], "wrokdir"),
         ([DEMO, "data"], "unknown argument 'data'"),
         ([], "--config=experiments/NAME.py is needed"),
+        (["--stage=compare"], "--runs: [] found, two run folders or more wanted"),
+        (["--stage=compare", "--runs=nowhere,neither"], "nowhere/eval/results.json: no such file; 'nowhere' has no evaluation"),
+        ([DEMO, "--runs=a,b"], "--runs is for --stage=compare alone"),
+        ([DEMO, "--config.eval.seeds=(0,1)"], "eval.seeds: (0, 1) found with eval.temperature 0"),
         (
             ["--config=experiments/ptb.py:tiny", "--config.data.root=nowhere"],
             "no ptbxl_database.csv in 'nowhere'. PTB-XL 1.0.3",

@@ -3,6 +3,7 @@
 Axes: B batch, T prompt tokens (left-padded), N new tokens at most, V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -54,9 +55,10 @@ def generate(
 
     input_ids, attention_mask: [B, T]. A row ends with its first stop id, which is kept; `pad_id` fills the rest. Temperature
     0 always takes the likeliest token; above, tokens are drawn by `key` from the `top_k` likeliest (0: all) and of those
-    from the fewest that hold `top_p` of the probability. `return_log_probs` gives (tokens, log-probabilities float32
-    [B, max_new_tokens]) by the model's own distribution, 0 behind a row's end. Prompts are cut to the longest one's length,
-    rounded up, so that different lengths share few compiled programs.
+    from the fewest that hold `top_p` of the probability; with a key for each row [B] its draws do not depend on the other
+    rows. `return_log_probs` gives (tokens, log-probabilities float32 [B, max_new_tokens]) by the model's own distribution, 0
+    behind a row's end. Prompts are cut to the longest one's length, rounded up, so that different lengths share few compiled
+    programs.
 
     Raises ConfigError for a row of padding alone, more tokens than the model has positions, and impossible settings.
     """
@@ -115,7 +117,7 @@ def _generate(graphdef, state, input_ids, attention_mask, key, max_new_tokens, s
     def record(now: _Decoding, hidden: jax.Array) -> _Decoding:
         """Chooses the next token of each row by the last hidden state [B, T, D]."""
         logits = model.logits(hidden[:, -1:])[:, 0]  # [B, V]
-        token = _choose(logits, sampling, jax.random.fold_in(key, now.step))  # [B]
+        token = _choose(logits, sampling, _each(jax.random.fold_in, key)(key, now.step))  # [B]
         chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
         log_prob = jnp.where(now.done, 0.0, chosen - jax.nn.logsumexp(logits, axis=-1))
         token = jnp.where(now.done, pad_id, token)
@@ -165,4 +167,9 @@ def _choose(logits: jax.Array, sampling: _Sampling, key: jax.Array) -> jax.Array
         kept = jnp.cumsum(shares, axis=-1) - shares < sampling.top_p
         least = jnp.min(jnp.where(kept, falling, jnp.inf), axis=-1, keepdims=True)
         logits = jnp.where(logits < least, -jnp.inf, logits)
-    return jax.random.categorical(key, logits, axis=-1).astype(jnp.int32)
+    return _each(jax.random.categorical, key)(key, logits).astype(jnp.int32)
+
+
+def _each(draw: Callable[[jax.Array, jax.Array], jax.Array], key: jax.Array) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """`draw(key, what)` for one key, or row by row for keys [B]; a number is the same for every row."""
+    return draw if key.ndim == 0 else lambda keys, what: jax.vmap(draw, (0, 0 if what.ndim else None))(keys, what)

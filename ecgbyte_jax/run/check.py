@@ -1,6 +1,7 @@
 """What a setting may be, looked at before any work is done: a wrong one must not cost a finished stage."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pywt
 from ml_collections import ConfigDict
@@ -9,6 +10,7 @@ from ecgbyte_jax.corpora.example import SPLITS
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.model.config import KERNELS
 from ecgbyte_jax.run.corpus import CORPORA
+from ecgbyte_jax.run.perturb import PERTURBATIONS
 
 _Rule = tuple[Callable[[object], bool], str]
 
@@ -103,6 +105,19 @@ _RULES: dict[str, _Rule] = {
     "eval.batch_size": _at_least(1),
     "eval.max_new_tokens": _at_least(1),
     "eval.max_sequences": _at_least(0),
+    "eval.checkpoint": (
+        lambda which: which in ("last", "best") or which.isdecimal() or (which and Path(which).is_dir()),
+        '"last", "best", a step or a Hugging Face folder',
+    ),
+    "eval.temperature": _at_least(0),
+    "eval.top_k": _at_least(0),
+    "eval.top_p": (lambda share: 0 < share <= 1, "above 0, 1 at most"),
+    "eval.seeds": (
+        lambda seeds: seeds and len({*seeds}) == len(seeds) and all(isinstance(seed, int) and seed >= 0 for seed in seeds),
+        "one whole number or more, none twice, each 0 or more",
+    ),
+    "eval.perturb": (lambda names: {*names} <= {*PERTURBATIONS}, f"of {tuple(PERTURBATIONS)}"),
+    "eval.bootstrap": _at_least(1),
     "attend.examples": (lambda ids: all(isinstance(id, str) for id in ids), "ids of examples, as texts"),
     "attend.layers": _NUMBERS,
     "attend.heads": _NUMBERS,
@@ -124,3 +139,10 @@ def check_config(config: ConfigDict) -> None:
         raise ConfigError("data.published_split: your own data has no published split; its table's field 'split' is taken")
     if config.lora.rank and not config.lora.targets:
         raise ConfigError("lora.targets: none found, at least one wanted where lora.rank is above 0")
+    if len(config.eval.seeds) > 1 and config.eval.temperature == 0:
+        raise ConfigError(
+            f"eval.seeds: {config.eval.seeds} found with eval.temperature 0, which answers the same for every seed; "
+            "one seed, or a temperature above 0 wanted"
+        )
+    if "wander" in config.eval.perturb and not config.signal.target_rate:
+        raise ConfigError("eval.perturb: 'wander' needs one sample rate of all recordings: signal.target_rate above 0 wanted")

@@ -1,154 +1,129 @@
 """Stage `eval`: from a checkpoint on disk to generations, scores and the table that compares them with baselines."""
 
 import json
-from dataclasses import dataclass
+import os
+from itertools import count
 from pathlib import Path
 
 import jax
-import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ecgbyte_jax.errors import ConfigError
+from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
+from ecgbyte_jax.errors import ScoresError
 from ecgbyte_jax.files import write_whole
-from ecgbyte_jax.inputs.batches import open_split, prompt_batch
-from ecgbyte_jax.inputs.shards import Sequence
-from ecgbyte_jax.model.decoder import Decoder
-from ecgbyte_jax.model.generate import generate
 from ecgbyte_jax.run import prepare, stages, train
-from ecgbyte_jax.run.logbook import banner, console, number_table, progress
-from ecgbyte_jax.run.metrics import score
-from ecgbyte_jax.run.sharding import check_batch_size, make_mesh, put_batch
+from ecgbyte_jax.run.answers import Answerer, choose, restore
+from ecgbyte_jax.run.corpus import Paths
+from ecgbyte_jax.run.distributed import agree, leads, wait_for_all
+from ecgbyte_jax.run.generations import read_rows
+from ecgbyte_jax.run.logbook import banner, console, number_table
+from ecgbyte_jax.run.meteor import find_wordnet
+from ecgbyte_jax.run.metrics import Scorers
+from ecgbyte_jax.run.results import MODEL, make_results
+from ecgbyte_jax.run.sharding import check_batch_size, make_mesh
 
-_VERSION = 1  # of this stage's outputs
-MODEL, OTHER_ECG, COMMONEST = "model", "another patient's ECG", "commonest answer"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One evaluated sequence: the model's answer, its answer to another patient's ECG, the commonest answer."""
-
-    sequence: Sequence
-    other: Sequence
-    answer: str
-    answer_to_other: str
-    commonest: str
-
-    def to_json(self) -> str:
-        s = self.sequence
-        fields = {"id": s.id, "segment": s.segment, "patient": s.patient, "question": s.question, "reference": s.answer}
-        answers = {"answer": self.answer, "answer_to_other_ecg": self.answer_to_other, "commonest_answer": self.commonest}
-        return json.dumps(
-            fields | answers | {"other_ecg": self.other.id, "other_segment": self.other.segment}, ensure_ascii=False
-        )
-
-
-def settings(config: ConfigDict) -> dict:
-    """What the scores depend on, beside the trained weights."""
-    return {"version": _VERSION, "seed": config.seed, "eval": config.eval.to_dict()}
+_VERSION = 2  # of this stage's outputs
+_SCORING = ("bootstrap", "bertscore_model")  # settings that the answers do not depend on
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> None:
-    """Runs the stage where it is not done, on the newest checkpoint, and shows the table of scores."""
-    trained = train.describe(config, workdir).require()
-    stage = stages.Stage("eval", workdir / "eval" / "stage.json", settings(config), trained)
-    if stage.finished():
+    """Runs the stage where it is not done, on the checkpoint asked for, and shows the table of scores.
+
+    Answers that are there whole are kept, also where only the scoring changed; answers of other settings are moved aside.
+    """
+    answers = _describe_answers(config, workdir)
+    scores = stages.Stage("eval", workdir / "eval" / "stage.json", _scoring(config), answers.digest())
+    if agree(answers.finished() and scores.finished()):
         console.print("eval: settings and inputs have not changed, nothing to do")
     else:
-        if stage.changes():
-            console.print(f"eval: running again, because {stage.changes()}", markup=False)
-        mesh = make_mesh(**config.mesh.to_dict())
-        check_batch_size(mesh, config.eval.batch_size, "eval.batch_size")
-        stage.begin()
-        with jax.set_mesh(mesh):
-            _evaluate(config, workdir, mesh)
-        stage.finish([workdir / "eval" / "results.json", workdir / "eval" / "generations.jsonl"])
-    _show(workdir)
+        # Before hours of work: the folder of a model may be wrong.
+        scorers = Scorers.load(config.eval.bertscore_model) if leads() else Scorers()
+        if not agree(answers.finished()):
+            _answer(config, workdir, answers)
+        if leads():
+            _score(config, workdir, scores, scorers)
+        wait_for_all("scores")
+    if leads():
+        _show(workdir)
 
 
-def _evaluate(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
-    prepared = prepare.load_prepared(config, workdir)
-    sequences = _choose(config, prepared)
-    others = _other_patients(sequences, config.seed)
-    model, step = train.restore_model(config, workdir, prepared, mesh)
-    commonest = prepared.manifest.commonest
-    answers = _answer(config, prepared, mesh, model, [(s.ecgs, s.question_ids) for s in sequences], "answer")
-    questions = [(o.ecgs, s.question_ids) for s, o in zip(sequences, others)]
-    to_others = _answer(config, prepared, mesh, model, questions, "answer to another's ECG")
-    rows = [
-        Row(s, o, answer, other, commonest.get(s.question, commonest[""]))
-        for s, o, answer, other in zip(sequences, others, answers, to_others, strict=True)
-    ]
-    _write(config, workdir, rows, step)
+def _describe_answers(config: ConfigDict, workdir: Path) -> stages.Stage:
+    """The stage's first half; its inputs are the training's outputs, or the prepared data and a folder's weights."""
+    which = config.eval.checkpoint
+    if which in ("last", "best") or which.isdecimal():
+        inputs = train.describe(config, workdir).require()
+    else:
+        marker = Paths.of(config, workdir).marker
+        prepared = stages.Stage.on_disk("prepare", marker, prepare.settings(config)).require()
+        folder = Path(which)
+        inputs = stages.digest([prepared, stages.fingerprint(sorted(p for p in folder.iterdir() if p.is_file()), folder)])
+    settings = {name: value for name, value in config.eval.to_dict().items() if name not in _SCORING}
+    settings = {"version": _VERSION, "seed": config.seed, "eval": settings}
+    return stages.Stage("answers", workdir / "eval" / "answers.json", settings, inputs)
 
 
-def _choose(config: ConfigDict, prepared: prepare.Prepared) -> list[Sequence]:
-    """The sequences to evaluate, in the shards' order."""
-    dataset = open_split(prepared.shards, prepared.manifest, config.eval.split)
-    wanted = min(config.eval.max_sequences or len(dataset), len(dataset))
-    chosen = np.sort(np.random.default_rng(config.seed).choice(len(dataset), wanted, replace=False))
-    return [dataset[int(i)] for i in chosen]
+def _scoring(config: ConfigDict) -> dict:
+    """What the scores depend on, beside the answers; WordNet may have come since."""
+    try:
+        wordnet = bool(find_wordnet())
+    except ScoresError:
+        wordnet = False
+    return {"version": _VERSION, "wordnet": wordnet, **{name: config.eval[name] for name in _SCORING}}
 
 
-def _other_patients(sequences: list[Sequence], seed: int) -> list[Sequence]:
-    """For every sequence one of another patient, drawn at random; raises ConfigError where there is but one patient."""
-    patients = np.array([s.patient for s in sequences])
-    if len(set(patients)) < 2:
-        raise ConfigError("eval.split: sequences of one patient alone found; at least two wanted, to swap their ECGs")
-    rng = np.random.default_rng(seed)
-    return [sequences[rng.choice(np.flatnonzero(patients != patient))] for patient in patients]
+def _answer(config: ConfigDict, workdir: Path, stage: stages.Stage) -> None:
+    """Writes `generations.jsonl`, going on from what an earlier run of the same settings left."""
+    mesh = make_mesh(**config.mesh.to_dict())
+    check_batch_size(mesh, config.eval.batch_size, "eval.batch_size")
+    prepared, tokenizer = prepare.load_prepared(config, workdir), ECGTokenizer.load(Paths.of(config, workdir).ecg_tokenizer)
+    items = choose(config, prepared)
+    generations, about = workdir / "eval" / "generations.jsonl", workdir / "eval" / "checkpoint.json"
+    with jax.set_mesh(mesh):
+        model, step = restore(config, workdir, prepared, mesh)
+        if leads():
+            if not stage.begun():
+                _move_aside(workdir, stage)
+            stage.begin()
+            found = {"split": config.eval.split, "checkpoint": config.eval.checkpoint, "checkpoint_step": step}
+            write_whole(about, [json.dumps(found).encode()])
+        Answerer(config, prepared, tokenizer, model, mesh).write(items, generations)
+    if leads():
+        stage.finish([generations, about])
 
 
-def _answer(
-    config: ConfigDict,
-    prepared: prepare.Prepared,
-    mesh: Mesh,
-    model: Decoder,
-    prompts: list[tuple[tuple[np.ndarray, ...], np.ndarray]],
-    what: str,
-) -> list[str]:
-    """The texts that the model generates greedily for (ECGs' ids, question ids) prompts."""
-    ids, tokenizer, rows = prepared.ids, prepared.text_tokenizer, config.eval.batch_size
-    answers: list[str] = []
-    with progress(what, len(prompts)) as report:
-        for start in range(0, len(prompts), rows):
-            some = prompts[start : start + rows]
-            batch = put_batch(prompt_batch(ids, some, rows, config.prompt.max_length), mesh)
-            tokens = generate(model, **batch, max_new_tokens=config.eval.max_new_tokens, stop_ids=(ids.eos,), pad_id=ids.pad)
-            texts = tokenizer.batch_decode(np.asarray(tokens)[: len(some)], skip_special_tokens=True)
-            answers += [text.strip() for text in texts]
-            report(len(answers))
-    return answers
+def _move_aside(workdir: Path, stage: stages.Stage) -> None:
+    """Answers of other settings, another checkpoint or an older program are kept under another name."""
+    if not (workdir / "eval").exists():
+        return
+    number = next(n for n in count(1) if not (workdir / f"eval.old-{n}").exists())
+    why = stage.changes() or "unknown ones"
+    console.print(f"eval: the answers here had other settings or inputs ({why}); moved to eval.old-{number}", markup=False)
+    os.rename(workdir / "eval", workdir / f"eval.old-{number}")
 
 
-def _write(config: ConfigDict, workdir: Path, rows: list[Row], step: int) -> None:
-    references = [row.sequence.answer.strip() for row in rows]
-    systems = {
-        MODEL: [row.answer for row in rows],
-        OTHER_ECG: [row.answer_to_other for row in rows],
-        COMMONEST: [row.commonest for row in rows],
-    }
-    results = {
-        "split": config.eval.split,
-        "checkpoint_step": step,
-        "sequences": len(rows),
-        "patients": len({row.sequence.patient for row in rows}),
-        "empty_answers": sum(not row.answer for row in rows),
-        "scores": {name: score(references, hypotheses) for name, hypotheses in systems.items()},
-    }
-    write_whole(workdir / "eval" / "generations.jsonl", (f"{row.to_json()}\n".encode() for row in rows))
-    write_whole(workdir / "eval" / "results.json", [f"{json.dumps(results, indent=1)}\n".encode()])
+def _score(config: ConfigDict, workdir: Path, stage: stages.Stage, scorers: Scorers) -> None:
+    stage.begin()
+    folder = workdir / "eval"
+    about = json.loads((folder / "checkpoint.json").read_text())
+    found = make_results(read_rows(folder / "generations.jsonl"), scorers, config.eval.bootstrap, config.seed)
+    write_whole(folder / "results.json", [f"{json.dumps(about | found, indent=1, ensure_ascii=False)}\n".encode()])
+    stage.finish([folder / "results.json"])
 
 
 def _show(workdir: Path) -> None:
     """The table of scores, and where everything lies."""
     results = json.loads((workdir / "eval" / "results.json").read_text())
-    found = "{split}: {sequences} sequences of {patients} patients, checkpoint {checkpoint_step}, in %".format(**results)
-    percent = {
-        system: {name.replace("_", " "): 100 * value for name, value in scores.items()}
-        for system, scores in results["scores"].items()
-    }
-    number_table(found, "", percent, ".1f")
+    step = results["checkpoint_step"]
+    checkpoint = f"checkpoint {step}" if step is not None else results["checkpoint"]
+    found = f"{{split}}: {{sequences}} sequences of {{patients}} patients, {checkpoint}, in %".format(**results)
+    number_table(found, "", _table(results), ".1f")
+    if "macro_f1" in results:
+        shown = "  ".join(f"{system} {100 * value:.1f}" for system, value in results["macro_f1"].items())
+        console.print(f"  macro F1 of closed questions: {shown}", markup=False)
+    if results["empty_answers"]:
+        console.print(f"  empty answers, counted as wrong: {results['empty_answers']}")
+    for name, why in results["missing"].items():
+        console.print(f"  no {name}: {why}", markup=False)
     names = (
         "eval/results.json",
         "eval/generations.jsonl",
@@ -159,3 +134,22 @@ def _show(workdir: Path) -> None:
         "config.json",
     )
     banner("written", {name: workdir / name for name in names})
+
+
+def _table(results: dict) -> dict[str, dict[str, float | str]]:
+    """Rows of numbers in %: the model with half its intervals, baselines, perturbed signals, kinds of questions."""
+
+    def percent(scores: dict[str, float]) -> dict[str, float]:
+        return {name.replace("_", " "): 100 * value for name, value in scores.items() if name != "sequences"}
+
+    def margins(intervals: dict[str, list[float]]) -> dict[str, str]:
+        return {name.replace("_", " "): f"±{50 * (high - low):.1f}" for name, (low, high) in intervals.items()}
+
+    rows = {MODEL: percent(results["scores"][MODEL]), "  95%, by patient": margins(results["intervals"][MODEL])}
+    if "over_seeds" in results:
+        seeds = results["over_seeds"][MODEL]
+        rows["  std over seeds"] = percent({name: found["std"] for name, found in seeds.items()})
+        rows["  95% t, over seeds"] = margins({name: found["t95"] for name, found in seeds.items()})
+    rows |= {system: percent(scores) for system, scores in results["scores"].items() if system != MODEL}
+    rows |= {f"with {name}": percent(scores) for name, scores in results["perturbed"].items()}
+    return rows | {f"{kind} ({found['sequences']})": percent(found) for kind, found in results["by_question_type"].items()}

@@ -43,15 +43,16 @@ def banner(title: str, rows: dict[str, object]) -> None:
         console.print(f"  {name:<22} {value}", markup=False)
 
 
-def number_table(title: str, corner: str, rows: dict[str, dict[str, float]], form: str) -> None:
-    """One line a row, one column a name, every number in the given form."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column(corner)
+def number_table(title: str, corner: str, rows: dict[str, dict[str, float | str]], form: str) -> None:
+    """One line a row, one column a name, every number in the given form, texts as they are."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(corner, no_wrap=True)
     names = list(next(iter(rows.values())))
     for name in names:
         table.add_column(name, justify="right")
     for row, numbers in rows.items():
-        table.add_row(row, *(format(numbers[name], form) for name in names))
+        cells = (numbers[name] for name in names)
+        table.add_row(row, *(cell if isinstance(cell, str) else format(cell, form) for cell in cells))
     console.print(table)
 
 

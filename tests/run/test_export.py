@@ -34,8 +34,9 @@ def test_the_export_answers_as_the_checkpoint_does_through_transformers(workdir)
     transformers = pytest.importorskip("transformers")
     model = transformers.AutoModelForCausalLM.from_pretrained(workdir / "export").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(workdir / "export")
-    answers = [json.loads(line)["answer"] for line in (workdir / "eval/generations.jsonl").open()]
-    config, found = trained_config(), []
+    rows = [json.loads(line) for line in (workdir / "eval/generations.jsonl").open()]
+    answers = {(row["id"], row["segment"]): row["answer"] for row in rows}
+    config, found = trained_config(), {}
     prepared = load_prepared(config, workdir)
     sequences = open_split(prepared.shards, prepared.manifest, "test")
     for i in range(len(sequences)):
@@ -44,7 +45,8 @@ def test_the_export_answers_as_the_checkpoint_does_through_transformers(workdir)
         ids, mask = (torch.tensor(batch[name].astype(np.int64)) for name in ("input_ids", "attention_mask"))
         with torch.no_grad():
             new = model.generate(ids, attention_mask=mask, max_new_tokens=config.eval.max_new_tokens, do_sample=False)
-        found.append(tokenizer.decode(new[0, ids.shape[1] :], skip_special_tokens=True).strip())
+        text = tokenizer.decode(new[0, ids.shape[1] :], skip_special_tokens=True).strip()
+        found[sequences[i].id, sequences[i].segment] = text
     assert found == answers and len(answers) == 16
 
 

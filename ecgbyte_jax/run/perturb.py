@@ -1,0 +1,63 @@
+"""What goes wrong with recordings, put into clean ones: how much of an evaluation's scores stays.
+
+Axes: L leads (12), T samples.
+"""
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+
+from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
+
+_NOISE_MV = 0.1  # standard deviation
+_WANDER_MV = (0.3, 0.6)  # amplitude
+_WANDER_HZ = (0.15, 0.5)
+_FLAT_LEADS = 3
+_BLACKOUT = 0.2  # of the duration
+
+
+def noise(signal: np.ndarray, rate: float, rng: np.random.Generator) -> np.ndarray:
+    """White noise of 0.1 mV (standard deviation) on every lead of a signal [L, T] in mV."""
+    return signal + rng.normal(0.0, _NOISE_MV, signal.shape)
+
+
+def wander(signal: np.ndarray, rate: float, rng: np.random.Generator) -> np.ndarray:
+    """The baseline of a signal [L, T] in mV swings as with breathing: by 0.3 to 0.6 mV at 0.15 to 0.5 Hz, each lead its own."""
+    leads, samples = signal.shape
+    amplitude, frequency = rng.uniform(*_WANDER_MV, (leads, 1)), rng.uniform(*_WANDER_HZ)
+    turns = frequency * np.arange(samples) / rate + rng.random((leads, 1))
+    return signal + amplitude * np.sin(2 * np.pi * turns)
+
+
+def dropout(signal: np.ndarray, rate: float, rng: np.random.Generator) -> np.ndarray:
+    """3 of the leads of a signal [L, T], drawn at random, are off: 0 mV throughout."""
+    off = rng.choice(len(signal), _FLAT_LEADS, replace=False)
+    return np.where(np.isin(np.arange(len(signal)), off)[:, None], 0.0, signal)
+
+
+def blackout(signal: np.ndarray, rate: float, rng: np.random.Generator) -> np.ndarray:
+    """All leads of a signal [L, T] are off for one stretch of a fifth of the time: 0 mV."""
+    samples = signal.shape[1]
+    length = round(_BLACKOUT * samples)
+    start = rng.integers(samples - length + 1)
+    place = np.arange(samples)
+    return np.where((place >= start) & (place < start + length), 0.0, signal)
+
+
+PERTURBATIONS: dict[str, Callable[[np.ndarray, float, np.random.Generator], np.ndarray]] = {
+    "noise": noise,
+    "wander": wander,
+    "dropout": dropout,
+    "blackout": blackout,
+}
+
+
+def perturb(name: str, ids: np.ndarray, tokenizer: ECGTokenizer, rate: float, seed: int, whose: str) -> np.ndarray:
+    """ECG tokens int32 [n] of a segment as tokens of the perturbed one: decoded to mV, perturbed, quantised, encoded.
+
+    rate: in Hz; the same seed and `whose` (which example's segment it is) always draw the same.
+    """
+    drawn = int.from_bytes(hashlib.sha256(f"{name} {whose}".encode()).digest()[:8], "big")
+    signal = PERTURBATIONS[name](tokenizer.decode(ids), rate, np.random.default_rng([seed, drawn]))
+    return tokenizer.encode(signal)

@@ -1,0 +1,97 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from ecgbyte_jax.errors import ScoresError
+from ecgbyte_jax.run.compare import compare
+
+
+def make_run(folder, answers: dict[str, str], split: str = "test", seeds=(0,), **changed) -> str:
+    """A run's folder, as far as a comparison reads it: example n is of patient n // 4, its reference is 'yes'."""
+    (folder / "eval").mkdir(parents=True)
+    (folder / "eval/results.json").write_text(json.dumps({"split": split, "seeds": list(seeds), "checkpoint_step": 7}))
+    with (folder / "eval/generations.jsonl").open("w") as file:
+        for seed in seeds:
+            for id, answer in answers.items():
+                row = {"id": id, "segment": 0, "seed": seed, "patient": str(int(id) // 4), "question": "?"}
+                row |= {"reference": "yes", "answer": answer, "answer_to_other_ecg": "", "commonest_answer": "", "meta": {}}
+                file.write(json.dumps(row | changed) + "\n")
+    return str(folder)
+
+
+def share(correct: float, examples=range(40)) -> dict[str, str]:
+    rng = np.random.default_rng(0)
+    return {str(i): "yes" if draw < correct else "no" for i, draw in zip(examples, rng.random(len(examples)))}
+
+
+def test_runs_are_compared_on_what_all_of_them_answered(tmp_path, capsys):
+    first = make_run(tmp_path / "a", share(0.3))
+    second = make_run(tmp_path / "b", share(0.9, range(8, 44)), seeds=(0, 1))
+    out = tmp_path / "table.json"
+    compare([first, second], out)
+    found = json.loads(out.read_text())
+    assert found["sequences"] == 32 and found["patients"] == 8 and found["split"] == "test"
+    a, b = (found["runs"][run] for run in (first, second))
+    common = [str(i) for i in range(8, 40)]
+    expected = [np.mean([answers[i] == "yes" for i in common]) for answers in (share(0.3), share(0.9, range(8, 44)))]
+    assert [run["scores"]["exact_match"] for run in (a, b)] == pytest.approx(expected)
+    difference = b["differences"]["exact_match"]
+    assert difference["mean"] == pytest.approx(expected[1] - expected[0])
+    assert 0 < difference["interval"][0] < difference["mean"] < difference["interval"][1]
+    assert "differences" not in a and b["seeds"] == [0, 1]
+    rows = list(csv.DictReader(out.with_suffix(".csv").open()))
+    assert float(rows[0]["score"]) == pytest.approx(expected[0]) and {row["run"] for row in rows} == {first, second}
+    shown = capsys.readouterr().out
+    assert "32 sequences of 8 patients" in shown and str(out) in shown
+
+
+def test_differences_are_paired(tmp_path):
+    """Where one run is better by an answer of each patient it is surely better, however much patients differ."""
+    answers = {str(i): "yes" if (i // 4) % 2 and i % 4 else "no" for i in range(40)}
+    runs = [make_run(tmp_path / "a", answers), make_run(tmp_path / "b", answers | {str(i): "yes" for i in range(0, 40, 4)})]
+    compare(runs, tmp_path / "c.json")
+    found = json.loads((tmp_path / "c.json").read_text())["runs"][runs[1]]
+    assert found["differences"]["exact_match"]["interval"] == pytest.approx([0.25, 0.25])
+    assert np.ptp(found["intervals"]["exact_match"]) > 0.3
+
+
+def test_the_same_comparison_again_gives_the_same_bytes_and_another_is_not_overwritten(tmp_path):
+    runs = [make_run(tmp_path / name, share(s)) for name, s in (("a", 0.2), ("b", 0.5), ("c", 0.8))]
+    out = tmp_path / "new" / "table.json"
+    compare(runs, out)
+    before = out.read_bytes()
+    compare(runs, out)
+    assert out.read_bytes() == before
+    with pytest.raises(ScoresError, match=r"table\.json: another comparison is there; give --out another name"):
+        compare(runs[:2], out)
+    assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"split": "valid"}, r"split 'valid' of .* and 'test' of .* found; one split wanted"),
+        ({"reference": "no"}, r"the reference of example '\d+' is 'no' in .* and 'yes' in .*; runs of the same data wanted"),
+        ({"id": "999"}, r"have no example in common"),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_refused(tmp_path, changed, message):
+    runs = [make_run(tmp_path / "a", share(0.5)), make_run(tmp_path / "b", share(0.5), **changed)]
+    with pytest.raises(ScoresError, match=message):
+        compare(runs, tmp_path / "c.json")
+    assert not (tmp_path / "c.json").exists()
+
+
+def test_a_run_without_evaluation_is_named(tmp_path):
+    runs = [make_run(tmp_path / "a", share(0.5)), str(tmp_path / "nothing")]
+    with pytest.raises(ScoresError, match=r"nothing/eval/results\.json: no such file; .* run --stage=eval there"):
+        compare(runs, tmp_path / "c.json")
+    (tmp_path / "nothing/eval").mkdir(parents=True)
+    (tmp_path / "nothing/eval/results.json").write_text("[]")
+    with pytest.raises(ScoresError, match=r"not the results of an evaluation"):
+        compare(runs, tmp_path / "c.json")
+    for few in ([], runs[:1], runs[:1] * 2):
+        with pytest.raises(ScoresError, match=r"--runs: .* two run folders or more wanted"):
+            compare(few, tmp_path / "c.json")

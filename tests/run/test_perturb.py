@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+
+from ecgbyte_jax.ecg.bpe import BPE
+from ecgbyte_jax.ecg.symbols import Quantizer
+from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
+from ecgbyte_jax.run.perturb import PERTURBATIONS, blackout, dropout, noise, perturb, wander
+
+RATE = 100.0
+
+
+@pytest.fixture
+def signal(rng):
+    return rng.normal(size=(12, 1000))
+
+
+def test_noise_has_a_tenth_of_a_millivolt(signal, rng):
+    assert np.std(noise(signal, RATE, rng) - signal) == pytest.approx(0.1, rel=0.05)
+
+
+def test_wander_is_one_slow_wave_a_lead(signal, rng):
+    added = wander(signal, RATE, rng) - signal
+    assert (abs(added).max(axis=1) <= 0.6).all() and (abs(added).max(axis=1) > 0.25).all()
+    spectrum = abs(np.fft.rfft(added, 10_000, axis=1))
+    assert (np.fft.rfftfreq(10_000, 1 / RATE)[spectrum.argmax(axis=1)] < 0.6).all()
+
+
+def test_dropout_silences_three_leads_and_keeps_the_others(signal, rng):
+    found = dropout(signal, RATE, rng)
+    silent = (found == 0).all(axis=1)
+    assert silent.sum() == 3 and np.array_equal(found[~silent], signal[~silent])
+
+
+def test_blackout_silences_a_fifth_of_all_leads(signal, rng):
+    found = blackout(signal, RATE, rng)
+    silent = np.flatnonzero((found == 0).all(axis=0))
+    assert len(silent) == 200 and np.ptp(silent) == 199
+    kept = np.setdiff1d(np.arange(1000), silent)
+    assert np.array_equal(found[:, kept], signal[:, kept])
+
+
+@pytest.mark.parametrize("name", PERTURBATIONS)
+def test_tokens_of_a_perturbed_segment_follow_from_seed_and_example_alone(signal, name):
+    tokenizer = ECGTokenizer(Quantizer(-2.0, 2.0), BPE.train(Quantizer(-2.0, 2.0).encode(signal).ravel(), 50))
+    ids = tokenizer.encode(signal)
+    found = [perturb(name, ids, tokenizer, RATE, seed, whose) for seed, whose in ((0, "a"), (0, "a"), (0, "b"), (2, "a"))]
+    assert np.array_equal(found[0], found[1])
+    assert not np.array_equal(found[0], found[2]) and not np.array_equal(found[0], found[3])
+    assert not np.array_equal(found[0], ids) and tokenizer.decode(found[0]).shape == signal.shape
