@@ -138,6 +138,7 @@ def _set_run(config: ConfigDict) -> None:
     config.distributed.heartbeat = 30  # s without a sign of life until a process counts as dead and the others end
 
     config.export = ConfigDict()
+    config.export.checkpoint = "last"  # "last", "best" (by validation loss) or a step
     config.export.adapter = False  # with LoRA: False merges it into the weights, True writes a PEFT adapter
 
     config.eval = ConfigDict()

@@ -81,20 +81,22 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, config: De
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, config: DecoderConfig) -> jax.Array:
-    scale = config.query_scale or config.head_dim**-0.5
-    if not config.attention_cap:
-        return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale)
-    weights = _weights(q, k, mask, config)
-    return jnp.einsum("bkgts,bskc->btkgc", weights.astype(v.dtype), v).reshape(q.shape)
+    b, t, h, c = q.shape
+    weights = _weights(q, k, mask, config).astype(v.dtype).reshape(b, k.shape[2], -1, k.shape[1])  # [B, K, GT, S]
+    mixed = jnp.einsum("bkqs,bskc->bkqc", weights, v)
+    return mixed.reshape(b, k.shape[2], -1, t, c).transpose(0, 3, 1, 2, 4).reshape(b, t, h, c)
 
 
 def _weights(q: jax.Array, k: jax.Array, mask: jax.Array, config: DecoderConfig) -> jax.Array:
-    """The softmax of the scores, float32 [B, K, G, T, S]."""
-    b, t, _, c = q.shape
-    scale = config.query_scale or config.head_dim**-0.5
-    grouped = q.reshape(b, t, k.shape[2], -1, c)  # [B, T, K, G, C]
-    scores = jnp.einsum("btkgc,bskc->bkgts", grouped, k, preferred_element_type=jnp.float32)
-    scores = soft_cap(scale * scores, config.attention_cap)
+    """The softmax of the scores, float32 [B, K, G, T, S].
+
+    The G heads that share a key head are rows of one matrix: fewer and larger products than a head at a time.
+    """
+    b, t, h, c = q.shape
+    s, kv = k.shape[1:3]
+    grouped = q.reshape(b, t, kv, -1, c).transpose(0, 2, 3, 1, 4).reshape(b, kv, -1, c)  # [B, K, GT, C]
+    scores = jnp.einsum("bkqc,bskc->bkqs", grouped, k, preferred_element_type=jnp.float32)
+    scores = soft_cap((config.query_scale or c**-0.5) * scores, config.attention_cap).reshape(b, kv, h // kv, t, s)
     return jax.nn.softmax(jnp.where(mask[:, :, None], scores, jnp.finfo(jnp.float32).min), axis=-1)
 
 

@@ -4,7 +4,6 @@ Axes: B rows of a batch, T places of a prompt, N new tokens.
 """
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -14,21 +13,17 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
-from ecgbyte_jax.errors import CheckpointError, ConfigError, ScoresError
+from ecgbyte_jax.errors import ConfigError, ScoresError
 from ecgbyte_jax.inputs.batches import open_split, prompt_batch
 from ecgbyte_jax.inputs.shards import Sequence
-from ecgbyte_jax.inputs.text import load_text_tokenizer
 from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.model.generate import generate
-from ecgbyte_jax.model.hf import load_pretrained
-from ecgbyte_jax.run import train
-from ecgbyte_jax.run.corpus import Paths
 from ecgbyte_jax.run.distributed import agree, leads
 from ecgbyte_jax.run.generations import OTHER, OWN, Answer, Key, append, keep_whole_batches, make_row
 from ecgbyte_jax.run.logbook import progress
 from ecgbyte_jax.run.perturb import perturb
 from ecgbyte_jax.run.prepare import Prepared
-from ecgbyte_jax.run.sharding import batch_sharding, parameter_shardings, put_batch
+from ecgbyte_jax.run.sharding import batch_sharding, put_batch
 
 Prompt = tuple[tuple[np.ndarray, ...], np.ndarray]  # ECGs' compact ids, question ids
 
@@ -40,32 +35,6 @@ class Item:
     sequence: Sequence
     other: Sequence
     place: int
-
-
-def restore(config: ConfigDict, workdir: Path, prepared: Prepared, mesh: Mesh) -> tuple[Decoder, int | None]:
-    """The model that `eval.checkpoint` names, and its step (None: a Hugging Face folder has none).
-
-    Raises CheckpointError where a folder's tokenizer is not the run's, or its model has too few tokens or positions.
-    """
-    which = config.eval.checkpoint
-    if which in ("last", "best") or which.isdecimal():
-        return train.restore_model(config, workdir, prepared, mesh, which)
-    theirs, ours = load_text_tokenizer(which).get_vocab(), prepared.text_tokenizer.get_vocab()
-    if theirs != ours:
-        different = sorted(word for word in theirs.keys() | ours.keys() if theirs.get(word) != ours.get(word))
-        raise CheckpointError(
-            f"{which}: its tokenizer is not the one of {Paths.of(config, workdir).text_tokenizer}: {len(different)} tokens "
-            f"differ, say {different[0]!r}; a folder that --stage=export wrote from the same prepared data wanted"
-        )
-    how = {name: config.model[name] for name in ("dtype", "param_dtype")}
-    model, found = load_pretrained(which, shard=partial(parameter_shardings, mesh=mesh), **how)
-    positions = config.prompt.max_length + config.eval.max_new_tokens
-    if found.vocab_size < len(ours) or found.max_positions < positions:
-        raise CheckpointError(
-            f"{which}: a model of {found.vocab_size} tokens and {found.max_positions} positions found, at least {len(ours)} "
-            f"and prompt.max_length + eval.max_new_tokens = {positions} wanted"
-        )
-    return model, None
 
 
 def choose(config: ConfigDict, prepared: Prepared) -> list[Item]:

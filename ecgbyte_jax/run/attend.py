@@ -32,6 +32,7 @@ from ecgbyte_jax.report.save import save_picture
 from ecgbyte_jax.run import prepare, train
 from ecgbyte_jax.run.corpus import Paths
 from ecgbyte_jax.run.logbook import banner, progress
+from ecgbyte_jax.run.restore import restore_model
 from ecgbyte_jax.run.sharding import make_mesh
 
 METHODS = ("attention", "rollout", "gradient_input")
@@ -39,7 +40,7 @@ METHODS = ("attention", "rollout", "gradient_input")
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A trained model with what its prompts are made of; step: of the checkpoint; rate: of its signals, in Hz."""
+    """A trained model with what its prompts are made of; step: of the checkpoint, None for a folder."""
 
     model: Decoder
     mesh: Mesh
@@ -47,7 +48,7 @@ class Trained:
     text_tokenizer: PreTrainedTokenizerFast
     ecg_tokenizer: ECGTokenizer
     max_length: int
-    step: int
+    step: int | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +84,7 @@ def open_trained(config: ConfigDict, workdir: Path) -> Trained:
     prepared = prepare.load_prepared(config, workdir)
     mesh = make_mesh(**config.mesh.to_dict())
     with jax.set_mesh(mesh):
-        model, step = train.restore_model(config, workdir, prepared, mesh)
+        model, step = restore_model(config, workdir, prepared, mesh, config.eval.checkpoint)
     ecg_tokenizer = ECGTokenizer.load(Paths.of(config, workdir).ecg_tokenizer)
     return Trained(model, mesh, prepared.ids, prepared.text_tokenizer, ecg_tokenizer, config.prompt.max_length, step)
 

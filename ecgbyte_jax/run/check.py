@@ -101,6 +101,7 @@ _RULES: dict[str, _Rule] = {
     "distributed.processes": _at_least(0),
     "distributed.timeout": _at_least(1),
     "distributed.heartbeat": _at_least(1),
+    "export.checkpoint": (lambda which: which in ("last", "best") or which.isdecimal(), '"last", "best" or a step'),
     "eval.split": _one_of(*SPLITS),
     "eval.batch_size": _at_least(1),
     "eval.max_new_tokens": _at_least(1),

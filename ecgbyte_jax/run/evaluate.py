@@ -12,13 +12,14 @@ from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.errors import ScoresError
 from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.run import prepare, stages, train
-from ecgbyte_jax.run.answers import Answerer, choose, restore
+from ecgbyte_jax.run.answers import Answerer, choose
 from ecgbyte_jax.run.corpus import Paths
 from ecgbyte_jax.run.distributed import agree, leads, wait_for_all
 from ecgbyte_jax.run.generations import read_rows
 from ecgbyte_jax.run.logbook import banner, console, number_table
 from ecgbyte_jax.run.meteor import find_wordnet
 from ecgbyte_jax.run.metrics import Scorers
+from ecgbyte_jax.run.restore import restore_model
 from ecgbyte_jax.run.results import MODEL, make_results
 from ecgbyte_jax.run.sharding import check_batch_size, make_mesh
 
@@ -79,7 +80,7 @@ def _answer(config: ConfigDict, workdir: Path, stage: stages.Stage) -> None:
     items = choose(config, prepared)
     generations, about = workdir / "eval" / "generations.jsonl", workdir / "eval" / "checkpoint.json"
     with jax.set_mesh(mesh):
-        model, step = restore(config, workdir, prepared, mesh)
+        model, step = restore_model(config, workdir, prepared, mesh, config.eval.checkpoint)
         if leads():
             if not stage.begun():
                 _move_aside(workdir, stage)

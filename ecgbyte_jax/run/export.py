@@ -12,13 +12,14 @@ from ecgbyte_jax.model.lora import merge_lora
 from ecgbyte_jax.model.peft import save_adapter
 from ecgbyte_jax.run import prepare, stages, train
 from ecgbyte_jax.run.logbook import banner, console
+from ecgbyte_jax.run.restore import restore_model
 from ecgbyte_jax.run.sharding import make_mesh
 
 _VERSION = 1  # of this stage's outputs
 
 
 def export(config: ConfigDict, workdir: Path) -> None:
-    """Runs the stage where it is not done, on the newest checkpoint: writes `export/` with weights and text tokenizer.
+    """Runs the stage where it is not done: writes `export/` with the weights of a checkpoint and the text tokenizer.
 
     Raises ConfigError where an adapter is asked for and there is no LoRA on a pretrained model.
     """
@@ -36,7 +37,7 @@ def export(config: ConfigDict, workdir: Path) -> None:
     mesh = make_mesh(**config.mesh.to_dict())
     with jax.set_mesh(mesh):
         prepared = prepare.load_prepared(config, workdir)
-        model, step = train.restore_model(config, workdir, prepared, mesh)
+        model, step = restore_model(config, workdir, prepared, mesh, config.export.checkpoint)
         rows = {"checkpoint": step, "folder": folder, "vocabulary": model.config.vocab_size}
         if config.export.adapter:
             save_adapter(model, folder, base=config.model.pretrained, grown=True)

@@ -118,7 +118,8 @@ class Loop:
         self._check_finite(line, state)
         self.log.write(line)
         if "valid_loss" in line:
-            console.print(f"step {line['step']}: loss {line['loss']:.4f}, validation loss {line['valid_loss']:.4f}")
+            match = f", exact match {100 * line['valid_exact_match']:.1f}%" if "valid_exact_match" in line else ""
+            console.print(f"step {line['step']}: loss {line['loss']:.4f}, validation loss {line['valid_loss']:.4f}{match}")
         shown = f"loss {line['loss']:.4f}, rate {line['learning_rate']:.1e}, {line['tokens_per_s']:,.0f} tokens/s"
         return shown + (f", MFU {100 * line['mfu']:.0f}%" if "mfu" in line else "")
 

@@ -1,7 +1,5 @@
 """Stage `train`: from token shards to checkpoints."""
 
-import hashlib
-import json
 import os
 from contextlib import closing
 from itertools import count as count_from
@@ -11,13 +9,11 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ecgbyte_jax.errors import CheckpointError
 from ecgbyte_jax.inputs.batches import open_split
 from ecgbyte_jax.inputs.plan import Plan
-from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.model.hf import locate
 from ecgbyte_jax.run import distributed, prepare, stages
-from ecgbyte_jax.run.build import Parts, build_model, count
+from ecgbyte_jax.run.build import Parts, count
 from ecgbyte_jax.run.checkpoint import Checkpoints, DamagedCheckpointError
 from ecgbyte_jax.run.corpus import Paths
 from ecgbyte_jax.run.feed import Feed, plan_batches
@@ -25,6 +21,7 @@ from ecgbyte_jax.run.logbook import banner, console
 from ecgbyte_jax.run.loop import Loop, Profile
 from ecgbyte_jax.run.metrics_log import MetricsLog
 from ecgbyte_jax.run.optim import make_optimizer
+from ecgbyte_jax.run.restore import build_for, check_origin, origin
 from ecgbyte_jax.run.sharding import check_batch_size, make_mesh
 from ecgbyte_jax.run.step import TrainState, make_step, start_state
 from ecgbyte_jax.run.validate import make_validation
@@ -100,7 +97,7 @@ def _train(config: ConfigDict, workdir: Path, mesh: Mesh, profile: Profile) -> t
     plan, batches = plan_batches(config, prepared, "train", config.train.epochs)
     parts = build_for(config, prepared, mesh)
     optimizer, schedule = make_optimizer(config, parts.config.width, len(plan))
-    about = _about(config, prepared)
+    about = origin(config, prepared)
 
     def examples(step: int) -> list[str]:
         sequences = open_split(prepared.shards, prepared.manifest, "train")
@@ -111,71 +108,11 @@ def _train(config: ConfigDict, workdir: Path, mesh: Mesh, profile: Profile) -> t
         _show_start(config, mesh, parts, prepared, plan, start)
         with closing(MetricsLog(workdir, start, config.train.wandb_project, about["config"])) as log:
             step = make_step(parts, optimizer, config.lora.dropout, config.seed, config.train.accumulate)
-            validate = make_validation(config, prepared, parts, mesh)
+            validate = make_validation(config, workdir, prepared, parts, mesh)
             loop = Loop(config, plan, parts, schedule, checkpoints, log, about, examples)
             last = loop.run(state, start, Feed(batches, start, mesh), step, validate, profile)
             checkpoints.wait()
             return checkpoints.path(last), [log.lines[-1]["loss"], log.lines[-1]["grad_norm"]]
-
-
-def build_for(config: ConfigDict, prepared: prepare.Prepared, mesh: Mesh) -> Parts:
-    """The model at its start, with a row for every token of the prepared text tokenizer."""
-    return build_model(config, len(prepared.text_tokenizer), mesh, first_new_id=int(prepared.ids.ecg.min()))
-
-
-def restore_model(
-    config: ConfigDict, workdir: Path, prepared: prepare.Prepared, mesh: Mesh, which: str = "last"
-) -> tuple[Decoder, int]:
-    """The model with a checkpoint's weights, and the checkpoint's step; `which` is "last", "best" or a step.
-
-    Raises CheckpointError where there is none, or it was trained with another tokenizer or base model.
-    """
-    parts = build_for(config, prepared, mesh)
-    optimizer, _ = make_optimizer(config, parts.config.width, 1)
-    with closing(Checkpoints(workdir / "checkpoints", keep=None)) as checkpoints:
-        step = _choose(checkpoints, which)
-        _check_origin(checkpoints, step, _about(config, prepared))
-        state = checkpoints.load(step, start_state(parts.trained, optimizer, mesh))
-    return parts.model(state.params), step
-
-
-def _choose(checkpoints: Checkpoints, which: str) -> int:
-    steps = checkpoints.steps()
-    if not steps:
-        raise CheckpointError(f"{checkpoints.folder}: no checkpoint there; add train to --stage")
-    if which == "best" and checkpoints.best() is None:
-        raise CheckpointError(f"{checkpoints.folder}: no checkpoint with a validation loss there, so none is the best")
-    known = {"last": steps[-1], "best": checkpoints.best()} | {str(step): step for step in steps}
-    if which not in known:
-        raise CheckpointError(f"{checkpoints.folder}: checkpoint {which!r} found, 'last', 'best' or one of {steps} wanted")
-    return known[which]
-
-
-def _about(config: ConfigDict, prepared: prepare.Prepared) -> dict:
-    """What a checkpoint says of its origin: settings, digests of the tokenizers and of the weights that it started from."""
-    digests = {f"{name.replace('_', ' ')}": prepared.manifest.digests[name] for name in ("ecg_tokenizer", "text_tokenizer")}
-    digests["base model"] = _weights_digest(config.model.pretrained)
-    return {"config": json.loads(config.to_json_best_effort()), "digests": digests, "seed": config.seed}
-
-
-def _weights_digest(pretrained: str) -> str:
-    """SHA-256 over all files of weights, wherever their folder lies."""
-    if not pretrained:
-        return ""
-    total = hashlib.sha256()
-    for file in (f for ending in ("*.safetensors", "*.msgpack") for f in sorted(locate(pretrained).glob(ending))):
-        with file.open("rb") as data:
-            total.update(hashlib.file_digest(data, "sha256").digest())
-    return total.hexdigest()
-
-
-def _check_origin(checkpoints: Checkpoints, step: int, about: dict) -> None:
-    found = checkpoints.about(step)["digests"]
-    other = [name for name, digest in about["digests"].items() if found.get(name) != digest]
-    if other:
-        raise CheckpointError(
-            f"{checkpoints.path(step)}: checkpoint {step} was trained with another {' and another '.join(other)}"
-        )
 
 
 def _resume(checkpoints: Checkpoints, state: TrainState, about: dict) -> tuple[TrainState, int]:
@@ -183,7 +120,7 @@ def _resume(checkpoints: Checkpoints, state: TrainState, about: dict) -> tuple[T
     while checkpoints.steps():
         step = checkpoints.steps()[-1]
         try:
-            _check_origin(checkpoints, step, about)
+            check_origin(checkpoints, step, about)
             return checkpoints.load(step, state), step
         except DamagedCheckpointError as error:
             console.print(f"train: {error}; moved to {checkpoints.set_aside(step)}, going back to the one before", markup=False)

@@ -1,29 +1,40 @@
 """Scores on the validation split while a training goes on."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
+from ecgbyte_jax.inputs.batches import open_split
+from ecgbyte_jax.run.answers import Answerer
 from ecgbyte_jax.run.build import Parts
+from ecgbyte_jax.run.corpus import Paths
 from ecgbyte_jax.run.feed import plan_batches
+from ecgbyte_jax.run.metrics import exact_match
 from ecgbyte_jax.run.prepare import Prepared
-from ecgbyte_jax.run.sharding import put_batch
+from ecgbyte_jax.run.sharding import check_batch_size, put_batch
 from ecgbyte_jax.run.step import answer_loss, answer_tokens
 
 
-def make_validation(config: ConfigDict, prepared: Prepared, parts: Parts, mesh: Mesh) -> Callable[[Any], dict] | None:
-    """(trained parameters) -> {valid_loss}: the mean over the answer tokens of the same batches each time, without dropout.
+def make_validation(
+    config: ConfigDict, workdir: Path, prepared: Prepared, parts: Parts, mesh: Mesh
+) -> Callable[[Any], dict[str, float]] | None:
+    """(trained parameters) -> {valid_loss, and valid_exact_match where `train.valid_answers` asks for it}.
 
-    None where the split does not fill a batch.
+    The loss is the mean over the answer tokens of the same batches each time, without dropout. None where the split does not
+    fill a batch.
     """
     if prepared.manifest.splits["valid"].sequences < config.train.batch_size:
         return None
     _, batches = plan_batches(config, prepared, "valid", 1.0)
     batches = [batches[i] for i in range(min(len(batches), config.train.valid_batches))]
+    match = _make_match(config, workdir, prepared, parts, mesh) if config.train.valid_answers else None
 
     @jax.jit
     def score(params: Any, frozen: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -31,6 +42,27 @@ def make_validation(config: ConfigDict, prepared: Prepared, parts: Parts, mesh: 
 
     def validate(params: Any) -> dict[str, float]:
         found = [score(params, parts.frozen, put_batch(batch, mesh)) for batch in batches]
-        return {"valid_loss": float(sum(loss for loss, _ in found) / sum(count for _, count in found))}
+        loss = {"valid_loss": float(sum(loss for loss, _ in found) / sum(count for _, count in found))}
+        return loss | ({"valid_exact_match": match(params)} if match else {})
 
     return validate
+
+
+def _make_match(config: ConfigDict, workdir: Path, prepared: Prepared, parts: Parts, mesh: Mesh) -> Callable[[Any], float]:
+    """(trained parameters) -> the share of the same questions each time that are answered word for word, greedily."""
+    check_batch_size(mesh, config.eval.batch_size, "eval.batch_size")
+    greedy = ConfigDict(config.to_dict())
+    greedy.eval.temperature = 0.0
+    dataset = open_split(prepared.shards, prepared.manifest, "valid")
+    count = min(config.train.valid_answers, len(dataset))
+    places = np.sort(np.random.default_rng(config.seed).choice(len(dataset), count, replace=False))
+    sequences = [dataset[int(place)] for place in places]
+    prompts = [(sequence.ecgs, sequence.question_ids) for sequence in sequences]
+    tokenizer, size = ECGTokenizer.load(Paths.of(config, workdir).ecg_tokenizer), config.eval.batch_size
+
+    def match(params: Any) -> float:
+        answerer = Answerer(greedy, prepared, tokenizer, parts.model(params), mesh)
+        answers = [answer for start in range(0, count, size) for answer in answerer.answer(prompts[start : start + size])]
+        return exact_match([sequence.answer for sequence in sequences], [answer.text for answer in answers])
+
+    return match

@@ -16,10 +16,11 @@ import pytest
 from ecgbyte_jax.errors import CheckpointError, ShardsError, TrainingError
 from ecgbyte_jax.inputs.batches import open_split
 from ecgbyte_jax.inputs.shards import read_manifest
-from ecgbyte_jax.run import loop, prepare
+from ecgbyte_jax.run import loop, prepare, restore
 from ecgbyte_jax.run import train as stage
+from ecgbyte_jax.run.restore import restore_model
 from ecgbyte_jax.run.sharding import make_mesh
-from ecgbyte_jax.run.train import restore_model, train
+from ecgbyte_jax.run.train import train
 from tests.run.launch import ROOT, SMALL, figures, finish, metrics, start, wait_for_step
 
 
@@ -176,13 +177,13 @@ def test_a_loss_that_is_not_finite_names_the_examples_and_keeps_the_state_before
 
 def test_a_checkpoint_of_another_tokenizer_is_refused_by_name(config, workdirs, monkeypatch):
     train(config, workdirs[0])
-    about = stage._about
+    about = restore.origin
 
     def other(*given):
         found = about(*given)
         return found | {"digests": found["digests"] | {"ecg tokenizer": "0" * 64, "base model": "1" * 64}}
 
-    monkeypatch.setattr(stage, "_about", other)
+    monkeypatch.setattr(restore, "origin", other)
     with pytest.raises(CheckpointError, match="checkpoint 8 was trained with another ecg tokenizer and another base model"):
         parameters(config, workdirs[0])
 
