@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
     others = (_SAMPLE_RATE.value, tuple(_LEADS.value), _UNITS.value, _COMPARE.value, _PICTURE.value)
     try:
         inquiry = Inquiry(records, tuple(_QUESTIONS.value), *others)
-        run(_CONFIG.value, Path(_WORKDIR.value or _default_workdir()), _STAGES.value, inquiry)
+        run(_CONFIG.value, Path(_WORKDIR.value or _default_workdir()), _STAGES.value, inquiry=inquiry)
     except EcgByteError as error:
         _fail(str(error))
     except KeyboardInterrupt:

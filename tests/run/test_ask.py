@@ -65,7 +65,7 @@ def test_what_is_asked_wrongly_is_told_before_the_model_is_loaded(finished, reco
         with pytest.raises(kind, match=message):
             ask(small_settings(), finished[0], inquiry)
     with pytest.raises(ConfigError, match="found without --stage=ask"):
-        run(small_settings(), finished[0], ["eval"], Inquiry((records[0],)))
+        run(small_settings(), finished[0], ["eval"], inquiry=Inquiry((records[0],)))
 
 
 def test_most_segments_decide_and_then_the_surest():
