@@ -63,7 +63,7 @@ def ask(config: ConfigDict, workdir: Path, inquiry: Inquiry) -> None:
         (Path(path).name.removesuffix(".hea").removesuffix(".dat"), *_segments(path, cleaning, inquiry))
         for path in inquiry.records
     ]
-    trained = open_trained(config, workdir)
+    trained = open_trained(config, workdir, config.eval.checkpoint)
     shown = _encode(trained, read, inquiry.together)
     for number, question in enumerate(_questions(inquiry)):
         for place, one in enumerate(shown):

@@ -78,15 +78,23 @@ class View:
     log_prob: float
 
 
-def open_trained(config: ConfigDict, workdir: Path) -> Trained:
-    """Restores the checkpoint; raises ConfigError or CheckpointError where none was trained here with these settings."""
+def open_trained(config: ConfigDict, workdir: Path, which: str) -> Trained:
+    """Restores a checkpoint: "last", "best", a step, or an exported folder.
+
+    Raises ConfigError or CheckpointError where none was trained here with these settings.
+    """
     train.describe(config, workdir).require()
     prepared = prepare.load_prepared(config, workdir)
     mesh = make_mesh(**config.mesh.to_dict())
     with jax.set_mesh(mesh):
-        model, step = restore_model(config, workdir, prepared, mesh, config.eval.checkpoint)
+        model, step = restore_model(config, workdir, prepared, mesh, which)
     ecg_tokenizer = ECGTokenizer.load(Paths.of(config, workdir).ecg_tokenizer)
     return Trained(model, mesh, prepared.ids, prepared.text_tokenizer, ecg_tokenizer, config.prompt.max_length, step)
+
+
+def answered_by(results: dict) -> str:
+    """The checkpoint, or the folder, whose answers an evaluation's results are about."""
+    return str(results["checkpoint"] if results["checkpoint_step"] is None else results["checkpoint_step"])
 
 
 def look(trained: Trained, ecgs: Sequence[np.ndarray], question: str, answer: np.ndarray, config: ConfigDict) -> View:
@@ -151,7 +159,7 @@ def attend(config: ConfigDict, workdir: Path) -> None:
     """Writes attention/<example>.npz, .png and .svg for the evaluated examples `attend.examples`, or the report's ten."""
     results, rows = read_evaluation(workdir)
     chosen = choose_rows(rows, tuple(config.attend.examples), config.seed)
-    trained = open_trained(config, workdir)
+    trained = open_trained(config, workdir, answered_by(results))
     written = {}
     for row, view in views(trained, config, workdir, results["split"], chosen):
         file = workdir / "attention" / f"{file_stem(row)}.npz"

@@ -27,7 +27,7 @@ from ecgbyte_jax.report.folder import Chosen
 from ecgbyte_jax.report.paper import draw_ecg
 from ecgbyte_jax.report.tokens import draw_compression, draw_tokens, draw_usage
 from ecgbyte_jax.run import stages
-from ecgbyte_jax.run.attend import METHODS, EcgView, View, find_sequences, open_trained, rate_of, views
+from ecgbyte_jax.run.attend import METHODS, EcgView, View, answered_by, find_sequences, open_trained, rate_of, views
 from ecgbyte_jax.run.corpus import Paths, read_corpus
 from ecgbyte_jax.run.logbook import console
 from ecgbyte_jax.run.quantize import Cleaning
@@ -84,7 +84,7 @@ def _add_examples(found: page.Page, config: ConfigDict, workdir: Path, results: 
     """With attention where the model can be restored, without it where the shards alone are there, else without pictures."""
     rows = [one.row for one in chosen]
     try:
-        seen = list(_look(config, workdir, str(results.get("split")), rows))
+        seen = list(_look(config, workdir, results, rows))
         found.examples_note = (
             "Behind each trace stands the mean attention, over layers and heads, with which the answer's tokens were chosen."
         )
@@ -98,11 +98,11 @@ def _add_examples(found: page.Page, config: ConfigDict, workdir: Path, results: 
     found.examples = [_example(one, view, rate_of(config)) for one, view in zip(chosen, seen, strict=True)]
 
 
-def _look(config: ConfigDict, workdir: Path, split: str, rows: list[dict]) -> Iterable[View]:
+def _look(config: ConfigDict, workdir: Path, results: dict, rows: list[dict]) -> Iterable[View]:
     if jax.process_count() > 1:
         raise ConfigError("several processes share the model; --stage=report on one process adds the attention")
-    trained = open_trained(config, workdir)
-    for _, view in views(trained, config, workdir, split, rows):
+    trained = open_trained(config, workdir, answered_by(results))
+    for _, view in views(trained, config, workdir, str(results.get("split")), rows):
         yield view
 
 
