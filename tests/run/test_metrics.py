@@ -36,6 +36,7 @@ ODD = [
 REFERENCES, HYPOTHESES = map(list, zip(*ODD))
 WORDS = ["yes", "no", "a", "b", "a.", ".", "..", "x,", "Övrig", "🫀", "beats", "beating", "fast", "quick"]
 texts = st.lists(st.sampled_from(WORDS), max_size=9).map(" ".join)
+repeated = st.lists(st.sampled_from("abcd"), min_size=4, max_size=12).map(" ".join)
 pairs = st.lists(st.tuples(texts, texts), min_size=1, max_size=4)
 
 
@@ -89,6 +90,11 @@ def test_rouge_of_odd_pairs_is_the_library_s(reference, hypothesis):
 
 @given(texts, texts)
 def test_rouge_of_any_pair_is_the_library_s(reference, hypothesis):
+    assert list(rouge([reference], [hypothesis]).values()) == pytest.approx(published_rouge(reference, hypothesis), abs=1e-12)
+
+
+@given(repeated, repeated)
+def test_rouge_takes_the_library_s_longest_common_subsequence_of_several(reference, hypothesis):
     assert list(rouge([reference], [hypothesis]).values()) == pytest.approx(published_rouge(reference, hypothesis), abs=1e-12)
 
 
