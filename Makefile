@@ -9,11 +9,14 @@ READY := $(VENV)/ready
 demo: $(READY)  ## the main job on the embedded default, from recordings to scores
 	$(BIN)/python main.py --config=experiments/demo.py --workdir=runs/demo
 
+# A process a core, four at most; a file's tests stay together, as they share what they prepare.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
 test: $(READY)  ## the tests, some minutes
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: $(READY)  ## the long ones too
-	$(BIN)/python -m pytest -m ""
+	$(PYTEST) -m ""
 
 lint: $(READY)  ## linter and formatter check
 	$(BIN)/ruff check .

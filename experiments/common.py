@@ -37,7 +37,7 @@ def _set_data(config: ConfigDict) -> None:
     config.data.sequences_per_file = 20_000
     config.data.packing = False  # several sequences in one row of a batch; train.batch_size then counts rows
     # Without packing: rows of a batch are as long as the shortest of these that holds them (tokens); (): all prompt.max_length.
-    config.data.length_buckets = (384, 512, 640, 768)
+    config.data.length_buckets = (320, 384, 448, 512, 640, 768)
 
     config.signal = ConfigDict()
     config.signal.target_rate = 250.0  # Hz; 0 keeps each recording's own

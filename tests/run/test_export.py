@@ -10,6 +10,8 @@ from ecgbyte_jax.run.pipeline import run
 from ecgbyte_jax.run.prepare import load_prepared
 from tests.run.conftest import small_config
 
+pytestmark = pytest.mark.slow  # a demo is trained
+
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):

@@ -124,6 +124,7 @@ def test_a_scheduler_elsewhere_survives_the_death_of_a_worker(data, uninterrupte
     assert digests(tmp_path / "w") == uninterrupted
 
 
+@pytest.mark.slow
 def test_two_workers_give_the_bytes_of_one(data, uninterrupted, tmp_path):
     finish(start(data, tmp_path, "--config.prepare.workers=2", "--config.prepare.task_records=40"))
     assert digests(tmp_path) == uninterrupted

@@ -86,6 +86,7 @@ def test_a_missing_folder_is_named(pretrained, tmp_path):
         run(pretrained, tmp_path / "w", ["prepare", "train"])
 
 
+@pytest.mark.slow
 def test_an_adapter_of_a_pretrained_model_is_exported_with_its_tokens(pretrained, llama, tmp_path):
     pretrained.export.adapter = True
     pretrained.model.train_new_embeddings = True

@@ -10,18 +10,22 @@ import pytest
 
 from ecgbyte_jax.corpora.ptbxl import DATABASE
 from ecgbyte_jax.errors import CheckpointError, ConfigError, TrainingError
+from ecgbyte_jax.inputs.batches import open_split
 from ecgbyte_jax.inputs.prompt import lay_out, render
 from ecgbyte_jax.run import feed
 from ecgbyte_jax.run import train as stage
+from ecgbyte_jax.run.answers import Answerer
 from ecgbyte_jax.run.build import build_model
 from ecgbyte_jax.run.checkpoint import Checkpoints
 from ecgbyte_jax.run.evaluate import evaluate
+from ecgbyte_jax.run.generations import Answer
 from ecgbyte_jax.run.optim import inverse_root_schedule, make_optimizer
 from ecgbyte_jax.run.pipeline import run
 from ecgbyte_jax.run.prepare import load_prepared
 from ecgbyte_jax.run.sharding import make_mesh
 from ecgbyte_jax.run.step import TrainState, answer_loss, answer_tokens, make_step, start_state
 from ecgbyte_jax.run.train import train
+from ecgbyte_jax.run.validate import make_validation
 from experiments import ptb
 
 
@@ -233,6 +237,7 @@ def eight_recordings(shared, tmp_path):
     return target
 
 
+@pytest.mark.slow
 def test_eight_real_examples_are_learnt_word_for_word(eight_recordings, tmp_path):
     config = ptb.get_config("tiny")
     config.data.root = str(eight_recordings)
@@ -249,3 +254,28 @@ def test_eight_real_examples_are_learnt_word_for_word(eight_recordings, tmp_path
     rows = [json.loads(line) for line in (tmp_path / "w/eval/generations.jsonl").open()]
     assert len({row["reference"] for row in rows}) == 8
     assert [row["answer"] for row in rows] == [row["reference"].strip() for row in rows]
+
+
+def test_validation_draws_no_dropout_and_counts_exact_matches(config, workdir, monkeypatch):
+    config.lora.rank, config.lora.dropout, config.train.valid_answers = 4, 0.5, 12
+    opened, mesh = load_prepared(config, workdir), make_mesh(8, 1, 1)
+    asked = []
+
+    def half_right(answerer, prompts):
+        asked.extend(prompts)
+        assert answerer.config.eval.temperature == 0.0
+        right = {tuple(s.question_ids): s.answer for s in sequences}
+        return [Answer(right[tuple(q)] if i % 2 else "no such answer", [], 0.0) for i, (_, q) in enumerate(prompts)]
+
+    dataset = open_split(opened.shards, opened.manifest, "valid")
+    sequences = [dataset[i] for i in range(len(dataset))]
+    monkeypatch.setattr(Answerer, "answer", half_right)
+    with jax.set_mesh(mesh):
+        found = {}
+        for dropout in (0.5, 0.0):
+            config.lora.dropout = dropout
+            parts = build_model(config, len(opened.text_tokenizer), mesh)
+            validate = make_validation(config, workdir, opened, parts, mesh)
+            found[dropout] = [validate(parts.trained) for _ in range(2)]
+    assert found[0.5][0] == found[0.5][1] == found[0.0][0] and len(asked) == 4 * 12
+    assert 0 < found[0.0][0]["valid_exact_match"] <= 0.5
