@@ -67,6 +67,7 @@ def _open_wandb(project: str, workdir: Path, settings: dict) -> Any:
     except ImportError as error:
         raise ConfigError("train.wandb_project: needs the extra: pip install -e '.[wandb]'") from error
     identity = workdir / "wandb_run.txt"
-    if not identity.is_file():
-        identity.write_text(wandb.util.generate_id())
-    return wandb.init(project=project, id=identity.read_text(), resume="allow", dir=str(workdir), config=settings)
+    known = identity.read_text() if identity.is_file() else None
+    run = wandb.init(project=project, id=known, resume="allow", dir=str(workdir), config=settings)
+    identity.write_text(run.id)
+    return run
