@@ -62,7 +62,7 @@ class Checkpoints:
 
         Raises CheckpointError where this one or the one before cannot be written, as on a full disk.
         """
-        metadata = {"about": about or {}, "checksum": int(_checksum(state))}
+        metadata = {"about": about or {}, "checksum": _checksum(state)}
         metrics = None if valid_loss is None else {"valid_loss": valid_loss}
         with _writing(self.folder):
             self._checkpointer.save_async(step, state, metrics=metrics, custom_metadata=metadata)
@@ -83,7 +83,7 @@ class Checkpoints:
             state = self._checkpointer.load(step, abstract)
         except Exception as error:  # Orbax lets pass whatever its readers raise; nothing goes on here
             raise self._damaged(step, str(error).splitlines()[0][:200]) from error
-        if int(_checksum(state)) != metadata["checksum"]:
+        if _checksum(state) != metadata["checksum"]:
             raise self._damaged(step, "its checksum is another one")
         return state
 
@@ -146,15 +146,17 @@ def _writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def _checksum(tree: Any) -> int:
+    """Changes with any bit of any array; the same on every mesh."""
+    sums = [_sum_bits(leaf) for leaf in jax.tree.leaves(tree)]
+    return sum((2 * number + 1) * int(total) for number, total in enumerate(sums)) % 2**32
+
+
 @jax.jit
-def _checksum(tree: Any) -> jax.Array:
-    """Changes with any bit of any array, uint32 []; the same on every mesh."""
-    total = jnp.uint32(0)
-    for number, leaf in enumerate(jax.tree.leaves(tree)):
-        kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
-        bits = jax.lax.bitcast_convert_type(leaf, kind).astype(jnp.uint32)
-        total += jnp.uint32(2 * number + 1) * jnp.sum(bits, dtype=jnp.uint32)
-    return total
+def _sum_bits(leaf: jax.Array) -> jax.Array:
+    """An array's bits added up as unsigned integers, uint32 []; compiled a shape, not a model."""
+    kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+    return jnp.sum(jax.lax.bitcast_convert_type(leaf, kind).astype(jnp.uint32), dtype=jnp.uint32)
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
