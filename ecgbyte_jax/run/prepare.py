@@ -112,7 +112,7 @@ def _prepare(config: ConfigDict, paths: Paths, corpus: Corpus, stage: stages.Sta
     corpus.set_aside(texts.rejected)
     manifest = write_shards.make_manifest(ecg, texts, _digests(paths) | {"settings": stage.digest()})
     assert corpus.read == len(corpus.rejected) + sum(split.examples for split in manifest.splits.values())
-    _remove_strays(paths.shards, manifest)
+    _remove_strays(paths, manifest)
     write_manifest(paths.shards, manifest)
     rows = {"BPE merges": quantize.merges_made(tokenizer), "samples clipped": signals.clipped_samples()}
     _report(paths, corpus, manifest, rows)
@@ -134,9 +134,9 @@ def _digests(paths: Paths) -> dict[str, str]:
     return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items() if file.is_file()}
 
 
-def _remove_strays(shards: Path, manifest: Manifest) -> None:
-    """What a killed worker left under another name."""
-    for file in shards.iterdir():
+def _remove_strays(paths: Paths, manifest: Manifest) -> None:
+    """What somebody who was killed left under another name."""
+    for file in (*paths.shards.iterdir(), *paths.ecg_tokenizer.parent.glob("*.partial")):
         if file.name not in manifest.written:
             file.unlink()
 

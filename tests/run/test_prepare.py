@@ -212,7 +212,9 @@ def test_a_stage_that_died_half_way_is_run_again_whole(config, folder, tmp_path,
         patch.setattr(stage, "write_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             prepare(config, tmp_path / "w")
+    (tmp_path / "w/tokenizer/stage.json.0123.partial").touch()
     prepare(config, tmp_path / "w")
+    assert not list((tmp_path / "w").rglob("*.partial"))
     for name in ("manifest.json", "train-00000.array_record"):
         assert (tmp_path / "w/shards" / name).read_bytes() == (tmp_path / "whole/shards" / name).read_bytes()
 
