@@ -22,10 +22,11 @@ from ecgbyte_jax.inputs.prompt import render
 from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.model.hf import save_pretrained
 from ecgbyte_jax.run import prepare, train
-from ecgbyte_jax.run.answers import Answerer, choose, restore
+from ecgbyte_jax.run.answers import Answerer, choose
 from ecgbyte_jax.run.corpus import Paths
 from ecgbyte_jax.run.generations import OTHER, OWN
 from ecgbyte_jax.run.metrics import Scorers, measure
+from ecgbyte_jax.run.restore import restore_model
 from ecgbyte_jax.run.sharding import make_mesh
 from experiments import demo
 
@@ -66,7 +67,7 @@ def make_answerer(config: ConfigDict, workdir: Path, random: bool) -> Answerer:
             parts = train.build_for(config, prepared, mesh)
             model = parts.model(parts.trained)
         else:
-            model, _ = restore(config, workdir, prepared, mesh)
+            model, _ = restore_model(config, workdir, prepared, mesh, config.eval.checkpoint)
     return Answerer(config, prepared, ECGTokenizer.load(Paths.of(config, workdir).ecg_tokenizer), model, mesh)
 
 
