@@ -45,7 +45,7 @@ class Plan:
         self._layout, self._batch, self._seed = layout, batch_size, seed
         self._epoch = lru_cache(maxsize=2)(self._plan_epoch)
         self._window = lru_cache(maxsize=2)(self._plan_window)
-        self._epoch_rows = len(self._epoch(0)) if len(lengths) else 0
+        self._epoch_rows = len(self._epoch(0)[1]) - 1 if len(lengths) else 0
         self._steps = int(self._epoch_rows * epochs) // batch_size
         if not self._steps:
             raise ShardsError(
@@ -72,15 +72,18 @@ class Plan:
         return self._lengths[np.concatenate(self[step].rows)]
 
     def _row(self, row: int) -> np.ndarray:
-        return self._epoch(row // self._epoch_rows)[row % self._epoch_rows]
+        order, starts = self._epoch(row // self._epoch_rows)
+        row %= self._epoch_rows
+        return order[starts[row] : starts[row + 1]]
 
-    def _plan_epoch(self, epoch: int) -> list[np.ndarray]:
+    def _plan_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """(the sequences' numbers row by row, where each row starts and the last one ends): 16 bytes a sequence."""
         order = np.random.default_rng([self._seed, epoch]).permutation(len(self._tokens))
         if not self._layout.packing:
-            return list(order[:, None])
-        packed = pack(self._tokens[order], self._layout.max_length)
-        mixed = np.random.default_rng([self._seed, epoch, 1]).permutation(len(packed))
-        return [order[packed[row]] for row in mixed]
+            return order, np.arange(len(order) + 1)
+        rows_of = pack(self._tokens[order], self._layout.max_length)
+        mixed = np.random.default_rng([self._seed, epoch, 1]).permutation(rows_of.max() + 1)[rows_of]
+        return order[np.argsort(mixed, kind="stable")], np.append(0, np.cumsum(np.bincount(mixed)))
 
     def _plan_window(self, window: int) -> list[tuple[np.ndarray, ...]]:
         """The rows of some steps: sorted by length, cut into batches, and the batches mixed."""
@@ -94,13 +97,17 @@ class Plan:
     def _most_answer_tokens(self, epochs: float) -> int:
         """The most answer tokens in any row, rounded up to a multiple of 8."""
         if not self._layout.packing:
-            return -(-int(self._answers.max()) // 8) * 8
-        most = max(self._answers[row].sum() for epoch in range(int(np.ceil(epochs))) for row in self._plan_epoch(epoch))
-        return -(-int(most) // 8) * 8
+            return _round_up(self._answers.max())
+        epochs_planned = (self._plan_epoch(epoch) for epoch in range(int(np.ceil(epochs))))
+        return _round_up(max(np.add.reduceat(self._answers[order], starts[:-1]).max() for order, starts in epochs_planned))
 
 
-def pack(lengths: np.ndarray, capacity: int) -> list[np.ndarray]:
-    """Rows of item numbers whose lengths add up to `capacity` at most: best fit, longest items first.
+def _round_up(tokens: int) -> int:
+    return -(-int(tokens) // 8) * 8
+
+
+def pack(lengths: np.ndarray, capacity: int) -> np.ndarray:
+    """The row of each item, int64 [n], so that a row's lengths add up to `capacity` at most: best fit, longest items first.
 
     All items of one length are placed at once, so that it takes NumPy some thousand steps for any number of items. Of items
     of one length the first ones in `lengths` are placed first.
@@ -119,5 +126,4 @@ def pack(lengths: np.ndarray, capacity: int) -> list[np.ndarray]:
         rows_of[items] = places
         np.subtract.at(room, places, length)
         room = room[: int(places.max()) + 1 if places.max() >= new[0] else new[0]]
-    by_row = np.argsort(rows_of, kind="stable")
-    return np.split(by_row, np.cumsum(np.bincount(rows_of))[:-1])
+    return rows_of

@@ -81,6 +81,8 @@ class Checkpoints:
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         try:
             state = self._checkpointer.load(step, abstract)
+        except jax.errors.JaxRuntimeError:  # no memory, or another process has ended: the checkpoint may be whole
+            raise
         except Exception as error:  # Orbax lets pass whatever its readers raise; nothing goes on here
             raise self._damaged(step, str(error).splitlines()[0][:200]) from error
         if _checksum(state) != metadata["checksum"]:
@@ -139,6 +141,8 @@ def _writing(folder: Path) -> Iterator[None]:
     """What a disk does not take, in one line; Orbax lets pass whatever its writers raise."""
     try:
         yield
+    except jax.errors.JaxRuntimeError:  # nothing of the disk's
+        raise
     except Exception as error:
         why = str(error).splitlines()[0][:300]
         raise CheckpointError(

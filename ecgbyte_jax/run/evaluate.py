@@ -1,8 +1,6 @@
 """Stage `eval`: from a checkpoint on disk to generations, scores and the table that compares them with baselines."""
 
 import json
-import os
-from itertools import count
 from pathlib import Path
 
 import jax
@@ -83,23 +81,13 @@ def _answer(config: ConfigDict, workdir: Path, stage: stages.Stage) -> None:
         model, step = restore_model(config, workdir, prepared, mesh, config.eval.checkpoint)
         if leads():
             if not stage.begun():
-                _move_aside(workdir, stage)
+                stage.move_aside(workdir, "eval")
             stage.begin()
             found = {"split": config.eval.split, "checkpoint": config.eval.checkpoint, "checkpoint_step": step}
             write_whole(about, [json.dumps(found).encode()])
         Answerer(config, prepared, tokenizer, model, mesh).write(items, generations)
     if leads():
         stage.finish([generations, about])
-
-
-def _move_aside(workdir: Path, stage: stages.Stage) -> None:
-    """Answers of other settings, another checkpoint or an older program are kept under another name."""
-    if not (workdir / "eval").exists():
-        return
-    number = next(n for n in count(1) if not (workdir / f"eval.old-{n}").exists())
-    why = stage.changes() or "unknown ones"
-    console.print(f"eval: the answers here had other settings or inputs ({why}); moved to eval.old-{number}", markup=False)
-    os.rename(workdir / "eval", workdir / f"eval.old-{number}")
 
 
 def _score(config: ConfigDict, workdir: Path, stage: stages.Stage, scorers: Scorers) -> None:

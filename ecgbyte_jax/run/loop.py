@@ -37,9 +37,9 @@ class Profile:
             jax.profiler.start_trace(str(self.folder))
             self._running = True
 
-    def after(self, number: int, state: TrainState) -> None:
-        """Ends behind the last step, when its work is done."""
-        if self._running and number >= self.last:
+    def after(self, number: int, steps: int, state: TrainState) -> None:
+        """Ends behind its last step, or the training's, when the work is done."""
+        if self._running and number >= min(self.last, steps):
             jax.block_until_ready(state)
             jax.profiler.stop_trace()
             self._running = False
@@ -79,7 +79,7 @@ class Loop:
                 if waiting:
                     report(waiting[0], self._write(self._read(*waiting), state))
                 waiting = (number, metrics, waited)
-                profile.after(number, state)
+                profile.after(number, len(self.plan), state)
                 due = number % self.config.train.checkpoint_every == 0 or number == len(self.plan)
                 asked = asked_to_end(number)
                 if not due and not asked:

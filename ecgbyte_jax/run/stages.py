@@ -5,10 +5,12 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.files import write_whole
+from ecgbyte_jax.run.logbook import console
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,20 @@ class Stage:
         old, new = _flatten(found["settings"]), _flatten(json.loads(json.dumps(self.settings)))
         changed = [f"{k}: {old.get(k)} -> {new.get(k)}" for k in sorted(old | new) if old.get(k) != new.get(k)]
         return "; ".join(changed) or "its inputs are not the same"
+
+    def move_aside(self, workdir: Path, folder: str, *others: str) -> None:
+        """Keeps what a run of other settings or inputs left: `folder` becomes folder.old-1, -2, ..., and `others` go into it."""
+        if not (workdir / folder).exists():
+            return
+        target = next(path for n in count(1) if not (path := workdir / f"{folder}.old-{n}").exists())
+        why = self.changes() or "unknown ones"
+        console.print(
+            f"{self.name}: {folder}/ here is of other settings or inputs ({why}); moved to {target.name}", markup=False
+        )
+        os.rename(workdir / folder, target)
+        for name in others:
+            if (workdir / name).exists():
+                os.rename(workdir / name, target / name)
 
     def _write(self, more: dict) -> None:
         content = {"digest": self.digest(), "settings": self.settings, "inputs": self.inputs, **more}

@@ -1,8 +1,6 @@
 """Stage `train`: from token shards to checkpoints."""
 
-import os
 from contextlib import closing
-from itertools import count as count_from
 from pathlib import Path
 
 import jax
@@ -68,27 +66,13 @@ def train(config: ConfigDict, workdir: Path, profile_steps: tuple[int, int] = (0
     check_batch_size(mesh, config.train.batch_size, "train.batch_size", config.train.accumulate)
     if distributed.leads():
         if not stage.begun():
-            _move_aside(workdir, stage)
+            stage.move_aside(workdir, "checkpoints", "metrics.jsonl", "tensorboard")
         stage.begin()
     distributed.wait_for_all("the stage has begun")
     with jax.set_mesh(mesh):
         checkpoint, last = _train(config, workdir, mesh, Profile(workdir / "profile", *profile_steps))
     if distributed.leads():
         stage.finish([checkpoint], result=last)
-
-
-def _move_aside(workdir: Path, stage: stages.Stage) -> None:
-    if not (workdir / "checkpoints").exists():
-        return
-    number = next(n for n in count_from(1) if not (workdir / f"checkpoints.old-{n}").exists())
-    why = stage.changes() or "unknown ones"
-    console.print(
-        f"train: the training here had other settings or data ({why}); moved to checkpoints.old-{number}", markup=False
-    )
-    os.rename(workdir / "checkpoints", workdir / f"checkpoints.old-{number}")
-    for name in ("metrics.jsonl", "tensorboard"):
-        if (workdir / name).exists():
-            os.rename(workdir / name, workdir / f"checkpoints.old-{number}" / name)
 
 
 def _train(config: ConfigDict, workdir: Path, mesh: Mesh, profile: Profile) -> tuple[Path, list[float]]:
