@@ -70,7 +70,7 @@ class Stage:
         return "; ".join(changed) or "its inputs are not the same"
 
     def move_aside(self, workdir: Path, folder: str, *others: str) -> None:
-        """Keeps what a run of other settings or inputs left: `folder` becomes folder.old-1, -2, ..., and `others` go into it."""
+        """Keeps what other settings or inputs left: `folder` becomes folder.old-1, -2, ..., and `others` go into it."""
         if not (workdir / folder).exists():
             return
         target = next(path for n in count(1) if not (path := workdir / f"{folder}.old-{n}").exists())
