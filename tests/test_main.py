@@ -108,6 +108,7 @@ def test_eval_alone_in_a_new_process_gives_the_same_files(finished, tmp_path):
         assert (tmp_path / "w/eval" / name).read_bytes() == (workdir / "eval" / name).read_bytes()
 
 
+@pytest.mark.slow  # and five meshes in test_sharding.py
 def test_losses_on_8_devices_are_those_on_1(finished, tmp_path):
     workdir, _ = finished
     eight = small_demo(tmp_path / "w", "--stage=prepare,train", devices=8)

@@ -65,7 +65,7 @@ def assert_same_trees(first, second, atol: float) -> None:
 def test_rematerialisation_changes_no_gradient(ids, remat, scan):
     def gradient(remat: str):
         graphdef, state = nnx.split(make(remat=remat, scan_layers=scan))
-        return jax.grad(lambda s: nnx.merge(graphdef, s)(ids).var())(state)
+        return jax.jit(jax.grad(lambda s: nnx.merge(graphdef, s)(ids).var()))(state)
 
     assert_same_trees(gradient(""), gradient(remat), 1e-6)
 
@@ -83,7 +83,13 @@ def test_stacked_layers_are_the_same_model(ids, changes):
                 draws = jax.random.normal(jax.random.key(2), (2, *b.shape[-2:]))
                 linear.lora.b = nnx.LoRAParam(draws if layer is None else draws[layer])
     np.testing.assert_allclose(scanned(ids), looped(ids), atol=1e-4)
-    dropped = [model.logits(model.hidden(ids, dropout_key=jax.random.key(3))[0]) for model in (looped, scanned)]
+
+    def drop(model: Decoder) -> jax.Array:
+        graphdef, state = nnx.split(model)
+        key = jax.random.key(3)
+        return jax.jit(lambda s: (m := nnx.merge(graphdef, s)).logits(m.hidden(ids, dropout_key=key)[0]))(state)
+
+    dropped = [drop(model) for model in (looped, scanned)]
     np.testing.assert_allclose(dropped[1], dropped[0], atol=1e-4)
     mask = np.ones_like(ids)
     np.testing.assert_array_equal(generate(scanned, ids, mask, 5), generate(looped, ids, mask, 5))
