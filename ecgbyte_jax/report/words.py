@@ -4,20 +4,31 @@ from collections.abc import Iterable
 
 from ecgbyte_jax.report.page import Table
 
-_NAMES = {"exact_match": "exact match", "bleu": "BLEU", "rouge_1": "ROUGE-1", "rouge_2": "ROUGE-2", "rouge_l": "ROUGE-L"}
+_NAMES = {
+    "exact_match": "exact match",
+    "bleu": "BLEU",
+    "mean_bleu": "mean BLEU",
+    "meteor": "METEOR",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
+    "rouge_l": "ROUGE-L",
+    "bertscore_precision": "BERTScore P",
+    "bertscore_recall": "BERTScore R",
+    "bertscore_f1": "BERTScore F1",
+}
 _COUNTS = ("sequences", "examples", "patients", "count", "n")
 _REASONS = 20
 
 
 def evaluated(results: dict) -> str:
     """One sentence on what was evaluated."""
-    known = {name: results.get(name) for name in ("sequences", "patients", "split", "checkpoint_step", "empty_answers")}
-    text = "{sequences} answers about {patients} patients of the split '{split}', by checkpoint {checkpoint_step}".format(
-        **known
-    )
+    known = {name: results.get(name) for name in ("sequences", "patients", "split", "empty_answers")}
+    step = results.get("checkpoint_step")
+    by = f"checkpoint {step}" if step is not None else f"'{results.get('checkpoint')}'"
+    text = "{sequences} answers about {patients} patients of the split '{split}'".format(**known)
     seeds = results.get("seeds")
-    more = f", seeds {', '.join(map(str, seeds))}" if isinstance(seeds, list) and seeds else ""
-    return f"{text}{more}. {known['empty_answers']} answers are empty; they count as wrong."
+    more = f", seeds {', '.join(map(str, seeds))}" if isinstance(seeds, list) and len(seeds) > 1 else ""
+    return f"{text}, by {by}{more}. {known['empty_answers']} answers are empty; they count as wrong."
 
 
 def score_tables(results: dict) -> list[Table]:
@@ -108,15 +119,12 @@ def _cell(value: object, interval: object = None) -> str:
 
 
 def _seed_cell(found: object) -> str:
-    """Of {mean, std, t95}; t95 is the interval or half its width."""
+    """Of {mean, std, t95: [low, high]}."""
     found = _dict(found)
     if not isinstance(found.get("mean"), int | float):
         return "-"
-    mean, std, t95 = found["mean"], found.get("std"), found.get("t95")
+    mean, std, low_high = found["mean"], found.get("std"), _numbers(found.get("t95"))
     text = f"{100 * mean:.1f}" + (f" ± {100 * std:.1f}" if isinstance(std, int | float) else "")
-    if isinstance(t95, int | float):
-        t95 = [mean - t95, mean + t95]
-    low_high = _numbers(t95)
     return text + (f" [{100 * low_high[0]:.1f}, {100 * low_high[1]:.1f}]" if len(low_high) == 2 else "")
 
 

@@ -79,7 +79,7 @@ RESULTS = {
     "split": "test", "checkpoint_step": 9, "sequences": 1234, "patients": 20, "empty_answers": 3, "seeds": [0, 42],
     "scores": {"model": {"exact_match": 0.5, "bleu": 0.25}, "commonest answer": {"exact_match": 0.4}},
     "intervals": {"model": {"exact_match": [0.4, 0.6]}},
-    "over_seeds": {"model": {"exact_match": {"mean": 0.5, "std": 0.01, "t95": 0.02}}},
+    "over_seeds": {"model": {"exact_match": {"mean": 0.5, "std": 0.01, "t95": [0.48, 0.52]}}},
     "by_question_type": {"single-verify": {"sequences": 1000, "exact_match": 0.6}},
     "macro_f1": {"model": 0.3}, "perturbed": {"noise": {"exact_match": 0.1}}, "missing": {"meteor": "WordNet is not there"},
 }  # fmt: skip
@@ -96,8 +96,10 @@ def test_scores_are_shown_with_all_that_results_hold():
         "The model on spoilt ECGs, in %": (("noise", "10.0"),),
         "Macro F1 over the answers of closed questions, in %": (("model", "30.0"),),
     }
-    assert "meteor is missing: WordNet is not there" in words.score_notes(RESULTS)
+    assert "METEOR is missing: WordNet is not there" in words.score_notes(RESULTS)
     assert "1234 answers about 20 patients" in words.evaluated(RESULTS) and "seeds 0, 42" in words.evaluated(RESULTS)
+    folder = words.evaluated(RESULTS | {"checkpoint_step": None, "checkpoint": "export", "seeds": [0]})
+    assert "by 'export'. 3 answers" in folder
 
 
 def test_scores_alone_are_enough():
