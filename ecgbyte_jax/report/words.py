@@ -114,8 +114,7 @@ def _value(metric: str, value: object) -> str:
 def _cell(value: object, interval: object = None) -> str:
     if not isinstance(value, int | float):
         return "-"
-    low_high = _numbers(interval)
-    return f"{100 * value:.1f}" + (f" [{100 * low_high[0]:.1f}, {100 * low_high[1]:.1f}]" if len(low_high) == 2 else "")
+    return f"{100 * value:.1f}{_interval(interval)}"
 
 
 def _seed_cell(found: object) -> str:
@@ -123,9 +122,14 @@ def _seed_cell(found: object) -> str:
     found = _dict(found)
     if not isinstance(found.get("mean"), int | float):
         return "-"
-    mean, std, low_high = found["mean"], found.get("std"), _numbers(found.get("t95"))
-    text = f"{100 * mean:.1f}" + (f" ± {100 * std:.1f}" if isinstance(std, int | float) else "")
-    return text + (f" [{100 * low_high[0]:.1f}, {100 * low_high[1]:.1f}]" if len(low_high) == 2 else "")
+    std = f"\u00a0±\u00a0{100 * found['std']:.1f}" if isinstance(found.get("std"), int | float) else ""
+    return f"{100 * found['mean']:.1f}{std}{_interval(found.get('t95'))}"
+
+
+def _interval(found: object) -> str:
+    """A cell may break before it, and nowhere in it."""
+    low_high = _numbers(found)
+    return " [{:.1f},\u00a0{:.1f}]".format(*(100 * bound for bound in low_high)) if len(low_high) == 2 else ""
 
 
 def _numbers(found: object) -> list[float]:

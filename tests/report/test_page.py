@@ -88,8 +88,8 @@ RESULTS = {
 def test_scores_are_shown_with_all_that_results_hold():
     tables = words.score_tables(RESULTS)
     assert tables[0].head == ("system", "exact match", "BLEU")
-    assert tables[0].rows == (("model", "50.0 [40.0, 60.0]", "25.0"), ("commonest answer", "40.0", "-"))
-    assert tables[1].rows == (("model", "50.0 ± 1.0 [48.0, 52.0]"),)
+    assert tables[0].rows == (("model", "50.0 [40.0,\u00a060.0]", "25.0"), ("commonest answer", "40.0", "-"))
+    assert tables[1].rows == (("model", "50.0\u00a0±\u00a01.0 [48.0,\u00a052.0]"),)
     by_caption = {table.caption: table.rows for table in tables[2:]}
     assert by_caption == {
         "The model by question type, in %": (("single-verify", "1,000", "60.0"),),
