@@ -40,7 +40,7 @@ METHODS = ("attention", "rollout", "gradient_input")
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A trained model with what its prompts are made of; step: of the checkpoint, None for a folder."""
+    """A trained model with what its prompts are made of."""
 
     model: Decoder
     mesh: Mesh
@@ -48,7 +48,6 @@ class Trained:
     text_tokenizer: PreTrainedTokenizerFast
     ecg_tokenizer: ECGTokenizer
     max_length: int
-    step: int | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,9 +86,9 @@ def open_trained(config: ConfigDict, workdir: Path, which: str) -> Trained:
     prepared = prepare.load_prepared(config, workdir)
     mesh = make_mesh(**config.mesh.to_dict())
     with jax.set_mesh(mesh):
-        model, step = restore_model(config, workdir, prepared, mesh, which)
+        model, _ = restore_model(config, workdir, prepared, mesh, which)
     ecg_tokenizer = ECGTokenizer.load(Paths.of(config, workdir).ecg_tokenizer)
-    return Trained(model, mesh, prepared.ids, prepared.text_tokenizer, ecg_tokenizer, config.prompt.max_length, step)
+    return Trained(model, mesh, prepared.ids, prepared.text_tokenizer, ecg_tokenizer, config.prompt.max_length)
 
 
 def answered_by(results: dict) -> str:

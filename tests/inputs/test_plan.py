@@ -22,6 +22,7 @@ def test_packing_by_hand():
     rows_of = pack(np.array([3, 5, 6, 3, 4, 5, 3]), 10)
     assert rows_of[0] == rows_of[3] == rows_of[6] and rows_of[1] == rows_of[5] and rows_of[2] == rows_of[4]
     assert sorted({*rows_of.tolist()}) == [0, 1, 2]
+    assert pack(np.array([8, 7, 2]), 10).tolist() == [0, 1, 0]
 
 
 @given(LENGTHS)

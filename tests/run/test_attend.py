@@ -57,7 +57,7 @@ def untrained(layers: int, seed: int = 0) -> Trained:
         rope_theta=1e4,
     )  # fmt: skip
     mesh = make_mesh(1, 1, 1, jax.devices()[:1])
-    return Trained(Decoder(config, nnx.Rngs(seed)), mesh, ids, text, tokenizer, 250, 0)
+    return Trained(Decoder(config, nnx.Rngs(seed)), mesh, ids, text, tokenizer, 250)
 
 
 def answer_ids(parts, kind: int) -> np.ndarray:

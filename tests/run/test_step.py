@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from ecgbyte_jax.inputs.prompt import PromptIds, lay_out, render
+from ecgbyte_jax.model.attention import count_positions
 from ecgbyte_jax.model.config import DecoderConfig
 from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.run.build import Parts
@@ -72,6 +73,13 @@ def test_an_example_in_a_packed_row_does_not_see_the_others(rng):
     np.testing.assert_allclose(counted[0, first], logits[0, first], atol=1e-5)
     alone = model(one[0][None])
     np.testing.assert_allclose(logits[0, first], alone[0], atol=1e-5)
+
+
+def test_positions_are_counted_in_each_example_anew():
+    segments = jnp.array([[0, 0, 1, 1, 1, 2, 2], [1, 0, 1, 2, 3, 3, 3]])
+    counted = np.asarray(count_positions(segments))
+    assert counted[0, 2:].tolist() == [0, 1, 2, 0, 1]
+    assert counted[1, [0, 2, 3, 4, 5, 6]].tolist() == [0, 1, 0, 0, 1, 2]
 
 
 def steps(rows: dict, accumulate: int, mesh, count: int = 3) -> tuple[list[dict], list]:
