@@ -152,8 +152,8 @@ def _writing(folder: Path) -> Iterator[None]:
 
 def _checksum(tree: Any) -> int:
     """Changes with any bit of any array; the same on every mesh."""
-    sums = [_sum_bits(leaf) for leaf in jax.tree.leaves(tree)]
-    return sum((2 * number + 1) * int(total) for number, total in enumerate(sums)) % 2**32
+    sums = [int(_sum_bits(leaf)) for leaf in jax.tree.leaves(tree)]  # one at a time, see `sharding.settle`
+    return sum((2 * number + 1) * total for number, total in enumerate(sums)) % 2**32
 
 
 @jax.jit

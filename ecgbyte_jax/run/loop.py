@@ -18,6 +18,7 @@ from ecgbyte_jax.run.checkpoint import Checkpoints
 from ecgbyte_jax.run.feed import Feed
 from ecgbyte_jax.run.logbook import console, progress
 from ecgbyte_jax.run.metrics_log import MetricsLog
+from ecgbyte_jax.run.sharding import settle
 from ecgbyte_jax.run.step import TrainState
 from ecgbyte_jax.run.utilisation import peak_flops, step_flops
 
@@ -76,6 +77,7 @@ class Loop:
                 batch, waited = feed.take(), feed.waited
                 state, metrics = step(state, self.parts.frozen, batch, number)
                 feed.prefetch()
+                settle(metrics)
                 if waiting:
                     report(waiting[0], self._write(self._read(*waiting), state))
                 waiting = (number, metrics, waited)

@@ -67,6 +67,15 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
 
 
+def settle(launched: Any) -> Any:
+    """What was launched, when it is done, on several CPU devices of one process; elsewhere at once.
+
+    Programs with collectives that are under way at the same time take each other's threads there, and XLA hangs, then aborts.
+    """
+    alone = jax.default_backend() != "cpu" or jax.local_device_count() == 1
+    return launched if alone else jax.block_until_ready(launched)
+
+
 def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
     """The sharding of every array in a tree of parameters, by its path.
 

@@ -18,7 +18,7 @@ from ecgbyte_jax.run.corpus import Paths
 from ecgbyte_jax.run.feed import plan_batches
 from ecgbyte_jax.run.metrics import exact_match
 from ecgbyte_jax.run.prepare import Prepared
-from ecgbyte_jax.run.sharding import check_batch_size, put_batch
+from ecgbyte_jax.run.sharding import check_batch_size, put_batch, settle
 from ecgbyte_jax.run.step import answer_loss, answer_tokens
 
 
@@ -41,7 +41,7 @@ def make_validation(
         return answer_loss(nnx.merge(parts.graphdef, params, frozen), batch), answer_tokens(batch)
 
     def validate(params: Any) -> dict[str, float]:
-        found = [score(params, parts.frozen, put_batch(batch, mesh)) for batch in batches]
+        found = [settle(score(params, parts.frozen, put_batch(batch, mesh))) for batch in batches]
         loss = {"valid_loss": float(sum(loss for loss, _ in found) / sum(count for _, count in found))}
         return loss | ({"valid_exact_match": match(params)} if match else {})
 

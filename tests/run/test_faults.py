@@ -80,6 +80,24 @@ def test_resume_on_another_mesh_equals_uninterrupted(config, workdirs, devices, 
 
 
 @pytest.mark.slow
+def test_checksums_on_two_devices_do_not_wait_for_each_other():
+    """Sums under way at once take each other's threads: within seconds the process hangs, then XLA ends it."""
+    script = """if True:
+        import jax, numpy as np
+        from jax.sharding import NamedSharding, PartitionSpec
+        from ecgbyte_jax.run.checkpoint import _checksum
+        halves = NamedSharding(jax.make_mesh((2,), ("fsdp",)), PartitionSpec("fsdp"))
+        values = [np.random.default_rng(i).random((64 * (i % 5 + 1), 64), np.float32) for i in range(60)]
+        arrays = [jax.device_put(value, halves) for value in values]
+        print({_checksum(arrays) for _ in range(500)} == {_checksum(values)})
+    """
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    command = [sys.executable, "-c", script]
+    found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert found.stdout == "True\n", found.stderr[-2000:]
+
+
+@pytest.mark.slow
 def test_sigterm_saves_and_the_same_command_goes_on_bit_for_bit(config, workdirs):
     whole, stopped = workdirs
     more = ("--config.train.epochs=3", "--config.train.checkpoint_every=20")
