@@ -1,8 +1,10 @@
 """Causal self-attention: grouped heads, rotary positions, windows, caps.
 
-Axes: B batch, T tokens given, S tokens attended to (the cache's length where there is one), D width, H query heads,
+Axes: B batch, T tokens given, S tokens attended to (those given, or those of a cache), D width, H query heads,
 K key/value heads, G = H / K, C head width.
 """
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -28,32 +30,30 @@ class Attention(nnx.Module):
         self.q_norm = nnx.data(Norm(config.head_dim, config, "rms") if config.qk_norm else None)
         self.k_norm = nnx.data(Norm(config.head_dim, config, "rms") if config.qk_norm else None)
 
-    def __call__(self, x, rope, mask, past, key):
-        """x [B, T, D], mask bool [B, 1, T, S], past (keys, values, index) or None -> ([B, T, D], (keys, values)).
+    def __call__(self, x, rope, masks, past, key):
+        """x [B, T, D] -> ([B, T, D], (keys, values) of these tokens).
 
-        Several tokens and a past: they are the prompt, the first ones in an empty cache, and attend to themselves (S = T).
+        past: (keys [B, K, C, S], values [B, K, S, C]) of the tokens before them, in any number of parts; masks: a bool
+        [B, 1, T, S] for each part, and the last one [B, 1, T, T] for the tokens themselves.
         """
-        cfg, (b, t, _) = self.config, x.shape
         *inward, ko = split_key(key, 4)
         q, k, v = self._project(x, rope, inward)
-        if past is not None:
-            keys, values, index = past
-            keys = jax.lax.dynamic_update_slice(keys, k, (0, index, 0, 0))  # [B, S, K, C]
-            values = jax.lax.dynamic_update_slice(values, v, (0, index, 0, 0))
-        alone = past is None or t > 1
-        mixed = attend(q, k, v, mask, cfg) if alone else attend(q, keys, values, mask, cfg)  # [B, T, H, C]
-        return self.o(mixed.reshape(b, t, -1), ko), None if past is None else (keys, values)
+        mixed = attend(q, [*past, (k, v)], masks, self.config)  # [B, T, H, C]
+        return self.o(mixed.reshape(*x.shape[:2], -1), ko), (k, v)
 
     def weights(self, x, rope, mask):
         """What `__call__` mixes the values by, for those who look at it: x [B, T, D], mask bool [B, 1, T, T] -> float32
         [B, H, T, T], rows that sum to 1.
         """
         q, k, _ = self._project(x, rope, (None,) * 3)
-        weights = _weights(q, k, mask, self.config)  # [B, K, G, T, T]
+        weights = _weights(q, [k], [mask], self.config)  # [B, K, G, T, T]
         return weights.reshape(weights.shape[0], -1, *weights.shape[-2:])
 
     def _project(self, x, rope, keys):
-        """Queries [B, T, H, C], keys and values [B, T, K, C], normed and turned as they are compared; `keys` draw dropout."""
+        """Queries [B, T, H, C], keys [B, K, C, T] and values [B, K, T, C], normed and turned as they are compared.
+
+        `keys` draw dropout.
+        """
         cfg, (b, t, _) = self.config, x.shape
         kq, kk, kv = keys
         q = self.q(x, kq).reshape(b, t, cfg.heads, cfg.head_dim)  # [B, T, H, C]
@@ -63,53 +63,57 @@ class Attention(nnx.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
-        return q, k, v
+        return q, k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, config: DecoderConfig) -> jax.Array:
-    """q [B, T, H, C], k and v [B, S, K, C], mask bool [B, 1, T, S] -> [B, T, H, C]; softmax in float32.
+Part = tuple[jax.Array, jax.Array]  # keys [B, K, C, S], values [B, K, S, C]: as the products read them
 
-    Where the tokens attend to themselves (S = T) a block of queries looks at the keys up to its own end alone: half the work,
-    and no [B, H, T, T] at once.
+
+def attend(q: jax.Array, parts: Sequence[Part], masks: Sequence[jax.Array], config: DecoderConfig) -> jax.Array:
+    """q [B, T, H, C], the parts attended to and a mask bool [B, 1, T, S] for each -> [B, T, H, C]; softmax in float32.
+
+    The last part is that of the tokens themselves (S = T): a block of queries looks at its keys up to the block's own end
+    alone, which is half the work, and no [B, H, T, T] at once.
     """
-    tokens = q.shape[1]
-    if k.shape[1] != tokens or tokens <= _QUERIES:
-        return _attend(q, k, v, mask, config)
-    blocks = [(start, min(start + _QUERIES, tokens)) for start in range(0, tokens, _QUERIES)]
-    mixed = [_attend(q[:, a:b], k[:, :b], v[:, :b], mask[:, :, a:b, :b], config) for a, b in blocks]
+    tokens, (*past, (k, v)) = q.shape[1], parts
+    mixed = []
+    for start in range(0, tokens, _QUERIES):
+        end = min(start + _QUERIES, tokens)
+        seen = [mask[:, :, start:end] for mask in masks]
+        seen[-1] = seen[-1][..., :end]
+        mixed.append(_attend(q[:, start:end], [*past, (k[..., :end], v[:, :, :end])], seen, config))
     return jnp.concatenate(mixed, axis=1)
 
 
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, config: DecoderConfig) -> jax.Array:
+def _attend(q: jax.Array, parts: Sequence[Part], masks: Sequence[jax.Array], config: DecoderConfig) -> jax.Array:
     b, t, h, c = q.shape
-    weights = _weights(q, k, mask, config).astype(v.dtype).reshape(b, k.shape[2], -1, k.shape[1])  # [B, K, GT, S]
-    mixed = jnp.einsum("bkqs,bskc->bkqc", weights, v)
-    return mixed.reshape(b, k.shape[2], -1, t, c).transpose(0, 3, 1, 2, 4).reshape(b, t, h, c)
+    kv = config.kv_heads
+    weights = _weights(q, [k for k, _ in parts], masks, config).astype(q.dtype)
+    weights = weights.reshape(b, kv, -1, weights.shape[-1])  # [B, K, GT, S]
+    ends = np.cumsum([mask.shape[3] for mask in masks])[:-1]
+    shares = jnp.split(weights, ends, axis=-1)
+    mixed = sum(jnp.einsum("bkqs,bksc->bkqc", share, v) for share, (_, v) in zip(shares, parts))
+    return mixed.reshape(b, kv, -1, t, c).transpose(0, 3, 1, 2, 4).reshape(b, t, h, c)
 
 
-def _weights(q: jax.Array, k: jax.Array, mask: jax.Array, config: DecoderConfig) -> jax.Array:
-    """The softmax of the scores, float32 [B, K, G, T, S].
+def _weights(q: jax.Array, keys: Sequence[jax.Array], masks: Sequence[jax.Array], config: DecoderConfig) -> jax.Array:
+    """The softmax of the scores over all parts together, float32 [B, K, G, T, S].
 
     The G heads that share a key head are rows of one matrix: fewer and larger products than a head at a time.
     """
     b, t, h, c = q.shape
-    s, kv = k.shape[1:3]
+    kv = config.kv_heads
     grouped = q.reshape(b, t, kv, -1, c).transpose(0, 2, 3, 1, 4).reshape(b, kv, -1, c)  # [B, K, GT, C]
-    scores = jnp.einsum("bkqc,bskc->bkqs", grouped, k, preferred_element_type=jnp.float32)
-    scores = soft_cap((config.query_scale or c**-0.5) * scores, config.attention_cap).reshape(b, kv, h // kv, t, s)
-    return jax.nn.softmax(jnp.where(mask[:, :, None], scores, jnp.finfo(jnp.float32).min), axis=-1)
+    scores = [jnp.einsum("bkqc,bkcs->bkqs", grouped, k, preferred_element_type=jnp.float32) for k in keys]
+    scores = soft_cap((config.query_scale or c**-0.5) * jnp.concatenate(scores, axis=-1), config.attention_cap)
+    mask = jnp.concatenate(masks, axis=-1)[:, :, None]  # [B, 1, 1, T, S]
+    return jax.nn.softmax(jnp.where(mask, scores.reshape(b, kv, h // kv, t, -1), jnp.finfo(jnp.float32).min), axis=-1)
 
 
-def causal_mask(segments: jax.Array, start: jax.Array, tokens: int) -> tuple[jax.Array, jax.Array]:
-    """(what may be attended to, bool [B, 1, T, S]; how far back it lies, int32 [T, S] in places).
-
-    segments int32 [B, S] is 0 on padding, and a token sees its own segment alone; the T tokens given stand at places `start`
-    to `start` + T - 1.
-    """
-    back = start + jnp.arange(tokens)[:, None] - jnp.arange(segments.shape[1])  # [T, S]
-    own = jax.lax.dynamic_slice_in_dim(segments, start, tokens, axis=1)  # [B, T]
-    same = (own[:, :, None] == segments[:, None, :]) & (segments != 0)[:, None, :]  # [B, T, S]
-    return (back >= 0)[None, None] & same[:, None], back
+def causal_mask(segments: jax.Array) -> jax.Array:
+    """What tokens attend to among themselves, bool [B, 1, T, T]: their own segment (int32 [B, T], 0 is padding), nothing later."""
+    same = (segments[:, :, None] == segments[:, None, :]) & (segments != 0)[:, None, :]
+    return (same & jnp.tri(segments.shape[1], dtype=bool))[:, None]
 
 
 def count_positions(segments: jax.Array) -> jax.Array:
@@ -120,8 +124,12 @@ def count_positions(segments: jax.Array) -> jax.Array:
     return jnp.maximum(counted - starts, 0).astype(jnp.int32)
 
 
-def within(mask: jax.Array, back: jax.Array, window: jax.Array | int) -> jax.Array:
-    """The mask with nothing in it that lies `window` places back or more; 0 is no limit."""
+def within(mask: jax.Array, positions: jax.Array, seen: jax.Array, window: jax.Array | int) -> jax.Array:
+    """The mask [B, 1, T, S] with nothing in it that lies `window` positions back or more; 0 is no limit.
+
+    positions int32 [B, T] of the tokens, seen [B, S] of what they attend to.
+    """
+    back = positions[:, None, :, None] - seen[:, None, None, :]
     return mask & ((window == 0) | (back < window))
 
 

@@ -114,12 +114,12 @@ def run_blocks(model, x, valid, positions, head_share):
     Of each layer two means over heads, [T, T]: by `head_share` [H], and over all; no weights where it is None.
     """
     rope = None if model.config.rope_theta is None else rope_angles(model.config, positions)
-    mask, back = causal_mask(valid, jnp.int32(0), x.shape[1])
+    mask = causal_mask(valid.astype(jnp.int32))
     weights = []
     for block, window in zip(model.layers(), model.config.layer_windows):
-        seen = within(mask, back, window)
+        seen = within(mask, positions, positions, window)
         if head_share is not None:
             found = block.attention.weights(block.attention_norm(x), rope, seen)[0]  # [H, T, T]
             weights.append((jnp.tensordot(head_share, found, 1), found.mean(axis=0)))
-        x, _ = block(x, rope, seen, None, None)
+        x, _ = block(x, rope, [seen], [], None)
     return model.norm(x), weights

@@ -1,7 +1,6 @@
 """A causal decoder in Flax NNX; a config says which of Hugging Face's families it is.
 
-Axes: B batch, T tokens given, S tokens attended to (the cache's length where there is one), D width, K key/value heads,
-C head width, V vocabulary, L layers.
+Axes: B batch, T tokens given, S tokens of a cache, D width, K key/value heads, C head width, V vocabulary, L layers.
 """
 
 from collections.abc import Sequence
@@ -26,20 +25,36 @@ class NewRows(nnx.LoRAParam):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Cache:
-    """Keys and values of the tokens so far, one [B, S, K, C] a layer, and where the next token goes (int32 [])."""
+    """Tokens that others attend to: keys [B, K, C, S] and values [B, K, S, C], one a layer, which of them are there (bool
+    [B, S]) and their positions (int32 [B, S]).
+    """
 
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
-    index: jax.Array
+    there: jax.Array
+    positions: jax.Array
 
     @classmethod
     def empty(cls, config: DecoderConfig, batch: int, length: int) -> "Cache":
-        """Room for `length` tokens of `batch` rows, the heads split over the mesh where it divides them."""
-        mesh = jax.sharding.get_abstract_mesh()
-        splits = TENSOR_AXIS in mesh.axis_names and config.kv_heads % mesh.shape[TENSOR_AXIS] == 0
-        one = jnp.zeros((batch, length, config.kv_heads, config.head_dim), config.dtype)
-        one = _split_over_mesh(one, None, TENSOR_AXIS if splits else None, None)
-        return cls((one,) * config.layers, (one,) * config.layers, jnp.int32(0))
+        """Room for `length` tokens of `batch` rows."""
+        keys = jnp.zeros((batch, config.kv_heads, config.head_dim, length), config.dtype)
+        values = jnp.zeros((batch, config.kv_heads, length, config.head_dim), config.dtype)
+        there = jnp.zeros((batch, length), bool)
+        keys, values = _split_heads(keys, config), _split_heads(values, config)
+        return cls((keys,) * config.layers, (values,) * config.layers, there, there.astype(jnp.int32))
+
+    def put(self, tokens: "Cache", place: jax.Array) -> "Cache":
+        """With these tokens from `place` on."""
+
+        def write(into: jax.Array, what: jax.Array, axis: int) -> jax.Array:
+            return jax.lax.dynamic_update_slice_in_dim(into, what, place, axis)
+
+        return Cache(
+            tuple(write(*pair, 3) for pair in zip(self.keys, tokens.keys)),
+            tuple(write(*pair, 2) for pair in zip(self.values, tokens.values)),
+            write(self.there, tokens.there, 1),
+            write(self.positions, tokens.positions, 1),
+        )
 
 
 class Block(nnx.Module):
@@ -53,9 +68,10 @@ class Block(nnx.Module):
         self.mlp = MLP(config, rngs)
         self.post_mlp_norm = nnx.data(Norm(config.width, config) if config.post_norms else None)
 
-    def __call__(self, x, rope, mask, past, key):
+    def __call__(self, x, rope, masks, past, key):
+        """As `Attention.__call__`."""
         ka, km = split_key(key, 2)
-        mixed, kept = self.attention(self.attention_norm(x), rope, mask, past, ka)
+        mixed, kept = self.attention(self.attention_norm(x), rope, masks, past, ka)
         x = x + (mixed if self.post_attention_norm is None else self.post_attention_norm(mixed))
         mapped = self.mlp(self.mlp_norm(x), km)
         return x + (mapped if self.post_mlp_norm is None else self.post_mlp_norm(mapped)), kept
@@ -91,34 +107,42 @@ class Decoder(nnx.Module):
         """
         return _logits(*nnx.split(self), input_ids, attention_mask, positions)
 
-    def hidden(self, input_ids, attention_mask=None, positions=None, *, cache=None, dropout_key=None):
-        """Ids [B, T] to the last hidden states [B, T, D], and the cache with these tokens in it (None without one).
-
-        With a cache, attention_mask is [B, S] over all its places; the whole prompt comes first, then a token at a time.
-        `dropout_key` switches LoRA's dropout on.
-        """
+    def hidden(self, input_ids, attention_mask=None, positions=None, *, dropout_key=None):
+        """As `__call__`, but to the last hidden states [B, T, D]; `dropout_key` switches LoRA's dropout on."""
         b, t = input_ids.shape
-        if cache is None and t > self.config.max_positions:
+        if t > self.config.max_positions:
             raise ConfigError(
                 f"input_ids: rows of {t} tokens found, at most the model's {self.config.max_positions} positions wanted"
             )
-        start = jnp.int32(0) if cache is None else cache.index
-        if attention_mask is None:
-            attention_mask = jnp.ones((b, t if cache is None else cache.keys[0].shape[1]), bool)
-        segments = attention_mask.astype(jnp.int32)  # [B, S]
+        segments = jnp.ones((b, t), jnp.int32) if attention_mask is None else attention_mask.astype(jnp.int32)
         if positions is None:
-            positions = jax.lax.dynamic_slice_in_dim(count_positions(segments), start, t, axis=1)  # [B, T]
+            positions = count_positions(segments)  # [B, T]
+        x, rope = self._enter(input_ids, positions)
+        return self.norm(self._run_blocks(x, rope, causal_mask(segments), positions, dropout_key))
+
+    def extend(self, input_ids: jax.Array, there: jax.Array, past: Sequence[Cache] = ()) -> tuple[jax.Array, Cache]:
+        """Ids [B, T] behind the tokens of `past` to their last hidden states [B, T, D], and what later ones attend to.
+
+        there: bool [B, T], False on padding. The parts of the past follow one another, each with padding of its own.
+        """
+        own, (b, t) = causal_mask(there.astype(jnp.int32)), input_ids.shape
+        before = sum((jnp.sum(part.there, axis=1, keepdims=True) for part in past), jnp.int32(0))
+        positions = before + count_positions(there.astype(jnp.int32))  # [B, T]
+        masks = [jnp.broadcast_to(part.there[:, None, None], (b, 1, t, part.there.shape[1])) for part in past] + [own]
+        seen = [part.positions for part in past] + [positions]
+        x, rope = self._enter(input_ids, positions)
+        keys, values = [], []
+        for layer, (block, window) in enumerate(zip(self.layers(), self.config.layer_windows)):
+            near = [within(mask, positions, at, window) for mask, at in zip(masks, seen)] if self.config.windows else masks
+            x, (k, v) = block(x, rope, near, [(part.keys[layer], part.values[layer]) for part in past], None)
+            keys.append(_split_heads(k, self.config))
+            values.append(_split_heads(v, self.config))
+        return self.norm(x), Cache(tuple(keys), tuple(values), there, positions)
+
+    def _enter(self, input_ids, positions):
+        """What enters the first block, and the angles of rotary positions (None without them)."""
         x = _split_over_mesh(self.embed(input_ids, positions), None, None)  # [B, T, D]
-        rope = None if self.config.rope_theta is None else rope_angles(self.config, positions)
-        prompt = cache is not None and t > 1  # attends to itself: the cache is empty
-        mask, back = causal_mask(segments[:, :t] if prompt else segments, start, t)  # [B, 1, T, S], [T, S]
-        if cache is None:
-            return self.norm(self._run_blocks(x, rope, mask, back, dropout_key)), None
-        kept = []
-        for block, window, keys, values in zip(self.layers(), self.config.layer_windows, cache.keys, cache.values):
-            x, kv = block(x, rope, within(mask, back, window), (keys, values, start), None)
-            kept.append(kv)
-        return self.norm(x), Cache(tuple(k for k, _ in kept), tuple(v for _, v in kept), start + t)
+        return x, None if self.config.rope_theta is None else rope_angles(self.config, positions)
 
     def layers(self) -> Sequence[Block]:
         """The blocks one by one, also where their parameters are stacked."""
@@ -151,12 +175,13 @@ class Decoder(nnx.Module):
             x = x + self.positions[...][positions + config.position_offset].astype(config.dtype)
         return x
 
-    def _run_blocks(self, x, rope, mask, back, dropout_key):
+    def _run_blocks(self, x, rope, mask, positions, dropout_key):
         """All blocks, without a cache: a loop, or one compiled block over stacked parameters."""
         config = self.config
 
         def run(block, x, window, key):
-            return block(x, rope, within(mask, back, window) if config.windows else mask, None, key)[0]
+            near = within(mask, positions, positions, window) if config.windows else mask
+            return block(x, rope, [near], [], key)[0]
 
         if config.remat:
             run = jax.checkpoint(run, policy=getattr(jax.checkpoint_policies, config.remat))
@@ -179,7 +204,7 @@ class Decoder(nnx.Module):
 def _logits(graphdef, state, input_ids, attention_mask, positions):
     """Compiled as one: by itself every operation of a model called from Python would be."""
     model: Decoder = nnx.merge(graphdef, state)
-    return model.logits(model.hidden(input_ids, attention_mask, positions)[0])
+    return model.logits(model.hidden(input_ids, attention_mask, positions))
 
 
 def unstack(model: Decoder) -> Decoder:
@@ -207,3 +232,10 @@ def _split_over_mesh(x: jax.Array, *others: str | None) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     axes = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(axes, *others)) if axes else x
+
+
+def _split_heads(x: jax.Array, config: DecoderConfig) -> jax.Array:
+    """Holds keys or values [B, K, ...] to a split over the batch, and of the heads over `tensor` where it divides them."""
+    mesh = jax.sharding.get_abstract_mesh()
+    splits = TENSOR_AXIS in mesh.axis_names and config.kv_heads % mesh.shape[TENSOR_AXIS] == 0
+    return _split_over_mesh(x, TENSOR_AXIS if splits else None, None, None)

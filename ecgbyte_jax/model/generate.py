@@ -1,11 +1,14 @@
 """Generation: one jitted prefill, then one while_loop over a key/value cache that ends when every row has ended.
 
-Axes: B batch, T prompt tokens (left-padded), N new tokens at most, V vocabulary.
+The prompt's keys and values stay outside the loop, which would copy them for every token; inside it are the new tokens' alone.
+
+Axes: B batch, T prompt tokens (left-padded), P beginnings that rows share, N new tokens at most, V vocabulary.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +28,7 @@ class _Decoding:
     done: jax.Array  # bool [B]
     tokens: jax.Array  # int32 [B, N]
     log_probs: jax.Array  # float32 [B, N]
-    cache: Cache
+    cache: Cache  # of the new tokens, and the prompt's last one
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,21 @@ class _Sampling:
     top_p: float
 
 
+class Shared(NamedTuple):
+    """What several prompts begin with: input_ids and attention_mask [P, T], left-padded; row b begins with number rows[b]."""
+
+    input_ids: jax.Array
+    attention_mask: jax.Array
+    rows: jax.Array  # int32 [B]
+
+
 def generate(
     model: Decoder,
     input_ids: jax.Array,
     attention_mask: jax.Array,
     max_new_tokens: int,
     *,
+    shared: Shared | None = None,
     stop_ids: tuple[int, ...] = (),
     pad_id: int = 0,
     temperature: float = 0.0,
@@ -53,36 +65,44 @@ def generate(
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Continues left-padded prompts: int32 [B, max_new_tokens].
 
-    input_ids, attention_mask: [B, T]. A row ends with its first stop id, which is kept; `pad_id` fills the rest. Temperature
-    0 always takes the likeliest token; above, tokens are drawn by `key` from the `top_k` likeliest (0: all) and of those
-    from the fewest that hold `top_p` of the probability; with a key for each row [B] its draws do not depend on the other
-    rows. `return_log_probs` gives (tokens, log-probabilities float32 [B, max_new_tokens]) by the model's own distribution, 0
-    behind a row's end. Prompts are cut to the longest one's length, rounded up, so that different lengths share few compiled
-    programs.
+    input_ids, attention_mask: [B, T], behind what a row shares with others, which is computed once. A row ends with its first
+    stop id, which is kept; `pad_id` fills the rest. Temperature 0 always takes the likeliest token; above, tokens are drawn by
+    `key` from the `top_k` likeliest (0: all) and of those from the fewest that hold `top_p` of the probability; with a key for
+    each row [B] its draws do not depend on the other rows. `return_log_probs` gives (tokens, log-probabilities float32
+    [B, max_new_tokens]) by the model's own distribution, 0 behind a row's end. Prompts are cut to the longest one's length,
+    rounded up, so that different lengths share few compiled programs.
 
     Raises ConfigError for a row of padding alone, more tokens than the model has positions, and impossible settings.
     """
     sampling = _Sampling(float(temperature), int(top_k), float(top_p))
-    _check(model, input_ids, attention_mask, max_new_tokens, sampling, key)
-    input_ids, attention_mask = _round_length(jnp.asarray(input_ids), jnp.asarray(attention_mask))
+    _check(model, input_ids, attention_mask, shared, max_new_tokens, sampling, key)
+    if shared is None:
+        prompt = _round_length(input_ids, attention_mask)
+    else:  # what is left of each prompt is short: fewer lengths, so that few pairs of them are compiled
+        prompt = _round_length(input_ids, attention_mask, least=8, steps=2)
+        shared = Shared(*_round_length(shared.input_ids, shared.attention_mask), jnp.asarray(shared.rows))
     graphdef, state = nnx.split(model)
     key = jax.random.key(0) if key is None else key
-    tokens, log_probs = _generate(
-        graphdef, state, input_ids, attention_mask, key, max_new_tokens, tuple(stop_ids), pad_id, sampling
-    )
+    tokens, log_probs = _generate(graphdef, state, shared, *prompt, key, max_new_tokens, tuple(stop_ids), pad_id, sampling)
     return (tokens, log_probs) if return_log_probs else tokens
 
 
-def _check(model: Decoder, input_ids, attention_mask, new: int, sampling: _Sampling, key: jax.Array | None) -> None:
-    if input_ids.ndim != 2 or input_ids.shape != attention_mask.shape:
-        raise ConfigError(f"input_ids {input_ids.shape} and attention_mask {attention_mask.shape} found, [B, T] twice wanted")
-    lengths = jnp.sum(jnp.asarray(attention_mask) != 0, axis=1)
-    if int(lengths.min()) == 0:
-        raise ConfigError(f"attention_mask: row {int(lengths.argmin())} is padding alone, one token or more wanted")
-    if int(lengths.max()) + new > model.config.max_positions:
+def _check(
+    model: Decoder, input_ids, attention_mask, shared: Shared | None, new: int, sampling: _Sampling, key: jax.Array | None
+) -> None:
+    prompts = {"": (input_ids, attention_mask)} | ({} if shared is None else {"shared ": shared[:2]})
+    for whose, (ids, mask) in prompts.items():
+        if ids.ndim != 2 or ids.shape != mask.shape:
+            raise ConfigError(f"{whose}input_ids {ids.shape} and attention_mask {mask.shape} found, [B, T] twice wanted")
+        lengths = _lengths(mask)
+        if int(lengths.min()) == 0:
+            raise ConfigError(f"{whose}attention_mask: row {int(lengths.argmin())} is padding alone, one token or more wanted")
+    lengths = _lengths(attention_mask)
+    longest = int((lengths if shared is None else lengths + _lengths(shared.attention_mask)[shared.rows]).max())
+    if longest + new > model.config.max_positions:
         raise ConfigError(
-            f"a prompt of {int(lengths.max())} tokens and {new} new ones found, at most the model's "
-            f"{model.config.max_positions} positions wanted"
+            f"a prompt of {longest} tokens and {new} new ones found, at most the model's {model.config.max_positions} "
+            "positions wanted"
         )
     for name, value, fits, wanted in (
         ("max_new_tokens", new, new >= 1, "1 or more"),
@@ -96,22 +116,26 @@ def _check(model: Decoder, input_ids, attention_mask, new: int, sampling: _Sampl
         raise ConfigError("temperature: above 0 tokens are drawn at random, which needs a `key`")
 
 
-def _round_length(input_ids: jax.Array, attention_mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Prompts [B, T'] as long as the longest one, rounded up to 32, 36, 40, ..., 64, 72, ...: eight lengths an octave."""
-    longest, length = int(jnp.sum(attention_mask != 0, axis=1).max()), input_ids.shape[1]
-    lengths = (size for power in range(5, 32) for size in range(2**power, 2 ** (power + 1), 2 ** (power - 3)))
-    target = next(size for size in lengths if size >= longest)
+def _lengths(attention_mask: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.asarray(attention_mask) != 0, axis=1)
+
+
+def _round_length(input_ids, attention_mask, least: int = 32, steps: int = 8) -> tuple[jax.Array, jax.Array]:
+    """Prompts [B, T'] as long as the longest one, rounded up: 32, 36, 40, ..., 64, 72, ...: `steps` lengths an octave."""
+    input_ids, attention_mask = jnp.asarray(input_ids), jnp.asarray(attention_mask)
+    longest, length = int(_lengths(attention_mask).max()), input_ids.shape[1]
+    octaves = (least << power for power in range(32))
+    target = next(size for low in octaves for size in range(low, 2 * low, low // steps) if size >= longest)
     if target <= length:
         return input_ids[:, length - target :], attention_mask[:, length - target :]
     room = ((0, 0), (target - length, 0))
     return jnp.pad(input_ids, room), jnp.pad(attention_mask, room)
 
 
-@partial(jax.jit, static_argnums=(0, 5, 6, 7, 8))
-def _generate(graphdef, state, input_ids, attention_mask, key, max_new_tokens, stop_ids, pad_id, sampling):
+@partial(jax.jit, static_argnums=(0, 6, 7, 8, 9))
+def _generate(graphdef, state, shared, input_ids, attention_mask, key, max_new_tokens, stop_ids, pad_id, sampling):
     model: Decoder = unstack(nnx.merge(graphdef, state))
-    rows, prompt = input_ids.shape
-    valid = jnp.pad(attention_mask.astype(bool), ((0, 0), (0, max_new_tokens)), constant_values=True)  # [B, T + N]
+    rows, there = len(input_ids), attention_mask.astype(bool)
     stops = jnp.array(stop_ids, jnp.int32)
 
     def record(now: _Decoding, hidden: jax.Array) -> _Decoding:
@@ -131,22 +155,26 @@ def _generate(graphdef, state, input_ids, attention_mask, key, max_new_tokens, s
         )
 
     def extend(now: _Decoding) -> _Decoding:
-        hidden, cache = model.hidden(now.last[:, None], valid, cache=now.cache)
-        return record(replace(now, cache=cache), hidden)
+        hidden, token = model.extend(now.last[:, None], jnp.ones((rows, 1), bool), (*prompt, now.cache))
+        return record(replace(now, cache=now.cache.put(token, now.step)), hidden)
 
     def unfinished(now: _Decoding) -> jax.Array:
         return (now.step < max_new_tokens) & ~now.done.all()
 
     # The last token of the prompt goes with the new ones: of the others only the last block's keys and values are needed,
     # and the compiler leaves the rest of that block out.
-    _, cache = model.hidden(input_ids[:, :-1], valid, cache=Cache.empty(model.config, rows, prompt + max_new_tokens))
+    prompt = ()
+    if shared is not None:
+        _, begun = model.extend(shared.input_ids, shared.attention_mask.astype(bool))
+        prompt = (jax.tree.map(lambda x: x[shared.rows], begun),)
+    prompt += (model.extend(input_ids[:, :-1], there[:, :-1], prompt)[1],)
     start = _Decoding(
         step=jnp.int32(0),
         last=input_ids[:, -1],
         done=jnp.zeros(rows, bool),
         tokens=jnp.full((rows, max_new_tokens), pad_id, jnp.int32),
         log_probs=jnp.zeros((rows, max_new_tokens), jnp.float32),
-        cache=cache,
+        cache=Cache.empty(model.config, rows, max_new_tokens),
     )
     end = jax.lax.while_loop(unfinished, extend, start)
     return end.tokens, end.log_probs

@@ -41,7 +41,7 @@ def answer_loss(model: Decoder, batch: dict[str, jax.Array], dropout_key: jax.Ar
 
     batch: see `inputs.batches.training_batches`; `dropout_key` switches LoRA's dropout on.
     """
-    hidden, _ = model.hidden(batch["input_ids"], batch["segments"], batch["positions"], dropout_key=dropout_key)
+    hidden = model.hidden(batch["input_ids"], batch["segments"], batch["positions"], dropout_key=dropout_key)
     chosen = jnp.take_along_axis(hidden, batch["answer_places"][..., None], axis=1)  # [B, A, D]
     losses = optax.softmax_cross_entropy_with_integer_labels(model.logits(chosen), batch["targets"])  # [B, A]
     return jnp.sum(losses * batch["answer_mask"])

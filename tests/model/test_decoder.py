@@ -87,7 +87,7 @@ def test_stacked_layers_are_the_same_model(ids, changes):
     def drop(model: Decoder) -> jax.Array:
         graphdef, state = nnx.split(model)
         key = jax.random.key(3)
-        return jax.jit(lambda s: (m := nnx.merge(graphdef, s)).logits(m.hidden(ids, dropout_key=key)[0]))(state)
+        return jax.jit(lambda s: (m := nnx.merge(graphdef, s)).logits(m.hidden(ids, dropout_key=key)))(state)
 
     dropped = [drop(model) for model in (looped, scanned)]
     np.testing.assert_allclose(dropped[1], dropped[0], atol=1e-4)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.model import generate as module
 from ecgbyte_jax.model.config import DecoderConfig
 from ecgbyte_jax.model.decoder import Decoder
-from ecgbyte_jax.model.generate import _choose, _round_length, _Sampling, generate
+from ecgbyte_jax.model.generate import Shared, _choose, _round_length, _Sampling, generate
 
 CONFIG = DecoderConfig(
     vocab_size=40, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp_width=24, max_positions=80, rope_theta=1e4
@@ -94,6 +96,39 @@ def test_prompts_of_like_lengths_share_one_program(model, rng):
     for ids, tokens in rows.values():
         whole = np.concatenate([ids, tokens], axis=1)
         np.testing.assert_array_equal(model(whole).argmax(-1)[:, -4:-1], tokens)
+
+
+def left_padded(rows, length):
+    ids, mask = np.zeros((len(rows), length), np.int32), np.zeros((len(rows), length), bool)
+    for place, row in enumerate(rows):
+        ids[place, length - len(row) :], mask[place, length - len(row) :] = row, True
+    return ids, mask
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"windows": (6,)}, {"rope_theta": None, "position_offset": 2}, {"heads": 4, "kv_heads": 2, "scan_layers": True}],
+    ids=["rotary", "window", "learned", "stacked"],
+)
+def test_prompts_with_shared_beginnings_are_answered_as_whole_ones(rng, changes):
+    model = Decoder(replace(CONFIG, **changes), nnx.Rngs(1))
+    beginnings = [rng.integers(0, 40, length) for length in (21, 3, 34)]
+    ends, whose = [rng.integers(0, 40, length) for length in (1, 9, 5, 12, 2)], np.array([1, 0, 0, 2, 1], np.int32)
+    whole = left_padded([np.concatenate([beginnings[b], end]) for b, end in zip(whose, ends)], 50)
+    expected, expected_log_probs = generate(model, *whole, 7, return_log_probs=True)
+    shared = Shared(*left_padded(beginnings, 40), whose)
+    tokens, log_probs = generate(model, *left_padded(ends, 14), 7, shared=shared, return_log_probs=True)
+    np.testing.assert_array_equal(tokens, expected)
+    np.testing.assert_allclose(log_probs, expected_log_probs, atol=2e-5)
+
+
+def test_shared_beginnings_are_held_to_the_model_s_positions(model):
+    shared = Shared(*left_padded([[1] * 10, [2] * 60], 64), np.array([1, 0], np.int32))
+    generate(model, *left_padded([[3] * 5, [3] * 15], 16), 15, shared=shared)
+    with pytest.raises(ConfigError, match="a prompt of 65 tokens and 16 new ones found"):
+        generate(model, *left_padded([[3] * 5, [3] * 15], 16), 16, shared=shared)
+    with pytest.raises(ConfigError, match="shared attention_mask: row 0 is padding alone"):
+        generate(model, *left_padded([[3], [3]], 16), 3, shared=Shared(*left_padded([[], [2]], 4), np.array([1, 1])))
 
 
 @pytest.mark.parametrize(
