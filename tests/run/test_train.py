@@ -138,6 +138,16 @@ def test_a_run_that_died_after_its_last_checkpoint_only_ends(config, workdir):
     assert marker.finished() and metrics(workdir) == before
 
 
+def test_a_training_whose_log_was_deleted_behind_its_last_checkpoint_only_ends(config, workdir):
+    train(config, workdir)
+    marker = stage.describe(config, workdir)
+    before = marker.require()
+    marker.begin()
+    (workdir / "metrics.jsonl").unlink()
+    train(config, workdir)
+    assert marker.require() == before and metrics(workdir) == []
+
+
 def test_other_settings_move_the_old_training_aside(config, workdir, capsys):
     train(config, workdir)
     config.optim.peak_rate = 1e-4
