@@ -147,6 +147,7 @@ DEMO = "--config=experiments/demo.py"
         ([], "--config=experiments/NAME.py is needed"),
         (["--stage=compare"], "--runs: [] found, two run folders or more wanted"),
         (["--stage=compare", "--runs=nowhere,neither"], "nowhere/eval/results.json: no such file; 'nowhere' has no evaluation"),
+        ([DEMO, "--profile_steps=5,3"], "--profile_steps=5,3 found, the first and the last step wanted"),
         ([DEMO, "--runs=a,b"], "--runs is for --stage=compare alone"),
         ([DEMO, "--config.eval.seeds=(0,1)"], "eval.seeds: (0, 1) found with eval.temperature 0"),
         (

@@ -71,6 +71,10 @@ class Checkpoints:
         """The description that was saved with a checkpoint; raises DamagedCheckpointError where it cannot be read."""
         return self._metadata(step)[1]["about"]
 
+    def checksum(self, step: int) -> int:
+        """What changes with any bit of a checkpoint's state; raises DamagedCheckpointError where it cannot be read."""
+        return self._metadata(step)[1]["checksum"]
+
     def load(self, step: int, like: Any) -> Any:
         """The state of `step`, with the structure, types and shardings of `like` (arrays or jax.ShapeDtypeStruct).
 

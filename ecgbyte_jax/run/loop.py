@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,10 +39,15 @@ class Profile:
             jax.profiler.start_trace(str(self.folder))
             self._running = True
 
-    def after(self, number: int, steps: int, state: TrainState) -> None:
-        """Ends behind its last step, or the training's, when the work is done."""
-        if self._running and number >= min(self.last, steps):
+    def after(self, number: int, state: TrainState) -> None:
+        """Ends behind its last step, when the work is done."""
+        if self._running and number >= self.last:
             jax.block_until_ready(state)
+            self.close()
+
+    def close(self) -> None:
+        """Ends, where the training ends before its last step."""
+        if self._running:
             jax.profiler.stop_trace()
             self._running = False
             console.print(f"profile of steps {self.first} to {self.last}: {self.folder}", markup=False)
@@ -71,7 +77,7 @@ class Loop:
         waiting: tuple[int, dict, float] | None = None
         if self._worse_for_long():
             return start
-        with progress("train", len(self.plan)) as report, interrupt.listening() as asked_to_end:
+        with progress("train", len(self.plan)) as report, interrupt.listening() as asked_to_end, closing(profile):
             for number in range(start + 1, len(self.plan) + 1):
                 profile.before(number)
                 batch, waited = feed.take(), feed.waited
@@ -81,7 +87,7 @@ class Loop:
                 if waiting:
                     report(waiting[0], self._write(self._read(*waiting), state))
                 waiting = (number, metrics, waited)
-                profile.after(number, len(self.plan), state)
+                profile.after(number, state)
                 due = number % self.config.train.checkpoint_every == 0 or number == len(self.plan)
                 asked = asked_to_end(number)
                 if not due and not asked:

@@ -70,13 +70,13 @@ def train(config: ConfigDict, workdir: Path, profile_steps: tuple[int, int] = (0
         stage.begin()
     distributed.wait_for_all("the stage has begun")
     with jax.set_mesh(mesh):
-        checkpoint, last = _train(config, workdir, mesh, Profile(workdir / "profile", *profile_steps))
+        checkpoint, checksum = _train(config, workdir, mesh, Profile(workdir / "profile", *profile_steps))
     if distributed.leads():
-        stage.finish([checkpoint], result=last)
+        stage.finish([checkpoint], result=checksum)
 
 
-def _train(config: ConfigDict, workdir: Path, mesh: Mesh, profile: Profile) -> tuple[Path, list[float]]:
-    """The last checkpoint, and the last step's loss and gradient norm, which stand for the weights."""
+def _train(config: ConfigDict, workdir: Path, mesh: Mesh, profile: Profile) -> tuple[Path, int]:
+    """The last checkpoint, and its checksum, which stands for the weights."""
     prepared = prepare.load_prepared(config, workdir)
     plan, batches = plan_batches(config, prepared, "train", config.train.epochs)
     parts = build_for(config, prepared, mesh)
@@ -96,7 +96,7 @@ def _train(config: ConfigDict, workdir: Path, mesh: Mesh, profile: Profile) -> t
             loop = Loop(config, plan, parts, schedule, checkpoints, log, about, examples)
             last = loop.run(state, start, Feed(batches, start, mesh), step, validate, profile)
             checkpoints.wait()
-            return checkpoints.path(last), [log.lines[-1]["loss"], log.lines[-1]["grad_norm"]]
+            return checkpoints.path(last), checkpoints.checksum(last)
 
 
 def _resume(checkpoints: Checkpoints, state: TrainState, about: dict) -> tuple[TrainState, int]:

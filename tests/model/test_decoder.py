@@ -11,7 +11,7 @@ from ecgbyte_jax.model import attention
 from ecgbyte_jax.model.config import DecoderConfig
 from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.model.generate import generate
-from ecgbyte_jax.model.lora import LoraConfig, add_lora, kernels, merge_lora, unmerge_lora
+from ecgbyte_jax.model.lora import LoraConfig, LowRankPath, add_lora, kernels, merge_lora, unmerge_lora
 
 CONFIG = DecoderConfig(
     vocab_size=50, width=24, layers=2, heads=6, kv_heads=2, head_dim=8, mlp_width=40, max_positions=64, rope_theta=1e4
@@ -175,6 +175,14 @@ def test_dropout_needs_a_key_and_keeps_the_mean():
     np.testing.assert_array_equal(still[0], still[1])
     assert np.abs(dropped[0] - dropped[1]).max() > 1e-3
     np.testing.assert_allclose(dropped.mean(0), still[0], atol=0.2 * float(np.abs(dropped).std()))
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.3])
+def test_dropout_silences_its_share_of_the_inputs_and_scales_the_others_up(rate):
+    path = LowRankPath(jnp.eye(24), jnp.eye(24), 1.0, rate, "float32")
+    dropped = np.asarray(path(jnp.ones((1000, 24)), jax.random.key(0)))
+    assert np.mean(dropped == 0) == pytest.approx(rate, rel=0.1)
+    np.testing.assert_allclose(dropped[dropped != 0], 1 / (1 - rate), rtol=1e-6)
 
 
 def test_unknown_lora_target_is_refused():

@@ -77,6 +77,16 @@ def test_question_types_take_turns_and_better_ones_come_first():
     assert [one.row["id"] for one in choose_examples(half, seed=0)[:2]] == ["e0", "e1"]
 
 
+def test_the_worst_are_the_wrong_ones_that_the_model_was_surest_of():
+    rows = [row(i, answer="no" if i >= 10 else "yes it is", log_prob=-i / 10) for i in range(30)]
+    assert [one.row["id"] for one in choose_examples(rows, seed=0)[4:7]] == ["e10", "e11", "e12"]
+
+
+def test_patients_take_turns_among_equals():
+    rows = [row(i, patient=f"p{max(i, 20)}", log_prob=-i / 10) for i in range(30)]
+    assert len({one.row["patient"] for one in choose_examples(rows, seed=0)[:4]}) == 4
+
+
 def test_of_several_seeds_the_first_is_shown():
     rows = [row(i, seed=seed) for seed in (42, 0) for i in range(20)]
     assert {one.row["seed"] for one in choose_examples(rows, 0)} == {42}

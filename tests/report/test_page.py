@@ -1,5 +1,6 @@
 """The page: escapes what comes from data, asks for nothing outside, and says what is missing."""
 
+import html
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -27,7 +28,7 @@ def evil_page() -> Page:
     table = Table(EVIL, (EVIL, EVIL), ((EVIL, EVIL),))
     shown = picture(draw_compression({0: 1.0, 5: 2.0}), EVIL, EVIL, EVIL)
     example = Example(EVIL, EVIL, "best", EVIL, EVIL, EVIL, EVIL, True, ((EVIL, 0.5),), ((EVIL, EVIL),), (shown,), (table,))
-    empty = Example("2", "verify", "worst", "q\ud800", "", "", "", False)
+    empty = Example("2", "verify", "worst", f"q\ud800 {EVIL}", "", "", "", False)
     return Page(
         EVIL, EVIL, [table], [EVIL], [example, empty], EVIL, [shown], [EVIL], [table], [EVIL], [table], [shown], [EVIL], [table]
     )
@@ -65,6 +66,19 @@ def test_pictures_tell_what_they_show_and_headings_go_down_by_one():
     for tag in ("main", "header", "nav", "footer"):
         assert sum(found == tag for found, _ in tags) == 1
     assert dict(tags)["html"]["lang"] == "en"
+
+
+def test_examples_can_be_filtered_by_their_type_and_by_why_they_were_chosen():
+    text = render(evil_page()).decode()
+    articles = [attributes for tag, attributes in Tags(text).found if tag == "article"]
+    assert [(one["data-type"], one["data-why"]) for one in articles] == [(EVIL, "best"), ("verify", "worst")]
+    options = [html.unescape(option) for option in re.findall("<option[^>]*>(.*?)</option>", text)]
+    assert options == ["all", EVIL, "verify", "all", "best", "worst", "random"]
+
+
+def test_an_answer_is_marked_as_right_or_wrong():
+    tags = Tags(render(evil_page()).decode()).found
+    assert [found["class"] for tag, found in tags if tag == "dd" and "class" in found] == ["right", "wrong"]
 
 
 def test_it_says_that_this_is_no_medical_device():

@@ -43,8 +43,23 @@ def test_runs_are_compared_on_what_all_of_them_answered(tmp_path, capsys):
     assert "differences" not in a and b["seeds"] == [0, 1]
     rows = list(csv.DictReader(out.with_suffix(".csv").open()))
     assert float(rows[0]["score"]) == pytest.approx(expected[0]) and {row["run"] for row in rows} == {first, second}
+    row = next(row for row in rows if (row["run"], row["metric"]) == (second, "exact_match"))
+    assert [float(row[name]) for name in ("low", "high")] == b["intervals"]["exact_match"]
+    told = [float(row[f"difference{end}"]) for end in ("", "_low", "_high")]
+    assert told == [difference["mean"], *difference["interval"]]
     shown = capsys.readouterr().out
     assert "32 sequences of 8 patients" in shown and str(out) in shown
+
+
+def test_a_run_s_score_is_the_mean_over_its_seeds(tmp_path):
+    runs = [make_run(tmp_path / "a", share(0.5)), make_run(tmp_path / "b", share(0.9), seeds=(0, 1))]
+    path = tmp_path / "b/eval/generations.jsonl"
+    rows = [row | ({"answer": "no"} if row["seed"] else {}) for row in map(json.loads, path.open())]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    compare(runs, tmp_path / "c.json")
+    found = json.loads((tmp_path / "c.json").read_text())["runs"][runs[1]]
+    right = np.mean([answer == "yes" for answer in share(0.9).values()])
+    assert found["scores"]["exact_match"] == pytest.approx(right / 2)
 
 
 def test_differences_are_paired(tmp_path):
@@ -55,6 +70,17 @@ def test_differences_are_paired(tmp_path):
     found = json.loads((tmp_path / "c.json").read_text())["runs"][runs[1]]
     assert found["differences"]["exact_match"]["interval"] == pytest.approx([0.25, 0.25])
     assert np.ptp(found["intervals"]["exact_match"]) > 0.3
+
+
+def test_a_difference_whose_interval_does_not_hold_0_is_marked(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "a", share(0.3))
+    make_run(tmp_path / "better", share(0.9))
+    make_run(tmp_path / "same", share(0.3))
+    compare(["a", "better", "same"], tmp_path / "c.json")
+    shown = capsys.readouterr().out.splitlines()
+    better, same = (next(line for line in shown if f"less the first ({run})" in line) for run in ("better", "same"))
+    assert "*" in better and "*" not in same
 
 
 def test_the_same_comparison_again_gives_the_same_bytes_and_another_is_not_overwritten(tmp_path):

@@ -293,14 +293,19 @@ def test_results_by_hand():
         line("2", "a", "no", ""),
         line("3", "b", "sinus rhythm", "sinus rhythm", "single-query"),
         line("4", "b", "A B", "B A", "single-choose"),
+        line("5", "c", "yes", "no"),
+        line("6", "c", "yes", "yes"),
     ]
-    found = make_results(lines, Scorers(), 100, 0)
+    found = make_results([one | {"answers_perturbed": {"noise": "no"}} for one in lines], Scorers(), 100, 0)
     assert {system: scores["exact_match"] for system, scores in found["scores"].items()} == {
-        "model": 0.5, "another patient's ECG": 0.25, "commonest answer": 0.25,
+        "model": 0.5, "another patient's ECG": 1 / 6, "commonest answer": 0.5,
     }  # fmt: skip
-    assert found["empty_answers"] == 1 and found["patients"] == 2
+    assert found["empty_answers"] == 1 and found["patients"] == 3
     assert found["by_question_type"]["single-verify"]["exact_match"] == 0.5
-    assert found["macro_f1"]["model"] == pytest.approx((1 + 0 + 1) / 3)
+    assert found["perturbed"]["noise"]["exact_match"] == pytest.approx(1 / 6)
+    assert found["macro_f1"] == pytest.approx(
+        {"model": (0.8 + 0 + 1) / 3, "another patient's ECG": (0 + 1 / 3 + 0) / 3, "commonest answer": (0.75 + 0 + 0) / 3}
+    )
     assert found["intervals"]["model"]["exact_match"] == [0.5, 0.5]
     without = make_results([line("1", "a", "yes", "yes", ""), line("2", "b", "no", "no", "")], Scorers(), 10, 0)
     assert without["by_question_type"] == {} and "macro_f1" not in without

@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,6 +19,7 @@ from ecgbyte_jax.inputs.batches import open_split
 from ecgbyte_jax.inputs.shards import read_manifest
 from ecgbyte_jax.run import loop, prepare, restore
 from ecgbyte_jax.run import train as stage
+from ecgbyte_jax.run.checkpoint import _checksum
 from ecgbyte_jax.run.restore import restore_model
 from ecgbyte_jax.run.sharding import make_mesh
 from ecgbyte_jax.run.train import train
@@ -202,8 +204,11 @@ def test_a_checkpoint_of_another_tokenizer_is_refused_by_name(config, workdirs, 
         return found | {"digests": found["digests"] | {"ecg tokenizer": "0" * 64, "base model": "1" * 64}}
 
     monkeypatch.setattr(restore, "origin", other)
-    with pytest.raises(CheckpointError, match="checkpoint 8 was trained with another ecg tokenizer and another base model"):
-        parameters(config, workdirs[0])
+    monkeypatch.setattr(stage, "origin", other)
+    stage.describe(config, workdirs[0]).begin()
+    for use in (parameters, train):
+        with pytest.raises(CheckpointError, match="checkpoint 8 was trained with another ecg tokenizer and another base model"):
+            use(config, workdirs[0])
 
 
 def test_the_best_checkpoint_is_kept_beside_the_newest_ones(config, workdirs, monkeypatch):
@@ -220,14 +225,39 @@ def test_the_best_checkpoint_is_kept_beside_the_newest_ones(config, workdirs, mo
 
 
 @pytest.mark.parametrize(
-    ("losses", "last"), [([2.0, 1.0, 1.5, 1.6], 6), ([2.0, 1.0, 1.005, 0.9], 8), ([1.0, 1.1, 1.005, 1.2], 4)]
+    ("patience", "losses", "last"),
+    [
+        (1, [2.0, 1.0, 1.5, 1.6], 6),
+        (1, [2.0, 1.0, 1.005, 0.9], 8),
+        (1, [1.0, 1.1, 1.005, 1.2], 4),
+        (2, [2.0, 1.0, 1.5, 1.6], 8),
+        (2, [1.0, 1.5, 1.6, 0.5], 6),
+    ],
 )
-def test_training_ends_when_the_validation_loss_has_stopped_falling(config, workdirs, monkeypatch, losses, last):
-    """Published: with a patience of 1, a loss more than `patience_delta` above the best of those before it."""
+def test_training_ends_when_the_validation_loss_has_stopped_falling(config, workdirs, monkeypatch, patience, losses, last):
+    """Published: a loss more than `patience_delta` above the best of those before the last `patience` ones."""
     given = iter(losses)
     monkeypatch.setattr(stage, "make_validation", lambda *_: lambda params: {"valid_loss": next(given)})
-    config.train.checkpoint_every, config.train.patience, config.train.patience_delta = 2, 1, 0.01
+    config.train.checkpoint_every, config.train.patience, config.train.patience_delta = 2, patience, 0.01
     train(config, workdirs[0])
     assert metrics(workdirs[0])[-1]["step"] == last
     marker = json.loads((workdirs[0] / "checkpoints/stage.json").read_text())
     assert marker["finished"] and list(marker["outputs"]) == [str(last)]
+
+
+def test_a_training_that_had_ended_early_does_not_go_on(config, workdirs, monkeypatch):
+    given = iter([1.0, 2.0])
+    monkeypatch.setattr(stage, "make_validation", lambda *_: lambda params: {"valid_loss": next(given)})
+    config.train.checkpoint_every, config.train.patience = 2, 1
+    train(config, workdirs[0])
+    marker = stage.describe(config, workdirs[0])
+    marker.begin()
+    train(config, workdirs[0])
+    assert marker.finished() and metrics(workdirs[0])[-1]["step"] == 4
+
+
+def test_a_checksum_tells_bits_and_places_apart():
+    one, two = np.arange(1, 7, dtype=np.float32), np.full((2, 3), 0.5, np.float32)
+    flipped = (one.view(np.uint32) ^ np.array([0, 0, 1, 0, 0, 0], np.uint32)).view(np.float32)
+    sums = [_checksum([jnp.asarray(leaf) for leaf in tree]) for tree in ([one, two], [one, two], [two, one], [flipped, two])]
+    assert sums[0] == sums[1] and len(set(sums)) == 3

@@ -180,6 +180,10 @@ def test_over_seeds_is_scipy_s_t_interval():
     assert found["std"] == pytest.approx(np.std(values, ddof=1)) and found["t95"] == pytest.approx([low, high])
 
 
+def test_an_interval_holds_95_percent():
+    assert interval(np.arange(1001.0)) == pytest.approx([25, 975])
+
+
 def test_bootstrap_scores_are_those_of_the_drawn_patients():
     patients = ["a", "a", "b", "c", "c"]
     references, hypotheses = REFERENCES[:5], [*HYPOTHESES[:4], "no no"]

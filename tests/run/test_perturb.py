@@ -21,6 +21,8 @@ def test_noise_has_a_tenth_of_a_millivolt(signal, rng):
 def test_wander_is_one_slow_wave_a_lead(signal, rng):
     added = wander(signal, RATE, rng) - signal
     assert (abs(added).max(axis=1) <= 0.6).all() and (abs(added).max(axis=1) > 0.25).all()
+    peaks = abs(added).max(axis=1, keepdims=True)
+    assert np.ptp(peaks) > 0.1 and np.ptp(added[:, :1] / peaks) > 0.5  # each lead's own height and phase
     spectrum = abs(np.fft.rfft(added, 10_000, axis=1))
     assert (np.fft.rfftfreq(10_000, 1 / RATE)[spectrum.argmax(axis=1)] < 0.6).all()
 

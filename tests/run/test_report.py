@@ -75,9 +75,11 @@ def test_what_is_missing_is_told_and_what_comes_from_data_is_text(copied):
             "log_prob": -1.0,
             "meta": {"question_type": "<b>type"},
         }
+    rows[0]["reference"] = rows[0]["answer"]
     (copied / "eval/generations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     report(small_settings(), copied)
     text = (copied / "report.html").read_text()
+    assert text.count('<dd class="right">') == 1 and text.count('<dd class="wrong">') == 9
     assert "<script>alert" not in text and "&lt;script&gt;alert(1)&lt;/script&gt; é漢" in text and "<b>type" not in text
     for words in ("Without pictures: ", "no curves to show", "No shards lie", "quarantine.jsonl is missing", "No config.json"):
         assert words in text, words

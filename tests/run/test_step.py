@@ -13,6 +13,7 @@ from ecgbyte_jax.inputs.prompt import PromptIds, lay_out, render
 from ecgbyte_jax.model.attention import count_positions
 from ecgbyte_jax.model.config import DecoderConfig
 from ecgbyte_jax.model.decoder import Decoder
+from ecgbyte_jax.model.lora import LoraConfig, add_lora, kernels
 from ecgbyte_jax.run.build import Parts
 from ecgbyte_jax.run.sharding import make_mesh
 from ecgbyte_jax.run.step import answer_loss, answer_tokens, make_step, start_state
@@ -106,6 +107,34 @@ def test_accumulated_parts_weigh_by_their_answer_tokens(rng):
         assert ours == pytest.approx(theirs, abs=1e-5)
     for a, b in zip(weights, others, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def losses_with_dropout(rows: dict, accumulate: int = 1, seed: int = 0) -> list[float]:
+    """Of two steps on the same batch that move no weight."""
+    mesh = make_mesh(1, 1, 1, jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        model = decoder(layers=1)
+        add_lora(model, LoraConfig(4, 8.0, 0.5, ("down",)), jax.random.key(1))
+        for _, _, linear in kernels(model):
+            if linear.lora is not None:
+                linear.lora.b[...] = jax.random.normal(jax.random.key(2), linear.lora.b.shape)
+        parts = Parts(model.config, *nnx.split(model, nnx.LoRAParam, ...))
+        optimizer = optax.set_to_zero()
+        state = start_state(parts.trained, optimizer, mesh)
+        step, found = make_step(parts, optimizer, 0.5, seed, accumulate), []
+        for number in (1, 2):
+            state, metrics = step(state, parts.frozen, rows, number)
+            found.append(float(metrics["loss"]))
+    return found
+
+
+def test_dropout_is_drawn_anew_in_every_step_and_part_and_follows_from_the_seed(rng):
+    row = batch([[example] for example in examples(rng, [12])], 40)
+    twice = {name: jnp.concatenate([values, values]) for name, values in row.items()}
+    first, second = losses_with_dropout(row)
+    assert abs(first - second) > 1e-3 and losses_with_dropout(row) == [first, second]
+    assert abs(losses_with_dropout(row, seed=1)[0] - first) > 1e-3
+    assert abs(losses_with_dropout(twice, accumulate=2)[0] - first) > 1e-3  # the same, were the parts to draw alike
 
 
 def test_a_step_that_is_not_finite_and_those_behind_it_change_nothing(rng):

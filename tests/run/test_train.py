@@ -62,6 +62,14 @@ def test_published_schedule_by_hand():
     np.testing.assert_allclose([rate(0), rate(3), rate(8)], [1 / 8 * 1 / 8, 1 / 8 * 1 / 2, 1 / 8 * 1 / 3], rtol=1e-6)
 
 
+@pytest.mark.parametrize(("form", "quarter"), [("linear", 0.75), ("cosine", (1 + 0.5**0.5) / 2)])
+def test_adamw_s_rate_rises_in_a_line_and_falls_to_0_at_the_last_step(config, form, quarter):
+    config.optim.preset, config.optim.schedule, config.optim.warmup, config.optim.peak_rate = "adamw", form, 10, 0.2
+    _, rate = make_optimizer(config, width=64, steps=50)
+    found = [float(rate(step)) for step in (0, 5, 10, 20, 30, 50)]
+    np.testing.assert_allclose(found, [0, 0.1, 0.2, 0.2 * quarter, 0.1, 0], atol=1e-7)
+
+
 def test_published_decay_is_added_to_the_gradient_and_adamw_s_to_the_update(config):
     config.optim.weight_decay, config.optim.warmup, config.optim.peak_rate = 0.5, 1, 0.1
     weight, gradient = jnp.array([2.0]), jnp.array([0.0])
@@ -105,6 +113,29 @@ def test_frozen_weights_stay_and_only_the_adapter_is_saved(config, workdir):
         np.testing.assert_array_equal(before, after)
 
 
+def test_dropout_and_parts_of_the_settings_reach_the_step(config, workdir, monkeypatch):
+    config.lora.rank, config.lora.dropout, config.train.batch_size, config.train.accumulate = 4, 0.3, 16, 2
+    given = []
+    monkeypatch.setattr(stage, "make_step", lambda *a: given.append(a) or pytest.fail("enough", pytrace=False))
+    with pytest.raises(pytest.fail.Exception):
+        train(config, workdir)
+    assert [one[2:] for one in given] == [(0.3, config.seed, 2)]
+
+
+def test_a_profile_is_written_of_the_steps_asked_for(config, workdir, capsys):
+    config.train.epochs = 0.25
+    train(config, workdir, (2, 3))
+    assert list((workdir / "profile").rglob("*.xplane.pb")) and "profile of steps 2 to 3" in capsys.readouterr().out
+
+
+def test_a_profile_ends_with_a_training_that_ends_before_it(config, workdir, monkeypatch):
+    given = iter([1.0, 2.0])
+    monkeypatch.setattr(stage, "make_validation", lambda *_: lambda params: {"valid_loss": next(given)})
+    config.train.checkpoint_every = config.train.patience = 1
+    train(config, workdir, (2, 5))
+    assert len(metrics(workdir)) == 2 and list((workdir / "profile").rglob("*.xplane.pb"))
+
+
 def test_training_writes_one_line_a_step_and_a_second_run_does_nothing(config, workdir, monkeypatch):
     train(config, workdir)
     lines = metrics(workdir)
@@ -136,6 +167,16 @@ def test_a_run_that_died_after_its_last_checkpoint_only_ends(config, workdir):
     before = metrics(workdir)
     train(config, workdir)
     assert marker.finished() and metrics(workdir) == before
+
+
+def test_a_training_whose_log_was_deleted_behind_its_last_checkpoint_only_ends(config, workdir):
+    train(config, workdir)
+    marker = stage.describe(config, workdir)
+    before = marker.require()
+    marker.begin()
+    (workdir / "metrics.jsonl").unlink()
+    train(config, workdir)
+    assert marker.require() == before and metrics(workdir) == []
 
 
 def test_other_settings_move_the_old_training_aside(config, workdir, capsys):
@@ -258,6 +299,7 @@ def test_eight_real_examples_are_learnt_word_for_word(eight_recordings, tmp_path
 
 def test_validation_draws_no_dropout_and_counts_exact_matches(config, workdir, monkeypatch):
     config.lora.rank, config.lora.dropout, config.train.valid_answers = 4, 0.5, 12
+    config.eval.temperature = 1.0  # of the evaluation alone
     opened, mesh = load_prepared(config, workdir), make_mesh(8, 1, 1)
     asked = []
 

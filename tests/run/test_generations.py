@@ -1,0 +1,18 @@
+"""The file of answers, as a run that was killed goes on with it."""
+
+from ecgbyte_jax.run.generations import FIELDS, Key, append, keep_whole_batches, read_rows
+
+
+def test_whole_batches_are_kept_and_what_lies_behind_them_is_taken_away(tmp_path):
+    path = tmp_path / "generations.jsonl"
+    keys = [Key(str(number), 0, seed) for seed in (0, 1) for number in range(4)]
+    batches = [keys[start : start + 2] for start in range(0, 8, 2)]
+    rows = [dict.fromkeys(FIELDS, "") | key._asdict() for key in keys]
+    assert keep_whole_batches(path, batches) == 0
+    append(path, rows[:5])
+    with path.open("ab") as file:
+        file.write(b'{"id"')  # killed
+    assert keep_whole_batches(path, batches) == 2 and read_rows(path) == rows[:4]
+    other_seed = [[key._replace(seed=2) for key in batch] for batch in batches]
+    assert keep_whole_batches(path, [batches[0], *other_seed[1:]]) == 1 and read_rows(path) == rows[:2]
+    assert keep_whole_batches(path, other_seed) == 0 and read_rows(path) == []
