@@ -8,6 +8,7 @@ demo's, about 3 tokens; with random weights (`--random`) all are 24 long. The sa
 import argparse
 import tempfile
 import time
+from itertools import groupby
 from pathlib import Path
 
 import jax
@@ -22,12 +23,12 @@ from ecgbyte_jax.inputs.prompt import render
 from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.model.hf import save_pretrained
 from ecgbyte_jax.run import prepare, train
-from ecgbyte_jax.run.answers import Answerer, choose
+from ecgbyte_jax.run.answers import Answerer, Item, choose, in_batches
 from ecgbyte_jax.run.corpus import Paths
-from ecgbyte_jax.run.generations import OTHER, OWN
+from ecgbyte_jax.run.generations import OWN
 from ecgbyte_jax.run.metrics import Scorers, measure
 from ecgbyte_jax.run.restore import restore_model
-from ecgbyte_jax.run.sharding import make_mesh
+from ecgbyte_jax.run.sharding import batch_parts, make_mesh
 from experiments import demo
 
 _PAIRS = 100_000
@@ -41,23 +42,41 @@ def main() -> None:
     parser.add_argument("--random", action="store_true", help="random weights")
     arguments = parser.parse_args()
     config = demo.get_config()
-    config.eval.split, config.eval.max_sequences = "train", arguments.answers
+    config.eval.split, config.eval.max_sequences = "train", 0
     prepare.prepare(config, arguments.workdir)
     answerer = make_answerer(config, arguments.workdir, arguments.random)
-    items = choose(config, answerer.prepared)
-    print(f"{machine()}; {len(items)} answers, batches of {config.eval.batch_size}\n")
-    with jax.set_mesh(answerer.mesh):
-        first, answers = time_ours(answerer, items, OWN)
-        again, _ = time_ours(answerer, items, OWN)
-        other, _ = time_ours(answerer, items, OTHER)
+    everything = choose(config, answerer.prepared)
+    items = about_some_ecgs(everything, arguments.answers)
+    config.eval.max_sequences = arguments.answers
+    drawn = choose(config, answerer.prepared)
+    print(f"{machine()}; {len(items)} questions, each answered for two ECGs, batches of {config.eval.batch_size}\n")
     chosen = np.random.default_rng(0).choice(len(items), min(arguments.alone, len(items)), replace=False)
-    alone, same = time_theirs(answerer, [items[i] for i in chosen], [answers[i].tokens for i in chosen])
-    rate = len(items) / again
-    print("| | answers/s | |\n| --- | ---: | --- |")
-    print(f"| here | {rate:.0f} | {len(items) / first:.0f} with compiling; {len(items) / other:.0f} to another's ECG |")
-    print(f"| PyTorch, one at a time | {1 / alone:.0f} | {len(chosen)} of the prompts; the same tokens in {same:.0%} |")
-    print(f"| ratio | {rate * alone:.1f} | {np.mean([len(a.tokens) for a in answers]):.1f} tokens an answer |\n")
+    with jax.set_mesh(answerer.mesh):
+        (first, rows), (again, _) = time_ours(answerer, items), time_ours(answerer, items)
+        apart = [time_ours(answerer, drawn)[0] for _ in range(2)][1]
+    alone, same = time_theirs(answerer, [items[i] for i in chosen], [rows[i]["tokens"] for i in chosen])
+    tokens = np.mean([len(row["tokens"]) for row in rows])
+    print("| | answers/s | times PyTorch | |\n| --- | ---: | ---: | --- |")
+    for what, found, note in (
+        (f"all questions about {count_ecgs(items)} ECGs", 2 * len(items) / again, f"{tokens:.1f} tokens an answer"),
+        ("the same, compiling too", 2 * len(items) / first, ""),
+        ("as many drawn at random", 2 * len(drawn) / apart, f"about {count_ecgs(drawn)} ECGs"),
+        ("PyTorch, one at a time", 1 / alone, f"{len(chosen)} of the prompts; the same tokens in {same:.0%}"),
+    ):
+        print(f"| {what} | {found:.0f} | {found * alone:.1f} | {note} |")
+    print()
     show_scoring()
+
+
+def about_some_ecgs(items: list[Item], count: int) -> list[Item]:
+    """Items in their order, all those about every so-manieth ECG."""
+    groups = [list(some) for _, some in groupby(items, key=lambda item: item.sequence.ecgs[0].tobytes())]
+    spread = groups[:: max(1, len(items) // count)]
+    return [item for some in spread for item in some][:count]
+
+
+def count_ecgs(items: list[Item]) -> int:
+    return len({item.sequence.ecgs[0].tobytes() for item in items})
 
 
 def make_answerer(config: ConfigDict, workdir: Path, random: bool) -> Answerer:
@@ -71,13 +90,12 @@ def make_answerer(config: ConfigDict, workdir: Path, random: bool) -> Answerer:
     return Answerer(config, prepared, ECGTokenizer.load(Paths.of(config, workdir).ecg_tokenizer), model, mesh)
 
 
-def time_ours(answerer: Answerer, items: list, view: str) -> tuple[float, list]:
-    """Seconds for all answers, from the shards' tokens to texts, and the answers."""
-    size, start, answers = answerer.config.eval.batch_size, time.perf_counter(), []
-    for first in range(0, len(items), size):
-        some = items[first : first + size]
-        answers += answerer.answer([answerer.prompt(item, view) for item in some])
-    return time.perf_counter() - start, answers
+def time_ours(answerer: Answerer, items: list[Item]) -> tuple[float, list[dict]]:
+    """Seconds from the shards' tokens to the lines of an evaluation, two answers each: to the own ECG and to another one."""
+    start = time.perf_counter()
+    batches = in_batches(items, answerer.config.eval.batch_size, batch_parts(answerer.mesh))
+    rows = [row for some in answerer.rows_of([(0, batch) for batch in batches]) for row in some]
+    return time.perf_counter() - start, rows
 
 
 def time_theirs(answerer: Answerer, items: list, expected: list[list[int]]) -> tuple[float, float]:

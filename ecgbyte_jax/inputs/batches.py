@@ -4,6 +4,7 @@ Axes: B rows of a batch, T places of a row, A answer tokens of a row at most.
 """
 
 from pathlib import Path
+from typing import Any
 
 import grain
 import numpy as np
@@ -63,13 +64,38 @@ def training_batches(
 
 
 def prompt_batch(
-    ids: PromptIds, prompts: list[tuple[tuple[np.ndarray, ...], np.ndarray]], rows: int, max_length: int
-) -> dict[str, np.ndarray]:
-    """Prompts (ECGs, question ids) without answers as one batch of `rows` rows; the last prompt fills up missing rows."""
-    filled = prompts + prompts[-1:] * (rows - len(prompts))
-    rendered = [render(ids, ecgs, question, None, max_length) for ecgs, question in filled]
-    laid = [lay_out([one], max_length, 0, ids.pad) for one in rendered]
-    return {
-        "input_ids": np.stack([row["input_ids"] for row in laid]),
-        "attention_mask": np.stack([row["segments"] != 0 for row in laid]),
-    }
+    ids: PromptIds, prompts: list[tuple[tuple[np.ndarray, ...], np.ndarray]], rows: int, max_length: int, each: int = 1
+) -> tuple[dict[str, Any], list[int]]:
+    """Prompts (ECGs, question ids) without answers as one batch of B = `rows` rows, and the row of each prompt.
+
+    shared [P, T'] twice (ids, and which of them are there): what `each` = B / P rows begin with, whose ECGs are the same;
+    input_ids, attention_mask [B, T]: the rest, a token or more. All are padded on the left; rows without a prompt repeat one.
+    """
+    by_ecgs: dict[tuple[bytes, ...], list[int]] = {}
+    for number, (ecgs, _) in enumerate(prompts):
+        by_ecgs.setdefault(tuple(ecg.tobytes() for ecg in ecgs), []).append(number)
+    slots = [some[i : i + each] for some in by_ecgs.values() for i in range(0, len(some), each)]
+    slots += slots[-1:] * (rows // each - len(slots))
+    filled = [number for some in slots for number in some + some[-1:] * (each - len(some))]
+    whole = [render(ids, ecgs, question, None, max_length)[0] for ecgs, question in prompts]
+    common = [_common([whole[number] for number in some]) for some in slots]
+    starts = [whole[some[0]][:length] for some, length in zip(slots, common)]
+    ends = [whole[number][common[row // each] :] for row, number in enumerate(filled)]
+    input_ids, mask = _pad_left(ends, max_length, ids.pad)
+    batch = {"input_ids": input_ids, "attention_mask": mask, "shared": _pad_left(starts, max_length, ids.pad)}
+    return batch, [filled.index(number) for number in range(len(prompts))]
+
+
+def _common(rows: list[np.ndarray]) -> int:
+    """How many tokens all the rows begin with, but for the last one of each."""
+    shortest = min(map(len, rows)) - 1
+    same = np.logical_and.reduce([row[:shortest] == rows[0][:shortest] for row in rows])
+    return shortest if same.all() else int(same.argmin())
+
+
+def _pad_left(rows: list[np.ndarray], length: int, pad: int) -> tuple[np.ndarray, np.ndarray]:
+    """(ids int32 [B, T], which of them are there bool [B, T])."""
+    there = np.arange(length) >= length - np.array([[len(row)] for row in rows])
+    padded = np.full(there.shape, pad, np.int32)
+    padded[there] = np.concatenate(rows)
+    return padded, there

@@ -33,8 +33,9 @@ class Attention(nnx.Module):
     def __call__(self, x, rope, masks, past, key):
         """x [B, T, D] -> ([B, T, D], (keys, values) of these tokens).
 
-        past: (keys [B, K, C, S], values [B, K, S, C]) of the tokens before them, in any number of parts; masks: a bool
-        [B, 1, T, S] for each part, and the last one [B, 1, T, T] for the tokens themselves.
+        past: (keys [B, K, C, S], values [B, K, S, C]) of the tokens before them, in any number of parts, each of B rows or of
+        fewer that the B share evenly; masks: a bool [B, 1, T, S] for each part, and the last one [B, 1, T, T] for the tokens
+        themselves.
         """
         *inward, ko = split_key(key, 4)
         q, k, v = self._project(x, rope, inward)
@@ -87,13 +88,11 @@ def attend(q: jax.Array, parts: Sequence[Part], masks: Sequence[jax.Array], conf
 
 def _attend(q: jax.Array, parts: Sequence[Part], masks: Sequence[jax.Array], config: DecoderConfig) -> jax.Array:
     b, t, h, c = q.shape
-    kv = config.kv_heads
     weights = _weights(q, [k for k, _ in parts], masks, config).astype(q.dtype)
-    weights = weights.reshape(b, kv, -1, weights.shape[-1])  # [B, K, GT, S]
-    ends = np.cumsum([mask.shape[3] for mask in masks])[:-1]
-    shares = jnp.split(weights, ends, axis=-1)
-    mixed = sum(jnp.einsum("bkqs,bksc->bkqc", share, v) for share, (_, v) in zip(shares, parts))
-    return mixed.reshape(b, kv, -1, t, c).transpose(0, 3, 1, 2, 4).reshape(b, t, h, c)
+    weights = weights.reshape(b, config.kv_heads, -1, weights.shape[-1])  # [B, K, GT, S]
+    shares = jnp.split(weights, np.cumsum([mask.shape[3] for mask in masks])[:-1], axis=-1)
+    mixed = sum(_by_row("bkqs,bksc->bkqc", share, v) for share, (_, v) in zip(shares, parts))
+    return mixed.reshape(b, config.kv_heads, -1, t, c).transpose(0, 3, 1, 2, 4).reshape(b, t, h, c)
 
 
 def _weights(q: jax.Array, keys: Sequence[jax.Array], masks: Sequence[jax.Array], config: DecoderConfig) -> jax.Array:
@@ -104,14 +103,24 @@ def _weights(q: jax.Array, keys: Sequence[jax.Array], masks: Sequence[jax.Array]
     b, t, h, c = q.shape
     kv = config.kv_heads
     grouped = q.reshape(b, t, kv, -1, c).transpose(0, 2, 3, 1, 4).reshape(b, kv, -1, c)  # [B, K, GT, C]
-    scores = [jnp.einsum("bkqc,bkcs->bkqs", grouped, k, preferred_element_type=jnp.float32) for k in keys]
+    scores = [_by_row("bkqc,bkcs->bkqs", grouped, k, preferred_element_type=jnp.float32) for k in keys]
     scores = soft_cap((config.query_scale or c**-0.5) * jnp.concatenate(scores, axis=-1), config.attention_cap)
     mask = jnp.concatenate(masks, axis=-1)[:, :, None]  # [B, 1, 1, T, S]
     return jax.nn.softmax(jnp.where(mask, scores.reshape(b, kv, h // kv, t, -1), jnp.finfo(jnp.float32).min), axis=-1)
 
 
+def _by_row(product: str, left: jax.Array, right: jax.Array, **how) -> jax.Array:
+    """`product` of left [B, K, Q, .] and right [P, K, ., .]; R = B / P rows that follow one another share one of `right`."""
+    (b, k, n, _), p = left.shape, len(right)
+    if b == p:
+        return jnp.einsum(product, left, right, **how)
+    together = left.reshape(p, b // p, k, n, -1).transpose(0, 2, 1, 3, 4).reshape(p, k, b // p * n, -1)  # [P, K, RQ, .]
+    found = jnp.einsum(product, together, right, **how)
+    return found.reshape(p, k, b // p, n, -1).transpose(0, 2, 1, 3, 4).reshape(b, k, n, -1)
+
+
 def causal_mask(segments: jax.Array) -> jax.Array:
-    """What tokens attend to among themselves, bool [B, 1, T, T]: their own segment (int32 [B, T], 0 is padding), nothing later."""
+    """What tokens may see of each other, bool [B, 1, T, T]: their own segment (int32 [B, T], 0 is padding), nothing later."""
     same = (segments[:, :, None] == segments[:, None, :]) & (segments != 0)[:, None, :]
     return (same & jnp.tri(segments.shape[1], dtype=bool))[:, None]
 

@@ -123,13 +123,15 @@ class Decoder(nnx.Module):
     def extend(self, input_ids: jax.Array, there: jax.Array, past: Sequence[Cache] = ()) -> tuple[jax.Array, Cache]:
         """Ids [B, T] behind the tokens of `past` to their last hidden states [B, T, D], and what later ones attend to.
 
-        there: bool [B, T], False on padding. The parts of the past follow one another, each with padding of its own.
+        there: bool [B, T], False on padding. The parts of the past follow one another, each with padding of its own; one of P
+        rows stands before B / P rows that follow one another.
         """
-        own, (b, t) = causal_mask(there.astype(jnp.int32)), input_ids.shape
-        before = sum((jnp.sum(part.there, axis=1, keepdims=True) for part in past), jnp.int32(0))
-        positions = before + count_positions(there.astype(jnp.int32))  # [B, T]
-        masks = [jnp.broadcast_to(part.there[:, None, None], (b, 1, t, part.there.shape[1])) for part in past] + [own]
-        seen = [part.positions for part in past] + [positions]
+        (b, t), own = input_ids.shape, there.astype(jnp.int32)
+        known = [jnp.repeat(part.there, b // len(part.there), axis=0) for part in past]  # [B, S]
+        before = sum((jnp.sum(part, axis=1, keepdims=True) for part in known), jnp.int32(0))
+        positions = before + count_positions(own)  # [B, T]
+        masks = [jnp.broadcast_to(part[:, None, None], (b, 1, t, part.shape[1])) for part in known] + [causal_mask(own)]
+        seen = [jnp.repeat(part.positions, b // len(part.there), axis=0) for part in past] + [positions]
         x, rope = self._enter(input_ids, positions)
         keys, values = [], []
         for layer, (block, window) in enumerate(zip(self.layers(), self.config.layer_windows)):

@@ -8,10 +8,10 @@ Axes: B batch, T prompt tokens (left-padded), P beginnings that rows share, N ne
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from ecgbyte_jax.errors import ConfigError
@@ -40,21 +40,13 @@ class _Sampling:
     top_p: float
 
 
-class Shared(NamedTuple):
-    """What several prompts begin with: input_ids and attention_mask [P, T], left-padded; row b begins with number rows[b]."""
-
-    input_ids: jax.Array
-    attention_mask: jax.Array
-    rows: jax.Array  # int32 [B]
-
-
 def generate(
     model: Decoder,
     input_ids: jax.Array,
     attention_mask: jax.Array,
     max_new_tokens: int,
     *,
-    shared: Shared | None = None,
+    shared: tuple[jax.Array, jax.Array] | None = None,
     stop_ids: tuple[int, ...] = (),
     pad_id: int = 0,
     temperature: float = 0.0,
@@ -65,43 +57,46 @@ def generate(
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Continues left-padded prompts: int32 [B, max_new_tokens].
 
-    input_ids, attention_mask: [B, T], behind what a row shares with others, which is computed once. A row ends with its first
-    stop id, which is kept; `pad_id` fills the rest. Temperature 0 always takes the likeliest token; above, tokens are drawn by
-    `key` from the `top_k` likeliest (0: all) and of those from the fewest that hold `top_p` of the probability; with a key for
-    each row [B] its draws do not depend on the other rows. `return_log_probs` gives (tokens, log-probabilities float32
-    [B, max_new_tokens]) by the model's own distribution, 0 behind a row's end. Prompts are cut to the longest one's length,
-    rounded up, so that different lengths share few compiled programs.
+    input_ids, attention_mask: [B, T]; shared: the same two [P, T'] of what is before them, once for the B / P rows that follow
+    one another and begin with it. A row ends with its first stop id, which is kept; `pad_id` fills the rest. Temperature 0
+    always takes the likeliest token; above, tokens are drawn by `key` from the `top_k` likeliest (0: all) and of those from the
+    fewest that hold `top_p` of the probability; with a key for each row [B] its draws do not depend on the other rows.
+    `return_log_probs` gives (tokens, log-probabilities float32 [B, max_new_tokens]) by the model's own distribution, 0 behind a
+    row's end. Prompts are cut to the longest one's length, rounded up, so that different lengths share few compiled programs.
 
     Raises ConfigError for a row of padding alone, more tokens than the model has positions, and impossible settings.
     """
     sampling = _Sampling(float(temperature), int(top_k), float(top_p))
-    _check(model, input_ids, attention_mask, shared, max_new_tokens, sampling, key)
-    if shared is None:
-        prompt = _round_length(input_ids, attention_mask)
-    else:  # what is left of each prompt is short: fewer lengths, so that few pairs of them are compiled
-        prompt = _round_length(input_ids, attention_mask, least=8, steps=2)
-        shared = Shared(*_round_length(shared.input_ids, shared.attention_mask), jnp.asarray(shared.rows))
+    given = [(input_ids, attention_mask)] if shared is None else [shared, (input_ids, attention_mask)]
+    longest = _check(model, given, max_new_tokens, sampling, key)
+    lengths = (_round(longest[0]),)
+    if shared is not None:  # fewer of each length, as every pair of them is compiled
+        lengths = _round(longest[0], steps=4), 1 if longest[1] == 1 else _round(longest[1], least=8, steps=4)
+    prompt = _cut(given, lengths)
     graphdef, state = nnx.split(model)
     key = jax.random.key(0) if key is None else key
-    tokens, log_probs = _generate(graphdef, state, shared, *prompt, key, max_new_tokens, tuple(stop_ids), pad_id, sampling)
+    tokens, log_probs = _generate(graphdef, state, prompt, key, max_new_tokens, tuple(stop_ids), pad_id, sampling)
     return (tokens, log_probs) if return_log_probs else tokens
 
 
 def _check(
-    model: Decoder, input_ids, attention_mask, shared: Shared | None, new: int, sampling: _Sampling, key: jax.Array | None
-) -> None:
-    prompts = {"": (input_ids, attention_mask)} | ({} if shared is None else {"shared ": shared[:2]})
-    for whose, (ids, mask) in prompts.items():
-        if ids.ndim != 2 or ids.shape != mask.shape:
-            raise ConfigError(f"{whose}input_ids {ids.shape} and attention_mask {mask.shape} found, [B, T] twice wanted")
-        lengths = _lengths(mask)
-        if int(lengths.min()) == 0:
-            raise ConfigError(f"{whose}attention_mask: row {int(lengths.argmin())} is padding alone, one token or more wanted")
-    lengths = _lengths(attention_mask)
-    longest = int((lengths if shared is None else lengths + _lengths(shared.attention_mask)[shared.rows]).max())
-    if longest + new > model.config.max_positions:
+    model: Decoder, given: list[tuple[jax.Array, jax.Array]], new: int, sampling: _Sampling, key: jax.Array | None
+) -> list[int]:
+    """The longest row of each part of the prompts; raises as `generate` says."""
+    rows = len(given[-1][0])
+    for ids, mask in given:
+        if ids.ndim != 2 or ids.shape != mask.shape or rows % max(len(ids), 1):
+            raise ConfigError(
+                f"input_ids {ids.shape} and attention_mask {mask.shape} found, [B, T] twice wanted, of what is shared [P, T] "
+                "where P divides B"
+            )
+    found = [np.asarray(numbers).tolist() for numbers in _measure([mask for _, mask in given])]
+    for shortest, place in zip(found[0], found[1]):
+        if shortest == 0:
+            raise ConfigError(f"attention_mask: row {place} is padding alone, one token or more wanted")
+    if found[3] + new > model.config.max_positions:
         raise ConfigError(
-            f"a prompt of {longest} tokens and {new} new ones found, at most the model's {model.config.max_positions} "
+            f"a prompt of {found[3]} tokens and {new} new ones found, at most the model's {model.config.max_positions} "
             "positions wanted"
         )
     for name, value, fits, wanted in (
@@ -114,28 +109,39 @@ def _check(
             raise ConfigError(f"{name}: {value} found, {wanted} wanted")
     if sampling.temperature > 0 and key is None:
         raise ConfigError("temperature: above 0 tokens are drawn at random, which needs a `key`")
+    return found[2]
 
 
-def _lengths(attention_mask: jax.Array) -> jax.Array:
-    return jnp.sum(jnp.asarray(attention_mask) != 0, axis=1)
+@jax.jit
+def _measure(masks: list[jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Of the parts of prompts: the shortest row of each, where it is, the longest, and the longest of all parts together."""
+    lengths = [jnp.sum(mask != 0, axis=1) for mask in masks]
+    whole = sum(jnp.repeat(part, len(masks[-1]) // len(part)) for part in lengths)
+    each = jnp.array([[part.min(), part.argmin(), part.max()] for part in lengths]).T
+    return *each, whole.max()
 
 
-def _round_length(input_ids, attention_mask, least: int = 32, steps: int = 8) -> tuple[jax.Array, jax.Array]:
-    """Prompts [B, T'] as long as the longest one, rounded up: 32, 36, 40, ..., 64, 72, ...: `steps` lengths an octave."""
-    input_ids, attention_mask = jnp.asarray(input_ids), jnp.asarray(attention_mask)
-    longest, length = int(_lengths(attention_mask).max()), input_ids.shape[1]
+def _round(longest: int, least: int = 32, steps: int = 8) -> int:
+    """A length that many prompts have: 32, 36, 40, ..., 64, 72, ...: `steps` lengths an octave."""
     octaves = (least << power for power in range(32))
-    target = next(size for low in octaves for size in range(low, 2 * low, low // steps) if size >= longest)
-    if target <= length:
-        return input_ids[:, length - target :], attention_mask[:, length - target :]
-    room = ((0, 0), (target - length, 0))
-    return jnp.pad(input_ids, room), jnp.pad(attention_mask, room)
+    return next(size for low in octaves for size in range(low, 2 * low, low // steps) if size >= longest)
 
 
-@partial(jax.jit, static_argnums=(0, 6, 7, 8, 9))
-def _generate(graphdef, state, shared, input_ids, attention_mask, key, max_new_tokens, stop_ids, pad_id, sampling):
+@partial(jax.jit, static_argnums=1)
+def _cut(given: list[tuple[jax.Array, jax.Array]], lengths: tuple[int, ...]) -> list[tuple[jax.Array, jax.Array]]:
+    """Left-padded parts [B, T] cut or padded on the left to their lengths."""
+
+    def cut(rows: jax.Array, length: int) -> jax.Array:
+        return jnp.pad(rows, ((0, 0), (max(length - rows.shape[1], 0), 0)))[:, -length:]
+
+    return [(cut(ids, length), cut(mask, length).astype(bool)) for (ids, mask), length in zip(given, lengths)]
+
+
+@partial(jax.jit, static_argnums=(0, 4, 5, 6, 7))
+def _generate(graphdef, state, prompt, key, max_new_tokens, stop_ids, pad_id, sampling):
     model: Decoder = unstack(nnx.merge(graphdef, state))
-    rows, there = len(input_ids), attention_mask.astype(bool)
+    *shared, (input_ids, there) = prompt
+    rows = len(input_ids)
     stops = jnp.array(stop_ids, jnp.int32)
 
     def record(now: _Decoding, hidden: jax.Array) -> _Decoding:
@@ -155,7 +161,7 @@ def _generate(graphdef, state, shared, input_ids, attention_mask, key, max_new_t
         )
 
     def extend(now: _Decoding) -> _Decoding:
-        hidden, token = model.extend(now.last[:, None], jnp.ones((rows, 1), bool), (*prompt, now.cache))
+        hidden, token = model.extend(now.last[:, None], jnp.ones((rows, 1), bool), (*past, now.cache))
         return record(replace(now, cache=now.cache.put(token, now.step)), hidden)
 
     def unfinished(now: _Decoding) -> jax.Array:
@@ -163,11 +169,10 @@ def _generate(graphdef, state, shared, input_ids, attention_mask, key, max_new_t
 
     # The last token of the prompt goes with the new ones: of the others only the last block's keys and values are needed,
     # and the compiler leaves the rest of that block out.
-    prompt = ()
-    if shared is not None:
-        _, begun = model.extend(shared.input_ids, shared.attention_mask.astype(bool))
-        prompt = (jax.tree.map(lambda x: x[shared.rows], begun),)
-    prompt += (model.extend(input_ids[:, :-1], there[:, :-1], prompt)[1],)
+    past: tuple[Cache, ...] = ()
+    for ids, mask in [*shared, (input_ids[:, :-1], there[:, :-1])]:
+        if ids.shape[1]:
+            past += (model.extend(ids, mask, past)[1],)
     start = _Decoding(
         step=jnp.int32(0),
         last=input_ids[:, -1],

@@ -3,7 +3,11 @@
 Axes: B rows of a batch, T places of a prompt, N new tokens.
 """
 
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import jax
@@ -23,7 +27,9 @@ from ecgbyte_jax.run.generations import OTHER, OWN, Answer, Key, append, keep_wh
 from ecgbyte_jax.run.logbook import progress
 from ecgbyte_jax.run.perturb import perturb
 from ecgbyte_jax.run.prepare import Prepared
-from ecgbyte_jax.run.sharding import batch_sharding, put_batch
+from ecgbyte_jax.run.sharding import batch_parts, put_whole
+
+_NEAR = 32  # ECGs of like length
 
 Prompt = tuple[tuple[np.ndarray, ...], np.ndarray]  # ECGs' compact ids, question ids
 
@@ -38,7 +44,10 @@ class Item:
 
 
 def choose(config: ConfigDict, prepared: Prepared) -> list[Item]:
-    """The sequences to answer for, those with the shortest prompts first; raises ScoresError for one without a reference."""
+    """The sequences to answer for, those with the shortest ECGs first and all about the same ECGs together.
+
+    Raises ScoresError for one without a reference, ConfigError where there is but one patient.
+    """
     dataset = open_split(prepared.shards, prepared.manifest, config.eval.split)
     wanted = min(config.eval.max_sequences or len(dataset), len(dataset))
     places = np.sort(np.random.default_rng(config.seed).choice(len(dataset), wanted, replace=False))
@@ -49,21 +58,78 @@ def choose(config: ConfigDict, prepared: Prepared) -> list[Item]:
             f"{prepared.shards}: {len(empty)} of {len(sequences)} references of split '{config.eval.split}' are empty, say "
             f"that of {empty[0]!r}; nothing to score answers against: run --stage=prepare again"
         )
-    others = _other_patients(sequences, config.seed)
-    order = np.argsort([sum(map(len, s.ecgs)) + len(s.question_ids) for s in sequences], kind="stable")
-    return [Item(sequences[i], others[i], int(places[i])) for i in order]
+    by_ecgs: dict[tuple[bytes, ...], list[int]] = {}
+    for i, sequence in enumerate(sequences):
+        by_ecgs.setdefault(_ecgs(sequence), []).append(i)
+    groups = sorted(by_ecgs.values(), key=lambda some: sum(map(len, sequences[some[0]].ecgs)))
+    others = _other_patients([sequences[some[0]] for some in groups], config.seed)
+    return [Item(sequences[i], other, int(places[i])) for some, other in zip(groups, others) for i in some]
+
+
+def _ecgs(sequence: Sequence) -> tuple[bytes, ...]:
+    """The same for all sequences that ask about the same ECGs."""
+    return tuple(ecg.tobytes() for ecg in sequence.ecgs)
 
 
 def _other_patients(sequences: list[Sequence], seed: int) -> list[Sequence]:
-    """For every sequence one of another patient, drawn at random; raises ConfigError where there is but one patient."""
-    _, patients = np.unique([s.patient for s in sequences], return_inverse=True)
-    sizes = np.bincount(patients)
-    if len(sizes) < 2:
+    """For every sequence, sorted by length, one of another patient and nearly as long: drawn at random from about 32.
+
+    Its length then tells a model nothing, and a batch needs no more room for it. Raises ConfigError where there is but one
+    patient.
+    """
+    near: list[list[Sequence]] = [[]]
+    for sequence in sequences:
+        if len(near[-1]) >= _NEAR and _patients(near[-1]) > 1:
+            near.append([])
+        near[-1].append(sequence)
+    if len(near) > 1 and _patients(near[-1]) == 1:
+        alone = near.pop()
+        near[-1] += alone
+    if _patients(near[-1]) == 1:
         raise ConfigError("eval.split: sequences of one patient alone found; at least two wanted, to swap their ECGs")
-    order, starts = np.argsort(patients, kind="stable"), np.cumsum(sizes) - sizes
-    drawn = np.random.default_rng(seed).integers(len(sequences) - sizes[patients])  # of those that are not the patient's
-    drawn += np.where(drawn >= starts[patients], sizes[patients], 0)
-    return [sequences[i] for i in order[drawn]]
+    rng = np.random.default_rng(seed)
+    foreign = ([other for other in some if other.patient != one.patient] for some in near for one in some)
+    return [others[rng.integers(len(others))] for others in foreign]
+
+
+def _patients(sequences: list[Sequence]) -> int:
+    return len({sequence.patient for sequence in sequences})
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Items that are answered together, `each` rows behind an ECG (or behind two that are compared)."""
+
+    items: list[Item]
+    each: int
+
+
+def in_batches(items: list[Item], size: int, parts: int) -> list[Batch]:
+    """The items in their order in batches of at most `size` rows, which a mesh splits in `parts`.
+
+    Of the numbers of rows behind an ECG that halve a part's rows evenly, the one with the least tokens to compute: an ECG with
+    more questions stands there several times, one with fewer leaves rows empty.
+    """
+    counts = np.array([len(some) for some in _same_ecgs(items)])
+    ecg = np.mean([sum(map(len, item.sequence.ecgs)) for item in items])
+    question = np.mean([len(item.sequence.question_ids) for item in items])
+    choices = [2**power for power in range(size.bit_length()) if size // parts % 2**power == 0]
+    each = min(choices, key=lambda each: (-(-counts // each)).sum() * (ecg + each * question))
+    batches: list[Batch] = []
+    room = 0
+    for some in _same_ecgs(items):
+        for start in range(0, len(some), each):
+            if room == 0:
+                batches.append(Batch([], each))
+                room = size // each
+            batches[-1].items.extend(some[start : start + each])
+            room -= 1
+    return batches
+
+
+def _same_ecgs(items: list[Item]) -> list[list[Item]]:
+    """The items that follow one another and ask about the same ECGs."""
+    return [list(some) for _, some in groupby(items, key=lambda item: _ecgs(item.sequence))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,24 +144,42 @@ class Answerer:
 
     def write(self, items: list[Item], path: Path) -> None:
         """Adds a line for every item and seed to the file, batch by batch, going on behind what stands there whole."""
-        size, seeds = self.config.eval.batch_size, self.config.eval.seeds
-        batches = [(seed, items[start : start + size]) for seed in seeds for start in range(0, len(items), size)]
-        keys = [[Key(item.sequence.id, item.sequence.segment, seed) for item in some] for seed, some in batches]
+        seeds, size = self.config.eval.seeds, self.config.eval.batch_size
+        batches = [(seed, batch) for seed in seeds for batch in in_batches(items, size, batch_parts(self.mesh))]
+        keys = [[Key(item.sequence.id, item.sequence.segment, seed) for item in batch.items] for seed, batch in batches]
         done = agree(keep_whole_batches(path, keys) if leads() else 0)
-        written = sum(len(some) for _, some in batches[:done])
+        written = sum(len(batch.items) for _, batch in batches[:done])
         with progress("answer", len(items) * len(seeds)) as report:
-            for seed, some in batches[done:]:
-                rows = self.rows(some, seed)
+            for rows in self.rows_of(batches[done:]):
                 if leads():
                     append(path, rows)
-                written += len(some)
+                written += len(rows)
                 report(written, f"from {done} batches on" if done else "")
 
-    def rows(self, items: list[Item], seed: int) -> list[dict]:
-        """The lines of at most `eval.batch_size` items."""
-        views = (OWN, OTHER, *self.config.eval.perturb)
+    def rows_of(self, batches: list[tuple[int, Batch]]) -> Iterator[list[dict]]:
+        """The lines of every batch (with its seed), in order; on a single device the next batch is under way meanwhile.
+
+        Several devices have to be given the same work in the same order by every process.
+        """
+
+        def rows(seed: int, batch: Batch) -> list[dict]:
+            with jax.set_mesh(self.mesh):  # a thread's own
+                return self.rows(batch, seed)
+
+        at_once = 2 if self.mesh.size == 1 else 1
+        with ThreadPoolExecutor(at_once) as pool:
+            waiting: deque[Future] = deque()
+            for batch in batches:
+                waiting.append(pool.submit(rows, *batch))
+                if len(waiting) == at_once:
+                    yield waiting.popleft().result()
+            yield from (future.result() for future in waiting)
+
+    def rows(self, batch: Batch, seed: int) -> list[dict]:
+        """The lines of a batch."""
+        views, items = (OWN, OTHER, *self.config.eval.perturb), batch.items
         places = [item.place for item in items]
-        answers = {view: self.answer([self.prompt(item, view) for item in items], seed, places) for view in views}
+        answers = {view: self.answer([self.prompt(item, view) for item in items], seed, places, batch.each) for view in views}
         commonest = self.prepared.manifest.commonest
         return [
             make_row(
@@ -113,24 +197,19 @@ class Answerer:
         sequence, rate = item.sequence, self.config.signal.target_rate
         if view in (OWN, OTHER):
             return (sequence if view == OWN else item.other).ecgs, sequence.question_ids
-        name = f"{sequence.id} {sequence.segment}"
-        ecgs = (
-            perturb(view, ecg, self.tokenizer, rate, self.config.seed, f"{name} {number}")
-            for number, ecg in enumerate(sequence.ecgs)
-        )
+        ecgs = (perturb(view, ecg, self.tokenizer, rate, self.config.seed) for ecg in sequence.ecgs)
         return tuple(ecgs), sequence.question_ids
 
-    def answer(self, prompts: list[Prompt], seed: int = 0, places: list[int] | None = None) -> list[Answer]:
-        """What the model gives to at most `eval.batch_size` prompts; a row's draws follow from the seed and its place alone."""
+    def answer(self, prompts: list[Prompt], seed: int = 0, places: list[int] | None = None, each: int = 1) -> list[Answer]:
+        """What the model gives to the prompts of a batch; a row's draws follow from the seed and its place alone.
+
+        `each`: as `inputs.batches.prompt_batch` has it.
+        """
         cfg, ids, size = self.config.eval, self.prepared.ids, self.config.eval.batch_size
-        here = _local_rows(self.mesh, size)
-        batch = prompt_batch(ids, prompts, size, self.config.prompt.max_length)
-        batch = put_batch({name: rows[here] for name, rows in batch.items()}, self.mesh)
-        key = None
-        if cfg.temperature > 0:
-            numbers = np.resize(np.array(places or range(len(prompts)), np.int32), size)
-            numbers = put_batch({"places": numbers[here]}, self.mesh)["places"]
-            key = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
+        batch, rows = prompt_batch(ids, prompts, size, self.config.prompt.max_length, each)
+        numbers = np.zeros(size, np.int32)
+        numbers[rows] = places or range(len(prompts))
+        batch, numbers = put_whole((batch, numbers), self.mesh)
         tokens, log_probs = generate(
             self.model,
             **batch,
@@ -140,11 +219,12 @@ class Answerer:
             temperature=cfg.temperature,
             top_k=cfg.top_k,
             top_p=cfg.top_p,
-            key=key,
+            key=jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers),
             return_log_probs=True,
         )
         tokens, log_probs = multihost_utils.process_allgather((tokens, log_probs), tiled=True)
-        ends = _ends(tokens, ids.eos)[: len(prompts)]
+        tokens, log_probs = tokens[rows], log_probs[rows]
+        ends = _ends(tokens, ids.eos)
         kept = [row[:end].tolist() for row, end in zip(tokens, ends)]
         texts = self.prepared.text_tokenizer.batch_decode(kept, skip_special_tokens=True)
         return [Answer(text.strip(), row, float(total)) for text, row, total in zip(texts, kept, log_probs.sum(axis=1))]
@@ -154,9 +234,3 @@ def _ends(tokens: np.ndarray, eos: int) -> np.ndarray:
     """How many tokens of each row [B, N] are the answer's, with its eos where it has one."""
     stops = tokens == eos
     return np.where(stops.any(axis=1), stops.argmax(axis=1) + 1, tokens.shape[1])
-
-
-def _local_rows(mesh: Mesh, rows: int) -> slice:
-    """Which rows of a batch lie on this process' devices: one stretch, as the mesh keeps a process' devices together."""
-    places = [index[0].indices(rows) for index in batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()]
-    return slice(min(start for start, _, _ in places), max(stop for _, stop, _ in places))

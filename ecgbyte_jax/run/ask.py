@@ -20,7 +20,6 @@ from ecgbyte_jax.ecg.signal import clean, segment
 from ecgbyte_jax.errors import ConfigError, ExampleError, RecordError
 from ecgbyte_jax.inputs.batches import prompt_batch
 from ecgbyte_jax.inputs.prompt import ecg_room
-from ecgbyte_jax.model.config import BATCH_AXES
 from ecgbyte_jax.model.generate import generate
 from ecgbyte_jax.report.attention import draw_attention
 from ecgbyte_jax.report.save import check_picture, save_picture
@@ -28,7 +27,7 @@ from ecgbyte_jax.run.attend import Trained, look, open_trained
 from ecgbyte_jax.run.inquiry import Inquiry
 from ecgbyte_jax.run.logbook import console
 from ecgbyte_jax.run.quantize import Cleaning
-from ecgbyte_jax.run.sharding import put_batch
+from ecgbyte_jax.run.sharding import batch_parts, put_whole
 
 _SHOWN = 6  # segments whose own answers are listed
 
@@ -134,17 +133,18 @@ def _answer(trained: Trained, config: ConfigDict, shown: Shown, question: str) -
         ecg_room(question_ids, np.empty(0), trained.max_length, len(shown.segments[0]))
     except ExampleError as error:
         raise ConfigError(f"--question: {error}; ask a shorter one") from error
-    parts = math.prod(trained.mesh.shape[axis] for axis in BATCH_AXES)
+    parts = batch_parts(trained.mesh)
     rows = parts * -(-min(len(shown.segments), config.eval.batch_size) // parts)
     prompts = [(ecgs, question_ids) for ecgs in shown.segments]
     answers = []
     for start in range(0, len(prompts), rows):
         some = prompts[start : start + rows]
         with jax.set_mesh(trained.mesh):
-            batch = put_batch(prompt_batch(ids, some, rows, trained.max_length), trained.mesh)
+            batch, places = prompt_batch(ids, some, rows, trained.max_length)
+            batch = put_whole(batch, trained.mesh)
             how = {"stop_ids": (ids.eos,), "pad_id": ids.pad, "return_log_probs": True}
             tokens, log_probs = generate(trained.model, **batch, max_new_tokens=config.eval.max_new_tokens, **how)
-        for row, log_prob in zip(np.asarray(tokens)[: len(some)], np.asarray(log_probs)):
+        for row, log_prob in zip(np.asarray(tokens)[places], np.asarray(log_probs)[places]):
             ended = np.flatnonzero(row == ids.eos)
             found = row[: ended[0]] if len(ended) else row
             answers.append(Answer(text.decode(found, skip_special_tokens=True).strip(), found, float(log_prob.sum())))

@@ -53,11 +53,11 @@ PERTURBATIONS: dict[str, Callable[[np.ndarray, float, np.random.Generator], np.n
 }
 
 
-def perturb(name: str, ids: np.ndarray, tokenizer: ECGTokenizer, rate: float, seed: int, whose: str) -> np.ndarray:
+def perturb(name: str, ids: np.ndarray, tokenizer: ECGTokenizer, rate: float, seed: int) -> np.ndarray:
     """ECG tokens int32 [n] of a segment as tokens of the perturbed one: decoded to mV, perturbed, quantised, encoded.
 
-    rate: in Hz; the same seed and `whose` (which example's segment it is) always draw the same.
+    rate: in Hz; the same seed always does the same to the same tokens, whatever is asked about them.
     """
-    drawn = int.from_bytes(hashlib.sha256(f"{name} {whose}".encode()).digest()[:8], "big")
+    drawn = int.from_bytes(hashlib.sha256(name.encode() + ids.astype("<i4").tobytes()).digest()[:8], "big")
     signal = PERTURBATIONS[name](tokenizer.decode(ids), rate, np.random.default_rng([seed, drawn]))
     return tokenizer.encode(signal)

@@ -53,9 +53,14 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def batch_parts(mesh: Mesh) -> int:
+    """How many parts a batch's rows are split into."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
 def check_batch_size(mesh: Mesh, size: int, name: str, accumulate: int = 1) -> None:
     """Raises ConfigError where the mesh cannot split `size` rows, in `accumulate` parts, evenly."""
-    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    parts = batch_parts(mesh)
     if size % (parts * accumulate):
         times = f" times train.accumulate = {accumulate}" if accumulate > 1 else ""
         raise ConfigError(f"{name}: {size} found, a multiple of the mesh's data x fsdp = {parts}{times} wanted")
@@ -65,6 +70,12 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This host's rows of a batch as global arrays."""
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
+def put_whole(batch: Any, mesh: Mesh) -> Any:
+    """A batch, a tree of arrays that every host holds all rows of, as global arrays."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda rows: jax.make_array_from_callback(rows.shape, sharding, rows.__getitem__), batch)
 
 
 def settle(launched: Any) -> Any:

@@ -186,6 +186,25 @@ def test_a_missing_file_or_manifest_is_named(folder):
         read_manifest(folder)
 
 
-def test_prompt_batch_fills_missing_rows_with_the_last_prompt():
-    batch = prompt_batch(IDS, [((np.array([1]),), np.array([50])), ((np.array([2]),), np.array([51]))], 4, 6)
-    assert batch["input_ids"].tolist() == [[0, 1, 3, 101, 4, 50]] + [[0, 1, 3, 102, 4, 51]] * 3
+def test_prompts_share_their_beginnings_and_the_last_one_fills_missing_rows():
+    one, two = (np.array([1]),), (np.array([2, 1]),)
+    prompts = [(one, np.array([50])), (two, np.array([51])), (one, np.array([52, 53]))]
+    batch, rows = prompt_batch(IDS, prompts, 6, 8, each=2)
+    assert batch["input_ids"][:, -2:].tolist() == [[0, 50], [52, 53]] + [[0, 51]] * 4
+    assert batch["attention_mask"].sum(axis=1).tolist() == [1, 2, 1, 1, 1, 1] and rows == [0, 2, 1]
+    starts, there = batch["shared"]
+    assert starts.tolist() == [[0] * 4 + [1, 3, 101, 4]] + [[0] * 3 + [1, 3, 102, 101, 4]] * 2
+    assert there.sum(axis=1).tolist() == [4, 5, 5]
+
+
+def test_an_ecg_that_is_cut_for_a_longer_question_is_shared_up_to_the_cut():
+    ecgs = (np.array([1, 1, 2]),)
+    batch, rows = prompt_batch(IDS, [(ecgs, np.array([50])), (ecgs, np.array([50, 51]))], 2, 8, each=2)
+    assert rows == [0, 1] and batch["input_ids"][:, -3:].tolist() == [[102, 4, 50], [4, 50, 51]]
+    starts, there = batch["shared"]
+    assert starts.tolist() == [[0, 0, 0, 0, 1, 3, 101, 101]] and there.sum() == 4
+
+
+def test_the_same_question_twice_leaves_a_token_to_each():
+    batch, _ = prompt_batch(IDS, [((np.array([1]),), np.array([50]))] * 2, 2, 8, each=2)
+    assert batch["input_ids"][:, -1].tolist() == [50, 50] and batch["attention_mask"].sum() == 2

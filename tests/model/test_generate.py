@@ -12,7 +12,7 @@ from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.model import generate as module
 from ecgbyte_jax.model.config import DecoderConfig
 from ecgbyte_jax.model.decoder import Decoder
-from ecgbyte_jax.model.generate import Shared, _choose, _round_length, _Sampling, generate
+from ecgbyte_jax.model.generate import _choose, _cut, _round, _Sampling, generate
 
 CONFIG = DecoderConfig(
     vocab_size=40, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp_width=24, max_positions=80, rope_theta=1e4
@@ -80,7 +80,7 @@ def test_sampling_follows_the_distribution():
 @pytest.mark.parametrize("length, target", [(1, 32), (32, 32), (33, 36), (57, 60), (65, 72), (400, 416), (520, 576)])
 def test_prompts_are_rounded_to_few_lengths(length, target):
     mask = np.arange(600) >= 600 - np.array([[1], [length]])
-    ids, cut = _round_length(jnp.arange(600)[None].repeat(2, 0), jnp.asarray(mask))
+    ((ids, cut),) = _cut([(np.arange(600)[None].repeat(2, 0), mask)], (_round(length),))
     assert ids.shape == cut.shape == (2, target)
     np.testing.assert_array_equal(cut.sum(1), [1, length])
     np.testing.assert_array_equal(ids[1, -length:], np.arange(600 - length, 600))
@@ -113,22 +113,24 @@ def left_padded(rows, length):
 def test_prompts_with_shared_beginnings_are_answered_as_whole_ones(rng, changes):
     model = Decoder(replace(CONFIG, **changes), nnx.Rngs(1))
     beginnings = [rng.integers(0, 40, length) for length in (21, 3, 34)]
-    ends, whose = [rng.integers(0, 40, length) for length in (1, 9, 5, 12, 2)], np.array([1, 0, 0, 2, 1], np.int32)
-    whole = left_padded([np.concatenate([beginnings[b], end]) for b, end in zip(whose, ends)], 50)
+    ends = [rng.integers(0, 40, length) for length in (1, 9, 5, 12, 2, 3)]
+    whole = left_padded([np.concatenate([beginnings[b // 2], end]) for b, end in enumerate(ends)], 50)
     expected, expected_log_probs = generate(model, *whole, 7, return_log_probs=True)
-    shared = Shared(*left_padded(beginnings, 40), whose)
-    tokens, log_probs = generate(model, *left_padded(ends, 14), 7, shared=shared, return_log_probs=True)
+    apart = {"shared": left_padded(beginnings, 40), "return_log_probs": True}
+    tokens, log_probs = generate(model, *left_padded(ends, 14), 7, **apart)
     np.testing.assert_array_equal(tokens, expected)
     np.testing.assert_allclose(log_probs, expected_log_probs, atol=2e-5)
 
 
 def test_shared_beginnings_are_held_to_the_model_s_positions(model):
-    shared = Shared(*left_padded([[1] * 10, [2] * 60], 64), np.array([1, 0], np.int32))
+    shared = left_padded([[1] * 60, [2] * 10], 64)
     generate(model, *left_padded([[3] * 5, [3] * 15], 16), 15, shared=shared)
     with pytest.raises(ConfigError, match="a prompt of 65 tokens and 16 new ones found"):
         generate(model, *left_padded([[3] * 5, [3] * 15], 16), 16, shared=shared)
-    with pytest.raises(ConfigError, match="shared attention_mask: row 0 is padding alone"):
-        generate(model, *left_padded([[3], [3]], 16), 3, shared=Shared(*left_padded([[], [2]], 4), np.array([1, 1])))
+    with pytest.raises(ConfigError, match="row 1 is padding alone"):
+        generate(model, *left_padded([[3], [3]], 16), 3, shared=left_padded([[2], []], 4))
+    with pytest.raises(ConfigError, match="P divides B"):
+        generate(model, *left_padded([[3]] * 3, 16), 3, shared=shared)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from ecgbyte_jax.run.check import check_config
 from ecgbyte_jax.run.evaluate import evaluate
 from ecgbyte_jax.run.export import export
 from ecgbyte_jax.run.metrics import Scorers, macro_f1, score
+from ecgbyte_jax.run.prepare import load_prepared
 from ecgbyte_jax.run.results import make_results
 from ecgbyte_jax.run.train import train
 from tests.run.conftest import small_config
@@ -120,6 +121,17 @@ def test_a_row_s_draws_do_not_depend_on_its_batch(config, workdir, tmp_path):
     assert tokens[0] == tokens[1]
 
 
+def test_questions_that_share_an_ecg_are_answered_as_alone(config, workdir, trained):
+    config.eval.batch_size = 32  # of which each of 8 devices has 4
+    items = answers.choose(config, load_prepared(config, workdir))
+    assert [batch.each for batch in answers.in_batches(items, 32, parts=8)] == [4]
+    assert {batch.each for batch in answers.in_batches(items, 8, parts=8)} == {1}
+    evaluate(config, workdir)
+    for together, alone in zip(rows(workdir), rows(trained), strict=True):
+        assert together.pop("log_prob") == pytest.approx(alone.pop("log_prob"), abs=2e-3)
+        assert together == alone
+
+
 def test_killed_at_random_moments_and_resumed_it_gives_the_same_files(config, workdir, tmp_path, monkeypatch):
     config = drawn(config)
     shutil.copytree(workdir, tmp_path / "whole")
@@ -154,7 +166,7 @@ def test_a_file_cut_short_is_completed_and_nothing_else_is_done_again(config, wo
     batches, answer = [], answers.Answerer.rows
     monkeypatch.setattr(answers.Answerer, "rows", lambda *a: batches.append(a[1]) or answer(*a))
     evaluate(config, workdir)
-    assert files(workdir) == files(trained) and [len(batch) for batch in batches] == [8] * again
+    assert files(workdir) == files(trained) and [len(batch.items) for batch in batches] == [8] * again
 
 
 def test_a_line_that_is_no_line_is_named_and_stays(config, workdir):

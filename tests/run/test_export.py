@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from ecgbyte_jax.errors import ConfigError
-from ecgbyte_jax.inputs.batches import open_split, prompt_batch
+from ecgbyte_jax.inputs.batches import open_split
+from ecgbyte_jax.inputs.prompt import render
 from ecgbyte_jax.model.hf import load_pretrained
 from ecgbyte_jax.run.pipeline import run
 from ecgbyte_jax.run.prepare import load_prepared
@@ -42,9 +43,9 @@ def test_the_export_answers_as_the_checkpoint_does_through_transformers(workdir)
     prepared = load_prepared(config, workdir)
     sequences = open_split(prepared.shards, prepared.manifest, "test")
     for i in range(len(sequences)):
-        prompt = [(sequences[i].ecgs, sequences[i].question_ids)]
-        batch = prompt_batch(prepared.ids, prompt, 1, config.prompt.max_length)
-        ids, mask = (torch.tensor(batch[name].astype(np.int64)) for name in ("input_ids", "attention_mask"))
+        sequence, _ = render(prepared.ids, sequences[i].ecgs, sequences[i].question_ids, None, config.prompt.max_length)
+        ids = torch.tensor(sequence[None].astype(np.int64))
+        mask = torch.ones_like(ids)
         with torch.no_grad():
             new = model.generate(ids, attention_mask=mask, max_new_tokens=config.eval.max_new_tokens, do_sample=False)
         text = tokenizer.decode(new[0, ids.shape[1] :], skip_special_tokens=True).strip()
