@@ -17,6 +17,8 @@ from flax import nnx
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.model.decoder import Cache, Decoder, unstack
 
+_PIECE = 3000  # tokens of a prefill, see `_prefill`
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ def _generate(graphdef, state, prompt, key, max_new_tokens, stop_ids, pad_id, sa
     past: tuple[Cache, ...] = ()
     for ids, mask in [*shared, (input_ids[:, :-1], there[:, :-1])]:
         if ids.shape[1]:
-            past += (model.extend(ids, mask, past)[1],)
+            past += (_prefill(model, ids, mask, past),)
     start = _Decoding(
         step=jnp.int32(0),
         last=input_ids[:, -1],
@@ -183,6 +185,17 @@ def _generate(graphdef, state, prompt, key, max_new_tokens, stop_ids, pad_id, sa
     )
     end = jax.lax.while_loop(unfinished, extend, start)
     return end.tokens, end.log_probs
+
+
+def _prefill(model: Decoder, ids: jax.Array, there: jax.Array, past: tuple[Cache, ...]) -> Cache:
+    """What new tokens attend to of prompts [B, T].
+
+    On a lone CPU device many tokens are taken in pieces: they run side by side, stay in the caches, and are a quarter faster.
+    """
+    lone = jax.default_backend() == "cpu" and jax.device_count() == 1 and not past
+    pieces = max((n for n in (1, 2, 4) if lone and len(ids) % n == 0 and ids.size >= n * _PIECE), default=1)
+    parts = [model.extend(*piece, past)[1] for piece in zip(jnp.split(ids, pieces), jnp.split(there, pieces))]
+    return jax.tree.map(lambda *rows: jnp.concatenate(rows), *parts)
 
 
 def _choose(logits: jax.Array, sampling: _Sampling, key: jax.Array) -> jax.Array:

@@ -122,6 +122,20 @@ def test_prompts_with_shared_beginnings_are_answered_as_whole_ones(rng, changes)
     np.testing.assert_allclose(log_probs, expected_log_probs, atol=2e-5)
 
 
+def test_a_prefill_in_pieces_gives_the_same(model, rng, monkeypatch):
+    prompts = left_padded([rng.integers(0, 40, length) for length in (40, 31, 8, 25)], 40)
+    whole = generate(model, *prompts, 6, return_log_probs=True)
+    extended, extend = [], Decoder.extend
+    monkeypatch.setattr(Decoder, "extend", lambda self, ids, *more: extended.append(ids.shape) or extend(self, ids, *more))
+    monkeypatch.setattr(module, "_PIECE", 39)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    module._generate.clear_cache()
+    tokens, log_probs = generate(model, *prompts, 6, return_log_probs=True)
+    assert extended[:4] == [(1, 39)] * 4
+    np.testing.assert_array_equal(tokens, whole[0])
+    np.testing.assert_allclose(log_probs, whole[1], atol=1e-5)
+
+
 def test_shared_beginnings_are_held_to_the_model_s_positions(model):
     shared = left_padded([[1] * 60, [2] * 10], 64)
     generate(model, *left_padded([[3] * 5, [3] * 15], 16), 15, shared=shared)
