@@ -58,9 +58,9 @@ def choose(config: ConfigDict, prepared: Prepared) -> list[Item]:
             f"{prepared.shards}: {len(empty)} of {len(sequences)} references of split '{config.eval.split}' are empty, say "
             f"that of {empty[0]!r}; nothing to score answers against: run --stage=prepare again"
         )
-    by_ecgs: dict[tuple[bytes, ...], list[int]] = {}
+    by_ecgs: dict[tuple[str, tuple[bytes, ...]], list[int]] = {}
     for i, sequence in enumerate(sequences):
-        by_ecgs.setdefault(_ecgs(sequence), []).append(i)
+        by_ecgs.setdefault((sequence.patient, _ecgs(sequence)), []).append(i)
     groups = sorted(by_ecgs.values(), key=lambda some: sum(map(len, sequences[some[0]].ecgs)))
     others = _other_patients([sequences[some[0]] for some in groups], config.seed)
     return [Item(sequences[i], other, int(places[i])) for some, other in zip(groups, others) for i in some]
@@ -107,8 +107,8 @@ class Batch:
 def in_batches(items: list[Item], size: int, parts: int) -> list[Batch]:
     """The items in their order in batches of at most `size` rows, which a mesh splits in `parts`.
 
-    Of the numbers of rows behind an ECG that halve a part's rows evenly, the one with the least tokens to compute: an ECG with
-    more questions stands there several times, one with fewer leaves rows empty.
+    By 1, 2, 4, ... the rows share an ECG, whichever leaves the least tokens to compute: an ECG with more questions stands there
+    several times, one with fewer leaves rows empty.
     """
     counts = np.array([len(some) for some in _same_ecgs(items)])
     ecg = np.mean([sum(map(len, item.sequence.ecgs)) for item in items])
