@@ -73,7 +73,7 @@ def prompt_batch(
     """
     by_ecgs: dict[tuple[bytes, ...], list[int]] = {}
     for number, (ecgs, _) in enumerate(prompts):
-        by_ecgs.setdefault(tuple(ecg.tobytes() for ecg in ecgs), []).append(number)
+        by_ecgs.setdefault(key_of(ecgs), []).append(number)
     slots = [some[i : i + each] for some in by_ecgs.values() for i in range(0, len(some), each)]
     slots += slots[-1:] * (rows // each - len(slots))
     filled = [number for some in slots for number in some + some[-1:] * (each - len(some))]
@@ -84,6 +84,11 @@ def prompt_batch(
     input_ids, mask = _pad_left(ends, max_length, ids.pad)
     batch = {"input_ids": input_ids, "attention_mask": mask, "shared": _pad_left(starts, max_length, ids.pad)}
     return batch, [filled.index(number) for number in range(len(prompts))]
+
+
+def key_of(ecgs: tuple[np.ndarray, ...]) -> tuple[bytes, ...]:
+    """The same for the same ECGs (compact ids), to group by."""
+    return tuple(ecg.tobytes() for ecg in ecgs)
 
 
 def _common(rows: list[np.ndarray]) -> int:

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.errors import ConfigError, ScoresError
-from ecgbyte_jax.inputs.batches import open_split, prompt_batch
+from ecgbyte_jax.inputs.batches import key_of, open_split, prompt_batch
 from ecgbyte_jax.inputs.shards import Sequence
 from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.model.generate import generate
@@ -60,15 +60,10 @@ def choose(config: ConfigDict, prepared: Prepared) -> list[Item]:
         )
     by_ecgs: dict[tuple[str, tuple[bytes, ...]], list[int]] = {}
     for i, sequence in enumerate(sequences):
-        by_ecgs.setdefault((sequence.patient, _ecgs(sequence)), []).append(i)
+        by_ecgs.setdefault((sequence.patient, key_of(sequence.ecgs)), []).append(i)
     groups = sorted(by_ecgs.values(), key=lambda some: sum(map(len, sequences[some[0]].ecgs)))
     others = _other_patients([sequences[some[0]] for some in groups], config.seed)
     return [Item(sequences[i], other, int(places[i])) for some, other in zip(groups, others) for i in some]
-
-
-def _ecgs(sequence: Sequence) -> tuple[bytes, ...]:
-    """The same for all sequences that ask about the same ECGs."""
-    return tuple(ecg.tobytes() for ecg in sequence.ecgs)
 
 
 def _other_patients(sequences: list[Sequence], seed: int) -> list[Sequence]:
@@ -110,14 +105,15 @@ def in_batches(items: list[Item], size: int, parts: int) -> list[Batch]:
     By 1, 2, 4, ... the rows share an ECG, whichever leaves the least tokens to compute: an ECG with more questions stands there
     several times, one with fewer leaves rows empty.
     """
-    counts = np.array([len(some) for some in _same_ecgs(items)])
+    groups = _same_ecgs(items)
+    counts = np.array([len(some) for some in groups])
     ecg = np.mean([sum(map(len, item.sequence.ecgs)) for item in items])
     question = np.mean([len(item.sequence.question_ids) for item in items])
     choices = [2**power for power in range(size.bit_length()) if size // parts % 2**power == 0]
     each = min(choices, key=lambda each: (-(-counts // each)).sum() * (ecg + each * question))
     batches: list[Batch] = []
     room = 0
-    for some in _same_ecgs(items):
+    for some in groups:
         for start in range(0, len(some), each):
             if room == 0:
                 batches.append(Batch([], each))
@@ -129,7 +125,7 @@ def in_batches(items: list[Item], size: int, parts: int) -> list[Batch]:
 
 def _same_ecgs(items: list[Item]) -> list[list[Item]]:
     """The items that follow one another and ask about the same ECGs."""
-    return [list(some) for _, some in groupby(items, key=lambda item: _ecgs(item.sequence))]
+    return [list(some) for _, some in groupby(items, key=lambda item: key_of(item.sequence.ecgs))]
 
 
 @dataclass(frozen=True, eq=False)
