@@ -208,9 +208,12 @@ def _spline(samples: int, sample_rate: float, target_rate: float) -> tuple[np.nd
     """
     duration = samples / sample_rate  # s
     found = np.linspace(0.0, duration, samples)
-    wanted = np.linspace(0.0, duration, int(duration * target_rate))
+    # Rounded once, as published: int(duration * target_rate) would lose a sample of 2,002 at 500 Hz.
+    wanted = np.linspace(0.0, duration, int(samples * target_rate / sample_rate))
     if samples <= _SPLINE_DEGREE:
-        raise RecordError(f"{samples} samples found, more than {_SPLINE_DEGREE} wanted for resampling")
+        raise RecordError(f"{samples} samples found, more than {_SPLINE_DEGREE} expected for resampling")
+    if not wanted.size:
+        raise RecordError(f"{duration:g} s found, at least {1 / target_rate:g} s expected, one sample at {target_rate:g} Hz")
     knots = make_interp_spline(found, found, k=_SPLINE_DEGREE).t
     rows, columns, values = find(BSpline.design_matrix(found, knots, _SPLINE_DEGREE))
     bands = np.zeros((3 * _SPLINE_DEGREE + 1, samples), order="F")  # LAPACK's layout, with room for the factors

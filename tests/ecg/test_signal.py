@@ -162,10 +162,22 @@ def test_every_step_can_be_left_out(record):
         assert alone.shape != raw.shape or np.abs(alone - raw).max() > 1e-3, step
 
 
-@pytest.mark.parametrize("samples, rate", [(5000, 500.0), (1000, 100.0), (4321, 360.0), (7, 500.0)])
+@pytest.mark.parametrize("samples, rate", [(5000, 500.0), (1000, 100.0), (4321, 360.0), (7, 500.0), (2002, 500.0)])
 def test_resample_is_scipy_s_spline(rng, samples, rate):
     found = rng.standard_normal((12, samples))
     duration = samples / rate
     spline = make_interp_spline(np.linspace(0, duration, samples), found.T, k=3)
-    wanted = spline(np.linspace(0, duration, int(duration * 250))).T
+    wanted = spline(np.linspace(0, duration, int(samples * 250 / rate))).T
     np.testing.assert_allclose(signal.resample(found, rate, 250.0), wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "samples, rate, left", [(2002, 500.0, 1001), (2018, 500.0, 1009), (1001, 250.0, 1001), (203, 100.0, 507)]
+)
+def test_the_resampled_length_is_rounded_once(samples, rate, left):
+    assert signal.resample(np.zeros((12, samples)), rate, 250.0).shape == (12, left)
+
+
+def test_too_short_a_time_for_one_sample_is_refused():
+    with pytest.raises(RecordError, match=r"1e-07 s found, at least 0\.004 s expected"):
+        signal.resample(np.zeros((12, 50)), 5e8, 250.0)
