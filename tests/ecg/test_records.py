@@ -54,7 +54,7 @@ def test_broken_header_is_refused(written, header):
         read_record(written)
 
 
-@pytest.mark.parametrize("rate", ["nan", "-500", "abc", "0", "inf"])
+@pytest.mark.parametrize("rate", ["nan", "-500", "abc", "0", "inf", "5e8", "1e999", "1e-320", "²"])
 def test_a_rate_that_is_none_is_refused(written, rate):
     header = written.with_suffix(".hea")
     header.write_text(header.read_text().replace(" 500 ", f" {rate} ", 1))
@@ -104,6 +104,74 @@ def test_a_gain_of_0_is_refused(written):
     replaced(written, "1000.0(0)/mV", "0(0)/mV")
     with pytest.raises(RecordError, match="gain of 0"):
         read_record(written)
+
+
+@pytest.fixture(params=["16", "212"])
+def any_format(request, tmp_path):
+    """The same record in the format that is read in one go, and in one that wfdb reads."""
+    samples = np.array([[0, 100], [1500, -2000], [-7, 32]])
+    wfdb.wrsamp(
+        "r3", fs=500, units=["mV", "mV"], sig_name=["AVR", "V1"], d_signal=samples, fmt=[request.param] * 2,
+        adc_gain=[1000.0, 1000.0], baseline=[0, 0], write_dir=str(tmp_path),
+    )  # fmt: skip
+    return tmp_path / "r3"
+
+
+@pytest.mark.parametrize("gain", ["0", "0(0)/mV", "-5/mV", "1e999/mV", "1e-300/mV"])
+def test_a_gain_that_is_none_is_refused_in_every_format(any_format, gain):
+    replaced(any_format, "1000.0(0)/mV", gain)
+    with pytest.raises(RecordError, match=r"leads \['AVR'\] have a gain of .* \(0: not calibrated\)"):
+        read_record(any_format)
+
+
+@pytest.mark.parametrize("units", ["uV", "\u00b5V", "\u03bcV"])
+def test_microvolts_are_read_in_every_format_and_spelling(any_format, units):
+    replaced(any_format, "/mV", f"/{units}")
+    np.testing.assert_allclose(read_record(any_format).signal[:, 1], [1.5e-3, -2], rtol=1e-6)
+
+
+def test_units_with_other_letters_are_not_taken_for_volts(any_format):
+    replaced(any_format, "/mV", "/äV")
+    with pytest.raises(RecordError, match=r"units \['äV'\] found"):
+        read_record(any_format)
+
+
+def test_a_lead_without_a_name_is_numbered(any_format):
+    replaced(any_format, " AVR\n", "\n")
+    assert read_record(any_format).leads == ("signal 1", "V1")
+
+
+def test_a_lead_of_file_and_format_alone_is_refused(any_format):
+    header = any_format.with_suffix(".hea")
+    *lines, last = header.read_text().splitlines()
+    header.write_text("\n".join([*lines, " ".join(last.split()[:2])]) + "\n")
+    with pytest.raises(RecordError, match=r"leads \['signal 2'\] have a gain of 0 "):
+        read_record(any_format)
+
+
+@pytest.mark.parametrize(
+    "old, new", [("2 500", "3 500"), ("2 500", "1 500"), ("500 3", "500 3x"), ("2 500", "² 500"), (" 1000.0(0)/mV ", " /mV ")]
+)
+def test_a_header_that_cannot_be_right_is_refused_by_name(any_format, old, new):
+    replaced(any_format, old, new)
+    with pytest.raises(RecordError, match=r"r3\.hea: .* (expected|told)"):
+        read_record(any_format)
+
+
+@pytest.mark.parametrize("old", ["2 500", "500 3", "1000.0", "(0)", " 1493 "])
+def test_a_number_of_5000_digits_is_refused(any_format, old):
+    digits = old.rstrip(" )")
+    replaced(any_format, old, digits + "9" * 5000 + old[len(digits) :])
+    with pytest.raises(RecordError, match=r"r3\.hea"):
+        read_record(any_format)
+
+
+def test_one_file_in_two_formats_is_refused(any_format):
+    header = any_format.with_suffix(".hea")
+    first, one, other = header.read_text().splitlines()
+    header.write_text("\n".join([first, one.replace(".dat 16 ", ".dat 212 "), other.replace(".dat 212 ", ".dat 16 ")]) + "\n")
+    with pytest.raises(RecordError, match=r"r3"):
+        read_record(any_format)
 
 
 @pytest.mark.parametrize("form", ["17", "x", "999"])
