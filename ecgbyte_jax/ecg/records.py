@@ -47,7 +47,7 @@ def read_record(path: str | Path) -> Record:
         stem = stem.with_suffix("")
     header = read_header(stem)
     if header.segments:
-        raise RecordError(f"{stem}.hea: a record in {len(header.segments)} segments found, one of a single part expected")
+        return _join(stem, header)
     return _read_single(stem, header)
 
 
@@ -59,12 +59,44 @@ def _read_single(stem: Path, header: Header) -> Record:
         raise RecordError(f"{stem}.hea: formats {unknown} found, some of {['8', *_MISSING]} expected")
     samples = _read_plain(stem, header) if _is_plain(header) else _read_by_wfdb(stem, header)
     _check(stem, header, samples)
-    uneven = [lead.name for lead in header.leads if lead.skew or lead.per_frame > 1]
-    if uneven:
-        raise RecordError(f"{stem}.hea: leads {uneven} have a skew, or several samples a frame")
-    signal = np.stack([_millivolts(lead, found) for lead, found in zip(header.leads, samples)])
+    rows = [_millivolts(lead, found)[lead.skew :] for lead, found in zip(header.leads, samples)]
+    shortest = min(map(len, rows))  # a lead that was stored later by its skew ends earlier
+    if not shortest:
+        raise RecordError(f"{stem}.hea: the record holds no samples beyond the skew of its leads")
     names = tuple(_CANONICAL.get(lead.name.upper(), lead.name) for lead in header.leads)
-    return Record(signal, header.rate, names)
+    return Record(np.stack([row[:shortest] for row in rows]), header.rate, names)
+
+
+def _join(stem: Path, header: Header) -> Record:
+    """The segments of a record one after the other; the first may be a layout of 0 samples, which names leads alone."""
+    parts = []
+    for name, frames in header.segments:
+        if name == "~":
+            raise RecordError(f"{stem}.hea: missing samples (NaN): a gap of {frames} samples between its segments")
+        if frames:
+            parts.append(_segment(stem.with_name(name), header, frames))
+    if not parts:
+        raise RecordError(f"{stem}.hea: the record holds no samples")
+    leads = parts[0].leads
+    if any(sorted(part.leads) != sorted(leads) for part in parts):
+        raise RecordError(f"{stem}.hea: missing samples (NaN): its segments hold other leads, {[part.leads for part in parts]}")
+    signal = np.concatenate([part.signal[[part.leads.index(lead) for lead in leads]] for part in parts], axis=1)
+    if header.frames and signal.shape[1] != header.frames:
+        raise RecordError(f"{stem}.hea: segments of {signal.shape[1]} samples in all found, {header.frames} told")
+    return Record(signal, header.rate, leads)
+
+
+def _segment(stem: Path, whole: Header, frames: int) -> Record:
+    header = read_header(stem)
+    if header.segments:
+        raise RecordError(f"{stem}.hea: segments found in a segment of a record, leads expected")
+    record = _read_single(stem, header)
+    if record.signal.shape[1] != frames or record.sample_rate != whole.rate:
+        raise RecordError(
+            f"{stem}.hea: {record.signal.shape[1]} samples at {record.sample_rate:g} Hz found, {frames} at {whole.rate:g} Hz "
+            "told by the record that it is a segment of"
+        )
+    return record
 
 
 def _is_plain(header: Header) -> bool:
@@ -99,8 +131,9 @@ def _read_by_wfdb(stem: Path, header: Header) -> list[np.ndarray]:
 
     if header.frames == 0:
         raise RecordError(f"{stem}.hea: 0 samples told, their number expected for other formats than 16")
+    single = all(lead.per_frame == 1 for lead in header.leads)  # wfdb reads format 61 in this form alone
     try:
-        found = wfdb.rdrecord(str(stem), physical=False, smooth_frames=False, ignore_skew=True)
+        found = wfdb.rdrecord(str(stem), physical=False, smooth_frames=single, ignore_skew=True)
     except FileNotFoundError as error:
         raise RecordError(f"{error.filename}: no such file; record '{stem}' needs its .hea and its .dat") from error
     except (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
@@ -111,7 +144,7 @@ def _read_by_wfdb(stem: Path, header: Header) -> list[np.ndarray]:
     forms = {form[:3] for form in told}
     if read != told or len(forms) > len({file for file, *_ in forms}):
         raise RecordError(f"{stem}.hea: {read} as wfdb reads it, {told} told, and one form a file expected")
-    return found.e_d_signal
+    return list(found.d_signal.T) if single else found.e_d_signal
 
 
 def _check(stem: Path, header: Header, samples: Sequence[np.ndarray]) -> None:
@@ -139,6 +172,7 @@ def _check(stem: Path, header: Header, samples: Sequence[np.ndarray]) -> None:
 
 
 def _millivolts(lead: Lead, samples: np.ndarray) -> np.ndarray:
-    """float32 [N] in mV of [N] steps."""
+    """float32 [N] in mV of [N * per_frame] steps; the samples of a frame are averaged, as by wfdb."""
+    steps = samples.reshape(-1, lead.per_frame).mean(axis=1) if lead.per_frame > 1 else samples
     scale = _MILLIVOLTS[lead.units] / lead.gain
-    return (np.subtract(samples, lead.baseline, dtype=np.float64) * scale).astype(np.float32)
+    return (np.subtract(steps, lead.baseline, dtype=np.float64) * scale).astype(np.float32)
