@@ -6,11 +6,13 @@ Axes: L leads, N samples.
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 from scipy.ndimage import uniform_filter1d
 from scipy.signal import find_peaks
 
+from ecgbyte_jax.ecg.headers import HIGHEST_RATE, LOWEST_RATE
 from ecgbyte_jax.ecg.records import LEADS, Record, read_record
 from ecgbyte_jax.errors import RecordError
 
@@ -52,6 +54,8 @@ def check_plausible(record: Record, path: Path) -> None:
     missing = [lead for lead in LEADS if lead not in record.leads]
     if missing:
         raise RecordError(f"{path}: leads {missing} are missing, found {list(record.leads)}; name the twelve standard leads")
+    if not record.signal.size:
+        raise RecordError(f"{path}: no samples found")
     signal = record.signal.astype(np.float64)
     if not np.isfinite(signal).all():
         raise RecordError(f"{path}: values that are not finite (NaN) found; cut them out or fill them first")
@@ -72,9 +76,10 @@ def check_plausible(record: Record, path: Path) -> None:
 
 
 def _read_table(path: Path, sample_rate: float, leads: tuple[str, ...], units: str, read) -> Record:
-    if not np.isfinite(sample_rate) or sample_rate <= 0:
+    if not LOWEST_RATE <= sample_rate <= HIGHEST_RATE:
         raise RecordError(
-            f"{path}: sample rate {sample_rate:g} Hz found; give the one that it was recorded at, --sample_rate=500"
+            f"{path}: sample rate {sample_rate:g} Hz found, {LOWEST_RATE:g} to {HIGHEST_RATE:g} expected; give the one that it "
+            "was recorded at, --sample_rate=500"
         )
     if units not in UNITS:
         raise RecordError(f"{path}: units {units!r} found, one of {tuple(UNITS)} wanted")
@@ -90,17 +95,13 @@ def _read_table(path: Path, sample_rate: float, leads: tuple[str, ...], units: s
 
 def _read_npy(path: Path, leads: tuple[str, ...], sample_rate: float) -> tuple[np.ndarray, tuple[str, ...]]:
     try:
-        values = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        with path.open("rb") as file:
+            values = np.lib.format.read_array(file, allow_pickle=False)  # np.load takes ZIP files for arrays too
+    except (EOFError, MemoryError, OverflowError, TokenError, ValueError) as error:
         raise RecordError(f"{path}: not readable as an NPY file of numbers: {error}") from error
     if not leads:
         raise RecordError(f"{path}: the leads' names are missing; give them in the file's order, --leads={','.join(LEADS)}")
-    if (
-        not np.issubdtype(values.dtype, np.number)
-        or np.iscomplexobj(values)
-        or values.ndim != 2
-        or len(leads) not in values.shape
-    ):
+    if values.dtype.kind not in "iuf" or values.ndim != 2 or len(leads) not in values.shape:
         raise RecordError(
             f"{path}: an array {values.shape} of {values.dtype} found for {len(leads)} leads, [leads, samples] of real numbers "
             "wanted"

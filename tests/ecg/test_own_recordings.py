@@ -26,6 +26,11 @@ def write_csv(path, signal, header):
     return path
 
 
+def write_npy_header(path, shape):
+    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(96))
+
+
 def test_wfdb_csv_and_npy_give_the_same_signal(record, tmp_path):
     known, stem = record
     shuffled = [11, *range(11)]
@@ -61,6 +66,14 @@ def test_what_cannot_be_right_is_refused_with_what_to_do(record, tmp_path):
     timed = write_csv(
         tmp_path / "t.csv", np.concatenate([np.arange(known.signal.shape[1])[None] / 250, known.signal]), ["t", *names]
     )
+    np.save(tmp_path / "empty.npy", np.zeros((12, 0)))
+    np.savez(tmp_path / "zip.npz", known.signal)
+    (tmp_path / "zip.npz").rename(tmp_path / "zip.npy")
+    write_npy_header(tmp_path / "huge.npy", "(12, 1000000000000)")
+    write_npy_header(tmp_path / "beyond.npy", f"(12, {10**30})")
+    write_npy_header(tmp_path / "open.npy", "((((")
+    np.save(tmp_path / "seconds.npy", np.zeros((12, 50), "m8[s]"))
+    (tmp_path / "wide.csv").write_text(",".join(names) + "\n" + "0" * 140_000 + "\n")
     broken = tmp_path / "broken.csv"
     broken.write_text(",".join(names) + "\n" + ",".join(["0"] * 12) + "\n" + ",".join(["x"] * 12) + "\n")
     for arguments, message in (
@@ -71,6 +84,15 @@ def test_what_cannot_be_right_is_refused_with_what_to_do(record, tmp_path):
         ((tmp_path / "v.npy", 500, names), "looks like volts: give --units=V"),
         ((tmp_path / "nan.npy", 500, names), "not finite"),
         ((tmp_path / "object.npy", 500, names), "not readable as an NPY"),
+        ((tmp_path / "empty.npy", 500, names), "no samples found"),
+        ((tmp_path / "zip.npy", 500, names), "not readable as an NPY"),
+        ((tmp_path / "huge.npy", 500, names), "not readable as an NPY"),
+        ((tmp_path / "beyond.npy", 500, names), "not readable as an NPY"),
+        ((tmp_path / "open.npy", 500, names), "not readable as an NPY"),
+        ((tmp_path / "seconds.npy", 500, names), "of timedelta64"),
+        ((tmp_path / "a.npy", 5e8, names), "1 to 100000 expected"),
+        ((tmp_path / "a.npy", np.nan, names), "1 to 100000 expected"),
+        ((tmp_path / "wide.csv", 500), "field larger than field limit"),
         ((tmp_path / "a.npy", 500, [*names[:11], "X"]), r"leads \['V6'\] are missing"),
         ((text, 0), "--sample_rate=500"),
         ((text, 500, names), "leave --leads out"),
