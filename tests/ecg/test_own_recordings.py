@@ -1,6 +1,7 @@
 """Own recordings: the same signal by any file, and what is refused with what to do."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -139,3 +140,58 @@ def test_synthetic_recordings_with_noise_pass(tmp_path):
     write_demo(tmp_path / "ptbxl", tmp_path / "ecgqa", 60, seed=0)
     for path in sorted((tmp_path / "ptbxl").rglob("*_hr.hea")):
         read_own(path)
+
+
+def with_column(path, record, name, values):
+    return write_csv(path, np.concatenate([values[None], record.signal]), [name, *record.leads])
+
+
+@pytest.mark.parametrize(
+    "name, factor, places",
+    [("Time (s)", 1, 6), ("sec", 1, 3), ("time[ms]", 1000, 0), ("timestamp", 1000, 1), ("clock", 1e6, 0)],
+)
+def test_a_column_of_time_fits_the_rate_and_is_left_out(record, tmp_path, name, factor, places):
+    """In s, ms or us, from any beginning, and rounded."""
+    known, _ = record
+    times = np.round(np.arange(known.signal.shape[1]) / 500 * factor + 3, places)
+    path = with_column(tmp_path / "t.csv", known, name, times)
+    assert read_own(path, 500).leads == known.leads
+    with pytest.raises(RecordError, match=f"column '{re.escape(name)}' tells .* Hz, --sample_rate 1000 Hz"):
+        read_own(path, 1000)
+
+
+@pytest.mark.parametrize("name", ["", "sample"])
+def test_a_column_that_counts_samples_is_left_out(record, tmp_path, name):
+    """pandas writes one without a name."""
+    known, _ = record
+    count = np.arange(known.signal.shape[1])
+    assert read_own(with_column(tmp_path / "t.csv", known, name, count), 500).leads == known.leads
+    with pytest.raises(RecordError, match=f"column '{name}' tells"):
+        read_own(with_column(tmp_path / "t.csv", known, name, 3 * count), 500)
+
+
+def test_times_in_an_array_are_checked_too(record, tmp_path):
+    known, _ = record
+    np.save(tmp_path / "t.npy", np.concatenate([np.arange(known.signal.shape[1])[None] / 500, known.signal]))
+    assert read_own(tmp_path / "t.npy", 500, ["time", *known.leads]).leads == known.leads
+    with pytest.raises(RecordError, match="column 'time' tells 500 Hz, --sample_rate 250 Hz"):
+        read_own(tmp_path / "t.npy", 250, ["time", *known.leads])
+
+
+def test_other_columns_are_no_time(record, tmp_path):
+    """A trigger, a count of beats and a flat line."""
+    known, _ = record
+    beats = np.arange(known.signal.shape[1]) // 400
+    extra = np.stack([beats > 5, beats, 0 * beats])
+    path = write_csv(tmp_path / "t.csv", np.concatenate([extra, known.signal]), ["trigger", "beat", "resp", *known.leads])
+    assert read_own(path, 500).leads == ("trigger", "beat", "resp", *known.leads)
+
+
+@pytest.mark.parametrize("start", [0, 1])
+def test_a_header_of_column_numbers_is_no_sample(record, tmp_path, start):
+    """As pandas writes an array."""
+    known, _ = record
+    path = write_csv(tmp_path / "n.csv", known.signal, [str(i + start) for i in range(12)])
+    np.testing.assert_allclose(read_own(path, 500, known.leads).signal, known.signal, atol=1e-5)
+    with pytest.raises(RecordError, match="neither a header nor --leads names the columns"):
+        read_own(path, 500)
