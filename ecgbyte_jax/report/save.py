@@ -11,7 +11,8 @@ from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.files import write_whole
 
 MM = 1 / 25.4  # inches
-_STYLE = {"svg.hashsalt": "ecgbyte-jax", "font.family": "DejaVu Sans", "path.simplify": False}
+EVERY_SAMPLE = {"path.simplify": False}  # read where a path is made: at plotting, and of a long trace at saving again
+_STYLE = {"svg.hashsalt": "ecgbyte-jax", "font.family": "DejaVu Sans"} | EVERY_SAMPLE
 _DPI = 200
 _NO_DATES = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 KINDS = tuple(_NO_DATES)
