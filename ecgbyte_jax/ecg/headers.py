@@ -125,6 +125,6 @@ def _lead(stem: Path, line: str, number: int) -> Lead:
 
 
 def _beside(stem: Path, name: str) -> str:
-    if Path(name).name != name or name == "..":
+    if Path(name).name != name or name == ".." or not name.isprintable():
         raise RecordError(f"{stem}.hea: signal files {[name]} found, files beside the header wanted")
     return name

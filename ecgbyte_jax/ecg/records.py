@@ -138,13 +138,20 @@ def _read_by_wfdb(stem: Path, header: Header) -> list[np.ndarray]:
         raise RecordError(f"{error.filename}: no such file; record '{stem}' needs its .hea and its .dat") from error
     except (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise RecordError(f"{stem}: not readable as a WFDB record, or truncated: {error}") from error
+    _compare(stem, header, found)
+    return list(found.d_signal.T) if single else found.e_d_signal
+
+
+def _compare(stem: Path, header: Header, found) -> None:
+    """Raises RecordError where wfdb, which reads headers leniently, took samples from elsewhere than the header says."""
     fields = zip(found.file_name, found.fmt, found.byte_offset, found.samps_per_frame, found.init_value)
     read = [(file, form, offset or 0, per_frame or 1, first or 0) for file, form, offset, per_frame, first in fields]
     told = [(lead.file, lead.format, lead.offset, lead.per_frame, lead.first) for lead in header.leads]
-    forms = {form[:3] for form in told}
-    if read != told or len(forms) > len({file for file, *_ in forms}):
-        raise RecordError(f"{stem}.hea: {read} as wfdb reads it, {told} told, and one form a file expected")
-    return list(found.d_signal.T) if single else found.e_d_signal
+    if len({form[:3] for form in told}) > len({form[0] for form in told}):
+        raise RecordError(f"{stem}.hea: a file in two formats or from two offsets found, one of each expected")
+    if header.frames not in (None, found.sig_len) or read != told:
+        other = [one for one in read if one not in told][:1]
+        raise RecordError(f"{stem}.hea: wfdb reads {found.sig_len} samples {other} where {header.frames} {told[:1]} are told")
 
 
 def _check(stem: Path, header: Header, samples: Sequence[np.ndarray]) -> None:
@@ -164,8 +171,8 @@ def _check(stem: Path, header: Header, samples: Sequence[np.ndarray]) -> None:
     bad = [lead.name for lead, found in pairs if lead.format in _MISSING and (found == _MISSING[lead.format]).any()]
     if bad:
         raise RecordError(f"{stem}.dat: missing samples (NaN) in leads {bad}")
-    # Checksums hold where the number of samples is told.
-    told = [(lead, found) for lead, found in pairs if lead.checksum is not None and header.frames]
+    # Where the number of samples is not told, a checksum of 0 is none.
+    told = [(lead, found) for lead, found in pairs if lead.checksum or (lead.checksum == 0 and header.frames)]
     wrong = [lead.name for lead, found in told if (int(found.sum(dtype=np.int64)) - lead.checksum) % 65536]
     if wrong:
         raise RecordError(f"{stem}.dat: the samples of leads {wrong} do not add up to the header's checksum")

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import wfdb
@@ -166,6 +168,24 @@ def test_a_number_of_5000_digits_is_refused(any_format, old):
         read_record(any_format)
 
 
+def test_a_rate_with_an_exponent_does_not_change_the_samples(any_format):
+    """wfdb takes '5e2' for 5 Hz and an unknown count."""
+    whole = read_record(any_format).signal
+    replaced(any_format, " 500 3", " 5e2 2")
+    with pytest.raises(RecordError, match="r3"):
+        read_record(any_format)
+    replaced(any_format, " 5e2 2", " 500.0 3")
+    np.testing.assert_array_equal(read_record(any_format).signal, whole)
+
+
+@pytest.mark.parametrize("name", ["r\0.dat", "..", "~/r3.dat", "/etc/passwd"])
+def test_a_name_that_is_no_file_beside_the_header_is_refused(any_format, name):
+    header = any_format.with_suffix(".hea")
+    header.write_text(header.read_text().replace("r3.dat", name))
+    with pytest.raises(RecordError, match="files beside the header wanted"):
+        read_record(any_format)
+
+
 def test_one_file_in_two_formats_is_refused(any_format):
     header = any_format.with_suffix(".hea")
     first, one, other = header.read_text().splitlines()
@@ -317,13 +337,16 @@ def test_skew_is_taken_out(tmp_path, per_frame):
 def test_a_count_of_0_samples_is_one_that_is_not_told(any_format):
     """As by header(5), which then has no checksum either."""
     whole = read_record(any_format).signal
-    replaced(any_format, " 500 3", " 500 0")
-    replaced(any_format, " 1493 ", " 0 ")
+    header = any_format.with_suffix(".hea")
+    header.write_text(re.sub(r"\d+ 0 (AVR|V1)", r"0 0 \1", header.read_text().replace(" 500 3", " 500 0")))
     if "212" in any_format.with_suffix(".hea").read_text():
         with pytest.raises(RecordError, match="0 samples told, their number expected"):
             read_record(any_format)
     else:
         np.testing.assert_array_equal(read_record(any_format).signal, whole)
+        replaced(any_format, " 0 0 AVR", " 1494 0 AVR")
+        with pytest.raises(RecordError, match="checksum"):
+            read_record(any_format)
 
 
 def test_no_count_and_no_checksum_are_no_hindrance(any_format):
