@@ -21,7 +21,7 @@ class Example:
 
     id: unique in the corpus; patient: whose (first) recording it is; split: one of SPLITS; records: the WFDB records' paths
     without extension, in the order in which the prompt shows them; meta: what else the corpus tells of it, as JSON values;
-    "patients" there names all of them where the recordings are of several. Raises ExampleError where a text is empty, the
+    "patients" there names each recording's patient where they are several. Raises ExampleError where a text is empty, the
     split unknown, or there is no recording.
     """
 
@@ -34,7 +34,7 @@ class Example:
     meta: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        for name in ("question", "answer"):
+        for name in ("id", "patient", "question", "answer"):
             if not getattr(self, name).strip():
                 raise ExampleError(f"the {name} is empty")
             if not _is_text(getattr(self, name)):
@@ -48,6 +48,11 @@ class Example:
     def patients(self) -> tuple[str, ...]:
         """Everyone whose recording it shows."""
         return tuple(self.meta.get("patients", (self.patient,)))
+
+    def owner(self, record: Path) -> str:
+        """The patient of one of its recordings."""
+        patients = self.patients
+        return patients[self.records.index(record) if len(patients) > 1 else 0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,10 @@ _FIELDS = ("record", "question", "answer", "patient")
 def read_table(path: Path, root: Path) -> Iterator[Example | Rejected]:
     """Every row of a CSV or JSONL file (by its ending) with the fields record, question, answer, patient, and maybe split, id.
 
-    record: a path below `root`, with or without extension; in JSONL also a list of two, for a comparison. split: train, valid
-    or test; where the field is missing or empty, patients are split by a hash (`split_of`). id: the line's number where there
-    is none. Other fields go into `meta`. Raises CorpusError where the file or a column is missing.
+    record: a path below `root`, with or without extension; in JSONL also a list of two, for a comparison, whose patients are
+    listed in the field patients where they are two. split: train, valid or test; where the field is missing or empty, patients
+    are split by a hash (`split_of`). id: the line's number where there is none. Other fields go into `meta`. Raises CorpusError
+    where the file or a column is missing.
     """
     if path.suffix.lower() not in (".csv", ".jsonl") or not path.is_file():
         raise CorpusError(f"data.table: no .csv or .jsonl file '{path}'; fields {list(_FIELDS)}, and split where you have one")
@@ -46,7 +47,36 @@ def _example(id: str, row: dict, root: Path) -> Example:
     names = row["record"] if isinstance(row["record"], list) else [row["record"]]
     if not all(isinstance(value, str) for value in (*names, row["question"], row["answer"])) or len(names) > 2:
         raise ExampleError("record (one, or a list of two), question and answer as texts wanted")
-    patient = str(row["patient"])
     records = tuple(record_path(root, name) for name in names)
-    meta = {k: v for k, v in row.items() if k not in (*_FIELDS, "split", "id")}
-    return Example(id, patient, row.get("split") or split_of(patient), records, row["question"], row["answer"], meta)
+    patients = _patients(row, len(records))
+    split = row.get("split") or _common_split(patients)
+    meta = {k: v for k, v in row.items() if k not in (*_FIELDS, "patients", "split", "id")}
+    meta |= {"patients": patients} if len(patients) > 1 else {}
+    return Example(id, patients[0], split, records, row["question"], row["answer"], meta)
+
+
+def _patients(row: dict, recordings: int) -> list[str]:
+    """The names of everyone whose recordings are shown, in their order, without white space around them."""
+    patient = _name(row["patient"])
+    if patient is None:
+        raise ExampleError(f"patient {row['patient']!r} found, a name (a text or a whole number) expected")
+    listed = row.get("patients")
+    if listed in (None, ""):
+        return [patient]
+    names = [_name(name) for name in listed] if isinstance(listed, list) else []
+    if not 1 <= len(names) <= recordings or names[0] != patient or None in names:
+        count = "1 name" if recordings == 1 else f"1 to {recordings} names"
+        raise ExampleError(f"patients {listed!r} found, a list of {count} that begins with patient {patient!r} expected")
+    return list(dict.fromkeys(names))
+
+
+def _name(value: object) -> str | None:
+    """The name of a patient; None for what is none."""
+    return str(value).strip() or None if isinstance(value, str | int) and not isinstance(value, bool) else None
+
+
+def _common_split(patients: list[str]) -> str:
+    splits = sorted({split_of(patient) for patient in patients})
+    if len(splits) > 1:
+        raise ExampleError(f"its patients {patients} are split into {splits}; the field split expected")
+    return splits[0]

@@ -79,7 +79,8 @@ class Corpus:
     ) -> "Corpus":
         """Of examples with the same id the first is kept and the others are rejected.
 
-        Raises CorpusError where a patient stands in two splits; `published_split` warns instead.
+        Raises CorpusError where a patient or a recording is in two splits, which `published_split` only warns of, and where a
+        recording is of two patients.
         """
         examples: dict[str, Example] = {}
         rejected: list[Rejected] = []
@@ -92,6 +93,7 @@ class Corpus:
                 examples[item.id] = item
         corpus = cls(len(examples) + len(rejected), list(examples.values()), rejected, quarantine, max_bad_fraction)
         corpus.check_patients(published_split)
+        corpus.check_recordings(published_split)
         return corpus
 
     def check_patients(self, published_split: bool) -> None:
@@ -109,6 +111,20 @@ class Corpus:
         if not published_split:
             raise CorpusError(f"{told}; a score on them would be of recordings that training has seen. Split by patient")
         console.print(f"warning: {told} (data.published_split): scores are not those of unseen patients", markup=False)
+
+    def check_recordings(self, published_split: bool) -> None:
+        """Raises CorpusError, naming two examples, where a recording is of two patients or (not as published) in two splits."""
+        first: dict[Path, Example] = {}
+        for example in self.examples:
+            for record in example.records:
+                before = first.setdefault(record, example)
+                owners = before.owner(record), example.owner(record)
+                if owners[0] != owners[1] or (before.split != example.split and not published_split):
+                    raise CorpusError(
+                        f"recording '{record}': example {before.id!r} of patient {owners[0]!r} is in split {before.split!r}, "
+                        f"{example.id!r} of patient {owners[1]!r} in split {example.split!r}; one patient and one split "
+                        "expected: correct them, or name both patients of a comparison in the field patients"
+                    )
 
     def records(self, split: str | None = None) -> list[Path]:
         """The distinct recordings (of one split), in the order in which they are first asked about."""

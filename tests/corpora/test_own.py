@@ -44,6 +44,15 @@ def test_two_records_are_a_comparison(tmp_path):
         (GOOD | {"record": "../../etc/passwd"}, "inside the data's root"),
         (GOOD | {"split": "dev"}, "split 'dev' found"),
         (GOOD | {"id": "again"}, "stand in a row before it"),
+        (GOOD | {"patient": "  "}, "patient '  ' found"),
+        (GOOD | {"patient": True}, "patient True found"),
+        (GOOD | {"patient": ["P7"]}, "patient ['P7'] found"),
+        (GOOD | {"patients": 5}, "patients 5 found, a list of 1 name"),
+        (GOOD | {"patients": "P7"}, "patients 'P7' found, a list"),
+        (GOOD | {"patients": ["P7", 8.5]}, "patients ['P7', 8.5] found, a list"),
+        (GOOD | {"patients": ["P8"]}, "patients ['P8'] found"),
+        (GOOD | {"record": ["r1", "r2"], "patients": ["P7", " "]}, "patients ['P7', ' '] found"),
+        (GOOD | {"record": ["r1", "r2"], "patients": ["P7", "P8", "P9"]}, "a list of 1 to 2 names"),
     ],
 )
 def test_a_bad_row_is_rejected_and_the_rest_goes_on(tmp_path, bad, reason):
@@ -51,6 +60,35 @@ def test_a_bad_row_is_rejected_and_the_rest_goes_on(tmp_path, bad, reason):
     assert (
         isinstance(first, Example) and isinstance(third, Example) and isinstance(second, Rejected) and reason in second.reason
     )
+
+
+def test_names_of_patients_are_stripped_and_numbers_are_names(tmp_path):
+    write_csv(tmp_path / "t.csv", [GOOD | {"patient": " P7\u00a0"}])
+    (found,) = read_table(tmp_path / "t.csv", tmp_path)
+    assert found.patients == ("P7",) and found.split == "valid"
+    (found,) = jsonl(tmp_path / "t.jsonl", GOOD | {"patient": 7})
+    assert found.patients == ("7",)
+
+
+def test_the_patients_of_a_comparison_are_named_in_a_field_of_their_own(tmp_path):
+    (found,) = jsonl(tmp_path / "t.jsonl", GOOD | {"record": ["r1", "r2"], "patients": [" P7", "P8 "]})
+    assert found.patients == ("P7", "P8") and found.patient == "P7"
+    (found,) = jsonl(tmp_path / "t.jsonl", GOOD | {"record": ["r1", "r2"], "patients": ["P7", "P7"]})
+    assert found.patients == ("P7",) and found.meta == {}
+
+
+def test_a_column_patients_does_not_replace_the_patient(tmp_path):
+    write_csv(tmp_path / "t.csv", [GOOD | {"patients": "P1"}, GOOD | {"patients": "", "question": "what?"}])
+    bad, good = read_table(tmp_path / "t.csv", tmp_path)
+    assert isinstance(bad, Rejected) and "patients 'P1' found, a list" in bad.reason
+    assert good.patients == ("P7",) and good.meta == {}
+
+
+def test_a_comparison_of_patients_whom_the_hash_parts_is_set_aside(tmp_path):
+    one, other = (next(f"p{n}" for n in range(99) if split_of(f"p{n}") == split) for split in ("train", "test"))
+    row = {"record": ["r1", "r2"], "question": "why?", "answer": "so", "patient": one, "patients": [one, other]}
+    bad, good = jsonl(tmp_path / "t.jsonl", row, row | {"split": "train"})
+    assert isinstance(bad, Rejected) and "are split into ['test', 'train']" in bad.reason and good.split == "train"
 
 
 def test_another_ending_a_missing_file_or_folder_is_named(tmp_path):

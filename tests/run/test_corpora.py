@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ecgbyte_jax.corpora.example import split_of
+from ecgbyte_jax.corpora.example import Example, split_of
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
+from ecgbyte_jax.errors import CorpusError
 from ecgbyte_jax.inputs.batches import open_split
 from ecgbyte_jax.inputs.shards import read_manifest
+from ecgbyte_jax.run.corpus import Corpus
 from tests.corpora.layouts import mimic_name, write_csv, write_json, write_mimic
 from tests.test_main import main
 
@@ -155,6 +157,36 @@ def test_one_patient_in_two_splits_fails_the_run(folder, originals, tmp_path):
         f"--workdir={tmp_path / 'w'}", "--stage=prepare",
     )  # fmt: skip
     assert done.returncode == 1 and "1 of 1 patients stand in more than one split, say 'P' in ['test', 'train']" in done.stderr
+
+
+def corpus(*examples: Example, published_split: bool = False) -> Corpus:
+    return Corpus.of(examples, Path("quarantine.jsonl"), 0.0, published_split)
+
+
+def example(id: str, split: str, patients: list[str], *records: str) -> Example:
+    meta = {"patients": patients} if len(patients) > 1 else {}
+    return Example(id, patients[0], split, tuple(Path("root", name) for name in records), "why?", "so", meta)
+
+
+def test_a_recording_in_two_splits_or_of_two_patients_is_refused_by_name():
+    with pytest.raises(CorpusError, match=r"recording 'root/r1': example 'a' .* in split 'train', 'b' .* in split 'test'"):
+        corpus(example("a", "train", ["P1"], "r1"), example("b", "test", ["P2"], "r1"))
+    with pytest.raises(CorpusError, match=r"recording 'root/r1': example 'a' of patient 'P1' .*, 'b' of patient 'P2'"):
+        corpus(example("a", "train", ["P1"], "r1"), example("b", "train", ["P2"], "r1"))
+
+
+def test_a_training_comparison_with_a_test_recording_is_refused():
+    test = example("b", "test", ["P2"], "r2")
+    for names in (["P1"], ["P1", "P2"]):
+        with pytest.raises(CorpusError, match=r"more than one split|recording 'root/r2'"):
+            corpus(example("a", "train", names, "r1", "r2"), test)
+    assert len(corpus(example("a", "test", ["P1", "P2"], "r1", "r2"), test).examples) == 2
+
+
+def test_the_published_split_counts_its_shared_recordings(capsys):
+    pairs = example("a", "train", ["P1"], "r1"), example("b", "test", ["P1"], "r1"), example("c", "test", ["P1"], "r2")
+    assert len(corpus(*pairs, published_split=True).examples) == 3
+    assert "1 of 1 patients stand in more than one split" in capsys.readouterr().out
 
 
 def test_the_real_comparisons_of_ecg_qa_run_through_main(shared, tmp_path):
