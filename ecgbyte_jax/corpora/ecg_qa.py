@@ -4,9 +4,11 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from ecgbyte_jax.corpora.example import SPLITS, Example, Recording, Rejected
+from ecgbyte_jax.corpora.example import SPLITS, Example, Recording, Rejected, published_splits
 from ecgbyte_jax.errors import CorpusError, ExampleError
 
+PUBLISHED_TYPES = ("single-verify", "single-choose", "single-query")
+_WORDINGS = ("template", "paraphrased")
 _FIELDS = {"question_type", "question", "answer", "ecg_id", "sample_id"}
 _META = ("question_type", "template_id", "attribute_type")
 _WHERE_TO_GET = (
@@ -27,21 +29,69 @@ def read_questions(
     "template" or "paraphrased"; split: "official" takes ECG-QA's own, "folds" that of the recordings. Several answers are
     joined by one space, as published. Raises CorpusError where a folder is missing or a setting unknown.
     """
-    if wording not in ("template", "paraphrased") or split not in ("official", "folds"):
+    if wording not in _WORDINGS or split not in ("official", "folds"):
         raise CorpusError(
             f"data.wording {wording!r} and data.split {split!r} found; template or paraphrased, official or folds wanted"
         )
+    _check_folder(folder, wording)
+    by_id = dict(recordings)
+    for path, index, row in _entries(folder / wording, SPLITS):
+        if isinstance(row, Rejected):
+            yield row
+        elif _is_asked_for(row, question_types):
+            official = path.parent.name if split == "official" else None
+            yield _example(f"{path.parent.name}/{path.stem}/{index}", row, path, index, by_id, official)
+
+
+def read_published_questions(
+    folder: Path, recordings: Iterable[tuple[str, Recording | Rejected]], question_types: tuple[str, ...]
+) -> Iterator[Example | Rejected]:
+    """The questions of the given types of both wordings with ECG-Byte's own split, in the order of the files' paths.
+
+    As published, the split is drawn over all questions about single ECGs, whether they can be used or not. Raises CorpusError
+    where a folder is missing or a file cannot be read, since the draw depends on all of them.
+    """
+    for wording in _WORDINGS:
+        _check_folder(folder, wording)
+    by_id = dict(recordings)
+    count = sum(_kind(row) in PUBLISHED_TYPES for _, _, row in _published_entries(folder))
+    splits = iter(published_splits(count))
+    for path, index, row in _published_entries(folder):
+        split = next(splits) if _kind(row) in PUBLISHED_TYPES else None
+        if (split and _kind(row) in question_types) or not isinstance(_kind(row), str):  # the latter are set aside
+            id = "/".join([*path.parts[-3:-1], path.stem, str(index)])
+            yield _example(id, row, path, index, by_id, split)
+
+
+def _published_entries(folder: Path) -> Iterator[tuple[Path, int, object]]:
+    for wording in sorted(_WORDINGS):
+        for path, index, row in _entries(folder / wording, sorted(SPLITS)):
+            if isinstance(row, Rejected):
+                raise CorpusError(f"{row.file}: {row.reason}; data.published_split is drawn over the questions of all files")
+            yield path, index, row
+
+
+def _entries(folder: Path, splits: Iterable[str]) -> Iterator[tuple[Path, int, object]]:
+    """(file, index, entry) of all files of one wording."""
+    for split in splits:
+        for path in sorted((folder / split).glob("*.json")):
+            for index, row in enumerate(_rows(path)):
+                yield path, index, row
+
+
+def _check_folder(folder: Path, wording: str) -> None:
     if not (folder / wording).is_dir():
         raise CorpusError(f"data.ecgqa_root: no folder '{folder / wording}'. {_WHERE_TO_GET}")
-    by_id = dict(recordings)
-    for official in SPLITS:
-        for path in sorted((folder / wording / official).glob("*.json")):
-            for index, row in enumerate(_rows(path)):
-                id = f"{path.parent.name}/{path.stem}/{index}"
-                if isinstance(row, Rejected):
-                    yield row
-                elif not isinstance(row, dict) or not question_types or row.get("question_type") in (None, *question_types):
-                    yield _example(id, row, path, index, by_id, official if split == "official" else None)
+
+
+def _kind(row: object) -> object:
+    """The type of a question; None where the entry tells none."""
+    return row.get("question_type") if isinstance(row, dict) else None
+
+
+def _is_asked_for(row: object, question_types: tuple[str, ...]) -> bool:
+    """Whether an entry is of these types (none given: of any), or of none at all and has to be set aside."""
+    return not question_types or _kind(row) in question_types or not isinstance(_kind(row), str)
 
 
 def _rows(path: Path) -> list:
@@ -88,6 +138,8 @@ def _read_row(row: object) -> tuple[list, str, str]:
     ecg_ids, answers, question = row["ecg_id"], row["answer"], row["question"]
     if not (isinstance(ecg_ids, list) and len(ecg_ids) in (1, 2)):
         raise ExampleError(f"ecg_id {ecg_ids!r} found, a list of one id wanted, or of two for a comparison")
+    if not isinstance(row["question_type"], str):
+        raise ExampleError(f"question_type {row['question_type']!r} found, a text expected")
     if not (isinstance(question, str) and isinstance(answers, list) and all(isinstance(a, str) for a in answers)):
         raise ExampleError("question and answers are not texts")
     return ecg_ids, question, " ".join(answers)

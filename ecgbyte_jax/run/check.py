@@ -6,6 +6,7 @@ from pathlib import Path
 import pywt
 from ml_collections import ConfigDict
 
+from ecgbyte_jax.corpora.ecg_qa import PUBLISHED_TYPES
 from ecgbyte_jax.corpora.example import SPLITS
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.model.config import KERNELS
@@ -138,6 +139,8 @@ def check_config(config: ConfigDict) -> None:
         )
     if config.data.published_split and config.data.corpus == "own":
         raise ConfigError("data.published_split: your own data has no published split; its table's field 'split' is taken")
+    if config.data.published_split and config.data.corpus in ("ecg_qa", "ecg_qa_mimic"):
+        _check_published_questions(config.data)
     if config.lora.rank and not config.lora.targets:
         raise ConfigError("lora.targets: none found, at least one wanted where lora.rank is above 0")
     if len(config.eval.seeds) > 1 and config.eval.temperature == 0:
@@ -147,3 +150,13 @@ def check_config(config: ConfigDict) -> None:
         )
     if "wander" in config.eval.perturb and not config.signal.target_rate:
         raise ConfigError("eval.perturb: 'wander' needs one sample rate of all recordings: signal.target_rate above 0 wanted")
+
+
+def _check_published_questions(data: ConfigDict) -> None:
+    """Raises ConfigError for questions that are not in ECG-Byte's own split, which holds both wordings of three types."""
+    if not data.question_types or not {*data.question_types} <= {*PUBLISHED_TYPES}:
+        raise ConfigError(
+            f"data.published_split: data.question_types {data.question_types} found, of {PUBLISHED_TYPES} expected"
+        )
+    if data.wording != "template":
+        raise ConfigError(f"data.published_split: data.wording {data.wording!r} found, which it has no use for: it takes both")

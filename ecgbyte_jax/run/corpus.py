@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict
 from ecgbyte_jax.corpora import mimic, ptbxl
 from ecgbyte_jax.corpora.demo import write_demo
 from ecgbyte_jax.corpora.ecg_chat import CONVERSATIONS, read_conversations
-from ecgbyte_jax.corpora.ecg_qa import read_questions
+from ecgbyte_jax.corpora.ecg_qa import read_published_questions, read_questions
 from ecgbyte_jax.corpora.example import Example, Rejected, published_splits
 from ecgbyte_jax.corpora.own import read_table
 from ecgbyte_jax.errors import ConfigError, CorpusError
@@ -154,7 +155,7 @@ def open_corpus(config: ConfigDict, paths: Paths) -> Corpus:
     """The examples that the config names; makes the synthetic recordings first where it asks for them."""
     _make_demo_data(config, paths)
     found, published = read_corpus(config, paths), config.data.published_split
-    if published and config.data.corpus != "ptbxl":
+    if published and config.data.corpus in ("mimic", "ecg_chat"):
         found = _published_split(found)
     return Corpus.of(found, paths.quarantine, config.data.max_bad_fraction, published)
 
@@ -198,11 +199,15 @@ def _make_demo_data(config: ConfigDict, paths: Paths) -> None:
 
 
 def _published_split(found: Iterable[Example | Rejected]) -> Iterator[Example | Rejected]:
-    """The same examples with ECG-Byte's own split, drawn over the usable ones."""
-    items = list(found)
-    splits = iter(published_splits(sum(isinstance(item, Example) for item in items)))
-    for item in items:
-        yield replace(item, split=next(splits)) if isinstance(item, Example) else item
+    """The same examples with ECG-Byte's own split, drawn over recordings or conversations, usable or not."""
+    groups = [list(items) for _, items in groupby(found, _conversation)]
+    for split, items in zip(published_splits(len(groups)), groups):
+        yield from (replace(item, split=split) if isinstance(item, Example) else item for item in items)
+
+
+def _conversation(item: Example | Rejected) -> str:
+    """What the turns of a conversation share, and the id where there are no turns."""
+    return item.meta.get("conversation", item.id) if isinstance(item, Example) else item.id
 
 
 def read_corpus(config: ConfigDict, paths: Paths) -> Iterator[Example | Rejected]:
@@ -215,12 +220,12 @@ def read_corpus(config: ConfigDict, paths: Paths) -> Iterator[Example | Rejected
         case "mimic":
             return mimic.read_reports(root, data.question)
         case "ecg_qa":
-            recordings = ptbxl.read_database(root, data.sample_rate, data.published_split)
+            recordings = ptbxl.read_database(root, data.sample_rate)
             return _read_questions(config, paths.ecgqa_root / "ptbxl", recordings)
         case "ecg_qa_mimic":
             return _read_questions(config, paths.ecgqa_root / "mimic-iv-ecg", mimic.read_record_list(root))
         case "ecg_chat":
-            return read_conversations(Path(data.conversations or root / CONVERSATIONS), root)
+            return read_conversations(Path(data.conversations or root / CONVERSATIONS), root, data.published_split)
         case "own":
             return read_table(Path(data.table), root)
         case other:
@@ -229,4 +234,6 @@ def read_corpus(config: ConfigDict, paths: Paths) -> Iterator[Example | Rejected
 
 def _read_questions(config: ConfigDict, folder: Path, recordings: Iterable) -> Iterator[Example | Rejected]:
     data = config.data
+    if data.published_split:
+        return read_published_questions(folder, recordings, tuple(data.question_types))
     return read_questions(folder, recordings, data.wording, tuple(data.question_types), data.split)
