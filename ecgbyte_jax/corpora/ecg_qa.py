@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ecgbyte_jax.corpora.example import SPLITS, Example, Recording, Rejected, published_splits
+from ecgbyte_jax.corpora.tables import parse_integer
 from ecgbyte_jax.errors import CorpusError, ExampleError
 
 PUBLISHED_TYPES = ("single-verify", "single-choose", "single-query")
@@ -96,7 +97,7 @@ def _is_asked_for(row: object, question_types: tuple[str, ...]) -> bool:
 
 def _rows(path: Path) -> list:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = json.loads(path.read_text(encoding="utf-8"), parse_int=parse_integer)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         return [_rejected(path, f"not readable as JSON, none of its questions: {error}")]
     return rows if isinstance(rows, list) else [_rejected(path, "a list of questions wanted")]
@@ -116,7 +117,7 @@ def _example(
         found = [recordings.get(str(ecg_id)) for ecg_id in ecg_ids]
         unknown = [ecg_id for ecg_id, recording in zip(ecg_ids, found) if recording is None]
         if unknown:
-            raise ExampleError(f"ecg_id {unknown[0]} is not in the database of recordings")
+            raise ExampleError(f"ecg_id {unknown[0]!r} is not in the database of recordings")
         bad = next((recording for recording in found if isinstance(recording, Rejected)), None)
         if bad:
             return Rejected(id, bad.file, bad.reason)
@@ -124,7 +125,9 @@ def _example(
         if split is None and len(splits) > 1:
             raise ExampleError(f"its ECGs stand in different splits: {splits}")
         patients = list(dict.fromkeys(recording.patient for recording in found))
-        meta = {name: row[name] for name in _META if name in row} | ({"patients": patients} if len(patients) > 1 else {})
+        meta = {name: row[name] for name in _META if row.get(name) is not None} | (
+            {"patients": patients} if len(patients) > 1 else {}
+        )
         records = tuple(recording.record for recording in found)
         return Example(id, patients[0], split or splits[0], records, question, answer, meta)
     except ExampleError as error:

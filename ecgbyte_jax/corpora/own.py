@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from ecgbyte_jax.corpora.example import Example, Rejected, record_path, split_of
+from ecgbyte_jax.corpora.example import Example, Rejected, is_text, record_path, split_of
 from ecgbyte_jax.corpora.tables import read_csv, read_jsonl
 from ecgbyte_jax.errors import CorpusError, ExampleError
 
@@ -26,10 +26,11 @@ def read_table(path: Path, root: Path) -> Iterator[Example | Rejected]:
     rows = read_csv(path, set(_FIELDS)) if path.suffix.lower() == ".csv" else read_jsonl(path)
     seen: set[bytes] = set()
     for line, row in rows:
-        id = f"line {line}" if isinstance(row, str) else str(row.get("id") or f"line {line}")
+        id = f"line {line}"
         try:
             if isinstance(row, str):
                 raise ExampleError(row)
+            id = _id(row) or id
             example = _example(id, row, root)
             key = hashlib.sha256(repr((example.records, example.question, example.answer)).encode()).digest()[:16]
             if key in seen:
@@ -38,6 +39,18 @@ def read_table(path: Path, root: Path) -> Iterator[Example | Rejected]:
             yield example
         except ExampleError as error:
             yield Rejected(id, str(path), f"line {line}: {error}")
+
+
+def _id(row: dict) -> str:
+    """The row's own id; "" where it has none."""
+    value = row.get("id")
+    if value is None:
+        return ""
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise ExampleError(f"id {value!r} found, a text or a whole number expected")
+    if not is_text(str(value)):
+        raise ExampleError("the id holds half a character or bytes that are not UTF-8")
+    return str(value)
 
 
 def _example(id: str, row: dict, root: Path) -> Example:
@@ -49,8 +62,8 @@ def _example(id: str, row: dict, root: Path) -> Example:
         raise ExampleError("record (one, or a list of two), question and answer as texts wanted")
     records = tuple(record_path(root, name) for name in names)
     patients = _patients(row, len(records))
-    split = row.get("split") or _common_split(patients)
-    meta = {k: v for k, v in row.items() if k not in (*_FIELDS, "patients", "split", "id")}
+    split = _common_split(patients) if row.get("split") in (None, "") else row["split"]
+    meta = {k: v for k, v in row.items() if k not in (*_FIELDS, "patients", "split", "id") and v is not None}
     meta |= {"patients": patients} if len(patients) > 1 else {}
     return Example(id, patients[0], split, records, row["question"], row["answer"], meta)
 

@@ -140,7 +140,8 @@ class Corpus:
         self.examples = [example for example in self.examples if example.id not in ids]
         self.rejected += bad
         lines = (json.dumps(asdict(rejected), ensure_ascii=False, default=str) + "\n" for rejected in self.rejected)
-        write_whole(self.quarantine, (line.encode() for line in lines))
+        # A path that is not UTF-8 is written with JSON's own escapes.
+        write_whole(self.quarantine, (line.encode(errors="backslashreplace") for line in lines))
         if len(self.rejected) > self.max_bad_fraction * self.read:
             first = self.rejected[0]
             raise CorpusError(

@@ -82,6 +82,11 @@ def test_official_split_is_the_folder_and_folds_are_ptbxl_s(demo):
         (lambda row: row | {"ecg_id": [1, 2, 3]}, "a list of one id wanted"),
         (lambda row: row | {"ecg_id": [999]}, "ecg_id 999 is not in the database"),
         (lambda row: row | {"question": 5}, "not texts"),
+        (lambda row: row | {"question_type": None}, "question_type None found, a text expected"),
+        (lambda row: row | {"question_type": 5}, "question_type 5 found, a text expected"),
+        (lambda row: row | {"attribute_type": 5}, "attribute_type 5 found, a text expected"),
+        (lambda row: row | {"template_id": 2**64}, "beyond 64 bits"),
+        (lambda row: row | {"ecg_id": ["\ud800"]}, r"ecg_id '\ud800' is not in the database"),
         (lambda row: row | {"answer": []}, "the answer is empty"),
     ],
 )
@@ -89,6 +94,13 @@ def test_a_bad_question_is_rejected_and_the_rest_goes_on(demo, change, reason):
     edit(demo, change)
     found = read(demo)
     assert len(found) == 80 and [reason in r.reason for r in found if isinstance(r, Rejected)] == [True]
+
+
+def test_a_number_of_5000_digits_costs_its_question_alone(demo):
+    path = demo[0] / "ptbxl/template/train/00000.json"
+    path.write_text(path.read_text().replace('"template_id": 0', f'"template_id": {"7" * 5000}', 1))
+    found = read(demo)
+    assert len(found) == 80 and ["not finite" in r.reason for r in found if isinstance(r, Rejected)] == [True]
 
 
 def test_a_broken_file_is_rejected_and_the_other_files_go_on(demo):

@@ -1,13 +1,19 @@
 import json
 
+import numpy as np
 import pytest
 
 from ecgbyte_jax.corpora.example import Example, Rejected, split_of
 from ecgbyte_jax.corpora.own import read_table
 from ecgbyte_jax.errors import CorpusError
+from ecgbyte_jax.inputs.shards import Sequence
 from tests.corpora.layouts import write_csv
 
 GOOD = {"record": "a/r1.hea", "question": "why?", "answer": "so", "patient": "P7", "split": "valid"}
+
+
+def nested(depth: int) -> object:
+    return [nested(depth - 1)] if depth else "end"
 
 
 def jsonl(path, *rows):
@@ -60,6 +66,48 @@ def test_a_bad_row_is_rejected_and_the_rest_goes_on(tmp_path, bad, reason):
     assert (
         isinstance(first, Example) and isinstance(third, Example) and isinstance(second, Rejected) and reason in second.reason
     )
+
+
+@pytest.mark.parametrize(
+    "fields, reason",
+    [
+        ({"id": "\ud800"}, "the id holds half a character"),
+        ({"id": [1]}, "id [1] found, a text or a whole number"),
+        ({"patient": "\udfff"}, "the patient holds half a character"),
+        ({"split": ["train"]}, "split ['train'] found"),
+        ({"split": 0}, "split 0 found"),
+        ({"age": "\ud800"}, "field 'age' holds half a character"),
+        ({"\ud800": 1}, "holds half a character"),
+        ({"age": [{"x": 2**64}]}, "field 'age' holds a whole number beyond 64 bits"),
+        ({"age": -(2**63) - 1}, "field 'age' holds a whole number beyond 64 bits"),
+        ({"age": float("nan")}, "field 'age' holds a number that is not finite"),
+        ({"age": nested(40)}, "field 'age' is nested more than 32 deep"),
+        ({"question_type": 5}, "question_type 5 found, a text expected"),
+        ({"attribute_type": ["noise"]}, "attribute_type ['noise'] found, a text expected"),
+    ],
+)
+def test_what_no_later_stage_can_hold_is_set_aside(tmp_path, fields, reason):
+    bad, good = jsonl(tmp_path / "t.jsonl", GOOD | fields, GOOD)
+    assert isinstance(bad, Rejected) and reason in bad.reason and isinstance(good, Example)
+    json.dumps([bad.id, bad.reason], ensure_ascii=False).encode()
+
+
+def test_numbers_of_5000_digits_are_set_aside(tmp_path):
+    rows = [
+        json.dumps(GOOD | {name: 1}).replace(f'"{name}": 1', f'"{name}": {"7" * 5000}') for name in ("id", "patient", "age")
+    ]
+    (tmp_path / "t.jsonl").write_text("\n".join([*rows, json.dumps(GOOD)]))
+    *bad, good = read_table(tmp_path / "t.jsonl", tmp_path)
+    assert [("inf found" in r.reason, "not finite" in r.reason) for r in bad] == [(True, False), (True, False), (False, True)]
+    assert isinstance(good, Example)
+
+
+def test_fields_of_the_largest_size_are_kept_and_null_is_no_field(tmp_path):
+    kept = {"age": 2**64 - 1, "low": -(2**63), "deep": nested(31), "question_type": "single-verify", "ü": 1e300}
+    (found,) = jsonl(tmp_path / "t.jsonl", GOOD | kept | {"attribute_type": None})
+    assert found.meta == kept
+    one = Sequence("a", "b", 0, "c", "d", found.meta, (), np.zeros(1, np.int32), np.zeros(1, np.int32))
+    assert Sequence.from_bytes(one.to_bytes([]), None).meta == kept
 
 
 def test_names_of_patients_are_stripped_and_numbers_are_names(tmp_path):
