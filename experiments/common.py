@@ -22,7 +22,7 @@ def _set_data(config: ConfigDict) -> None:
     config.data.corpus = "ptbxl"  # "ptbxl", "mimic": reports; "ecg_qa", "ecg_qa_mimic": ECG-QA; "ecg_chat"; "own": a table
     config.data.root = "data/ptbxl"  # folder of the recordings: with ptbxl_database.csv, record_list.csv, or your own
     config.data.sample_rate = 500  # Hz; 500 or 100, which of PTB-XL's two sets is read
-    config.data.ecgqa_root = ""  # ECG-QA's folder; "" is the folder ecgqa beside data.root
+    config.data.ecgqa_root = ""  # the folder ecgqa of ECG-QA; "" is the folder ecgqa beside data.root
     config.data.question = "Could you please help me explain my ECG?"  # ptbxl, mimic: asked of every recording
     config.data.translations = ""  # ptbxl: CSV file with ecg_id and report, whose reports take the place of the German ones
     config.data.conversations = ""  # ecg_chat: its JSON file; "" is pretrain_mimic.json in data.root

@@ -1,6 +1,7 @@
 """ECG-QA (Oh et al. 2023): questions about recordings of PTB-XL or MIMIC-IV-ECG, single ones and two that are compared."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -9,6 +10,13 @@ from ecgbyte_jax.corpora.tables import parse_integer
 from ecgbyte_jax.errors import CorpusError, ExampleError
 
 PUBLISHED_TYPES = ("single-verify", "single-choose", "single-query")
+QUESTION_TYPES = (
+    *PUBLISHED_TYPES,
+    "comparison_consecutive-verify",
+    "comparison_consecutive-query",
+    "comparison_irrelevant-verify",
+    "comparison_irrelevant-query",
+)
 _WORDINGS = ("template", "paraphrased")
 _FIELDS = {"question_type", "question", "answer", "ecg_id", "sample_id"}
 _META = ("question_type", "template_id", "attribute_type")
@@ -28,7 +36,8 @@ def read_questions(
 
     folder: ECG-QA's `ptbxl` or `mimic-iv-ecg`; recordings: with their ecg_id (PTB-XL's ecg_id, MIMIC's study_id); wording:
     "template" or "paraphrased"; split: "official" takes ECG-QA's own, "folds" that of the recordings. Several answers are
-    joined by one space, as published. Raises CorpusError where a folder is missing or a setting unknown.
+    joined by one space, as published. Raises CorpusError where a folder is missing, a setting unknown, or all questions are of
+    other types.
     """
     if wording not in _WORDINGS or split not in ("official", "folds"):
         raise CorpusError(
@@ -36,12 +45,15 @@ def read_questions(
         )
     _check_folder(folder, wording)
     by_id = dict(recordings)
+    kinds: set[str] = set()
     for path, index, row in _entries(folder / wording, SPLITS):
+        kinds.update({_kind(row)} if isinstance(_kind(row), str) else ())
         if isinstance(row, Rejected):
             yield row
         elif _is_asked_for(row, question_types):
             official = path.parent.name if split == "official" else None
             yield _example(f"{path.parent.name}/{path.stem}/{index}", row, path, index, by_id, official)
+    _check_types(folder / wording, question_types, kinds)
 
 
 def read_published_questions(
@@ -55,8 +67,9 @@ def read_published_questions(
     for wording in _WORDINGS:
         _check_folder(folder, wording)
     by_id = dict(recordings)
-    count = sum(_kind(row) in PUBLISHED_TYPES for _, _, row in _published_entries(folder))
-    splits = iter(published_splits(count))
+    kinds = Counter(_kind(row) for _, _, row in _published_entries(folder) if isinstance(_kind(row), str))
+    _check_types(folder, question_types, set(kinds))
+    splits = iter(published_splits(sum(kinds[kind] for kind in PUBLISHED_TYPES)))
     for path, index, row in _published_entries(folder):
         split = next(splits) if _kind(row) in PUBLISHED_TYPES else None
         if (split and _kind(row) in question_types) or not isinstance(_kind(row), str):  # the latter are set aside
@@ -83,6 +96,14 @@ def _entries(folder: Path, splits: Iterable[str]) -> Iterator[tuple[Path, int, o
 def _check_folder(folder: Path, wording: str) -> None:
     if not (folder / wording).is_dir():
         raise CorpusError(f"data.ecgqa_root: no folder '{folder / wording}'. {_WHERE_TO_GET}")
+
+
+def _check_types(folder: Path, question_types: tuple[str, ...], kinds: set[str]) -> None:
+    """Raises CorpusError where there are questions, but none of the types asked for."""
+    if question_types and kinds and kinds.isdisjoint(question_types):
+        raise CorpusError(
+            f"data.question_types: {question_types} found, of which there is no question in '{folder}'; it has {sorted(kinds)}"
+        )
 
 
 def _kind(row: object) -> object:

@@ -64,6 +64,11 @@ def test_no_types_given_takes_all(demo):
     assert len(read(demo, ())) == 80 and len(read(demo)) == 79
 
 
+def test_types_of_which_there_is_no_question_are_named(demo):
+    with pytest.raises(CorpusError, match=r"data\.question_types: \('single-veryfy',\) found, of which .*'single-verify'"):
+        read(demo, ("single-veryfy",))
+
+
 def test_several_answers_are_joined_by_one_space(demo):
     edit(demo, lambda row: row | {"answer": ["rr interval", "qt interval"]})
     assert read(demo)[0].answer == "rr interval qt interval"
