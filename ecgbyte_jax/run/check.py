@@ -1,18 +1,31 @@
 """What a setting may be, looked at before any work is done: a wrong one must not cost a finished stage."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pywt
 from ml_collections import ConfigDict
 
-from ecgbyte_jax.corpora.ecg_qa import PUBLISHED_TYPES
+from ecgbyte_jax.corpora.ecg_qa import PUBLISHED_TYPES, QUESTION_TYPES
 from ecgbyte_jax.corpora.example import SPLITS
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.model.config import KERNELS
 from ecgbyte_jax.run.corpus import CORPORA
 from ecgbyte_jax.run.perturb import PERTURBATIONS
 
+_PATHS = (
+    "data.root",
+    "data.ecgqa_root",
+    "data.translations",
+    "data.conversations",
+    "data.table",
+    "prepare.cache",
+    "tokenizer.file",
+    "model.pretrained",
+    "eval.checkpoint",
+    "eval.bertscore_model",
+)
 _Rule = tuple[Callable[[object], bool], str]
 
 
@@ -40,6 +53,7 @@ _RULES: dict[str, _Rule] = {
     "data.sample_rate": _one_of(100, 500),
     "data.wording": _one_of("template", "paraphrased"),
     "data.split": _one_of("official", "folds"),
+    "data.question_types": (lambda types: {*types} <= {*QUESTION_TYPES}, f"of {QUESTION_TYPES}"),
     "data.synthetic_records": _at_least(0),
     "data.max_segments": _at_least(0),
     "data.max_bad_fraction": _between(0, 1),
@@ -124,6 +138,13 @@ _RULES: dict[str, _Rule] = {
     "attend.layers": _NUMBERS,
     "attend.heads": _NUMBERS,
 }
+
+
+def expand_home(config: ConfigDict) -> None:
+    """Puts the home folder in the place of a leading ~ in all settings that are paths."""
+    for name in _PATHS:
+        part, _, field = name.partition(".")
+        config[part][field] = os.path.expanduser(config[part][field])
 
 
 def check_config(config: ConfigDict) -> None:
