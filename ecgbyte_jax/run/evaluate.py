@@ -21,7 +21,7 @@ from ecgbyte_jax.run.restore import restore_model
 from ecgbyte_jax.run.results import MODEL, make_results
 from ecgbyte_jax.run.sharding import check_batch_size, make_mesh
 
-_VERSION = 3  # of this stage's outputs
+_VERSION = 4  # of this stage's outputs
 _SCORING = ("bootstrap", "bertscore_model")  # settings that the answers do not depend on
 
 

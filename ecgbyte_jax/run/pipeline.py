@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.files import write_whole
-from ecgbyte_jax.run.check import check_config
+from ecgbyte_jax.run.check import check_config, expand_home
 from ecgbyte_jax.run.inquiry import Inquiry
 
 STAGES = ("tokenizer", "prepare", "inspect", "train", "eval", "attend", "report", "export", "ask")
@@ -24,7 +24,8 @@ def run(
 ) -> None:
     """Runs the named stages in their order, and answers the inquiry where `ask` is among them.
 
-    Each stage does nothing where it is already done. Raises ConfigError for others, and for an inquiry that is not asked for.
+    Each stage does nothing where it is already done. A leading ~ of the config's paths is expanded in the config itself. Raises
+    ConfigError for others, and for an inquiry that is not asked for.
     profile_steps: the first and the last training step that a JAX profile is written of.
     """
     unknown = sorted(set(stages) - set(STAGES))
@@ -32,6 +33,7 @@ def run(
         raise ConfigError(f"--stage: {unknown} found, any of {[*STAGES]} wanted")
     if inquiry != Inquiry(()) and "ask" not in stages:
         raise ConfigError("--record, --question and what belongs to them: found without --stage=ask")
+    expand_home(config)
     check_config(config)
     try:
         workdir.mkdir(parents=True, exist_ok=True)

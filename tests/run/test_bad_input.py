@@ -214,6 +214,22 @@ def test_other_texts_need_no_cleaning(config, folder, tmp_path, monkeypatch):
     assert written(tmp_path / "questions") == 4 * RECORDS
 
 
+def test_rows_of_a_table_that_no_stage_can_hold_are_set_aside(config, folder, tmp_path):
+    rows = [
+        {"record": f"records500/00000/{number:05d}_hr", "question": "why?", "answer": "so", "patient": number, "split": split}
+        for number, split in enumerate(["train"] * 30 + ["valid"] * 5 + ["test"] * 5, start=1)
+    ]
+    bad = [{"note": "\ud800"}, {"id": "\ud800"}, {"note": 2**70}, {"question_type": 7}, {"patients": 5}]
+    lines = [json.dumps(row | fields) for row, fields in zip(rows, [*bad, *[{"question_type": None}] * 35])]
+    lines[5] = lines[5].replace('"why?"', "7" * 5000)
+    table = tmp_path / "t.jsonl"
+    table.write_text("\n".join(lines))
+    config.data.corpus, config.data.table = "own", str(table)
+    prepare(config, tmp_path / "w")
+    assert sorted(quarantine(tmp_path / "w")) == [f"line {number}" for number in range(1, 7)]
+    assert written(tmp_path / "w") == RECORDS - 6
+
+
 @pytest.fixture
 def conversations(folder) -> Path:
     """ECG-Chat's file about the recordings, each as another patient's of MIMIC-IV-ECG; the fourth to seventh are bad."""
