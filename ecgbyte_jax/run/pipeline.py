@@ -9,9 +9,11 @@ from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.run.check import check_config
 from ecgbyte_jax.run.inquiry import Inquiry
+from ecgbyte_jax.run.lock import holding
 
 STAGES = ("tokenizer", "prepare", "inspect", "train", "eval", "attend", "report", "export", "ask")
 _TOGETHER = ("train", "eval")  # every process takes part; the other stages are the leader's, and the others wait
+_LOOKERS = ("inspect", "ask")  # write nothing into the run's folder, so they may run beside another command
 _READERS = ("attend", "report", "ask")  # leave the settings of the run as they are
 
 
@@ -24,7 +26,8 @@ def run(
 ) -> None:
     """Runs the named stages in their order, and answers the inquiry where `ask` is among them.
 
-    Each stage does nothing where it is already done. Raises ConfigError for others, and for an inquiry that is not asked for.
+    Each stage does nothing where it is already done. Raises ConfigError for others, and for an inquiry that is not asked for;
+    LockedError where another command is at work in the folder.
     profile_steps: the first and the last training step that a JAX profile is written of.
     """
     unknown = sorted(set(stages) - set(STAGES))
@@ -42,6 +45,15 @@ def run(
         from ecgbyte_jax.run import distributed  # which imports JAX: preparation does without
 
         distributed.join(config)
+    writes = any(name not in _LOOKERS for name in stages) and (alone or distributed.leads())
+    with holding(workdir) if writes else nullcontext():
+        _run_stages(config, workdir, stages, profile_steps, inquiry)
+
+
+def _run_stages(config: ConfigDict, workdir: Path, stages: list[str], profile_steps: tuple[int, int], inquiry: Inquiry) -> None:
+    alone = not config.distributed.initialize
+    if not alone:
+        from ecgbyte_jax.run import distributed
     for name in (name for name in STAGES if name in stages):
         leads = alone or distributed.leads()
         if leads or name in _TOGETHER:
