@@ -246,6 +246,25 @@ def test_recordings_of_the_percentiles_are_cleaned_once(config, folder, tmp_path
     assert not list((tmp_path / "once/cache/clean").iterdir())
 
 
+def test_a_run_that_ends_leaves_another_s_signals_in_their_shared_cache(config, folder, tmp_path, monkeypatch):
+    config.prepare.cache = str(tmp_path / "cache")
+    prepare(config, tmp_path / "alone")
+    shutil.rmtree(tmp_path / "cache")
+    savez, began = np.savez, []
+
+    def another_run_ends_first(*given, **arrays):
+        if not began:
+            began.append(True)
+            prepare(config, tmp_path / "other")
+        savez(*given, **arrays)
+
+    monkeypatch.setattr(np, "savez", another_run_ends_first)
+    prepare(config, tmp_path / "w")
+    for name in ("w", "other"):
+        assert (tmp_path / name / "shards/manifest.json").read_bytes() == (tmp_path / "alone/shards/manifest.json").read_bytes()
+    assert began and not list((tmp_path / "cache/clean").iterdir())
+
+
 @pytest.mark.parametrize("damage", ["cut", "overwritten", "gone"])
 def test_what_waits_for_its_symbols_and_is_damaged_is_cleaned_again(tmp_path, damage):
     segments, file = np.random.default_rng(0).normal(size=(2, 12, 500)), tmp_path / f"{7:016x}.npz"
