@@ -47,5 +47,6 @@ def export(config: ConfigDict, workdir: Path) -> None:
             merge_lora(model)
             save_pretrained(model, folder, text_tokenizer=prepared.text_tokenizer)
             rows["to load it"] = "transformers.AutoModelForCausalLM.from_pretrained"
+    stages.keep_settings(config, workdir, "export")
     stage.finish(path for path in folder.iterdir() if path != stage.marker)
     banner("exported", rows)

@@ -6,7 +6,6 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from ecgbyte_jax.errors import ConfigError
-from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.run.check import check_config
 from ecgbyte_jax.run.inquiry import Inquiry
 from ecgbyte_jax.run.lock import holding
@@ -14,7 +13,6 @@ from ecgbyte_jax.run.lock import holding
 STAGES = ("tokenizer", "prepare", "inspect", "train", "eval", "attend", "report", "export", "ask")
 _TOGETHER = ("train", "eval")  # every process takes part; the other stages are the leader's, and the others wait
 _LOOKERS = ("inspect", "ask")  # write nothing into the run's folder, so they may run beside another command
-_READERS = ("attend", "report", "ask")  # leave the settings of the run as they are
 
 
 def run(
@@ -59,9 +57,6 @@ def _run_stages(config: ConfigDict, workdir: Path, stages: list[str], profile_st
         if leads or name in _TOGETHER:
             with nullcontext() if alone else distributed.ending_with_the_others(config):
                 _run_stage(name, config, workdir, {"train": (profile_steps,), "ask": (inquiry,)}.get(name, ()))
-        if leads and name not in _READERS:
-            # Behind the stage: one that is refused leaves the settings of what lies here.
-            write_whole(workdir / "config.json", [config.to_json_best_effort(indent=1).encode()])
         if not alone:
             distributed.wait_for_all(name)
 

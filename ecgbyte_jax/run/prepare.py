@@ -82,6 +82,7 @@ def prepare(config: ConfigDict, workdir: Path) -> str:
         with open_workers(config) as run:
             _prepare(config, paths, corpus, stage, run)
         shutil.rmtree(paths.summaries)
+        stages.keep_settings(config, workdir, "prepare")
         stage.finish([paths.ecg_tokenizer, *paths.text_tokenizer.iterdir(), *paths.shards.iterdir()])
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

@@ -8,9 +8,22 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.run.logbook import console
+
+_SIGNALS = ("seed", "data", "signal", "tokenizer", "prepare")
+_PREPARED = (*_SIGNALS, "prompt")
+# The parts of the settings that a stage's outputs depend on, with those that say where and how it ran.
+_PARTS = {
+    "tokenizer": _SIGNALS,
+    "prepare": _PREPARED,
+    "train": (*_PREPARED, "model", "lora", "optim", "train", "mesh", "distributed"),
+    "eval": ("eval",),
+    "export": ("export",),
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +71,7 @@ class Stage:
             raise ConfigError(f"stage '{self.name}' was run otherwise ({self.changes()}); add it to --stage to run it again")
         if not self.finished():
             raise ConfigError(f"{self.marker}: stage '{self.name}' has not finished in this work directory; add it to --stage")
-        return digest([self.digest(), _read_marker(self.marker)["result"]])
+        return outputs_digest(self.marker)
 
     def changes(self) -> str:
         """What differs from the settings and inputs of an earlier run here, in words; "" where nothing does."""
@@ -86,6 +99,23 @@ class Stage:
     def _write(self, more: dict) -> None:
         content = {"digest": self.digest(), "settings": self.settings, "inputs": self.inputs, **more}
         write_whole(self.marker, [json.dumps(content, indent=1).encode()])
+
+
+def outputs_digest(marker: Path) -> str:
+    """Stands for the outputs of the stage that left this marker; "" where none has finished."""
+    found = _read_marker(marker) or {}
+    return digest([found["digest"], found["result"]]) if found.get("finished") else ""
+
+
+def keep_settings(config: ConfigDict, workdir: Path, stage: str) -> None:
+    """Writes the parts of the settings that this stage has worked with into config.json, and leaves the others there."""
+    file = workdir / "config.json"
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        kept = {}
+    given = json.loads(config.to_json_best_effort())
+    write_whole(file, [json.dumps(kept | {part: given[part] for part in _PARTS[stage]}, indent=1).encode()])
 
 
 def _size(path: Path) -> int | None:

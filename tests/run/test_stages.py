@@ -1,9 +1,13 @@
+import json
 import os
+import shutil
 
 import pytest
 
 from ecgbyte_jax.errors import ConfigError
-from ecgbyte_jax.run.stages import Stage, fingerprint
+from ecgbyte_jax.run import pipeline
+from ecgbyte_jax.run.stages import Stage, fingerprint, keep_settings
+from tests.run.conftest import small_config
 
 
 def stage(tmp_path, settings=None, inputs="in") -> Stage:
@@ -80,3 +84,22 @@ def test_fingerprint_sees_size_time_and_absence(tmp_path):
         os.utime(file, (time, time))
         seen.add(fingerprint([file], tmp_path))
     assert len(seen) == 4
+
+
+def test_a_stage_that_does_nothing_leaves_the_settings_of_what_lies_here(prepared, tmp_path):
+    shutil.copytree(prepared, tmp_path / "w")
+    before = (tmp_path / "w/config.json").read_bytes()
+    assert json.loads(before)["data"]["max_segments"] == 1 and "train" not in json.loads(before)
+    other = small_config()
+    other.train.epochs, other.data.sequences_per_file = 99.0, 7  # nothing was made with these
+    pipeline.run(other, tmp_path / "w", ["prepare"])
+    assert (tmp_path / "w/config.json").read_bytes() == before
+
+
+def test_a_stage_that_worked_writes_its_own_settings_and_leaves_the_others(tmp_path):
+    config = small_config()
+    keep_settings(config, tmp_path, "train")
+    config.train.epochs, config.eval.split = 99.0, "valid"
+    keep_settings(config, tmp_path, "eval")
+    found = json.loads((tmp_path / "config.json").read_text())
+    assert found["train"]["epochs"] == 0.5 and found["eval"]["split"] == "valid" and "export" not in found
