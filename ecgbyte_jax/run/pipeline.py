@@ -43,8 +43,8 @@ def run(
         from ecgbyte_jax.run import distributed  # which imports JAX: preparation does without
 
         distributed.join(config)
-    writes = any(name not in _LOOKERS for name in stages) and (alone or distributed.leads())
-    with holding(workdir) if writes else nullcontext():
+    looks = all(name in _LOOKERS for name in stages)
+    with nullcontext() if looks else holding(workdir) if alone else distributed.holding_together(workdir):
         _run_stages(config, workdir, stages, profile_steps, inquiry)
 
 

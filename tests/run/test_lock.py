@@ -12,6 +12,7 @@ import pytest
 from ecgbyte_jax.errors import LockedError
 from ecgbyte_jax.run import lock, pipeline
 from tests.run.conftest import small_config
+from tests.run.launch import start_two
 from tests.test_main import ROOT
 
 HOLD = "import sys; from pathlib import Path; from ecgbyte_jax.run.lock import holding\n"
@@ -113,3 +114,13 @@ def test_a_run_is_refused_beside_another_and_a_look_is_not(tmp_path, monkeypatch
                 pipeline.run(small_config(), tmp_path, [stage])
     process.communicate()
     assert ran == ["inspect", "ask"]
+
+
+@pytest.mark.slow
+def test_two_processes_of_one_run_are_refused_together(tmp_path):
+    process = hold(tmp_path)
+    for number, other in enumerate(start_two(tmp_path)):
+        told = [line for line in other.communicate(timeout=120)[0].splitlines() if not line.startswith("[Gloo]")]
+        assert other.returncode == 1 and len(told) == 1 and "at work in this run folder" in told[0], told
+        assert (f"process {process.pid} on host" if number == 0 else "process 0 names it") in told[0]
+    process.communicate()
