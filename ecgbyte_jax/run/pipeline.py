@@ -38,6 +38,7 @@ def run(
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--workdir: '{workdir}' cannot be made or is no folder: {error.strerror}") from error
+    _check_links(workdir)
     alone = not config.distributed.initialize
     if not alone:
         from ecgbyte_jax.run import distributed  # which imports JAX: preparation does without
@@ -46,6 +47,15 @@ def run(
     looks = all(name in _LOOKERS for name in stages)
     with nullcontext() if looks else holding(workdir) if alone else distributed.holding_together(workdir):
         _run_stages(config, workdir, stages, profile_steps, inquiry)
+
+
+def _check_links(workdir: Path) -> None:
+    """Raises ConfigError for a folder that is a link, for example to another disk, whose end is gone."""
+    for path in workdir.iterdir():
+        if path.is_symlink() and not path.exists() and not path.name.startswith("."):
+            raise ConfigError(
+                f"'{path}': a link to '{path.readlink()}', which is not there; make that folder or remove the link"
+            )
 
 
 def _run_stages(config: ConfigDict, workdir: Path, stages: list[str], profile_steps: tuple[int, int], inquiry: Inquiry) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import count
@@ -84,21 +85,46 @@ class Stage:
 
     def move_aside(self, workdir: Path, folder: str, *others: str) -> None:
         """Keeps what other settings or inputs left: `folder` becomes folder.old-1, -2, ..., and `others` go into it."""
-        if not (workdir / folder).exists():
+        place = workdir / folder
+        if not place.exists() or not any(place.iterdir()):
             return
-        target = next(path for n in count(1) if not (path := workdir / f"{folder}.old-{n}").exists())
+        target = free_name(place)
         why = self.changes() or "unknown ones"
         console.print(
             f"{self.name}: {folder}/ here is of other settings or inputs ({why}); moved to {target.name}", markup=False
         )
-        os.rename(workdir / folder, target)
+        if place.is_symlink():  # to another disk: there the old and the new outputs lie beside each other
+            real = place.resolve()
+            os.symlink(free_name(real), target)
+            os.rename(real, target.readlink())
+            real.mkdir()
+        else:
+            os.rename(place, target)
         for name in others:
             if (workdir / name).exists():
-                os.rename(workdir / name, target / name)
+                shutil.move(workdir / name, target / name)
 
     def _write(self, more: dict) -> None:
         content = {"digest": self.digest(), "settings": self.settings, "inputs": self.inputs, **more}
         write_whole(self.marker, [json.dumps(content, indent=1).encode()])
+
+
+def free_name(folder: Path) -> Path:
+    """folder.old-1, -2, ..., the first that is not there."""
+    return next(path for n in count(1) if not os.path.lexists(path := folder.with_name(f"{folder.name}.old-{n}")))
+
+
+def not_made_by(marker: Path) -> list[Path]:
+    """The files in a marker's folder that its stage has not made, or that were changed since."""
+    made = (_read_marker(marker) or {}).get("outputs", {})
+    since = marker.stat().st_mtime if made else 0.0
+    return [
+        path
+        for path in sorted(marker.parent.rglob("*"))
+        if path != marker
+        and not path.is_dir()
+        and (made.get(str(path.relative_to(marker.parent))) != _size(path) or path.stat().st_mtime > since)
+    ]
 
 
 def outputs_digest(marker: Path) -> str:

@@ -102,6 +102,19 @@ def test_a_second_run_does_no_work_and_a_changed_setting_is_told(config, folder,
     assert "signal.segment_length: 100 -> 80" in capsys.readouterr().out
 
 
+def test_shards_behind_a_link_leave_what_else_lies_there(config, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk/thesis.tex").write_text("mine")
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w/shards").symlink_to(tmp_path / "disk")
+    for length in (100, 80):
+        config.signal.segment_length = length
+        prepare(config, tmp_path / "w")
+        assert (tmp_path / "disk/manifest.json").is_file() and (tmp_path / "disk/thesis.tex").read_text() == "mine"
+    (tmp_path / "disk/thesis.tex").unlink()
+    assert stages.Stage.on_disk("prepare", tmp_path / "w/prepare/stage.json", stage.settings(config)).finished()
+
+
 def test_a_changed_recording_is_prepared_again(config, folder, tmp_path):
     first = prepare(config, tmp_path / "w")
     edit_signal(folder, 5, 0, np.arange(5000) % 300)
