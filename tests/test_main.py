@@ -154,6 +154,7 @@ DEMO = "--config=experiments/demo.py"
             ["--config=experiments/ptb.py:tiny", "--config.data.root=nowhere"],
             "no ptbxl_database.csv in 'nowhere'. PTB-XL 1.0.3",
         ),
+        (["--config=experiments/ptb.py:tiny", "--config.data.root=no\nwhere\x1b"], r"no ptbxl_database.csv in 'no\nwhere\x1b'"),
         (["--config=experiments/ecg_qa_ptb.py:tiny", "--config.data.ecgqa_root=nowhere"], "no folder 'nowhere/ptbxl/"),
     ],
 )
