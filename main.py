@@ -47,6 +47,7 @@ _STOPPED = 75  # exit code of a run that SIGTERM ended, with everything saved: t
 def main(argv: list[str]) -> None:
     """Runs the stages asked for; what the user can mend ends in one line."""
     logging.set_verbosity(logging.ERROR)
+    sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it: a path may hold what a terminal cannot show
     if len(argv) > 1:
         _fail(f"unknown argument {argv[1]!r}; flags look like --workdir=DIR")
     if _STAGES.value == ["compare"]:
@@ -129,7 +130,9 @@ def _last_line(error: Exception) -> str:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    """In one line, whatever the data holds that it tells of."""
+    shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in message)
+    print(f"error: {shown}", file=sys.stderr)
     sys.exit(1)
 
 

@@ -49,5 +49,9 @@ class StoppedError(EcgByteError):
     """A run was asked to end (SIGTERM) and did, with everything saved; the same command goes on."""
 
 
+class LockedError(EcgByteError):
+    """Another command is at work in the same run folder."""
+
+
 class ScoresError(EcgByteError):
     """Answers cannot be scored: none of them, a reference missing, or what a score needs is not installed."""

@@ -95,7 +95,7 @@ def test_another_ecg_is_another_patient_s(finished):
 
 def test_the_same_command_again_does_no_work(finished):
     workdir, _ = finished
-    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file() and path.name != "config.json"}
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
     again = small_demo(workdir)
     assert again.returncode == 0 and again.stdout.count("nothing to do") == 4 and "exact match" in again.stdout
     assert before == {path: path.stat().st_mtime_ns for path in before}
@@ -197,6 +197,7 @@ DEMO = "--config=experiments/demo.py"
             ["--config=experiments/ptb.py:tiny", "--config.data.root=nowhere"],
             "no ptbxl_database.csv in 'nowhere'. PTB-XL 1.0.3",
         ),
+        (["--config=experiments/ptb.py:tiny", "--config.data.root=no\nwhere\x1b"], r"no ptbxl_database.csv in 'no\nwhere\x1b'"),
         (["--config=experiments/ecg_qa_ptb.py:tiny", "--config.data.ecgqa_root=nowhere"], "no folder 'nowhere/ptbxl/"),
     ],
 )

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from ecgbyte_jax.ecg.records import LEADS
 from ecgbyte_jax.errors import RecordError
-from ecgbyte_jax.report.save import EVERY_SAMPLE, MM
+from ecgbyte_jax.report.save import EVERY_SAMPLE, MM, title_text
 
 MM_PER_S, MM_PER_MV = 25.0, 10.0
 LAYOUTS = ("3x4", "12x1")
@@ -137,7 +137,7 @@ def draw_head(axes: Axes, sheet: Sheet, title: str) -> None:
     axes.text(sheet.width - _MARGIN, sheet.height - _MARGIN, scale, ha="right", **place)
     room = int((sheet.width - 2 * _MARGIN - 45) / 1.7)  # characters of about 1.7 mm
     shown = title if len(title) <= room else title[: max(room - 1, 0)] + "…"
-    axes.text(_MARGIN, sheet.height - _MARGIN, shown.replace("$", r"\$"), ha="left", **place)
+    axes.text(_MARGIN, sheet.height - _MARGIN, title_text(shown), ha="left", **place)
 
 
 def draw_ecg(signal: np.ndarray, rate: float, *, layout: str = "3x4", title: str = "") -> Figure:

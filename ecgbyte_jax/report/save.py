@@ -1,6 +1,7 @@
 """Pictures as files: PNG and SVG, the same bytes for the same picture."""
 
 import io
+import re
 from pathlib import Path
 
 import matplotlib
@@ -16,6 +17,12 @@ _STYLE = {"svg.hashsalt": "ecgbyte-jax", "font.family": "DejaVu Sans"} | EVERY_S
 _DPI = 200
 _NO_DATES = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 KINDS = tuple(_NO_DATES)
+_NOT_IN_XML = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+
+def title_text(title: str) -> str:
+    """A title that comes from data, in one line that an SVG can hold, and no formula."""
+    return _NOT_IN_XML.sub("\ufffd", title).replace("$", r"\$")
 
 
 def check_picture(path: str | Path, what: str) -> None:

@@ -5,14 +5,16 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from ecgbyte_jax.errors import ConfigError
+from ecgbyte_jax.errors import ConfigError, LockedError
+from ecgbyte_jax.run.lock import holding
 from ecgbyte_jax.run.logbook import console
 
 
@@ -53,6 +55,21 @@ def ending_with_the_others(config: ConfigDict) -> Iterator[None]:
         print(f"process {jax.process_index()}: another process has ended ({why}); asking which", file=sys.stderr, flush=True)
         time.sleep(config.distributed.heartbeat + 15)  # by then jax has said it and ended this process
         os._exit(1)  # without waiting for the others
+
+
+@contextmanager
+def holding_together(workdir: Path) -> Iterator[None]:
+    """The leader holds the run folder's lock for all; where it is refused all raise LockedError, or they would wait."""
+    refused = None
+    with ExitStack() as held:
+        if leads():
+            try:
+                held.enter_context(holding(workdir))
+            except LockedError as error:
+                refused = error
+        if agree(int(refused is not None)):
+            raise refused or LockedError(f"{workdir}: another command is at work in this run folder; process 0 names it")
+        yield
 
 
 def leads() -> bool:

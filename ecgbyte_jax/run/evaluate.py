@@ -96,6 +96,7 @@ def _score(config: ConfigDict, workdir: Path, stage: stages.Stage, scorers: Scor
     about = json.loads((folder / "checkpoint.json").read_text())
     found = make_results(read_rows(folder / "generations.jsonl"), scorers, config.eval.bootstrap, config.seed)
     write_whole(folder / "results.json", [f"{json.dumps(about | found, indent=1, ensure_ascii=False)}\n".encode()])
+    stages.keep_settings(config, workdir, "eval")
     stage.finish([folder / "results.json"])
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from ecgbyte_jax.errors import ConfigError
-from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.run.check import check_config, expand_home
 from ecgbyte_jax.run.inquiry import Inquiry
+from ecgbyte_jax.run.lock import holding
 
 STAGES = ("tokenizer", "prepare", "inspect", "train", "eval", "attend", "report", "export", "ask")
 _TOGETHER = ("train", "eval")  # every process takes part; the other stages are the leader's, and the others wait
-_READERS = ("attend", "report", "ask")  # leave the settings of the run as they are
+_LOOKERS = ("inspect", "ask")  # write nothing into the run's folder, so they may run beside another command
 
 
 def run(
@@ -25,7 +25,7 @@ def run(
     """Runs the named stages in their order, and answers the inquiry where `ask` is among them.
 
     Each stage does nothing where it is already done. A leading ~ of the config's paths is expanded in the config itself. Raises
-    ConfigError for others, and for an inquiry that is not asked for.
+    ConfigError for others, and for an inquiry that is not asked for; LockedError where another command is at work in the folder.
     profile_steps: the first and the last training step that a JAX profile is written of.
     """
     unknown = sorted(set(stages) - set(STAGES))
@@ -39,19 +39,35 @@ def run(
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--workdir: '{workdir}' cannot be made or is no folder: {error.strerror}") from error
+    _check_links(workdir)
     alone = not config.distributed.initialize
     if not alone:
         from ecgbyte_jax.run import distributed  # which imports JAX: preparation does without
 
         distributed.join(config)
+    looks = all(name in _LOOKERS for name in stages)
+    with nullcontext() if looks else holding(workdir) if alone else distributed.holding_together(workdir):
+        _run_stages(config, workdir, stages, profile_steps, inquiry)
+
+
+def _check_links(workdir: Path) -> None:
+    """Raises ConfigError for a folder that is a link, for example to another disk, whose end is gone."""
+    for path in workdir.iterdir():
+        if path.is_symlink() and not path.exists() and not path.name.startswith("."):
+            raise ConfigError(
+                f"'{path}': a link to '{path.readlink()}', which is not there; make that folder or remove the link"
+            )
+
+
+def _run_stages(config: ConfigDict, workdir: Path, stages: list[str], profile_steps: tuple[int, int], inquiry: Inquiry) -> None:
+    alone = not config.distributed.initialize
+    if not alone:
+        from ecgbyte_jax.run import distributed
     for name in (name for name in STAGES if name in stages):
         leads = alone or distributed.leads()
         if leads or name in _TOGETHER:
             with nullcontext() if alone else distributed.ending_with_the_others(config):
                 _run_stage(name, config, workdir, {"train": (profile_steps,), "ask": (inquiry,)}.get(name, ()))
-        if leads and name not in _READERS:
-            # Behind the stage: one that is refused leaves the settings of what lies here.
-            write_whole(workdir / "config.json", [config.to_json_best_effort(indent=1).encode()])
         if not alone:
             distributed.wait_for_all(name)
 

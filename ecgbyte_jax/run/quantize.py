@@ -202,7 +202,8 @@ def quantize(config: ConfigDict, paths: Paths, corpus: Corpus, quantizer: Quanti
 
 
 def _clean_folder(paths: Paths, cleaning: Cleaning) -> Path:
-    return paths.cache / "clean" / stages.digest([_VERSION, repr(cleaning)])[:24]
+    """The run's own, for it is removed at the end, and several runs may share a cache."""
+    return paths.cache / "clean" / stages.digest([_VERSION, repr(cleaning), str(paths.marker.resolve())])[:24]
 
 
 def _clean_missing(

@@ -104,7 +104,7 @@ class SymbolCache:
         for path in sorted(folder.glob("*" + _ENDING)):
             head = _read_head(path)
             if head is None:  # cut short, which a whole write never is: it is made again
-                path.unlink()
+                path.unlink(missing_ok=True)
                 continue
             found, start = head
             table = np.frombuffer(found["table"], TABLE)

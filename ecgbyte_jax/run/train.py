@@ -72,6 +72,7 @@ def train(config: ConfigDict, workdir: Path, profile_steps: tuple[int, int] = (0
     with jax.set_mesh(mesh):
         checkpoint, checksum = _train(config, workdir, mesh, Profile(workdir / "profile", *profile_steps))
     if distributed.leads():
+        stages.keep_settings(config, workdir, "train")
         stage.finish([checkpoint], result=checksum)
 
 

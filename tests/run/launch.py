@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +15,8 @@ SMALL = """
 --config.model.width=32 --config.model.head_dim=16 --config.model.mlp_width=64 --config.train.batch_size=8
 --config.train.epochs=0.5 --config.train.checkpoint_every=4 --config.eval.batch_size=8 --config.eval.max_new_tokens=8
 """.split()  # noqa: SIM905
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # where the tests run in the background: what they start must hear Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def start(workdir: Path, *more: str, devices: int = 1) -> subprocess.Popen:

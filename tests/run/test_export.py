@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.inputs.batches import open_split
 from ecgbyte_jax.inputs.prompt import render
 from ecgbyte_jax.model.hf import load_pretrained
+from ecgbyte_jax.run import export as stage
 from ecgbyte_jax.run.pipeline import run
 from ecgbyte_jax.run.prepare import load_prepared
 from tests.run.conftest import small_config
@@ -65,6 +67,27 @@ def test_a_second_export_does_nothing(workdir, capsys):
     run(trained_config(), workdir, ["export"])
     assert "export: settings and inputs have not changed" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in (workdir / "export").iterdir()}
+
+
+def test_an_export_that_fails_leaves_the_one_before_and_a_link_s_end_gets_the_new_one(workdir, tmp_path, monkeypatch):
+    config, folder = trained_config(), tmp_path / "w"
+    shutil.copytree(workdir, folder, symlinks=True)
+    shutil.move(folder / "export", tmp_path / "disk")
+    (folder / "export").symlink_to(tmp_path / "disk")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "disk").iterdir()}
+    config.export.checkpoint = "4"
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+        patch.setattr(stage, "save_pretrained", full)
+        run(config, folder, ["export"])
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "disk").iterdir()}
+    run(config, folder, ["export"])
+    assert (folder / "export").is_symlink() and not list(tmp_path.glob("disk.*"))
+    after = {path.name: path.read_bytes() for path in (tmp_path / "disk").iterdir()}
+    assert before.keys() == after.keys() and before["model.safetensors"] != after["model.safetensors"]
+
+
+def full(*_, **__):
+    raise OSError("full")
 
 
 def test_an_adapter_of_a_model_from_scratch_is_refused(workdir):

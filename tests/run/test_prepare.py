@@ -102,6 +102,19 @@ def test_a_second_run_does_no_work_and_a_changed_setting_is_told(config, folder,
     assert "signal.segment_length: 100 -> 80" in capsys.readouterr().out
 
 
+def test_shards_behind_a_link_leave_what_else_lies_there(config, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk/thesis.tex").write_text("mine")
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w/shards").symlink_to(tmp_path / "disk")
+    for length in (100, 80):
+        config.signal.segment_length = length
+        prepare(config, tmp_path / "w")
+        assert (tmp_path / "disk/manifest.json").is_file() and (tmp_path / "disk/thesis.tex").read_text() == "mine"
+    (tmp_path / "disk/thesis.tex").unlink()
+    assert stages.Stage.on_disk("prepare", tmp_path / "w/prepare/stage.json", stage.settings(config)).finished()
+
+
 def test_a_changed_recording_is_prepared_again(config, folder, tmp_path):
     first = prepare(config, tmp_path / "w")
     edit_signal(folder, 5, 0, np.arange(5000) % 300)
@@ -244,6 +257,25 @@ def test_recordings_of_the_percentiles_are_cleaned_once(config, folder, tmp_path
     prepare(config, tmp_path / "once")
     assert len(cleaned) == len(set(cleaned)) == 40
     assert not list((tmp_path / "once/cache/clean").iterdir())
+
+
+def test_a_run_that_ends_leaves_another_s_signals_in_their_shared_cache(config, folder, tmp_path, monkeypatch):
+    config.prepare.cache = str(tmp_path / "cache")
+    prepare(config, tmp_path / "alone")
+    shutil.rmtree(tmp_path / "cache")
+    savez, began = np.savez, []
+
+    def another_run_ends_first(*given, **arrays):
+        if not began:
+            began.append(True)
+            prepare(config, tmp_path / "other")
+        savez(*given, **arrays)
+
+    monkeypatch.setattr(np, "savez", another_run_ends_first)
+    prepare(config, tmp_path / "w")
+    for name in ("w", "other"):
+        assert (tmp_path / name / "shards/manifest.json").read_bytes() == (tmp_path / "alone/shards/manifest.json").read_bytes()
+    assert began and not list((tmp_path / "cache/clean").iterdir())
 
 
 @pytest.mark.parametrize("damage", ["cut", "overwritten", "gone"])
