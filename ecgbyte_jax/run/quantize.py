@@ -30,7 +30,7 @@ from ecgbyte_jax.run.logbook import progress
 from ecgbyte_jax.run.symbol_cache import Place, SymbolCache, write_part
 from ecgbyte_jax.run.workers import Run
 
-_VERSION = 3  # of what is made here
+_VERSION = 4  # of what is made here
 _KEPT_RECORDS = 1000  # whose clean signals, of 1 MB at most each, wait on disk between the percentiles and the symbols
 _KEPT_BYTES = 1 << 20
 _DRAWN_AT_ONCE = 1 << 18  # samples
