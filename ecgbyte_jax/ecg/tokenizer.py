@@ -77,6 +77,10 @@ class ECGTokenizer:
             raise TokenizerError(f"the ids stand for {symbols.size} samples, a multiple of {len(LEADS)} leads wanted")
         return self.quantizer.decode(symbols.reshape(len(LEADS), -1))
 
+    def encodes_like(self, other: "ECGTokenizer") -> bool:
+        """Whether both give the same ids of any signal, however they were made."""
+        return self.quantizer == other.quantizer and self.bpe.tokens_sha256 == other.bpe.tokens_sha256
+
     def digest(self) -> str:
         """SHA-256 of percentiles, training, tokens, merges and counts, however a file spells them."""
         rest = [self.quantizer.percentile_1, self.quantizer.percentile_99, self.training and asdict(self.training)]
