@@ -26,7 +26,7 @@ from ecgbyte_jax.ecg.tokenizer import ECGTokenizer, Training
 from ecgbyte_jax.errors import CorpusError, RecordError, TokenizerError
 from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.run import stages
-from ecgbyte_jax.run.corpus import Corpus, Paths, keys
+from ecgbyte_jax.run.corpus import Corpus, Paths
 from ecgbyte_jax.run.logbook import progress
 from ecgbyte_jax.run.symbol_cache import Place, SymbolCache, write_part
 from ecgbyte_jax.run.workers import Run
@@ -140,7 +140,7 @@ def fit_quantizer(config: ConfigDict, paths: Paths, corpus: Corpus, run: Run) ->
     wanted = min(config.tokenizer.percentile_records, len(records))
     drawn = np.sort(np.random.default_rng(config.seed).choice(len(records), wanted, replace=False))
     records = [records[i] for i in drawn]
-    cleaning, record_keys = Cleaning.of(config), keys(records, paths.root)
+    cleaning, record_keys = Cleaning.of(config), corpus.keys(records, paths.root)
     digest = stages.digest([_VERSION, repr(cleaning), config.seed, record_keys.tolist()])
     file = paths.cache / "percentiles" / f"{digest[:24]}.json"
     if file.is_file():
@@ -196,7 +196,7 @@ def _kept(folder: Path, key: int) -> np.ndarray | None:
 def quantize(config: ConfigDict, paths: Paths, corpus: Corpus, quantizer: Quantizer, run: Run) -> Signals:
     """Cleans and quantizes every recording that is not in the cache; the examples of unusable ones are set aside."""
     cleaning, records = Cleaning.of(config), corpus.records()
-    record_keys = keys(records, paths.root)
+    record_keys = corpus.keys(records, paths.root)
     digest = stages.digest([_VERSION, repr(cleaning), repr(quantizer)])
     folder = paths.cache / "symbols" / digest[:24]
     missing = np.flatnonzero(SymbolCache(folder).find(record_keys) < 0)
