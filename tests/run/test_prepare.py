@@ -2,6 +2,7 @@ import csv
 import json
 import os
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ from ecgbyte_jax.ecg.signal import CleanConfig, clean, segment
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.errors import ConfigError, CorpusError, ShardsError
 from ecgbyte_jax.inputs.batches import open_split
+from ecgbyte_jax.run import corpus, quantize, stages
 from ecgbyte_jax.run import prepare as stage
-from ecgbyte_jax.run import quantize, stages
 from ecgbyte_jax.run.prepare import load_prepared, prepare
+from ecgbyte_jax.run.symbol_cache import record_key
 
 FLAT = np.zeros(5000, "<i2")
 
@@ -106,6 +108,46 @@ def test_a_changed_recording_is_prepared_again(config, folder, tmp_path):
     first = prepare(config, tmp_path / "w")
     edit_signal(folder, 5, 0, np.arange(5000) % 300)
     assert prepare(config, tmp_path / "w") != first
+
+
+@pytest.mark.parametrize("ending", ["hea", "mat"])
+def test_a_recording_whose_samples_lie_in_a_mat_file_is_prepared_again(config, folder, tmp_path, ending):
+    """As in the sets of the PhysioNet challenges: the header names another ending than .dat."""
+    rename_signal(folder, 5)
+    first = prepare(config, tmp_path / "w")
+    key = record_key(record(folder, 5, "hea").with_suffix(""), folder)
+    os.utime(record(folder, 5, ending), (1, 1))
+    assert record_key(record(folder, 5, "hea").with_suffix(""), folder) != key
+    assert prepare(config, tmp_path / "w") != first
+    assert not quarantine(tmp_path / "w")
+
+
+def rename_signal(folder, number: int) -> None:
+    record(folder, number, "dat").rename(record(folder, number, "mat"))
+    header = record(folder, number, "hea")
+    header.write_text(header.read_text().replace(".dat", ".mat"))
+
+
+def test_the_segments_of_a_recording_are_in_its_key(tmp_path):
+    (tmp_path / "r.hea").write_text("r/2 12 500 1000\ns_1 500\ns_2 500\n~ 3\n")
+    found = set()
+    for name in ("s_1.hea", "s_1.dat", "s_2.hea", "s_2.dat", "s_2.dat"):
+        (tmp_path / name).write_text("x" * len(found))
+        found.add(record_key(tmp_path / "r", tmp_path))
+    assert len(found) == 5
+
+
+def test_a_header_that_is_none_has_a_key(tmp_path):
+    (tmp_path / "r.hea").write_bytes(b"r 1 500\n\xff\0.dat 16\n../x.dat 16\n. 16\n" + b"a" * 5000 + b".dat 16\n")
+    (tmp_path / "s.hea").mkdir()
+    assert record_key(tmp_path / "r", tmp_path) != record_key(tmp_path / "s", tmp_path)
+
+
+def test_the_files_of_a_recording_are_looked_at_once(config, folder, tmp_path, monkeypatch):
+    seen = Counter()
+    monkeypatch.setattr(corpus, "record_key", lambda record, root: seen.update([record]) or record_key(record, root))
+    prepare(config, tmp_path / "w")
+    assert len(seen) == 40 and set(seen.values()) == {1}
 
 
 def test_preparing_twice_gives_the_same_bytes(config, folder, tmp_path):
