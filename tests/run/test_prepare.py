@@ -280,6 +280,38 @@ def test_the_pretrained_folder_s_text_tokenizer_is_used(config, folder, tmp_path
     assert ours.get_vocab() == theirs.get_vocab()
 
 
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer.model", "tokenizer_config.json"])
+def test_every_file_of_a_pretrained_text_tokenizer_is_an_input(tmp_path, name):
+    for file in ("config.json", "model.safetensors", "README.md", name):
+        (tmp_path / file).write_text("{}")
+    first = stage._text_fingerprint(str(tmp_path))
+    os.utime(tmp_path / name, (1, 1))  # a copy of the same files is the same tokenizer
+    (tmp_path / "model.safetensors").write_text("others")
+    assert stage._text_fingerprint(str(tmp_path)) == first
+    (tmp_path / name).write_text("[]")  # as long
+    changed = stage._text_fingerprint(str(tmp_path))
+    (tmp_path / name).unlink()
+    assert len({first, changed, stage._text_fingerprint(str(tmp_path))}) == 3
+
+
+def test_questions_asked_once_are_not_in_the_manifest(config, folder, tmp_path):
+    """A conversation's turns hold all before them, so that nearly every question of ECG-Chat is another."""
+    asked = [(n, f"Number {n}?", "yes" if n % 3 else "no") for n in range(1, 38)]
+    asked += [(38, "Again?", "no"), (39, "Again?", "no"), (40, "Again?", "yes")]
+    with (tmp_path / "own.jsonl").open("w") as file:
+        for number, question, answer in asked:
+            row = {
+                "record": f"records500/00000/{number:05d}_hr",
+                "question": question,
+                "answer": answer,
+                "patient": str(number),
+            }
+            file.write(json.dumps(row | ({"split": "train"} if number >= 38 else {})) + "\n")
+    config.data.corpus, config.data.table = "own", str(tmp_path / "own.jsonl")
+    prepare(config, tmp_path / "w")
+    assert load_prepared(config, tmp_path / "w").manifest.commonest == {"": "yes", "Again?": "no"}
+
+
 def test_recordings_of_the_percentiles_are_cleaned_once(config, folder, tmp_path, monkeypatch):
     cleaned, whole = [], quantize.Cleaning.whole
     monkeypatch.setattr(quantize.Cleaning, "whole", lambda self, record: cleaned.append(record) or whole(self, record))
