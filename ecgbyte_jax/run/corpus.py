@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -73,6 +73,7 @@ class Corpus:
     rejected: list[Rejected]
     quarantine: Path
     max_bad_fraction: float
+    _keys: dict[Path, int] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -131,6 +132,13 @@ class Corpus:
         """The distinct recordings (of one split), in the order in which they are first asked about."""
         return list(dict.fromkeys(record for e in self.examples if split in (None, e.split) for record in e.records))
 
+    def keys(self, records: list[Path], root: Path) -> np.ndarray:
+        """The cache's keys of recordings below `root`, uint64 [R]; their files are looked at once, as networks are slow."""
+        for record in records:
+            if record not in self._keys:
+                self._keys[record] = record_key(record, root)
+        return np.array([self._keys[record] for record in records], np.uint64)
+
     def set_aside(self, bad: list[Rejected]) -> None:
         """Moves examples to the rejected ones and writes all of those to the quarantine file.
 
@@ -170,13 +178,8 @@ def digest(corpus: Corpus, root: Path) -> str:
         found.update(json.dumps(row).encode() + b"\n")
     for r in corpus.rejected:
         found.update(json.dumps([r.id, r.reason]).encode() + b"\n")
-    found.update(keys(corpus.records(), root).tobytes())
+    found.update(corpus.keys(corpus.records(), root).tobytes())
     return found.hexdigest()
-
-
-def keys(records: list[Path], root: Path) -> np.ndarray:
-    """The cache's keys of recordings, uint64 [R]."""
-    return np.array([record_key(record, root) for record in records], np.uint64)
 
 
 def _make_demo_data(config: ConfigDict, paths: Paths) -> None:

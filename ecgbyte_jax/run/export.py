@@ -12,15 +12,16 @@ from ecgbyte_jax.model.hf import save_pretrained
 from ecgbyte_jax.model.lora import merge_lora
 from ecgbyte_jax.model.peft import save_adapter
 from ecgbyte_jax.run import prepare, stages, train
+from ecgbyte_jax.run.corpus import Paths
 from ecgbyte_jax.run.logbook import banner, console
 from ecgbyte_jax.run.restore import restore_model
 from ecgbyte_jax.run.sharding import make_mesh
 
-_VERSION = 1  # of this stage's outputs
+_VERSION = 2  # of this stage's outputs
 
 
 def export(config: ConfigDict, workdir: Path) -> None:
-    """Runs the stage where it is not done: writes `export/` with the weights of a checkpoint and the text tokenizer.
+    """Runs the stage where it is not done: writes `export/` with the weights of a checkpoint and both tokenizers.
 
     Raises ConfigError where an adapter is asked for and there is no LoRA on a pretrained model.
     """
@@ -59,6 +60,7 @@ def _write(config: ConfigDict, workdir: Path, folder: Path) -> dict[str, object]
             merge_lora(model)
             save_pretrained(model, folder, text_tokenizer=prepared.text_tokenizer)
             rows["to load it"] = "transformers.AutoModelForCausalLM.from_pretrained"
+    shutil.copyfile(Paths.of(config, workdir).ecg_tokenizer, folder / "ecg_tokenizer.json")  # `restore_model` compares it
     return rows
 
 

@@ -26,8 +26,10 @@ from ecgbyte_jax.run.workers import Run, open_workers
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-_VERSION = 3  # of this stage's outputs
+_VERSION = 4  # of this stage's outputs
 _SHARDS = re.compile(rf"(ecg|{'|'.join(SPLITS)})-(\d+\.array_record|lengths\.i4)|manifest\.json")  # how their names begin
+# What transformers may read a text tokenizer from; config.json names its class where nothing else does.
+_TEXT_FILES = ("*token*", "vocab*", "merges*", "*.model", "config.json")
 
 
 @dataclass(frozen=True)
@@ -153,13 +155,14 @@ def _remove_strays(paths: Paths, manifest: Manifest) -> None:
 
 
 def _text_fingerprint(pretrained: str) -> str:
-    """Of a pretrained text tokenizer's files; raises WeightsError where they are missing, before hours of work."""
+    """Of what a pretrained text tokenizer's files hold; raises WeightsError where they are missing, before hours of work."""
     if not pretrained:
         return ""
     from ecgbyte_jax.model.hf import locate  # which imports JAX: it takes a second, and most preparation does without
 
     folder = locate(pretrained)
-    return stages.fingerprint(sorted(folder.glob("*token*")), folder)
+    files = sorted({file for pattern in _TEXT_FILES for file in folder.glob(pattern)})
+    return stages.digest([[file.name, hashlib.sha256(file.read_bytes()).hexdigest()] for file in files if file.is_file()])
 
 
 def _make_text_tokenizer(config: ConfigDict, corpus: Corpus, ecg_vocab_size: int) -> "PreTrainedTokenizerFast":

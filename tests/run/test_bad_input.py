@@ -1,6 +1,7 @@
 """Bad input of every kind: set aside with its own reason, counted, and none stops the rest."""
 
 import csv
+import errno
 import json
 import os
 import subprocess
@@ -101,6 +102,31 @@ def test_each_kind_has_its_own_reason_and_none_stops_the_rest(config, folder, tm
     assert {id: expected[id] in line["reason"] for id, line in found.items()} == dict.fromkeys(expected, True), found
     assert len({line["reason"] for line in found.values()}) == len(BAD)
     assert written(tmp_path / "w") + len(found) == RECORDS
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.EMFILE])
+def test_what_cannot_be_read_today_stops_and_is_tried_again(config, folder, tmp_path, monkeypatch, number):
+    """A file that the system does not give is no bad recording: nothing is made without it, and nothing remembers it."""
+    prepare(config, tmp_path / "whole")
+    fromfile, failing = np.fromfile, {str(record(folder, 3, "dat")), str(record(folder, 20, "dat"))}
+
+    def failing_sometimes(file, *args, **more):
+        if str(file) in failing:
+            raise OSError(number, os.strerror(number), str(file))
+        return fromfile(file, *args, **more)
+
+    monkeypatch.setattr(np, "fromfile", failing_sometimes)
+    with pytest.raises(CorpusError, match=rf"00003_hr\.dat: cannot be read.*{os.strerror(number)}.*the same command"):
+        prepare(config, tmp_path / "w")
+    failing.discard(str(record(folder, 3, "dat")))  # recording 20 is a test patient's, no percentile comes from it
+    with pytest.raises(CorpusError, match=r"1 of 40 recordings .*00020_hr\.dat: cannot be read"):
+        prepare(config, tmp_path / "w")
+    assert not (tmp_path / "w/shards").exists()
+    failing.clear()
+    prepare(config, tmp_path / "w")
+    assert not quarantine(tmp_path / "w") and written(tmp_path / "w") == RECORDS
+    for file in ("tokenizer/ecg_tokenizer.json", "shards/manifest.json", "shards/ecg-00000.array_record"):
+        assert (tmp_path / "w" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
 def test_rows_of_another_width_or_no_utf_8_are_set_aside(config, folder, tmp_path):
