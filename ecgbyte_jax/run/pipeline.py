@@ -24,8 +24,8 @@ def run(
 ) -> None:
     """Runs the named stages in their order, and answers the inquiry where `ask` is among them.
 
-    Each stage does nothing where it is already done. A leading ~ of the config's paths is expanded in it. Raises
-    ConfigError for others, and for an inquiry that is not asked for; LockedError where another command is at work in the folder.
+    Each stage does nothing where it is already done. A leading ~ of the config's paths is expanded in it. Raises ConfigError
+    for other stages and for an inquiry without `ask`, LockedError where another command is at work in the folder.
     profile_steps: the first and the last training step that a JAX profile is written of.
     """
     unknown = sorted(set(stages) - set(STAGES))
