@@ -1,5 +1,6 @@
 """Several real processes that train as one, and what becomes of the others when one dies."""
 
+import json
 import shutil
 import signal
 import time
@@ -7,11 +8,16 @@ import time
 import numpy as np
 import pytest
 
-from tests.run.launch import figures, finish, metrics, start, start_two, wait_for_step
+from tests.run.launch import figures, finish, finish_layouts, metrics, start, start_two, wait_for_step
 
 pytestmark = pytest.mark.slow
 
 LONG = ("--config.train.epochs=60", "--config.train.checkpoint_every=40")
+
+LAYOUTS = {
+    1: ["1x1x2", "2x1x1", "1x2x1"],  # devices of a process: data x fsdp x tensor
+    2: ["1x1x4", "2x1x2", "1x2x2", "2x2x1", "4x1x1", "1x4x1"],
+}
 
 
 @pytest.fixture
@@ -38,6 +44,29 @@ def test_two_processes_train_and_validate_as_one_and_go_on_from_each_other(workd
     for process in start_two(one):
         finish(process)
     np.testing.assert_allclose(*([line["loss"] for line in metrics(folder)] for folder in workdirs), atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def one_process(prepared, tmp_path_factory):
+    """The work directory of a run in one process on one device."""
+    folder = tmp_path_factory.mktemp("one")
+    finish_layouts(folder, prepared, ["1x1x1"], devices=1, processes=1)
+    return folder / "1x1x1"
+
+
+@pytest.mark.parametrize("devices", LAYOUTS)
+def test_two_processes_give_the_losses_and_answers_of_one_in_every_layout(one_process, prepared, tmp_path, devices):
+    finish_layouts(tmp_path, prepared, LAYOUTS[devices], devices, processes=2)
+    for layout in LAYOUTS[devices]:
+        for ours, theirs in zip(figures(tmp_path / layout), figures(one_process), strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-5), (layout, ours, theirs)
+        assert answers(tmp_path / layout) == pytest.approx(answers(one_process), abs=1e-3), layout
+
+
+def answers(workdir):
+    """Each answer's place, and its log-probability."""
+    rows = map(json.loads, (workdir / "eval/generations.jsonl").open())
+    return {(row["id"], row["segment"], row["answer"], row["answer_to_other_ecg"]): row["log_prob"] for row in rows}
 
 
 @pytest.mark.parametrize("victim", [0, 1])
