@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from ecgbyte_jax.errors import ConfigError
+from ecgbyte_jax.errors import ConfigError, OutOfMemoryError
 from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.run.check import check_config
 from ecgbyte_jax.run.inquiry import Inquiry
@@ -33,25 +33,25 @@ def run(
     if inquiry != Inquiry(()) and "ask" not in stages:
         raise ConfigError("--record, --question and what belongs to them: found without --stage=ask")
     check_config(config)
+    alone = not config.distributed.initialize
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--workdir: '{workdir}' cannot be made or is no folder: {error.strerror}") from error
-    alone = not config.distributed.initialize
     if not alone:
         from ecgbyte_jax.run import distributed  # which imports JAX: preparation does without
 
         distributed.join(config)
-    for name in (name for name in STAGES if name in stages):
-        leads = alone or distributed.leads()
-        if leads or name in _TOGETHER:
-            with nullcontext() if alone else distributed.ending_with_the_others(config):
+    with nullcontext() if alone else distributed.ending_together(config):
+        for name in (name for name in STAGES if name in stages):
+            leads = alone or distributed.leads()
+            if leads or name in _TOGETHER:
                 _run_stage(name, config, workdir, {"train": (profile_steps,), "ask": (inquiry,)}.get(name, ()))
-        if leads and name not in _READERS:
-            # Behind the stage: one that is refused leaves the settings of what lies here.
-            write_whole(workdir / "config.json", [config.to_json_best_effort(indent=1).encode()])
-        if not alone:
-            distributed.wait_for_all(name)
+            if leads and name not in _READERS:
+                # Behind the stage: one that is refused leaves the settings of what lies here.
+                write_whole(workdir / "config.json", [config.to_json_best_effort(indent=1).encode()])
+            if not alone:
+                distributed.wait_for_all(name)
 
 
 def _run_stage(name: str, config: ConfigDict, workdir: Path, more: tuple) -> None:
@@ -77,7 +77,16 @@ def _run_stage(name: str, config: ConfigDict, workdir: Path, more: tuple) -> Non
             from ecgbyte_jax.run.ask import ask as stage
     if name not in ("tokenizer", "prepare", "inspect"):
         _keep_compiled(workdir)
-    stage(config, workdir, *more)
+    try:
+        stage(config, workdir, *more)
+    except (MemoryError, RuntimeError) as error:  # jax's errors are of the second kind
+        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        why = (str(error).splitlines() or ["on the host"])[0]
+        raise OutOfMemoryError(
+            f"{name}: out of memory ({why}); a smaller batch_size of the stage, a larger train.accumulate, model.remat, or "
+            "a mesh with more fsdp or tensor takes less"
+        ) from error
 
 
 def _keep_compiled(workdir: Path) -> None:

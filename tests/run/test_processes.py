@@ -89,3 +89,52 @@ def test_sigterm_to_one_process_stops_both_behind_the_same_step(workdirs):
     assert [process.returncode for process in processes] == [75, 75], outputs
     last = metrics(workdirs[0])[-1]["step"]
     assert (workdirs[0] / f"checkpoints/{last}").is_dir() and f"behind step {last}" in outputs[0]
+
+
+SLOW_PREPARE = """
+import time
+from ecgbyte_jax.run import prepare
+quick = prepare.prepare
+prepare.prepare = lambda *given: time.sleep(40) or quick(*given)
+"""
+
+
+def test_the_others_wait_for_a_leader_that_prepares_for_long(tmp_path):
+    processes = start_two(tmp_path / "w", "--stage=prepare,train", patches=(SLOW_PREPARE, ""))
+    leader, _ = [finish(process, 540) for process in processes]
+    assert "2 process(es)" in leader
+    assert [line["step"] for line in metrics(tmp_path / "w")] == [*range(1, 9)]
+
+
+def ended(processes, seconds=240) -> list[str]:
+    """What processes that did not end well printed last, and that it was in one line."""
+    outputs = [process.communicate(timeout=seconds)[0] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1], outputs
+    assert all("Traceback" not in output and "another process" not in output for output in outputs), outputs
+    return [output.splitlines()[-1] for output in outputs]
+
+
+def test_a_leader_that_fails_alone_ends_the_others_with_its_reason(tmp_path):
+    wrong = ("--config.data.synthetic_records=0", "--config.data.corpus=ptbxl", "--config.data.root=/nowhere")
+    processes = start_two(tmp_path / "w", "--stage=prepare,train", *wrong)
+    outputs = [process.communicate(timeout=240)[0].splitlines() for process in processes]
+    assert [process.returncode for process in processes] == [1, 1] and list(map(len, outputs)) == [1, 1], outputs
+    assert outputs[0][0].startswith("error: data.root: no ptbxl_database.csv in '/nowhere'")
+    assert outputs[1][0] == f"error: process 0 has failed: {outputs[0][0].removeprefix('error: ')}"
+
+
+FAILING_STEP = """
+import jax
+from ecgbyte_jax.run import train
+class Feed(train.Feed):
+    def take(self):
+        raise jax.errors.JaxRuntimeError("{}\\nand more")
+train.Feed = Feed
+"""
+
+
+@pytest.mark.parametrize("why, said", [("RESOURCE_EXHAUSTED: 9 GB", "train: out of memory (RESOURCE_EXHAUSTED: 9 GB)"),
+                                       ("INTERNAL: a bug", "INTERNAL: a bug")])  # fmt: skip
+def test_an_error_of_one_process_is_told_by_both_as_its_own(workdirs, why, said):
+    own, told = ended(start_two(workdirs[0], patches=(FAILING_STEP.format(why), "")))
+    assert own.startswith(f"error: {said}") and told.startswith(f"error: process 0 has failed: {said}")
