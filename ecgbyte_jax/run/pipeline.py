@@ -11,7 +11,8 @@ from ecgbyte_jax.run.check import check_config
 from ecgbyte_jax.run.inquiry import Inquiry
 
 STAGES = ("tokenizer", "prepare", "inspect", "train", "eval", "attend", "report", "export", "ask")
-_TOGETHER = ("train", "eval")  # every process takes part; the other stages are the leader's, and the others wait
+_TOGETHER = ("train", "eval", "export")  # every process takes part; the other stages are the leader's, and the others wait
+_ALONE = ("attend", "ask")  # one process holds the whole model
 _READERS = ("attend", "report", "ask")  # leave the settings of the run as they are
 
 
@@ -34,6 +35,11 @@ def run(
         raise ConfigError("--record, --question and what belongs to them: found without --stage=ask")
     check_config(config)
     alone = not config.distributed.initialize
+    if not alone and {*_ALONE} & {*stages}:
+        raise ConfigError(
+            f"--stage: {[name for name in _ALONE if name in stages]} found with distributed.initialize; "
+            "give it by itself, without that, to one process whose devices hold the whole model"
+        )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
