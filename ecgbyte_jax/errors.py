@@ -29,6 +29,10 @@ class WeightsError(EcgByteError):
     """A folder of model weights cannot be loaded."""
 
 
+class OutOfMemoryError(EcgByteError):
+    """A stage needs more memory than the machine or its devices have."""
+
+
 class ShardsError(EcgByteError):
     """Token shards are missing, unfinished, or were made by other settings."""
 

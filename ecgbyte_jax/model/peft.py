@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
@@ -16,7 +17,7 @@ from ecgbyte_jax.errors import WeightsError
 from ecgbyte_jax.model.config import DecoderConfig
 from ecgbyte_jax.model.decoder import Decoder, unstack
 from ecgbyte_jax.model.families import CONV1D, FAMILIES, LINEAR
-from ecgbyte_jax.model.hf import stored_vocabulary
+from ecgbyte_jax.model.hf import stored_vocabulary, whole
 from ecgbyte_jax.model.layers import Linear
 from ecgbyte_jax.model.lora import LowRankPath, kernels
 
@@ -97,7 +98,8 @@ def save_adapter(model: Decoder, folder: str | Path, *, base: str, grown: bool =
     """Writes the model's LoRA paths as a PEFT folder; `base` names the pretrained model that they belong to.
 
     `grown`: the vocabulary has new rows, which PEFT keeps in the adapter as the whole embedding (and head). Where a family
-    stores q, k and v as one module, its adapter has three times the rank. Raises WeightsError without paths.
+    stores q, k and v as one module, its adapter has three times the rank. Of several processes that share the model all must
+    call, and the first one writes. Raises WeightsError without paths.
     """
     folder, model = Path(folder), unstack(model)
     linears = {(name, layer): linear for name, layer, linear in kernels(model)}
@@ -132,6 +134,8 @@ def save_adapter(model: Decoder, folder: str | Path, *, base: str, grown: bool =
         "inference_mode": True,
         "init_lora_weights": True,
     }
+    if jax.process_index():
+        return
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     (folder / "adapter_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
@@ -146,13 +150,13 @@ def _side_by_side(paths: list[LowRankPath | None], widths: list[int]) -> tuple[n
     """One path [n_in, 3R], [3R, 3 n_out] for several kernels that are stored as one module: b is block-diagonal."""
     first = next(path for path in paths if path is not None)
     if len(paths) == 1:
-        return np.asarray(first.a[...]), np.asarray(first.b[...])
+        return whole(first.a[...]), whole(first.b[...])
     rank, ends = first.a.shape[1], np.cumsum(widths)
     b = np.zeros((rank * len(paths), ends[-1]), np.float32)
     for i, (path, end, width) in enumerate(zip(paths, ends, widths)):
         if path is not None:
-            b[i * rank : (i + 1) * rank, end - width : end] = path.b[...]
-    a = [np.zeros(first.a.shape, np.float32) if path is None else np.asarray(path.a[...]) for path in paths]
+            b[i * rank : (i + 1) * rank, end - width : end] = whole(path.b[...])
+    a = [np.zeros(first.a.shape, np.float32) if path is None else whole(path.a[...]) for path in paths]
     return np.concatenate(a, axis=1), b
 
 

@@ -11,7 +11,7 @@ from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.model.hf import save_pretrained
 from ecgbyte_jax.model.lora import merge_lora
 from ecgbyte_jax.model.peft import save_adapter
-from ecgbyte_jax.run import prepare, stages, train
+from ecgbyte_jax.run import distributed, prepare, stages, train
 from ecgbyte_jax.run.corpus import Paths
 from ecgbyte_jax.run.logbook import banner, console
 from ecgbyte_jax.run.restore import restore_model
@@ -23,6 +23,7 @@ _VERSION = 2  # of this stage's outputs
 def export(config: ConfigDict, workdir: Path) -> None:
     """Runs the stage where it is not done: writes `export/` with the weights of a checkpoint and both tokenizers.
 
+    Several processes that share the model gather it tensor by tensor, and the leader writes.
     Raises ConfigError where an adapter is asked for and there is no LoRA on a pretrained model.
     """
     if config.export.adapter and not (config.lora.rank and config.model.pretrained):
@@ -30,18 +31,20 @@ def export(config: ConfigDict, workdir: Path) -> None:
     trained = train.describe(config, workdir).require()
     folder = (workdir / "export").resolve()  # which may lie on another disk, by a link
     settings = {"version": _VERSION, **config.export.to_dict()}
-    if stages.Stage("export", folder / "stage.json", settings, trained).finished():
+    if distributed.agree(stages.Stage("export", folder / "stage.json", settings, trained).finished()):
         console.print("export: settings and inputs have not changed, nothing to do")
         return
     partial = folder.with_name(f"{folder.name}.partial")
-    if partial.exists():
-        shutil.rmtree(partial)
     stage = stages.Stage("export", partial / "stage.json", settings, trained)
-    stage.begin()
+    if distributed.leads():
+        if partial.exists():
+            shutil.rmtree(partial)
+        stage.begin()
     rows = {"folder": workdir / "export", **_write(config, workdir, partial)}
-    stages.keep_settings(config, workdir, "export")
-    stage.finish(path for path in partial.rglob("*") if path != stage.marker)
-    _put_in_place(partial, folder)
+    if distributed.leads():
+        stages.keep_settings(config, workdir, "export")
+        stage.finish(path for path in partial.rglob("*") if path != stage.marker)
+        _put_in_place(partial, folder)
     banner("exported", rows)
 
 
@@ -54,13 +57,15 @@ def _write(config: ConfigDict, workdir: Path, folder: Path) -> dict[str, object]
         rows = {"checkpoint": step, "vocabulary": model.config.vocab_size}
         if config.export.adapter:
             save_adapter(model, folder, base=config.model.pretrained, grown=True)
-            prepared.text_tokenizer.save_pretrained(folder)
+            if distributed.leads():
+                prepared.text_tokenizer.save_pretrained(folder)
             rows["to load it"] = f"base.resize_token_embeddings({model.config.vocab_size}), then PeftModel.from_pretrained"
         else:
             merge_lora(model)
             save_pretrained(model, folder, text_tokenizer=prepared.text_tokenizer)
             rows["to load it"] = "transformers.AutoModelForCausalLM.from_pretrained"
-    shutil.copyfile(Paths.of(config, workdir).ecg_tokenizer, folder / "ecg_tokenizer.json")  # `restore_model` compares it
+    if distributed.leads():
+        shutil.copyfile(Paths.of(config, workdir).ecg_tokenizer, folder / "ecg_tokenizer.json")  # `restore_model` compares it
     return rows
 
 

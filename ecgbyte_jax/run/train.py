@@ -79,7 +79,7 @@ def train(config: ConfigDict, workdir: Path, profile_steps: tuple[int, int] = (0
 def _train(config: ConfigDict, workdir: Path, mesh: Mesh, profile: Profile) -> tuple[Path, int]:
     """The last checkpoint, and its checksum, which stands for the weights."""
     prepared = prepare.load_prepared(config, workdir)
-    plan, batches = plan_batches(config, prepared, "train", config.train.epochs)
+    plan, batches = plan_batches(config, prepared, "train", config.train.epochs, mesh)
     parts = build_for(config, prepared, mesh)
     optimizer, schedule = make_optimizer(config, parts.config.width, len(plan))
     about = origin(config, prepared)
