@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.run.build import Parts
-from ecgbyte_jax.run.sharding import make_sharded
+from ecgbyte_jax.run.sharding import abstract, make_sharded
 
 
 @jax.tree_util.register_dataclass
@@ -34,6 +34,12 @@ def start_state(trained: Any, optimizer: optax.GradientTransformation, mesh: Mes
     """Step 0; the optimiser's moments are split over the mesh like the parameters that they belong to."""
     opt_state = make_sharded(lambda: optimizer.init(jax.tree.map(jnp.zeros_like, trained)), mesh)
     return TrainState(trained, opt_state, jax.device_put(jnp.int32(0), NamedSharding(mesh, PartitionSpec())))
+
+
+def abstract_state(trained: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """The shapes, types and shardings of a state, for a checkpoint to be read into; `trained` may be abstract."""
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    return abstract(TrainState(trained, jax.eval_shape(optimizer.init, trained), step), mesh)
 
 
 def answer_loss(model: Decoder, batch: dict[str, jax.Array], dropout_key: jax.Array | None = None) -> jax.Array:
