@@ -30,6 +30,7 @@ from ecgbyte_jax.model.stored import stored_tensors
 _IGNORED = re.compile(r".*rotary_emb\.inv_freq|.*\.attn\.(masked_)?bias")
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _SHARD_BYTES = 5_000_000_000
+_DRAWS = 2**22  # float32 numbers that new rows are mixed by at once
 
 
 def locate(name: str | Path) -> Path:
@@ -298,11 +299,17 @@ def grow_vocabulary(model: Decoder, size: int, key: jax.Array, *, train_from: in
     return model
 
 
+@partial(jax.jit, static_argnums=1)
 def _append_rows(rows: jax.Array, added: int, key: jax.Array) -> jax.Array:
-    """[V, D] -> [V + added, D]."""
+    """[V, D] -> [V + added, D]; each new row is drawn by a key of its own, a piece of them at a time."""
     if not added:
         return rows
     old = rows.astype(jnp.float32)
     mean = old.mean(axis=0)
-    mixture = jax.random.normal(key, (added, len(old))) * (1e-9 / len(old)) ** 0.5
-    return jnp.concatenate([rows, (mean + mixture @ (old - mean)).astype(rows.dtype)])
+    centred = (old - mean) * (1e-9 / len(old)) ** 0.5
+
+    def draw(number: jax.Array) -> jax.Array:
+        return mean + jax.random.normal(jax.random.fold_in(key, number), (len(old),)) @ centred
+
+    new = jax.lax.map(draw, jnp.arange(added), batch_size=min(added, max(1, _DRAWS // len(old))))
+    return jnp.concatenate([rows, new.astype(rows.dtype)])

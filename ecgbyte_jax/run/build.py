@@ -1,6 +1,6 @@
 """The model that a config describes, on the mesh, parted into what is trained and what is frozen."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.model.config import DecoderConfig
 from ecgbyte_jax.model.decoder import Decoder
-from ecgbyte_jax.model.hf import grow_vocabulary, load_pretrained
+from ecgbyte_jax.model.hf import grow_vocabulary, load_pretrained, locate, read_config
 from ecgbyte_jax.model.lora import LoraConfig, add_lora
-from ecgbyte_jax.run.sharding import make_sharded, parameter_shardings
+from ecgbyte_jax.run.sharding import abstract, make_sharded, parameter_shardings
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,14 @@ class Parts:
         return nnx.merge(self.graphdef, trained, self.frozen)
 
 
-def build_model(config: ConfigDict, vocab_size: int, mesh: Mesh, first_new_id: int | None = None) -> Parts:
+def build_model(
+    config: ConfigDict, vocab_size: int, mesh: Mesh, first_new_id: int | None = None, *, to_restore: bool = False
+) -> Parts:
     """The model at its start: from `model.pretrained` with rows for new tokens, or random by `model`'s sizes.
 
     The same config and seed give the same weights on any mesh, up to float32's last bit. With `lora.rank` > 0 only the
-    LoRA paths are trained, and with `model.train_new_embeddings` the embeddings of `first_new_id` and above.
+    LoRA paths are trained, and with `model.train_new_embeddings` the embeddings of `first_new_id` and above. `to_restore`
+    leaves the trained parameters abstract (jax.ShapeDtypeStruct with a sharding): a checkpoint holds them.
     """
     trained = nnx.LoRAParam if config.lora.rank else nnx.Param
     weights_key, rows_key, lora_key = jax.random.split(jax.random.key(config.seed), 3)
@@ -48,31 +51,34 @@ def build_model(config: ConfigDict, vocab_size: int, mesh: Mesh, first_new_id: i
             add_lora(model, LoraConfig(**config.lora.to_dict()), lora_key)
         return nnx.split(model, trained, ...)
 
-    if config.model.pretrained:
-        how = {name: config.model[name] for name in ("dtype", "param_dtype", "remat", "scan_layers")}
-        shard = partial(parameter_shardings, mesh=mesh)
-        model, pretrained = load_pretrained(config.model.pretrained, shard=shard, **how)
-        if pretrained.max_positions < _positions(config):
-            raise ConfigError(
-                f"prompt.max_length + eval.max_new_tokens: {_positions(config)} found, at most the {pretrained.max_positions} "
-                f"positions of '{config.model.pretrained}' wanted"
-            )
-        parts = adapt(model)
-        return Parts(model.config, *jax.device_put(parts, parameter_shardings(parts, mesh)))
-
     decoder = _decoder_config(config, rows)
-    return Parts(decoder, *make_sharded(lambda: adapt(Decoder(decoder, nnx.Rngs(weights_key))), mesh))
+    if to_restore and not config.lora.rank:  # nothing is frozen, so that no weight is made or read
+        parts = jax.eval_shape(lambda: adapt(Decoder(decoder, nnx.Rngs(weights_key))))
+    elif config.model.pretrained:
+        how = {name: getattr(decoder, name) for name in ("dtype", "param_dtype", "remat", "scan_layers")}
+        model, _ = load_pretrained(config.model.pretrained, shard=partial(parameter_shardings, mesh=mesh), **how)
+        parts = adapt(model)
+        parts = jax.device_put(parts, parameter_shardings(parts, mesh))
+    else:
+        parts = make_sharded(lambda: adapt(Decoder(decoder, nnx.Rngs(weights_key))), mesh)
+    graphdef, trained, frozen = parts
+    decoder = replace(decoder, vocab_size=max(decoder.vocab_size, rows))
+    return Parts(decoder, graphdef, abstract(trained, mesh) if to_restore else trained, frozen)
 
 
-def _decoder_config(config: ConfigDict, vocab_size: int) -> DecoderConfig:
-    others = ("pretrained", "vocab_multiple", "train_new_embeddings")
-    fields = {name: value for name, value in config.model.to_dict().items() if name not in others}
-    return DecoderConfig(vocab_size=vocab_size, max_positions=_positions(config), **fields)
-
-
-def _positions(config: ConfigDict) -> int:
-    """The places that a prompt and its answer take."""
-    return config.prompt.max_length + config.eval.max_new_tokens
+def _decoder_config(config: ConfigDict, rows: int) -> DecoderConfig:
+    """The decoder before tokens are added to a pretrained one; one from scratch has `rows` from the start."""
+    fields, positions = config.model.to_dict(), config.prompt.max_length + config.eval.max_new_tokens
+    pretrained, _, _ = (fields.pop(name) for name in ("pretrained", "vocab_multiple", "train_new_embeddings"))
+    if not pretrained:
+        return DecoderConfig(vocab_size=rows, max_positions=positions, **fields)
+    found = read_config(locate(pretrained))
+    if found.max_positions < positions:
+        raise ConfigError(
+            f"prompt.max_length + eval.max_new_tokens: {positions} found, at most the {found.max_positions} positions of "
+            f"'{pretrained}' wanted"
+        )
+    return replace(found, **{name: fields[name] for name in ("dtype", "param_dtype", "remat", "scan_layers")})
 
 
 def count(state: Any) -> int:

@@ -16,6 +16,7 @@ from ecgbyte_jax.errors import CheckpointError
 from ecgbyte_jax.run import distributed
 
 _policies = ocp.training.preservation_policies
+_PARTIAL = ocp.options.PyTreeOptions.Loading(partial_load=True)
 
 
 class DamagedCheckpointError(CheckpointError):
@@ -25,8 +26,8 @@ class DamagedCheckpointError(CheckpointError):
 class Checkpoints:
     """The checkpoints of one training in `folder`: the newest `keep`, and the one with the least validation loss.
 
-    Each holds a tree of arrays, its checksum, and a description in plain JSON values. `keep` None only reads, and leaves alone
-    what another process may be writing.
+    Each holds a tree of arrays, the checksum of each, and a description in plain JSON values. `keep` None only reads, and
+    leaves alone what another process may be writing.
     """
 
     def __init__(self, folder: Path, keep: int | None = 2):
@@ -38,6 +39,7 @@ class Checkpoints:
             preservation_policy=_policies.AnyPreservationPolicy([_policies.LatestN(keep), best]),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             cleanup_tmp_directories=keep is not None,
+            context=ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=_PARTIAL)),
         )
 
     def steps(self) -> list[int]:
@@ -62,7 +64,7 @@ class Checkpoints:
 
         Raises CheckpointError where this one or the one before cannot be written, as on a full disk.
         """
-        metadata = {"about": about or {}, "checksum": _checksum(state)}
+        metadata = {"about": about or {}, "checksums": _checksums(state)}
         metrics = None if valid_loss is None else {"valid_loss": valid_loss}
         with _writing(self.folder):
             self._checkpointer.save_async(step, state, metrics=metrics, custom_metadata=metadata)
@@ -73,15 +75,19 @@ class Checkpoints:
 
     def checksum(self, step: int) -> int:
         """What changes with any bit of a checkpoint's state; raises DamagedCheckpointError where it cannot be read."""
-        return self._metadata(step)[1]["checksum"]
+        checksums = self._metadata(step)[1]["checksums"]
+        return sum((2 * number + 1) * checksums[name] for number, name in enumerate(sorted(checksums))) % 2**32
 
     def load(self, step: int, like: Any) -> Any:
         """The state of `step`, with the structure, types and shardings of `like` (arrays or jax.ShapeDtypeStruct).
 
-        Raises CheckpointError where it does not fit, DamagedCheckpointError where it is not what was written.
+        A dictionary with some of the state's fields reads these alone. Raises CheckpointError where it does not fit,
+        DamagedCheckpointError where it is not what was written.
         """
-        shapes, metadata = self._metadata(step)
-        self._check_shapes(step, _shapes(shapes), _shapes(like))
+        found, metadata = self._metadata(step)
+        fields = {name.split("/")[0] for name in _shapes(like)}
+        stored = {name: shape for name, shape in _shapes(found).items() if name.split("/")[0] in fields}
+        self._check_shapes(step, stored, _shapes(like))
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         try:
             state = self._checkpointer.load(step, abstract)
@@ -89,8 +95,10 @@ class Checkpoints:
             raise
         except Exception as error:  # Orbax lets pass whatever its readers raise; nothing goes on here
             raise self._damaged(step, str(error).splitlines()[0][:200]) from error
-        if _checksum(state) != metadata["checksum"]:
-            raise self._damaged(step, "its checksum is another one")
+        other = [name for name, checksum in _checksums(state).items() if metadata["checksums"].get(name) != checksum]
+        if other:
+            more = f" and {len(other) - 1} more" if len(other) > 1 else ""
+            raise self._damaged(step, f"the checksum of {other[0]}{more} is another one")
         return state
 
     def set_aside(self, step: int) -> Path:
@@ -119,7 +127,7 @@ class Checkpoints:
             found = self._checkpointer.metadata(step)
         except Exception as error:  # as above
             raise self._damaged(step, str(error).splitlines()[0][:200]) from error
-        if not isinstance(found.custom_metadata, dict) or set(found.custom_metadata) != {"about", "checksum"}:
+        if not isinstance(found.custom_metadata, dict) or set(found.custom_metadata) != {"about", "checksums"}:
             raise self._damaged(step, "its description cannot be read")
         return found.metadata, found.custom_metadata
 
@@ -154,10 +162,10 @@ def _writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _checksum(tree: Any) -> int:
-    """Changes with any bit of any array; the same on every mesh."""
-    sums = [int(_sum_bits(leaf)) for leaf in jax.tree.leaves(tree)]  # one at a time, see `sharding.settle`
-    return sum((2 * number + 1) * total for number, total in enumerate(sums)) % 2**32
+def _checksums(tree: Any) -> dict[str, int]:
+    """Of every array by its path, what changes with any of its bits; the same on every mesh."""
+    # One at a time, see `sharding.settle`.
+    return {name: int(_sum_bits(leaf)) for name, leaf in _by_path(tree).items()}
 
 
 @jax.jit
@@ -169,5 +177,9 @@ def _sum_bits(leaf: jax.Array) -> jax.Array:
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     """The shape of every array by its path."""
+    return {name: tuple(leaf.shape) for name, leaf in _by_path(tree).items()}
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
     leaves = jax.tree.leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

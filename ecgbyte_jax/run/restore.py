@@ -17,15 +17,14 @@ from ecgbyte_jax.model.hf import load_pretrained, locate
 from ecgbyte_jax.run.build import Parts, build_model
 from ecgbyte_jax.run.checkpoint import Checkpoints
 from ecgbyte_jax.run.corpus import Paths
-from ecgbyte_jax.run.optim import make_optimizer
 from ecgbyte_jax.run.prepare import Prepared
 from ecgbyte_jax.run.sharding import parameter_shardings
-from ecgbyte_jax.run.step import start_state
 
 
-def build_for(config: ConfigDict, prepared: Prepared, mesh: Mesh) -> Parts:
-    """The model at its start, with a row for every token of the prepared text tokenizer."""
-    return build_model(config, len(prepared.text_tokenizer), mesh, first_new_id=int(prepared.ids.ecg.min()))
+def build_for(config: ConfigDict, prepared: Prepared, mesh: Mesh, *, to_restore: bool = False) -> Parts:
+    """The model at its start, with a row for every token of the prepared text tokenizer; see `build_model`."""
+    first = int(prepared.ids.ecg.min())
+    return build_model(config, len(prepared.text_tokenizer), mesh, first_new_id=first, to_restore=to_restore)
 
 
 def restore_model(config: ConfigDict, workdir: Path, prepared: Prepared, mesh: Mesh, which: str) -> tuple[Decoder, int | None]:
@@ -35,13 +34,12 @@ def restore_model(config: ConfigDict, workdir: Path, prepared: Prepared, mesh: M
     """
     if which not in ("last", "best") and not which.isdecimal():
         return _load_folder(config, workdir, prepared, mesh, which), None
-    parts = build_for(config, prepared, mesh)
-    optimizer, _ = make_optimizer(config, parts.config.width, 1)
     with closing(Checkpoints(workdir / "checkpoints", keep=None)) as checkpoints:
         step = _choose(checkpoints, which)
         check_origin(checkpoints, step, origin(config, prepared))
-        state = checkpoints.load(step, start_state(parts.trained, optimizer, mesh))
-    return parts.model(state.params), step
+        parts = build_for(config, prepared, mesh, to_restore=True)
+        state = checkpoints.load(step, {"params": parts.trained})
+    return parts.model(state["params"]), step
 
 
 def _load_folder(config: ConfigDict, workdir: Path, prepared: Prepared, mesh: Mesh, folder: str) -> Decoder:

@@ -117,6 +117,12 @@ def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map_with_path(lambda path, leaf: NamedSharding(mesh, _spec(_name(path), leaf.shape, mesh)), tree)
 
 
+def abstract(tree: Any, mesh: Mesh) -> Any:
+    """The shapes, types and shardings of a tree of parameters, without their values."""
+    shardings = parameter_shardings(tree, mesh)
+    return jax.tree.map(lambda leaf, how: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=how), tree, shardings)
+
+
 def _name(path: tuple) -> str:
     """`blocks/0/attention/q/kernel`, also where the path has an optimiser's names before it."""
     parts = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", "")))) for key in path]

@@ -4,6 +4,7 @@ Axes: B rows of a batch, T places of a row, A answer tokens of a row at most, V 
 are added up.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,9 +16,12 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ecgbyte_jax.model.config import BATCH_AXES, TENSOR_AXIS
 from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.run.build import Parts
-from ecgbyte_jax.run.sharding import make_sharded
+from ecgbyte_jax.run.sharding import abstract, make_sharded
+
+_LOGITS_BYTES = 2**28  # held by a device at once; the gradient takes as much again
 
 
 @jax.tree_util.register_dataclass
@@ -36,15 +40,51 @@ def start_state(trained: Any, optimizer: optax.GradientTransformation, mesh: Mes
     return TrainState(trained, opt_state, jax.device_put(jnp.int32(0), NamedSharding(mesh, PartitionSpec())))
 
 
+def abstract_state(trained: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """The shapes, types and shardings of a state, for a checkpoint to be read into; `trained` may be abstract."""
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    return abstract(TrainState(trained, jax.eval_shape(optimizer.init, trained), step), mesh)
+
+
 def answer_loss(model: Decoder, batch: dict[str, jax.Array], dropout_key: jax.Array | None = None) -> jax.Array:
     """Cross-entropy in nats, added up over the answers' tokens, float32 []; logits are made at their places alone.
 
-    batch: see `inputs.batches.training_batches`; `dropout_key` switches LoRA's dropout on.
+    batch: see `inputs.batches.training_batches`; `dropout_key` switches LoRA's dropout on. Logits that would take a device
+    more than `_LOGITS_BYTES` are made a few places at a time, and again for the gradient, so that no more are ever held.
     """
     hidden = model.hidden(batch["input_ids"], batch["segments"], batch["positions"], dropout_key=dropout_key)
     chosen = jnp.take_along_axis(hidden, batch["answer_places"][..., None], axis=1)  # [B, A, D]
-    losses = optax.softmax_cross_entropy_with_integer_labels(model.logits(chosen), batch["targets"])  # [B, A]
-    return jnp.sum(losses * batch["answer_mask"])
+    answers = chosen, batch["targets"], batch["answer_mask"]
+
+    def loss_of(chosen: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
+        losses = optax.softmax_cross_entropy_with_integer_labels(model.logits(chosen), targets)  # [B, A]
+        return jnp.sum(losses * mask)
+
+    places = _LOGITS_BYTES // _logits_bytes(model, len(chosen))
+    if places >= chosen.shape[1]:
+        return loss_of(*answers)
+    again = jax.checkpoint(loss_of, prevent_cse=False)  # a scan keeps the two apart by itself
+    loss, _ = jax.lax.scan(lambda sum, piece: (sum + again(*piece), None), jnp.float32(0), _pieces(answers, max(places, 1)))
+    return loss
+
+
+def _logits_bytes(model: Decoder, rows: int) -> int:
+    """What the float32 logits of one place of every row, [B, 1, V], take on each device of the mesh in force."""
+    sizes, vocabulary = jax.sharding.get_abstract_mesh().shape, model.config.vocab_size
+    parts = math.prod(sizes.get(axis, 1) for axis in BATCH_AXES)
+    split = sizes.get(TENSOR_AXIS, 1)
+    return 4 * -(-rows // parts) * (vocabulary // split if vocabulary % split == 0 else vocabulary)
+
+
+def _pieces(answers: tuple[jax.Array, ...], size: int) -> tuple[jax.Array, ...]:
+    """[B, A, ...] to [A / size, B, size, ...], the last piece filled up with zeros; every device keeps its own rows."""
+
+    def split(values: jax.Array) -> jax.Array:
+        rows, places, *rest = values.shape
+        filled = jnp.pad(values, [(0, 0), (0, -places % size)] + [(0, 0)] * len(rest))
+        return filled.reshape(rows, -1, size, *rest).swapaxes(0, 1)
+
+    return tuple(split(values) for values in answers)
 
 
 def answer_tokens(batch: dict[str, jax.Array]) -> jax.Array:

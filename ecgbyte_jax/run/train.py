@@ -21,10 +21,10 @@ from ecgbyte_jax.run.metrics_log import MetricsLog
 from ecgbyte_jax.run.optim import make_optimizer
 from ecgbyte_jax.run.restore import build_for, check_origin, origin
 from ecgbyte_jax.run.sharding import check_batch_size, make_mesh
-from ecgbyte_jax.run.step import TrainState, make_step, start_state
+from ecgbyte_jax.run.step import TrainState, abstract_state, make_step, start_state
 from ecgbyte_jax.run.validate import make_validation
 
-_VERSION = 2  # of this stage's outputs
+_VERSION = 3  # of this stage's outputs
 
 
 def settings(config: ConfigDict) -> dict:
@@ -80,8 +80,6 @@ def _train(config: ConfigDict, workdir: Path, mesh: Mesh, profile: Profile) -> t
     """The last checkpoint, and its checksum, which stands for the weights."""
     prepared = prepare.load_prepared(config, workdir)
     plan, batches = plan_batches(config, prepared, "train", config.train.epochs, mesh)
-    parts = build_for(config, prepared, mesh)
-    optimizer, schedule = make_optimizer(config, parts.config.width, len(plan))
     about = origin(config, prepared)
 
     def examples(step: int) -> list[str]:
@@ -89,7 +87,13 @@ def _train(config: ConfigDict, workdir: Path, mesh: Mesh, profile: Profile) -> t
         return [sequences[int(number)].id for row in plan[step - 1].rows for number in row]
 
     with closing(Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints)) as checkpoints:
-        state, start = _resume(checkpoints, start_state(parts.trained, optimizer, mesh), about)
+        resumed = bool(checkpoints.steps())
+        parts = build_for(config, prepared, mesh, to_restore=resumed)
+        optimizer, schedule = make_optimizer(config, parts.config.width, len(plan))
+        state, start = _resume(checkpoints, abstract_state(parts.trained, optimizer, mesh), about)
+        if state is None:
+            parts = build_for(config, prepared, mesh) if resumed else parts
+            state = start_state(parts.trained, optimizer, mesh)
         _show_start(config, mesh, parts, prepared, plan, start)
         with closing(MetricsLog(workdir, start, config.train.wandb_project, about["config"])) as log:
             step = make_step(parts, optimizer, config.lora.dropout, config.seed, config.train.accumulate)
@@ -100,16 +104,16 @@ def _train(config: ConfigDict, workdir: Path, mesh: Mesh, profile: Profile) -> t
             return checkpoints.path(last), checkpoints.checksum(last)
 
 
-def _resume(checkpoints: Checkpoints, state: TrainState, about: dict) -> tuple[TrainState, int]:
-    """The newest checkpoint that is whole, and its step; damaged ones are moved aside and told of."""
+def _resume(checkpoints: Checkpoints, like: TrainState, about: dict) -> tuple[TrainState | None, int]:
+    """The newest checkpoint that is whole, and its step (None, 0 without one); damaged ones are moved aside and told of."""
     while checkpoints.steps():
         step = checkpoints.steps()[-1]
         try:
             check_origin(checkpoints, step, about)
-            return checkpoints.load(step, state), step
+            return checkpoints.load(step, like), step
         except DamagedCheckpointError as error:
             console.print(f"train: {error}; moved to {checkpoints.set_aside(step)}, going back to the one before", markup=False)
-    return state, 0
+    return None, 0
 
 
 def _show_start(config: ConfigDict, mesh: Mesh, parts: Parts, prepared: prepare.Prepared, plan: Plan, start: int) -> None:

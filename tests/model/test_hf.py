@@ -12,6 +12,7 @@ import optax
 import pytest
 from flax import nnx, serialization
 from huggingface_hub import errors as hub
+from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
 from ecgbyte_jax.errors import WeightsError
@@ -274,6 +275,25 @@ def test_growing_the_vocabulary_keeps_the_old_logits_and_adds_rows_near_their_me
     np.testing.assert_allclose(rows[160:], np.tile(old.mean(0), (40, 1)), atol=1e-3)
     assert np.ptp(rows[160:], axis=0).min() > 0
     np.testing.assert_allclose(grown(expected["input_ids"])[..., :160], before, atol=1e-5)
+
+
+def test_new_rows_have_the_mean_and_the_covariance_of_the_old_ones_and_do_not_depend_on_their_number(rng):
+    old = jnp.asarray(rng.normal(size=(300, 3)) @ np.array([[2, 1, 0], [0, 1, 0], [0, 0, 3]]) + [0, 5, -5], jnp.float32)
+    new = np.asarray(hf._append_rows(old, 20_000, jax.random.key(0))[300:], np.float64)
+    exact = np.asarray(old, np.float64)
+    np.testing.assert_allclose(new.mean(0), exact.mean(0), atol=1e-5)
+    np.testing.assert_allclose(np.cov(new.T) / 1e-9, np.cov(exact.T, bias=True), atol=0.3)
+    fewer = hf._append_rows(old, 70, jax.random.key(0))[300:]
+    np.testing.assert_allclose(fewer, new[:70], rtol=1e-6)
+
+
+@pytest.mark.parametrize("layout", [(1, 1, 1), (2, 2, 2)])
+def test_new_rows_are_mixed_in_pieces(layout):
+    mesh = make_mesh(*layout, jax.devices()[: np.prod(layout)])
+    rows = jax.ShapeDtypeStruct((20_000, 8), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("tensor", "fsdp")))
+    program = jax.jit(lambda rows, key: hf._append_rows(rows, 4000, key)).lower(rows, jax.random.key(0)).compile()
+    whole = 4 * 20_000 * 4000  # bytes of a mixture [added, V]
+    assert program.memory_analysis().temp_size_in_bytes < whole / 4
 
 
 def test_a_vocabulary_that_is_large_enough_is_kept(shared):

@@ -14,8 +14,9 @@ from ecgbyte_jax.model.attention import count_positions
 from ecgbyte_jax.model.config import DecoderConfig
 from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.model.lora import LoraConfig, add_lora, kernels
+from ecgbyte_jax.run import step as module
 from ecgbyte_jax.run.build import Parts
-from ecgbyte_jax.run.sharding import make_mesh
+from ecgbyte_jax.run.sharding import make_mesh, parameter_shardings, put_whole
 from ecgbyte_jax.run.step import answer_loss, answer_tokens, make_step, start_state
 
 IDS = PromptIds(bos=1, eos=2, pad=0, sig_start=3, sig_end=4, ecg=np.arange(20, 60, dtype=np.int32))
@@ -155,3 +156,33 @@ def test_a_step_that_is_not_finite_and_those_behind_it_change_nothing(rng):
                 np.testing.assert_array_equal(a, b)
         state, _ = step(state, parts.frozen, rows, 2)
         assert int(state.step) == 2
+
+
+@pytest.mark.parametrize("layout", [(1, 1, 1), (2, 2, 2)])
+def test_answers_in_pieces_have_the_loss_and_gradients_of_the_whole_in_less_memory(rng, monkeypatch, layout):
+    shape, vocabulary = (8, 49), 4096  # float32 logits of 6.1 MiB
+    rows = {"input_ids": rng.integers(0, vocabulary, shape), "targets": rng.integers(0, vocabulary, shape)}
+    rows |= {
+        "segments": np.ones(shape),
+        "positions": np.tile(np.arange(49), (8, 1)),
+        "answer_places": np.argsort(rng.random(shape)),
+    }
+    rows = {name: value.astype(np.int32) for name, value in rows.items()} | {"answer_mask": rng.random(shape) < 0.8}
+    mesh, found = make_mesh(*layout, jax.devices()[: np.prod(layout)]), {}
+    with jax.set_mesh(mesh):
+        graphdef, params = nnx.split(decoder(vocab_size=vocabulary), nnx.Param)
+        shardings = parameter_shardings(params, mesh)
+        given = jax.device_put(params, shardings), put_whole(rows, mesh)
+        for limit in (2**30, 5 * 2**15):
+            monkeypatch.setattr(module, "_LOGITS_BYTES", limit)
+
+            def loss(params, rows):
+                return answer_loss(nnx.merge(graphdef, params), rows)
+
+            program = jax.jit(jax.value_and_grad(loss), out_shardings=(None, shardings)).lower(*given).compile()
+            found[limit] = (*program(*given), program.memory_analysis().temp_size_in_bytes)
+    (whole, wanted, most), (pieces, gradients, least) = found.values()
+    assert float(pieces) == pytest.approx(float(whole), rel=1e-6)
+    for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert least < most - 4 * np.prod(shape) * vocabulary / np.prod(layout)

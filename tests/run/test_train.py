@@ -1,4 +1,5 @@
 import csv
+import gc
 import json
 import shutil
 
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from orbax.checkpoint import v1 as ocp
 
 from ecgbyte_jax.corpora.ptbxl import DATABASE
 from ecgbyte_jax.errors import CheckpointError, ConfigError, TrainingError
@@ -22,6 +24,7 @@ from ecgbyte_jax.run.generations import Answer
 from ecgbyte_jax.run.optim import inverse_root_schedule, make_optimizer
 from ecgbyte_jax.run.pipeline import run
 from ecgbyte_jax.run.prepare import load_prepared
+from ecgbyte_jax.run.restore import restore_model
 from ecgbyte_jax.run.sharding import make_mesh
 from ecgbyte_jax.run.step import TrainState, answer_loss, answer_tokens, make_step, start_state
 from ecgbyte_jax.run.train import train
@@ -158,6 +161,50 @@ def test_resume_equals_uninterrupted(config, workdir, tmp_path, monkeypatch):
     assert 4 < died_at < 8
     train(config, workdir)
     assert deterministic(metrics(workdir)) == deterministic(metrics(tmp_path / "whole"))
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    """What Orbax is asked to read, in bytes, and what is held then and when the loop begins, beside what was before."""
+    found = {}
+
+    def held() -> int:
+        gc.collect()
+        return sum(array.nbytes for array in jax.live_arrays())
+
+    before, load, run_loop = held(), ocp.training.Checkpointer.load, stage.Loop.run
+
+    def watched(checkpointer, step, like):
+        found["at the read"] = held() - before
+        found["read"] = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(like))
+        return load(checkpointer, step, like)
+
+    def begun(loop, *given):
+        found["in the loop"] = held() - before
+        return run_loop(loop, *given)
+
+    monkeypatch.setattr(ocp.training.Checkpointer, "load", watched)
+    monkeypatch.setattr(stage.Loop, "run", begun)
+    return found
+
+
+def test_a_resumed_training_holds_its_state_once(config, workdir, memory):
+    config.model.width, config.model.mlp_width = 128, 512  # the weights outweigh the batches
+    train(config, workdir)
+    state = memory["in the loop"]  # parameters and two moments
+    shutil.rmtree(workdir / "checkpoints/8")
+    train(config, workdir)
+    assert memory["read"] == pytest.approx(state, rel=0.02)
+    assert memory["at the read"] < 0.02 * state and memory["in the loop"] < 1.02 * state
+
+
+def test_an_evaluation_reads_the_parameters_alone_and_holds_them_once(config, workdir, memory):
+    config.model.width, config.model.mlp_width = 128, 512
+    train(config, workdir)
+    state, mesh = memory["in the loop"], make_mesh(8, 1, 1)
+    with jax.set_mesh(mesh):
+        restore_model(config, workdir, load_prepared(config, workdir), mesh, "last")
+    assert memory["read"] == pytest.approx(state / 3, rel=0.02) and memory["at the read"] < 0.02 * state
 
 
 def test_a_run_that_died_after_its_last_checkpoint_only_ends(config, workdir):
