@@ -38,6 +38,20 @@ MODELS = {
     ),
     "qwen3": ("qwen3", COMMON | {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 8, "attention_bias": True}),
     "gemma": ("gemma", COMMON | {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 14}),
+    "gemma, silu": (
+        "gemma",
+        COMMON | {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 14, "hidden_act": "silu"},
+    ),
+    "gemma, gelu": (
+        "gemma",
+        COMMON | {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 14, "hidden_act": "gelu"},
+    ),
+    "gemma2, gelu": (
+        "gemma2",
+        COMMON
+        | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 10, "sliding_window": 5}
+        | {"query_pre_attn_scalar": 25, "hidden_activation": "gelu"},
+    ),
     "gemma2": (
         "gemma2",
         COMMON
