@@ -104,3 +104,14 @@ def test_the_tokenizer_sees_so_many_recordings_and_the_same_ones_again(tmp_path,
     files = [tmp_path / name / "tokenizer/ecg_tokenizer.json" for name in ("a", "b")]
     assert files[0].read_bytes() == files[1].read_bytes()
     assert ECGTokenizer.load(files[0]).training.segments == 12
+
+
+@pytest.mark.slow
+def test_two_workers_choose_the_same_recordings(stratified, tmp_path):
+    pytest.importorskip("distributed")
+    stratified.prepare.task_records = 7
+    for workers in (1, 2):
+        stratified.prepare.workers = workers
+        prepare(stratified, tmp_path / str(workers))
+    files = [tmp_path / name / "tokenizer/ecg_tokenizer.json" for name in ("1", "2")]
+    assert files[0].read_bytes() == files[1].read_bytes()
