@@ -9,9 +9,8 @@ import hashlib
 import json
 import shutil
 import warnings
-import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +18,16 @@ from ml_collections import ConfigDict
 
 from ecgbyte_jax.corpora.example import Rejected
 from ecgbyte_jax.ecg.bpe import BPE
+from ecgbyte_jax.ecg.features import features
 from ecgbyte_jax.ecg.records import read_record
 from ecgbyte_jax.ecg.signal import CleanConfig, clean, segment
 from ecgbyte_jax.ecg.symbols import Drawn, Quantizer
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer, Training
 from ecgbyte_jax.errors import CorpusError, RecordError, TokenizerError
-from ecgbyte_jax.files import write_whole
+from ecgbyte_jax.files import read_arrays, write_arrays, write_whole
 from ecgbyte_jax.run import stages
 from ecgbyte_jax.run.corpus import Corpus, Paths
+from ecgbyte_jax.run.feature_cache import write_features
 from ecgbyte_jax.run.logbook import progress
 from ecgbyte_jax.run.symbol_cache import Place, SymbolCache, write_part
 from ecgbyte_jax.run.workers import Run
@@ -64,9 +65,9 @@ class Cleaning:
             segment_length=fields.pop("segment_length"), config=CleanConfig(**fields), max_segments=config.data.max_segments
         )
 
-    def segments(self, record: str) -> np.ndarray:
-        """Clean segments float64 [S, 12, T] in mV of one recording; raises as `whole`."""
-        return segment(self.whole(record)[0], self.segment_length)[: self.max_segments or None]
+    def cut(self, signal: np.ndarray) -> np.ndarray:
+        """Segments float64 [S, 12, T] of a clean signal [12, N]; raises RecordError where it is shorter than one."""
+        return segment(signal, self.segment_length)[: self.max_segments or None]
 
     def whole(self, record: str) -> tuple[np.ndarray, float]:
         """The clean signal float64 [12, N] in mV of one recording, and its rate in Hz.
@@ -84,7 +85,10 @@ class Cleaning:
 
 @dataclass(frozen=True)
 class Task:
-    """A few hundred recordings to be cleaned; `keys` are the cache's, `first` the number of the first one."""
+    """A few hundred recordings to be cleaned; `keys` are the cache's, `first` the number of the first one.
+
+    measured: keys of those whose features are kept as well.
+    """
 
     cleaning: Cleaning
     records: tuple[str, ...]
@@ -94,6 +98,8 @@ class Task:
     clean: Path
     quantizer: Quantizer | None = None
     cache: str = ""
+    features: Path = Path()
+    measured: frozenset[int] = frozenset()
 
 
 @dataclass
@@ -166,41 +172,45 @@ def draw_samples(task: Task) -> Drawn:
     drawn, waiting = Drawn.none(), []
     for number, (key, record) in enumerate(zip(task.keys, task.records), start=task.first):
         try:
-            segments = task.cleaning.segments(record)
+            signal, rate = task.cleaning.whole(record)
+            segments = task.cleaning.cut(signal)
         except RecordError:
             continue
         if number < _KEPT_RECORDS:
-            _keep(task.clean, key, segments)
+            _keep(task.clean, key, signal, rate)
         waiting.append((segments.ravel(), np.random.default_rng([task.seed, number]).random(segments.size)))
         if sum(len(signal) for signal, _ in waiting) >= _DRAWN_AT_ONCE:
             drawn, waiting = drawn.add(*map(np.concatenate, zip(*waiting))), []
     return drawn.add(*map(np.concatenate, zip(*waiting))) if waiting else drawn
 
 
-def _keep(folder: Path, key: int, segments: np.ndarray) -> None:
-    """Leaves clean segments for `_kept`, as a zip file, whose checksum tells whether it is whole."""
-    if segments.nbytes <= _KEPT_BYTES:
-        folder.mkdir(parents=True, exist_ok=True)
-        np.savez(folder / f"{key:016x}.npz", segments=segments)
+def _keep(folder: Path, key: int, signal: np.ndarray, rate: float) -> None:
+    """Leaves a clean signal and its rate for `_kept`."""
+    if signal.nbytes <= _KEPT_BYTES:
+        write_arrays(folder / f"{key:016x}.npz", signal=signal, rate=np.array(rate))
 
 
-def _kept(folder: Path, key: int) -> np.ndarray | None:
-    """The clean segments that `_keep` left, and None where it did not, or not whole: then they are made again."""
-    try:
-        with np.load(folder / f"{key:016x}.npz") as found:
-            return found["segments"]
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
-        return None
+def _kept(folder: Path, key: int) -> tuple[np.ndarray, float] | None:
+    """What `_keep` left, and None where it did not, or not whole: then it is made again."""
+    found = read_arrays(folder / f"{key:016x}.npz")
+    return found and (found["signal"], float(found["rate"]))
 
 
-def quantize(config: ConfigDict, paths: Paths, corpus: Corpus, quantizer: Quantizer, run: Run) -> Signals:
-    """Cleans and quantizes every recording that is not in the cache; the examples of unusable ones are set aside."""
+def quantize(
+    config: ConfigDict, paths: Paths, corpus: Corpus, quantizer: Quantizer, run: Run, measured: Iterable[Path] = ()
+) -> Signals:
+    """Cleans and quantizes every recording that is not in the cache; the examples of unusable ones are set aside.
+
+    The features of the recordings `measured` are kept where these are cleaned.
+    """
     cleaning, records = Cleaning.of(config), corpus.records()
     record_keys = corpus.keys(records, paths.root)
     digest = stages.digest([_VERSION, repr(cleaning), repr(quantizer)])
     folder = paths.cache / "symbols" / digest[:24]
     missing = np.flatnonzero(SymbolCache(folder).find(record_keys) < 0)
-    _clean_missing(config, paths, folder, quantizer, [records[i] for i in missing], record_keys[missing], run)
+    tasks = make_tasks(config, paths, [records[i] for i in missing], record_keys[missing], quantizer, str(folder))
+    wanted = frozenset(corpus.keys(list(measured), paths.root).tolist())
+    _clean_missing([replace(task, measured=wanted.intersection(task.keys)) for task in tasks], len(missing), run)
     shutil.rmtree(_clean_folder(paths, cleaning), ignore_errors=True)
     cache = SymbolCache(folder)
     rows = dict(zip(records, cache.find(record_keys).tolist()))
@@ -212,47 +222,43 @@ def quantize(config: ConfigDict, paths: Paths, corpus: Corpus, quantizer: Quanti
     return Signals(quantizer, cache, {record: row for record, row in rows.items() if record not in bad})
 
 
+def features_folder(paths: Paths, cleaning: Cleaning) -> Path:
+    """Where `feature_cache` keeps what is measured of recordings."""
+    return paths.cache / "features" / stages.digest([_VERSION, repr(cleaning)])[:24]
+
+
 def _clean_folder(paths: Paths, cleaning: Cleaning) -> Path:
     """The run's own, for it is removed at the end, and several runs may share a cache."""
     return paths.cache / "clean" / stages.digest([_VERSION, repr(cleaning), str(paths.marker.resolve())])[:24]
 
 
-def _clean_missing(
-    config: ConfigDict,
-    paths: Paths,
-    folder: Path,
-    quantizer: Quantizer,
-    records: list[Path],
-    record_keys: np.ndarray,
-    run: Run,
-) -> None:
-    if not records:
+def _clean_missing(tasks: list[Task], records: int, run: Run) -> None:
+    if not tasks:
         return
-    tasks = make_tasks(config, paths, records, record_keys, quantizer, str(folder))
     done = bad = 0
     unread: dict[int, list[str]] = {}
-    with progress("clean and quantize", len(records)) as report:
+    with progress("clean and quantize", records) as report:
         for number, (unusable, unread[number]) in run(clean_part, tasks):
             done, bad = done + len(tasks[number].records), bad + unusable
             report(done, f"{bad} unusable" if bad else "")
     reasons = [reason for number in sorted(unread) for reason in unread[number]]
     if reasons:
-        raise CorpusError(f"{len(reasons)} of {len(records)} recordings cannot be read now; the first: {reasons[0]}")
+        raise CorpusError(f"{len(reasons)} of {records} recordings cannot be read now; the first: {reasons[0]}")
 
 
 def clean_part(task: Task) -> tuple[int, list[str]]:
-    """Cleans and quantizes a few hundred recordings and writes them as one part of the cache.
+    """Cleans and quantizes a few hundred recordings and writes them as one part of the cache, after what is measured of them.
 
     Returns how many are unusable, and what the system said of those that it did not give: the cache knows nothing of them.
     """
-    unusable, unread = 0, []
+    unusable, unread, measured = 0, [], {}
 
     def rows() -> Iterator[tuple[int, np.ndarray | RecordError, dict]]:
         nonlocal unusable
         for key, record in zip(task.keys, task.records):
             try:
-                kept = _kept(task.clean, key)
-                segments = task.cleaning.segments(record) if kept is None else kept
+                signal, rate = _kept(task.clean, key) or task.cleaning.whole(record)
+                segments = task.cleaning.cut(signal)
             except RecordError as error:
                 unusable += 1
                 yield key, error, {}
@@ -260,12 +266,17 @@ def clean_part(task: Task) -> tuple[int, list[str]]:
             except CorpusError as error:
                 unread.append(str(error))
                 continue
+            if key in task.measured:
+                measured[key] = features(signal, rate)
             symbols = task.quantizer.encode(segments)
             error = np.abs(task.quantizer.decode(symbols) - segments)
-            measured = {"worst": error.max(axis=(0, 2)), "total": error.sum(axis=(0, 2))}
-            yield key, symbols, measured | {"clipped": task.quantizer.count_clipped(segments)}
+            errors = {"worst": error.max(axis=(0, 2)), "total": error.sum(axis=(0, 2))}
+            yield key, symbols, errors | {"clipped": task.quantizer.count_clipped(segments)}
 
-    write_part(Path(task.cache), task.cleaning.segment_length, rows())
+    cleaned = [*rows()]
+    if measured:
+        write_features(task.features, measured)
+    write_part(Path(task.cache), task.cleaning.segment_length, cleaned)
     return unusable, unread
 
 
@@ -289,6 +300,7 @@ def make_tasks(
             _clean_folder(paths, cleaning),
             quantizer,
             cache,
+            features_folder(paths, cleaning),
         )
         for first in range(0, len(records), size)
     ]

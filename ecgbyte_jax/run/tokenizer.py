@@ -42,10 +42,11 @@ def make_tokenizer(config: ConfigDict, paths: Paths, corpus: Corpus, run: Run) -
         ECGTokenizer.load(paths.ecg_tokenizer if there else config.tokenizer.file) if there or config.tokenizer.file else None
     )
     quantizer = found.quantizer if found else quantize.fit_quantizer(config, paths, corpus, run)
-    signals = quantize.quantize(config, paths, corpus, quantizer, run)
+    candidates = [] if found else sampling.candidates(config, corpus)
+    signals = quantize.quantize(config, paths, corpus, quantizer, run, candidates)
     if not there:
         stage.begin()
-        found = found or quantize.train_tokenizer(config, signals, sampling.choose(config, paths, corpus, run))
+        found = found or quantize.train_tokenizer(config, signals, sampling.choose(config, paths, corpus, candidates, run))
         found.save(paths.ecg_tokenizer)
         stage.finish([paths.ecg_tokenizer])
     return found, signals

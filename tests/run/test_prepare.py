@@ -354,9 +354,10 @@ def test_a_run_that_ends_leaves_another_s_signals_in_their_shared_cache(config, 
 
 @pytest.mark.parametrize("damage", ["cut", "overwritten", "gone"])
 def test_what_waits_for_its_symbols_and_is_damaged_is_cleaned_again(tmp_path, damage):
-    segments, file = np.random.default_rng(0).normal(size=(2, 12, 500)), tmp_path / f"{7:016x}.npz"
-    quantize._keep(tmp_path, 7, segments)
-    assert np.array_equal(quantize._kept(tmp_path, 7), segments)
+    signal, file = np.random.default_rng(0).normal(size=(12, 1000)), tmp_path / f"{7:016x}.npz"
+    quantize._keep(tmp_path, 7, signal, 250.0)
+    kept, rate = quantize._kept(tmp_path, 7)
+    assert np.array_equal(kept, signal) and rate == 250
     content = bytearray(file.read_bytes())
     content[5000:5100] = bytes(100)
     {
