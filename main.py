@@ -1,5 +1,6 @@
 """Runs an experiment: `python main.py --config=experiments/demo.py`."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -41,6 +42,9 @@ _UNITS = flags.DEFINE_enum("units", "mV", ["mV", "uV", "V"], "ask: the units of 
 _TOGETHER = flags.DEFINE_bool("together", False, "ask: put all recordings into one prompt, as a comparison.")
 _PICTURE = flags.DEFINE_string("picture", "", "ask: also draw the attention over the trace into this .png or .svg file.")
 
+_FULL, _FORBIDDEN = "make room, and the same command goes on from what is whole", "it must be readable and writable to go on"
+_ADVICE = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL)  # for what the system refuses
+_ADVICE |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _FORBIDDEN)
 _STOPPED = 75  # exit code of a run that SIGTERM ended, with everything saved: the same command goes on (EX_TEMPFAIL)
 
 
@@ -85,6 +89,10 @@ def _run(work: Callable[[], None]) -> None:
         sys.exit(_STOPPED)
     except EcgByteError as error:
         _fail(str(error))
+    except OSError as error:
+        if error.errno not in _ADVICE:
+            raise
+        _fail(f"{error.filename or 'the run folder'}: {error.strerror}; {_ADVICE[error.errno]}")
     except KeyboardInterrupt:
         _fail("stopped; the same command goes on from what is whole")
 

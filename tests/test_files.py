@@ -1,3 +1,5 @@
+import errno
+
 import numpy as np
 import pytest
 
@@ -30,3 +32,13 @@ def test_arrays_come_back_and_damaged_ones_do_not(tmp_path):
     for damaged in (b"", content[:-1], content[1:], bytes([content[0] ^ 1]) + content[1:], content[:-1] + b"\0\0"):
         path.write_bytes(damaged)
         assert read_arrays(path) is None
+
+
+def test_a_write_that_fails_names_the_file(tmp_path):
+    def full():
+        yield b"te"
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space") as told:
+        write_whole(tmp_path / "a.json", full())
+    assert told.value.filename == str(tmp_path / "a.json") and not list(tmp_path.iterdir())

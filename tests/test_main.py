@@ -205,3 +205,30 @@ def test_a_mistake_ends_in_one_clear_line(tmp_path, arguments, message):
     done = main(*arguments, f"--workdir={tmp_path / 'w'}")
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and message in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "prepare", "train", "eval", "attend", "report", "export"])
+def test_a_folder_that_may_not_be_written_is_one_line(stage):
+    done = main(DEMO, "--workdir=/sys", f"--stage={stage}")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: /sys/run.lock: ") and "to go on" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "limit"), [("eval", 5_000), ("report", 100_000), ("export", 50_000)])
+def test_a_full_disk_is_one_line(finished, tmp_path, stage, limit):
+    """A bound on the size of files stands for the full disk: the same system calls fail."""
+    shutil.copytree(finished[0], tmp_path / "w")
+    (tmp_path / "w/report_stage.json").unlink()
+    if stage == "eval":
+        shutil.rmtree(tmp_path / "w/eval")
+    script = (
+        f"import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
+        "sys.argv = ['main.py', *sys.argv[1:]]; runpy.run_path('main.py', run_name='__main__')"
+    )
+    arguments = [DEMO, f"--workdir={tmp_path / 'w'}", f"--stage={stage}", *(f"--config.{setting}" for setting in SMALL)]
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    done = subprocess.run([sys.executable, "-c", script, *arguments], cwd=ROOT, env=env, capture_output=True, text=True)
+    told = [line for line in done.stderr.splitlines() if "error: " in line]
+    assert done.returncode == 1 and len(told) == 1 and "Traceback" not in done.stderr, done.stderr
+    assert str(tmp_path / "w") in told[0]

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
+from safetensors import SafetensorError
 
-from ecgbyte_jax.errors import ConfigError
+from ecgbyte_jax.errors import ConfigError, WeightsError
 from ecgbyte_jax.model.hf import save_pretrained
 from ecgbyte_jax.model.lora import merge_lora
 from ecgbyte_jax.model.peft import save_adapter
@@ -40,7 +41,10 @@ def export(config: ConfigDict, workdir: Path) -> None:
         if partial.exists():
             shutil.rmtree(partial)
         stage.begin()
-    rows = {"folder": workdir / "export", **_write(config, workdir, partial)}
+    try:
+        rows = {"folder": workdir / "export", **_write(config, workdir, partial)}
+    except SafetensorError as error:
+        raise WeightsError(f"{partial}: cannot be written: {error}; the export before is as it was") from error
     if distributed.leads():
         stages.keep_settings(config, workdir, "export")
         stage.finish(path for path in partial.rglob("*") if path != stage.marker)

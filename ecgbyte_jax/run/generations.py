@@ -106,5 +106,9 @@ def keep_whole_batches(path: Path, batches: list[list[Key]]) -> int:
 
 def append(path: Path, rows: list[dict]) -> None:
     """Adds lines at the end, flushed."""
-    with path.open("ab") as file:
-        file.write("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode())
+    try:
+        with path.open("ab") as file:
+            file.write("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode())
+    except OSError as error:
+        error.filename = str(path)  # a write that fails names no file
+        raise

@@ -1,5 +1,7 @@
 """The file of answers, as a run that was killed goes on with it."""
 
+from pathlib import Path
+
 import pytest
 
 from ecgbyte_jax.errors import ScoresError
@@ -29,3 +31,9 @@ def test_a_doubled_key_is_refused_and_the_file_is_mended_by_going_on(tmp_path):
     with pytest.raises(ScoresError, match=r"line 3 is of the same example, segment and seed as line 2"):
         read_rows(path)
     assert keep_whole_batches(path, [keys[:2], keys[2:]]) == 1 and read_rows(path) == rows[:2]
+
+
+def test_answers_that_the_disk_does_not_take_name_the_file():
+    with pytest.raises(OSError, match="No space left") as told:
+        append(Path("/dev/full"), [{"id": "a"}])
+    assert told.value.filename == "/dev/full"
