@@ -66,7 +66,7 @@ def train(config: ConfigDict, workdir: Path, profile_steps: tuple[int, int] = (0
     check_batch_size(mesh, config.train.batch_size, "train.batch_size", config.train.accumulate)
     if distributed.leads():
         if not stage.begun():
-            stage.move_aside(workdir, "checkpoints", "metrics.jsonl", "tensorboard")
+            stage.move_aside(workdir, "checkpoints", "metrics.jsonl", "tensorboard", "wandb_run.txt")
         stage.begin()
     distributed.wait_for_all("the stage has begun")
     with jax.set_mesh(mesh):
