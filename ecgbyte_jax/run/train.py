@@ -107,7 +107,8 @@ def _resume(checkpoints: Checkpoints, state: TrainState, about: dict) -> tuple[T
             check_origin(checkpoints, step, about)
             return checkpoints.load(step, state), step
         except DamagedCheckpointError as error:
-            console.print(f"train: {error}; moved to {checkpoints.set_aside(step)}, going back to the one before", markup=False)
+            moved = checkpoints.set_aside(step, str(error))
+            console.print(f"train: {error}; moved to {moved}, going back to the one before", markup=False)
     return state, 0
 
 
