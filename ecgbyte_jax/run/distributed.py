@@ -65,7 +65,7 @@ def ending_together(config: ConfigDict) -> Iterator[None]:
     except StoppedError:  # of all processes, at the same step
         raise
     except Exception as error:
-        if isinstance(error, JaxRuntimeError) and _LOST.search(_first_line(error)):
+        if isinstance(error, JaxRuntimeError | ValueError) and _LOST.search(_first_line(error)):  # of both kinds on CPUs
             lost = f"the others cannot be reached ({_first_line(error)}); asking which has ended"
             print(f"process {jax.process_index()}: {lost}", file=sys.stderr, flush=True)
             time.sleep(config.distributed.heartbeat + 15)  # by then jax, or the listener, has said it and ended this process
