@@ -15,6 +15,8 @@ from orbax.checkpoint import v1 as ocp
 from ecgbyte_jax.errors import CheckpointError
 from ecgbyte_jax.run import distributed
 
+_AT_ONCE = 60  # s within which all processes find a checkpoint damaged, or one of them has a trouble of its own
+
 _policies = ocp.training.preservation_policies
 _PARTIAL = ocp.options.PyTreeOptions.Loading(partial_load=True)
 
@@ -101,10 +103,17 @@ class Checkpoints:
             raise self._damaged(step, f"the checksum of {other[0]}{more} is another one")
         return state
 
-    def set_aside(self, step: int) -> Path:
-        """Moves a checkpoint out of the way, to be looked at; nothing is deleted."""
+    def set_aside(self, step: int, why: str) -> Path:
+        """Moves a checkpoint that is damaged, see `why`, out of the way, to be looked at; nothing is deleted.
+
+        Raises CheckpointError where not all of several processes come here: others can read it.
+        """
         target = next(path for n in count(1) if not (path := self.folder / f"damaged-{step}-{n}").exists())
-        distributed.wait_for_all("before a checkpoint is set aside")
+        if not distributed.all_come("before a checkpoint is set aside", _AT_ONCE):
+            raise CheckpointError(
+                f"{why}; other processes can read it, so it stays: the same command tries again; with the folder moved away it "
+                "goes on from the one before"
+            )
         if distributed.leads():
             os.rename(self.path(step), target)
         distributed.wait_for_all("a checkpoint is set aside")

@@ -65,9 +65,9 @@ def ending_together(config: ConfigDict) -> Iterator[None]:
     except StoppedError:  # of all processes, at the same step
         raise
     except Exception as error:
-        if isinstance(error, JaxRuntimeError) and _LOST.search(_first_line(error)):
-            print(f"process {jax.process_index()}: the others cannot be reached ({_first_line(error)}); asking which has ended",
-                  file=sys.stderr, flush=True)  # fmt: skip
+        if isinstance(error, JaxRuntimeError | ValueError) and _LOST.search(_first_line(error)):  # of both kinds on CPUs
+            lost = f"the others cannot be reached ({_first_line(error)}); asking which has ended"
+            print(f"process {jax.process_index()}: {lost}", file=sys.stderr, flush=True)
             time.sleep(config.distributed.heartbeat + 15)  # by then jax, or the listener, has said it and ended this process
         done.set()
         listener.join()

@@ -102,8 +102,8 @@ def _run_stage(name: str, config: ConfigDict, workdir: Path, more: tuple) -> Non
         _keep_compiled(workdir)
     try:
         stage(config, workdir, *more)
-    except (MemoryError, RuntimeError) as error:  # jax's errors are of the second kind
-        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+    except (MemoryError, RuntimeError, ValueError) as error:  # jax's errors are of the second kind, on CPUs of the third too
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
         why = (str(error).splitlines() or ["on the host"])[0]
         raise OutOfMemoryError(

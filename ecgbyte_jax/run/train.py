@@ -66,7 +66,7 @@ def train(config: ConfigDict, workdir: Path, profile_steps: tuple[int, int] = (0
     check_batch_size(mesh, config.train.batch_size, "train.batch_size", config.train.accumulate)
     if distributed.leads():
         if not stage.begun():
-            stage.move_aside(workdir, "checkpoints", "metrics.jsonl", "tensorboard")
+            stage.move_aside(workdir, "checkpoints", "metrics.jsonl", "tensorboard", "wandb_run.txt")
         stage.begin()
     distributed.wait_for_all("the stage has begun")
     with jax.set_mesh(mesh):
@@ -112,7 +112,8 @@ def _resume(checkpoints: Checkpoints, like: TrainState, about: dict) -> tuple[Tr
             check_origin(checkpoints, step, about)
             return checkpoints.load(step, like), step
         except DamagedCheckpointError as error:
-            console.print(f"train: {error}; moved to {checkpoints.set_aside(step)}, going back to the one before", markup=False)
+            moved = checkpoints.set_aside(step, str(error))
+            console.print(f"train: {error}; moved to {moved}, going back to the one before", markup=False)
     return None, 0
 
 

@@ -71,7 +71,7 @@ def finish(process: subprocess.Popen, seconds: float = 240) -> str:
     return output
 
 
-def wait_for_step(workdir: Path, step: int, seconds: float = 120) -> None:
+def wait_for_step(workdir: Path, step: int, seconds: float = 300) -> None:
     """Returns when the log has come to a step."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

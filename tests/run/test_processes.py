@@ -8,7 +8,17 @@ import time
 import numpy as np
 import pytest
 
-from tests.run.launch import figures, finish, finish_layouts, metrics, start, start_two, wait_for_step
+from tests.run.launch import (
+    figures,
+    finish,
+    finish_layouts,
+    free_address,
+    metrics,
+    start,
+    start_python,
+    start_two,
+    wait_for_step,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -78,7 +88,7 @@ def test_the_death_of_one_process_ends_the_other(workdirs, victim):
     output, _ = processes[1 - victim].communicate(timeout=60)
     assert processes[1 - victim].returncode != 0 and time.monotonic() - killed < 60
     told = "the leader task was preempted/died" if victim == 0 else "unhealthy (stopped sending heartbeats):\n1\n"
-    assert told in output and "Extension modules" not in output, output
+    assert told in output and "Extension modules" not in output and "Traceback" not in output, output
 
 
 def test_sigterm_to_one_process_stops_both_behind_the_same_step(workdirs):
@@ -138,3 +148,28 @@ train.Feed = Feed
 def test_an_error_of_one_process_is_told_by_both_as_its_own(workdirs, why, said):
     own, told = ended(start_two(workdirs[0], patches=(FAILING_STEP.format(why), "")))
     assert own.startswith(f"error: {said}") and told.startswith(f"error: process 0 has failed: {said}")
+
+
+ONE_CANNOT_READ = """
+import sys
+from pathlib import Path
+from ecgbyte_jax.run import checkpoint, distributed
+from tests.run.conftest import small_config
+checkpoint._AT_ONCE = 3
+config, (address, number, folder) = small_config(), sys.argv[1:]
+config.distributed.update(initialize=True, address=address, processes=2, process=int(number), heartbeat=10)
+distributed.join(config)
+with distributed.ending_together(config):
+    checkpoints = checkpoint.Checkpoints(Path(folder))
+    if number == "1":
+        checkpoints.set_aside(4, "checkpoint 4 is damaged: Input/output error")
+    distributed.wait_for_all("the other one has read it")
+"""
+
+
+def test_a_checkpoint_that_one_process_alone_cannot_read_stays_and_all_end(tmp_path):
+    (tmp_path / "4").mkdir()
+    address = free_address()
+    told, own = ended([start_python("-c", ONE_CANNOT_READ, address, str(number), str(tmp_path)) for number in range(2)])
+    assert own.startswith("error: checkpoint 4 is damaged: Input/output error; other processes can read it, so it stays")
+    assert told == f"error: process 1 has failed: {own.removeprefix('error: ')}" and (tmp_path / "4").is_dir()

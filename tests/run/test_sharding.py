@@ -6,11 +6,12 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from ecgbyte_jax.errors import ConfigError
+from ecgbyte_jax.run import sharding
 from ecgbyte_jax.run.build import build_model
 from ecgbyte_jax.run.feed import plan_batches
 from ecgbyte_jax.run.optim import make_optimizer
 from ecgbyte_jax.run.prepare import load_prepared
-from ecgbyte_jax.run.sharding import batch_sharding, check_batch_size, make_mesh, put_batch
+from ecgbyte_jax.run.sharding import batch_sharding, check_batch_size, make_mesh, put_batch, rows_here
 from ecgbyte_jax.run.step import make_step, start_state
 
 LAYOUTS = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]
@@ -56,6 +57,13 @@ def test_batches_are_split_over_data_and_fsdp():
     mesh = make_mesh(2, 2, 2)
     batch = put_batch({"input_ids": np.arange(32).reshape(8, 4)}, mesh)["input_ids"]
     assert batch.sharding == batch_sharding(mesh) and batch.addressable_shards[0].data.shape == (2, 4)
+
+
+def test_a_process_makes_the_rows_that_its_devices_hold_in_blocks(monkeypatch):
+    mesh = make_mesh(4, 1, 2)
+    assert rows_here(mesh, 8).tolist() == [*range(8)]
+    monkeypatch.setattr(sharding, "_parts_here", lambda mesh: np.array([1, 3]))  # as one of several processes
+    assert rows_here(mesh, 8).tolist() == [2, 3, 6, 7]
 
 
 def test_the_same_seed_gives_the_same_weights_on_any_mesh(config):

@@ -228,10 +228,12 @@ def test_a_training_whose_log_was_deleted_behind_its_last_checkpoint_only_ends(c
 
 def test_other_settings_move_the_old_training_aside(config, workdir, capsys):
     train(config, workdir)
+    (workdir / "wandb_run.txt").write_text("a run")
     config.optim.peak_rate = 1e-4
     train(config, workdir)
     assert "optim.peak_rate: 0.002 -> 0.0001" in capsys.readouterr().out
     assert (workdir / "checkpoints.old-1/metrics.jsonl").is_file() and len(metrics(workdir)) == 8
+    assert (workdir / "checkpoints.old-1/wandb_run.txt").is_file() and not (workdir / "wandb_run.txt").exists()
 
 
 def test_checkpoints_of_unknown_settings_are_not_taken_for_these(config, workdir, monkeypatch):
