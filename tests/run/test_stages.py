@@ -123,5 +123,5 @@ def test_outputs_behind_a_link_are_moved_aside_beside_it_and_the_link_stays(tmp_
 
 def test_a_link_whose_end_is_gone_is_named(tmp_path):
     (tmp_path / "checkpoints").symlink_to(tmp_path / "purged")
-    with pytest.raises(ConfigError, match=r"checkpoints': a link to '.*purged', which is gone"):
+    with pytest.raises(ConfigError, match=r"checkpoints': a link to '.*purged', which is not there"):
         pipeline.run(small_config(), tmp_path, ["train"])
