@@ -14,7 +14,7 @@ from ecgbyte_jax.model.config import DecoderConfig
 from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.model.hf import grow_vocabulary, load_pretrained, locate, read_config
 from ecgbyte_jax.model.lora import LoraConfig, add_lora
-from ecgbyte_jax.run.sharding import abstract, make_sharded, parameter_shardings
+from ecgbyte_jax.run.sharding import abstract, make_sharded, parameter_shardings, place
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,7 @@ def build_model(
     elif config.model.pretrained:
         how = {name: getattr(decoder, name) for name in ("dtype", "param_dtype", "remat", "scan_layers")}
         model, _ = load_pretrained(config.model.pretrained, shard=partial(parameter_shardings, mesh=mesh), **how)
-        parts = adapt(model)
-        parts = jax.device_put(parts, parameter_shardings(parts, mesh))
+        parts = place(adapt(model), mesh)
     else:
         parts = make_sharded(lambda: adapt(Decoder(decoder, nnx.Rngs(weights_key))), mesh)
     graphdef, trained, frozen = parts

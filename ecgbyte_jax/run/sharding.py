@@ -96,6 +96,20 @@ def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map_with_path(lambda path, leaf: NamedSharding(mesh, _spec(_name(path), leaf.shape, mesh)), tree)
 
 
+def place(tree: Any, mesh: Mesh) -> Any:
+    """A tree of parameters split over the mesh; of arrays that every host holds alike each puts its own parts.
+
+    `device_put` would broadcast such arrays from the first host, to compare them.
+    """
+
+    def put(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
+        if sharding.is_fully_addressable or not leaf.is_fully_addressable:
+            return jax.device_put(leaf, sharding)
+        return jax.make_array_from_callback(leaf.shape, sharding, np.asarray(leaf).__getitem__)
+
+    return jax.tree.map(put, tree, parameter_shardings(tree, mesh))
+
+
 def abstract(tree: Any, mesh: Mesh) -> Any:
     """The shapes, types and shardings of a tree of parameters, without their values."""
     shardings = parameter_shardings(tree, mesh)
