@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from os.path import expanduser
 from pathlib import Path
 from typing import NoReturn
 
@@ -46,6 +47,7 @@ _STOPPED = 75  # exit code of a run that SIGTERM ended, with everything saved: t
 def main(argv: list[str]) -> None:
     """Runs the stages asked for; what the user can mend ends in one line."""
     logging.set_verbosity(logging.ERROR)
+    sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it: a path may hold what a terminal cannot show
     if len(argv) > 1:
         _fail(f"unknown argument {argv[1]!r}; flags look like --workdir=DIR")
     if _STAGES.value == ["compare"]:
@@ -63,16 +65,16 @@ def _run_stages() -> None:
     from ecgbyte_jax.run.inquiry import Inquiry
     from ecgbyte_jax.run.pipeline import run
 
-    records = tuple(path.strip() for paths in _RECORDS.value for path in paths.split(",") if path.strip())
-    others = (_SAMPLE_RATE.value, tuple(_LEADS.value), _UNITS.value, _TOGETHER.value, _PICTURE.value)
+    records = tuple(expanduser(path.strip()) for paths in _RECORDS.value for path in paths.split(",") if path.strip())
+    others = (_SAMPLE_RATE.value, tuple(_LEADS.value), _UNITS.value, _TOGETHER.value, expanduser(_PICTURE.value))
     inquiry = Inquiry(records, tuple(_QUESTIONS.value), *others)
-    run(_CONFIG.value, Path(_WORKDIR.value or _default_workdir()), _STAGES.value, _profile_steps(), inquiry)
+    run(_CONFIG.value, Path(expanduser(_WORKDIR.value or _default_workdir())), _STAGES.value, _profile_steps(), inquiry)
 
 
 def _compare() -> None:
     from ecgbyte_jax.run.compare import compare
 
-    compare(_RUNS.value, Path(_OUT.value))
+    compare([expanduser(run) for run in _RUNS.value], Path(expanduser(_OUT.value)))
 
 
 def _run(work: Callable[[], None]) -> None:
@@ -103,8 +105,9 @@ def _default_workdir() -> Path:
 
 def _parse_flags(argv: list[str]) -> list[str]:
     """absl's parser, whose errors about settings come as stack traces otherwise."""
+    home = f"--config={expanduser('~')}"  # no shell expands it after a =
     try:
-        rest = flags.FLAGS(argv)
+        rest = flags.FLAGS([arg.replace("--config=~", home, 1) if arg.startswith("--config=~/") else arg for arg in argv])
         if _CONFIG.value is not None:
             _CONFIG.value.keys()  # a config file that did not load says so when it is used
         return rest
@@ -127,7 +130,9 @@ def _last_line(error: Exception) -> str:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    """In one line, whatever the data holds that it tells of."""
+    shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in message)
+    print(f"error: {shown}", file=sys.stderr)
     sys.exit(1)
 
 

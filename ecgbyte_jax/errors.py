@@ -29,6 +29,10 @@ class WeightsError(EcgByteError):
     """A folder of model weights cannot be loaded."""
 
 
+class OutOfMemoryError(EcgByteError):
+    """A stage needs more memory than the machine or its devices have."""
+
+
 class ShardsError(EcgByteError):
     """Token shards are missing, unfinished, or were made by other settings."""
 
@@ -47,6 +51,10 @@ class TrainingError(EcgByteError):
 
 class StoppedError(EcgByteError):
     """A run was asked to end (SIGTERM) and did, with everything saved; the same command goes on."""
+
+
+class LockedError(EcgByteError):
+    """Another command is at work in the same run folder."""
 
 
 class ScoresError(EcgByteError):

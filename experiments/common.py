@@ -22,12 +22,14 @@ def _set_data(config: ConfigDict) -> None:
     config.data.corpus = "ptbxl"  # "ptbxl", "mimic": reports; "ecg_qa", "ecg_qa_mimic": ECG-QA; "ecg_chat"; "own": a table
     config.data.root = "data/ptbxl"  # folder of the recordings: with ptbxl_database.csv, record_list.csv, or your own
     config.data.sample_rate = 500  # Hz; 500 or 100, which of PTB-XL's two sets is read
-    config.data.ecgqa_root = ""  # ECG-QA's folder; "" is the folder ecgqa beside data.root
+    config.data.ecgqa_root = ""  # the folder ecgqa of ECG-QA; "" is the folder ecgqa beside data.root
     config.data.question = "Could you please help me explain my ECG?"  # ptbxl, mimic: asked of every recording
     config.data.translations = ""  # ptbxl: CSV file with ecg_id and report, whose reports take the place of the German ones
     config.data.conversations = ""  # ecg_chat: its JSON file; "" is pretrain_mimic.json in data.root
     config.data.table = ""  # own: CSV or JSONL file with record, question, answer, patient, and maybe split and id
-    config.data.published_split = False  # ECG-Byte's own: PTB-XL's folds 1-7, 8, 9-10; else 70/12/18% whoever the patient
+    # ECG-Byte's own: PTB-XL's folds 1-7, 8, 9-10 where there is a diagnostic superclass; ECG-QA's questions in both wordings,
+    # ECG-Chat's conversations and MIMIC's recordings 70/12/18%, whoever the patient, in the place of `split` and `wording`.
+    config.data.published_split = False
     config.data.question_types = ("single-verify", "single-choose", "single-query")  # ecg_qa; () takes all
     config.data.wording = "template"  # ecg_qa: "template" or "paraphrased"
     config.data.split = "official"  # ecg_qa: "official", or "folds": the recordings' (PTB-XL's 1-8, 9, 10); by patient

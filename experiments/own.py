@@ -4,8 +4,9 @@
         --config.model.pretrained=LLAMA --workdir=runs/own
 
 TABLE is a CSV or JSONL file with the fields record (a path below RECORDS), question, answer and patient, and, where you have
-them, split (train, valid, test) and id. Records hold the twelve leads by name, in mV, uV or V, at any sampling rate. LLAMA is a
-downloaded Hugging Face folder of Llama 3.2 1B. Hardware: one accelerator with 40 GB.
+them, split (train, valid, test) and id. In JSONL, record may be a list of two for a comparison, and patients then lists the
+patients of both. Records hold the twelve leads by name, in mV, uV or V, at any sampling rate. LLAMA is a downloaded Hugging
+Face folder of Llama 3.2 1B. Hardware: one accelerator with 40 GB.
 
     python main.py --config=experiments/own.py:tiny --config.data.root=RECORDS --config.data.table=TABLE.csv
 

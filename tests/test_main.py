@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ecgbyte_jax.run.check import expand_home
+from experiments.common import get_defaults
+
 ROOT = Path(__file__).parents[1]
 SMALL = [
     "data.synthetic_records=40",
@@ -92,7 +95,7 @@ def test_another_ecg_is_another_patient_s(finished):
 
 def test_the_same_command_again_does_no_work(finished):
     workdir, _ = finished
-    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file() and path.name != "config.json"}
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
     again = small_demo(workdir)
     assert again.returncode == 0 and again.stdout.count("nothing to do") == 4 and "exact match" in again.stdout
     assert before == {path: path.stat().st_mtime_ns for path in before}
@@ -127,6 +130,38 @@ def test_without_a_workdir_the_run_goes_to_one_named_after_the_experiment():
     assert done.stderr.startswith("error: runs/ptb_tiny/prepare/stage.json")
 
 
+def test_a_tilde_is_the_home_folder_in_flags_and_settings(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.py").write_text("from experiments.demo import get_config\n")
+    done = main(
+        "--config=~/mine.py", "--workdir=~/w", "--stage=prepare", "--config.prepare.cache=~/cache",
+        *(f"--config.{setting}" for setting in SMALL),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "w/shards/manifest.json").is_file() and (tmp_path / "cache/symbols").is_dir()
+    done = main("--stage=compare", "--runs=~/w,~/v", "--out=~/scores/compare.json")
+    assert done.stderr.startswith(f"error: {tmp_path}/w/eval/results.json")
+    done = main("--config=~/mine.py", "--workdir=~/w", "--stage=ask", "--record=~/r.csv,b", "--picture=~/p.svg")
+    assert done.returncode == 1 and f"{tmp_path}/r.csv" in done.stderr
+    assert not (ROOT / "~").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "data.root", "data.ecgqa_root", "data.translations", "data.conversations", "data.table", "prepare.cache",
+        "tokenizer.file", "model.pretrained", "eval.checkpoint", "eval.bertscore_model",
+    ],
+)  # fmt: skip
+def test_a_tilde_is_expanded_in_every_setting_that_is_a_path(name, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    config = get_defaults()
+    part, field = name.split(".")
+    config[part][field] = "~/folder"
+    expand_home(config)
+    assert config[part][field] == "/home/somebody/folder"
+
+
 DEMO = "--config=experiments/demo.py"
 
 
@@ -138,6 +173,14 @@ DEMO = "--config=experiments/demo.py"
         ([DEMO, "--config.train.batch_size=0"], "train.batch_size: 0 found, at least 1 wanted"),
         ([DEMO, "--config.optim.preset=adam"], "optim.preset: 'adam' found, one of ('ecg_byte', 'adamw') wanted"),
         ([DEMO, "--config.lora.rank=2", "--config.lora.targets=('q','z')"], "lora.targets"),
+        (
+            [DEMO, "--config.data.question_types=('single-verfy',)"],
+            "data.question_types: ('single-verfy',) found, of ('single-verify', ",
+        ),
+        (
+            [DEMO, "--config.data.synthetic_records=40", "--config.data.question_types=('comparison_consecutive-query',)"],
+            "data.question_types: ('comparison_consecutive-query',) found, of which ",
+        ),
         ([DEMO, "--stage=trian"], "--stage: ['trian'] found, any of ['tokenizer', 'prepare', "),
         ([DEMO, "--stage=eval"], "stage 'prepare' has not finished"),
         ([DEMO + ":huge"], "experiments/demo.py:huge: unknown argument"),
@@ -154,6 +197,7 @@ DEMO = "--config=experiments/demo.py"
             ["--config=experiments/ptb.py:tiny", "--config.data.root=nowhere"],
             "no ptbxl_database.csv in 'nowhere'. PTB-XL 1.0.3",
         ),
+        (["--config=experiments/ptb.py:tiny", "--config.data.root=no\nwhere\x1b"], r"no ptbxl_database.csv in 'no\nwhere\x1b'"),
         (["--config=experiments/ecg_qa_ptb.py:tiny", "--config.data.ecgqa_root=nowhere"], "no folder 'nowhere/ptbxl/"),
     ],
 )

@@ -15,12 +15,13 @@ _WHERE_TO_GET = (
 )
 
 
-def read_conversations(path: Path, root: Path) -> Iterator[Example | Rejected]:
+def read_conversations(path: Path, root: Path, published: bool = False) -> Iterator[Example | Rejected]:
     """Every question of every conversation, in the file's order, about the recordings below `root` (MIMIC-IV-ECG's folder).
 
     A later question is preceded by the turns before it, so that what it refers to can be read. Ids are the conversation's
-    number and the turn's: "12/0". Patients are named by their folder (p10000032) and split by a hash (`split_of`). Raises
-    CorpusError where the file is missing or no JSON list.
+    number and the turn's: "12/0". Patients are named by their folder (p10000032) and split by a hash (`split_of`). published:
+    line breaks in questions are dropped instead of becoming spaces, and white space around texts is kept. Raises CorpusError
+    where the file is missing or no JSON list.
     """
     if not path.is_file():
         raise CorpusError(f"data.conversations: no file '{path}'. {_WHERE_TO_GET}")
@@ -28,12 +29,12 @@ def read_conversations(path: Path, root: Path) -> Iterator[Example | Rejected]:
         raise CorpusError(f"data.root: no folder '{root}', that of MIMIC-IV-ECG wanted")
     for number, entry in enumerate(read_json_list(path)):
         try:
-            yield from _examples(str(number), entry, root)
+            yield from _examples(str(number), entry, root, published)
         except ExampleError as error:
             yield Rejected(str(number), str(path), f"entry {number}: {error}")
 
 
-def _examples(id: str, entry: object, root: Path) -> list[Example]:
+def _examples(id: str, entry: object, root: Path, published: bool) -> list[Example]:
     """All questions of one conversation; raises ExampleError where one of them cannot be used."""
     if not isinstance(entry, dict) or not isinstance(entry.get("ecg"), str) or not isinstance(entry.get("conversations"), list):
         raise ExampleError("an object with the fields ecg (a path) and conversations (a list) wanted")
@@ -42,7 +43,7 @@ def _examples(id: str, entry: object, root: Path) -> list[Example]:
     if not patient:
         raise ExampleError(f"ecg {entry['ecg']!r} found, a path through the patient's folder (p10000032/...) wanted")
     examples, before = [], []
-    for turn, (question, answer) in enumerate(_turns(entry["conversations"])):
+    for turn, (question, answer) in enumerate(_turns(entry["conversations"], published)):
         meta = {"conversation": id, "turn": turn}
         asked = "\n".join([*before, question])
         examples.append(Example(f"{id}/{turn}", patient, split_of(patient), (record,), asked, answer, meta))
@@ -57,11 +58,13 @@ def _record(name: str, root: Path) -> Path:
     return record_path(root, name if PurePosixPath(name).parts[:1] == ("files",) else f"files/{name}")
 
 
-def _turns(conversation: list) -> list[tuple[str, str]]:
-    """(question, answer) pairs; the mark <ecg> and line breaks are left out of questions, as published."""
+def _turns(conversation: list, published: bool) -> list[tuple[str, str]]:
+    """(question, answer) pairs, questions without the mark <ecg> and line breaks."""
     told = [(turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None, None) for turn in conversation]
     speakers = [speaker for speaker, _ in told]
     if speakers != ["human", "gpt"] * (len(told) // 2) or not all(isinstance(value, str) for _, value in told):
         raise ExampleError(f"turns from {speakers} found, texts from human and gpt by turns wanted")
-    texts = [value for _, value in told]
-    return [(q.replace(_ECG, "").replace("\n", " ").strip(), a.strip()) for q, a in zip(texts[::2], texts[1::2])]
+    questions, answers = ([value for _, value in told[first::2]] for first in (0, 1))
+    if published:
+        return [(question.replace("\n", "").replace(_ECG, ""), answer) for question, answer in zip(questions, answers)]
+    return [(q.replace(_ECG, "").replace("\n", " ").strip(), a.strip()) for q, a in zip(questions, answers)]

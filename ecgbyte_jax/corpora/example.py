@@ -13,6 +13,7 @@ from ecgbyte_jax.errors import ExampleError
 
 SPLITS = ("train", "valid", "test")
 _PUBLISHED_SEED = 42
+_DEPTH = 32  # of lists and objects in one another
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +22,8 @@ class Example:
 
     id: unique in the corpus; patient: whose (first) recording it is; split: one of SPLITS; records: the WFDB records' paths
     without extension, in the order in which the prompt shows them; meta: what else the corpus tells of it, as JSON values;
-    "patients" there names all of them where the recordings are of several. Raises ExampleError where a text is empty, the
-    split unknown, or there is no recording.
+    "patients" there names each recording's patient where they are several. Raises ExampleError where a text is empty, the
+    split unknown, there is no recording, or `meta` holds what no later stage can store.
     """
 
     id: str
@@ -34,20 +35,32 @@ class Example:
     meta: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        for name in ("question", "answer"):
+        for name in ("id", "patient", "question", "answer"):
             if not getattr(self, name).strip():
                 raise ExampleError(f"the {name} is empty")
-            if not _is_text(getattr(self, name)):
+            if not is_text(getattr(self, name)):
                 raise ExampleError(f"the {name} holds half a character or bytes that are not UTF-8")
         if self.split not in SPLITS:
             raise ExampleError(f"split {self.split!r} found, one of {SPLITS} wanted")
         if not self.records:
             raise ExampleError("no recording found, at least one wanted")
+        for name in ("question_type", "attribute_type"):
+            if not isinstance(self.meta.get(name, ""), str):
+                raise ExampleError(f"{name} {self.meta[name]!r} found, a text expected")
+        for name, value in self.meta.items():
+            fault = _fault(name) or _fault(value)
+            if fault:
+                raise ExampleError(f"field {name!r} {fault}")
 
     @property
     def patients(self) -> tuple[str, ...]:
         """Everyone whose recording it shows."""
         return tuple(self.meta.get("patients", (self.patient,)))
+
+    def owner(self, record: Path) -> str:
+        """The patient of one of its recordings."""
+        patients = self.patients
+        return patients[self.records.index(record) if len(patients) > 1 else 0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +84,7 @@ class Recording:
 
 def record_path(root: Path, name: str) -> Path:
     """The WFDB record `name` below `root`, without extension; raises ExampleError where it leaves the root or is no text."""
-    if not _is_text(name):
+    if not is_text(name):
         raise ExampleError(f"record path {name!r} holds half a character or bytes that are not UTF-8")
     inside = os.path.normpath(name)
     if not name.strip() or os.path.isabs(inside) or inside.split(os.sep)[0] in ("..", ".") or "\0" in name:
@@ -99,8 +112,26 @@ def published_splits(count: int) -> Sequence[str]:
     return splits.tolist()
 
 
-def _is_text(value: str) -> bool:
+def is_text(value: str) -> bool:
+    """Whether a text can be written as UTF-8."""
     try:
         return value.isascii() or bool(value.encode())
     except UnicodeEncodeError:
         return False
+
+
+def _fault(value: object, depth: int = _DEPTH) -> str:
+    """What of a JSON value neither token shards nor JSON files can hold; "" for nothing."""
+    match value:
+        case str():
+            return "" if is_text(value) else "holds half a character or bytes that are not UTF-8"
+        case int():
+            return "" if -(2**63) <= value < 2**64 else "holds a whole number beyond 64 bits"
+        case float():
+            return "" if math.isfinite(value) else "holds a number that is not finite"
+        case list() | dict() if depth == 0:
+            return f"is nested more than {_DEPTH} deep"
+        case list() | dict():
+            parts = [*value, *value.values()] if isinstance(value, dict) else value
+            return next(filter(None, (_fault(part, depth - 1) for part in parts)), "")
+    return ""

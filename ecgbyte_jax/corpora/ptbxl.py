@@ -1,5 +1,6 @@
 """PTB-XL (Wagner et al. 2020): one example a recording, the cardiologist's report as the answer."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from ecgbyte_jax.corpora.tables import read_csv
 from ecgbyte_jax.errors import CorpusError, ExampleError
 
 DATABASE = "ptbxl_database.csv"
+STATEMENTS = "scp_statements.csv"
 _COLUMNS = {"ecg_id", "patient_id", "report", "strat_fold", "filename_lr", "filename_hr"}
 _WHERE_TO_GET = (
     "PTB-XL 1.0.3 (CC BY 4.0, 1.7 GB to download, 3.0 GB unpacked) is at https://physionet.org/content/ptb-xl/1.0.3/; "
@@ -44,8 +46,8 @@ def read_reports(
 def read_database(root: Path, sample_rate: int, published_split: bool = False) -> Iterator[tuple[str, Recording | Rejected]]:
     """(ecg_id, recording) for every row, or what is wrong with the row.
 
-    Folds 1-8 train, 9 valid, 10 test, by patient; `published_split` takes 1-7, 8, and 9-10, by patient too. Raises
-    CorpusError where the folder, the file or a column is missing.
+    Folds 1-8 train, 9 valid, 10 test, by patient; `published_split` takes 1-7, 8, and 9-10, by patient too, and leaves out
+    recordings without a diagnostic superclass. Raises CorpusError where the folder, a file or a column is missing.
     """
     path = root / DATABASE
     if not path.is_file():
@@ -54,9 +56,14 @@ def read_database(root: Path, sample_rate: int, published_split: bool = False) -
         raise CorpusError(f"data.sample_rate: {sample_rate} found, 100 or 500 (Hz) wanted")
     column = "filename_hr" if sample_rate == 500 else "filename_lr"
     last_train = 7 if published_split else 8
-    for line, row in read_csv(path, _COLUMNS):
+    diagnostic = _read_diagnostic_codes(root / STATEMENTS) if published_split else None
+    for line, row in read_csv(path, _COLUMNS | ({"scp_codes"} if published_split else set())):
         if isinstance(row, str):
             yield f"line {line}", Rejected(f"line {line}", str(path), f"line {line}: {row}")
+        elif diagnostic is not None and diagnostic.isdisjoint(re.findall(r"'([^']+)'\s*:", row["scp_codes"])):
+            id = row["ecg_id"] or f"line {line}"
+            reason = "no diagnostic superclass, without which data.published_split leaves recordings out"
+            yield id, Rejected(id, str(path), f"line {line}: {reason}")
         else:
             yield _recording(row, line, root, column, last_train)
 
@@ -76,6 +83,12 @@ def _recording(row: dict[str, str], line: int, root: Path, column: str, last_tra
         return id, Recording(patient, split, record_path(root, row[column]), row["report"])
     except ExampleError as error:
         return id, Rejected(id, file, f"line {line}: {error}")
+
+
+def _read_diagnostic_codes(path: Path) -> set[str]:
+    """The SCP-ECG statements that belong to a diagnostic superclass."""
+    rows = (row for _, row in read_csv(path, {"", "diagnostic", "diagnostic_class"}) if not isinstance(row, str))
+    return {row[""] for row in rows if row["diagnostic"] in ("1.0", "1") and row["diagnostic_class"]}
 
 
 def _read_translations(path: Path) -> dict[str, str]:

@@ -90,17 +90,17 @@ class BPE:
         return Automaton.of(self.tokens)
 
     @cached_property
-    def _vocabulary(self) -> str:
-        """A digest of the tokens."""
+    def tokens_sha256(self) -> str:
+        """SHA-256 of the tokens: encodings with the same one encode alike."""
         return hashlib.sha256(self._lengths.astype("<i8").tobytes() + self._symbols.tobytes()).hexdigest()
 
     def save_automaton(self, path: Path) -> None:
         """Writes what encoding needs beside the tokens, which takes longer to make than to read."""
-        self._automaton.save(path, self._vocabulary)
+        self._automaton.save(path, self.tokens_sha256)
 
     def load_automaton(self, path: Path) -> None:
         """Takes what `save_automaton` wrote of the same tokens; without it, it is made when something is encoded."""
-        found = Automaton.load(path, self._vocabulary)
+        found = Automaton.load(path, self.tokens_sha256)
         if found is not None:
             self._automaton = found
 

@@ -8,9 +8,6 @@ the other follows the rest of the run.
 Axes: B rows, N symbols of a row, K keys of a row (two for each run), V nodes of the trie.
 """
 
-import io
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from ecgbyte_jax.ecg.symbols import ALPHABET_SIZE
-from ecgbyte_jax.files import write_whole
+from ecgbyte_jax.files import read_arrays, write_arrays
 
+_VERSION = 1  # of the file of tables
 _END = ALPHABET_SIZE  # the symbol behind a row's last one: no token goes on with it, so all that is left comes out
 _SHIFT = 5
 _WIDTH = 1 << _SHIFT  # of the table: a key is less; longer runs are cut
@@ -64,21 +62,16 @@ class Automaton:
 
     def save(self, path: Path, vocabulary: str) -> None:
         """Writes the tables; `vocabulary` is a digest of the tokens that they are of."""
-        file = io.BytesIO()
         tables = {"go": self.go.astype(np.int32), "counts": self.counts, "starts": self.starts, "ids": self.ids}
-        np.savez(file, vocabulary=np.array(vocabulary), **tables)
-        write_whole(path, [file.getbuffer()])
+        write_arrays(path, of=_made_of(vocabulary), **tables)
 
     @classmethod
     def load(cls, path: Path, vocabulary: str) -> "Automaton | None":
-        """What `save` wrote; None where it is missing, damaged, or of other tokens: then it has to be built."""
-        try:
-            with np.load(path, allow_pickle=False) as found:
-                if str(found["vocabulary"]) != vocabulary:
-                    return None
-                return cls(found["go"].astype(np.int64), found["counts"], found["starts"], found["ids"])
-        except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error):
+        """What `save` wrote; None where it is missing, damaged, of another version or other tokens: then it is built."""
+        found = read_arrays(path)
+        if found is None or not np.array_equal(found["of"], _made_of(vocabulary)):
             return None
+        return cls(found["go"].astype(np.int64), found["counts"], found["starts"], found["ids"])
 
     def encode(self, symbols: np.ndarray) -> list[np.ndarray]:
         """Symbols uint8 [B, N] to B arrays of int32 ids."""
@@ -130,6 +123,10 @@ class Automaton:
         some = np.flatnonzero(counts != 0)
         counts = counts[some].astype(np.int64)
         return self.ids[ranges(self.starts[places[some] >> _SHIFT], counts)], np.repeat(some, counts)
+
+
+def _made_of(vocabulary: str) -> np.ndarray:
+    return np.array([str(_VERSION), vocabulary])
 
 
 def _keys(symbols: np.ndarray) -> list[np.ndarray]:

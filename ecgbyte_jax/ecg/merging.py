@@ -92,6 +92,8 @@ def _parts(symbols: np.ndarray | Iterable[np.ndarray], boundary: str | None) -> 
         symbols = [symbols]
     for record in symbols:
         record = np.atleast_1d(record)
+        if not record.size:
+            continue
         if boundary == "lead":
             yield from record.reshape(-1, record.shape[-1])
         else:

@@ -4,18 +4,24 @@ Axes: L leads, N samples.
 """
 
 import csv
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 from scipy.ndimage import uniform_filter1d
 from scipy.signal import find_peaks
 
+from ecgbyte_jax.ecg.headers import HIGHEST_RATE, LOWEST_RATE
 from ecgbyte_jax.ecg.records import LEADS, Record, read_record
 from ecgbyte_jax.errors import RecordError
 
 UNITS = {"mV": 1.0, "uV": 1e-3, "V": 1e3}
-_TIME = {"time": 1.0, "t": 1.0, "time_s": 1.0, "seconds": 1.0, "time_ms": 1e-3, "ms": 1e-3}  # columns of time, in s
+# Columns of time, without brackets, spaces and the like, in s.
+_SECONDS = dict.fromkeys(("time", "t", "s", "sec", "secs", "second", "seconds", "times", "timesec", "timeseconds"), 1.0)
+_MILLISECONDS = dict.fromkeys(("ms", "msec", "milliseconds", "timems", "timemsec", "timemilliseconds"), 1e-3)
+_TIME = _SECONDS | _MILLISECONDS
 _CANONICAL = {name.upper(): name for name in LEADS}
 # What the middle lead of an ECG spans, from its 1st to its 99th percentile, lies between these (mV) with room to spare.
 _LEAST_SPAN, _MOST_SPAN = 0.02, 20.0
@@ -27,8 +33,9 @@ _SLOW, _FLAT, _FAST = 30.0, 12.0, 300.0  # beats a minute, Hz, beats a minute
 def read_own(path: str | Path, sample_rate: float = 0.0, leads: Sequence[str] = (), units: str = "mV") -> Record:
     """Reads a WFDB record, or a .csv or .npy file of samples in `units` (mV, uV, V) at `sample_rate` Hz.
 
-    A CSV file has a column a lead, named by its header or by `leads` where it has none; columns of time are left out. An NPY
-    file is [leads, samples] or [samples, leads], and `leads` names them. What a WFDB header says needs no telling.
+    A CSV file has a column a lead, named by its header or by `leads` where it has none, or one of mere numbers. An NPY file is
+    [leads, samples] or [samples, leads], and `leads` names them. Columns of time must fit the rate, and are left out. What a
+    WFDB header says needs no telling.
 
     Raises RecordError, with what to do, where the rate or a lead's name is missing, one of the twelve leads is, a value is no
     number, the values look like other units, or the heart would beat as it cannot at this rate.
@@ -52,6 +59,8 @@ def check_plausible(record: Record, path: Path) -> None:
     missing = [lead for lead in LEADS if lead not in record.leads]
     if missing:
         raise RecordError(f"{path}: leads {missing} are missing, found {list(record.leads)}; name the twelve standard leads")
+    if not record.signal.size:
+        raise RecordError(f"{path}: no samples found")
     signal = record.signal.astype(np.float64)
     if not np.isfinite(signal).all():
         raise RecordError(f"{path}: values that are not finite (NaN) found; cut them out or fill them first")
@@ -72,9 +81,10 @@ def check_plausible(record: Record, path: Path) -> None:
 
 
 def _read_table(path: Path, sample_rate: float, leads: tuple[str, ...], units: str, read) -> Record:
-    if not np.isfinite(sample_rate) or sample_rate <= 0:
+    if not LOWEST_RATE <= sample_rate <= HIGHEST_RATE:
         raise RecordError(
-            f"{path}: sample rate {sample_rate:g} Hz found; give the one that it was recorded at, --sample_rate=500"
+            f"{path}: sample rate {sample_rate:g} Hz found, {LOWEST_RATE:g} to {HIGHEST_RATE:g} expected; give the one that it "
+            "was recorded at, --sample_rate=500"
         )
     if units not in UNITS:
         raise RecordError(f"{path}: units {units!r} found, one of {tuple(UNITS)} wanted")
@@ -85,22 +95,22 @@ def _read_table(path: Path, sample_rate: float, leads: tuple[str, ...], units: s
     except OSError as error:
         raise RecordError(f"{path}: cannot be read: {error.strerror}") from error
     names = tuple(_CANONICAL.get(name.strip().upper(), name.strip()) for name in names)
-    return Record(np.ascontiguousarray(values * UNITS[units], np.float32), float(sample_rate), names)
+    times = [i for i, name in enumerate(names) if name not in LEADS and _is_time(path, name, values[i], sample_rate)]
+    kept = [i for i in range(len(names)) if i not in times]
+    return Record(
+        np.ascontiguousarray(values[kept] * UNITS[units], np.float32), float(sample_rate), tuple(names[i] for i in kept)
+    )
 
 
 def _read_npy(path: Path, leads: tuple[str, ...], sample_rate: float) -> tuple[np.ndarray, tuple[str, ...]]:
     try:
-        values = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        with path.open("rb") as file:
+            values = np.lib.format.read_array(file, allow_pickle=False)  # np.load takes ZIP files for arrays too
+    except (EOFError, MemoryError, OverflowError, TokenError, ValueError) as error:
         raise RecordError(f"{path}: not readable as an NPY file of numbers: {error}") from error
     if not leads:
         raise RecordError(f"{path}: the leads' names are missing; give them in the file's order, --leads={','.join(LEADS)}")
-    if (
-        not np.issubdtype(values.dtype, np.number)
-        or np.iscomplexobj(values)
-        or values.ndim != 2
-        or len(leads) not in values.shape
-    ):
+    if values.dtype.kind not in "iuf" or values.ndim != 2 or len(leads) not in values.shape:
         raise RecordError(
             f"{path}: an array {values.shape} of {values.dtype} found for {len(leads)} leads, [leads, samples] of real numbers "
             "wanted"
@@ -115,7 +125,10 @@ def _read_csv(path: Path, leads: tuple[str, ...], sample_rate: float) -> tuple[n
             rows = [row for row in csv.reader(file) if row]
     except (csv.Error, UnicodeDecodeError) as error:
         raise RecordError(f"{path}: not readable as a CSV file: {error}") from error
-    header = [cell.strip() for cell in rows.pop(0)] if rows and not _is_number(rows[0][0]) else []
+    first = [cell.strip() for cell in rows[0]] if rows else []
+    numbered = len(first) > 1 and first in (_count(first, 0), _count(first, 1))  # as pandas names the columns of an array
+    header = first if first and not numbered and not _is_number(first[0]) else []
+    rows = rows[bool(header) or numbered :]
     if not rows:
         raise RecordError(f"{path}: no row of samples found")
     names = header or list(leads)
@@ -125,20 +138,32 @@ def _read_csv(path: Path, leads: tuple[str, ...], sample_rate: float) -> tuple[n
         raise RecordError(f"{path}: its header names the leads {header}; leave --leads out")
     wrong = next((i for i, row in enumerate(rows) if len(row) != len(names) or not all(map(_is_number, row))), None)
     if wrong is not None:
-        line = wrong + 1 + bool(header)
+        line = wrong + 1 + (bool(header) or numbered)
         raise RecordError(f"{path}, row {line}: {','.join(rows[wrong])[:60]!r} found, {len(names)} numbers wanted")
-    values = np.array(rows, np.float64).T
-    kept = [i for i, name in enumerate(names) if name.lower() not in _TIME]
-    for i in set(range(len(names))) - set(kept):
-        _check_time(path, names[i], values[i], sample_rate)
-    return values[kept], tuple(names[i] for i in kept)
+    return np.array(rows, np.float64).T, tuple(names)
 
 
-def _check_time(path: Path, name: str, times: np.ndarray, sample_rate: float) -> None:
-    step = float(np.median(np.diff(times))) * _TIME[name.lower()] if len(times) > 1 else 0.0
-    if step <= 0 or abs(step * sample_rate - 1) > 0.02:
-        told = f"{1 / step:g} Hz" if step > 0 else "no rate"
+def _count(cells: list[str], start: int) -> list[str]:
+    return [str(i) for i in range(start, start + len(cells))]
+
+
+def _is_time(path: Path, name: str, values: np.ndarray, sample_rate: float) -> bool:
+    """Whether a column beside the leads is one of time, by its name or as it rises evenly; RecordError at another rate."""
+    unit = _TIME.get(re.sub(r"[\s_()\[\].:/-]", "", name.lower()))
+    step = (float(values[-1]) - float(values[0])) / max(len(values) - 1, 1)  # the mean, as times may be rounded
+    if unit is None and not _rises_evenly(values):
+        return False
+    units = (unit,) if unit else (1.0, 1e-3, 1e-6, 1 / sample_rate)  # without a name that tells: s, ms, us, or samples
+    if not any(abs(step * one * sample_rate - 1) <= 0.02 for one in units):
+        told = f"{1 / (step * units[0]):g} Hz" if step > 0 else "no rate"
         raise RecordError(f"{path}: column {name!r} tells {told}, --sample_rate {sample_rate:g} Hz; one of them is wrong")
+    return True
+
+
+def _rises_evenly(values: np.ndarray) -> bool:
+    span = float(values[-1]) - float(values[0])
+    line = np.linspace(0.0, span, len(values))
+    return 0 < span < np.inf and bool(np.abs(values - values[0] - line).max() <= 0.01 * span)
 
 
 def _is_number(cell: str) -> bool:

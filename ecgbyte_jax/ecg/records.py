@@ -3,24 +3,24 @@
 Axes: L leads, N samples.
 """
 
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ecgbyte_jax.ecg.headers import Header, Lead, read_header
 from ecgbyte_jax.errors import RecordError
 
 # The order of the leads everywhere behind `signal.clean`.
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 _CANONICAL = {name.upper(): name for name in LEADS}
-_MILLIVOLTS = {"mV": 1.0, "uV": 1e-3, "V": 1e3}
-_MISSING_16 = -32768  # WFDB's mark of a missing sample in format 16
-# A lead's line: file, format 16, gain(baseline)/units, resolution, zero, first sample, checksum, block size, name.
-_PLAIN = re.compile(
-    r"(?P<file>\S+) 16 (?P<gain>\d+\.?\d*)(\((?P<baseline>-?\d+)\))?(/(?P<units>\S+))? "
-    r"\d+ (?P<zero>-?\d+) -?\d+ (?P<checksum>-?\d+) 0 (?P<name>.+)"
-)
+_MILLIVOLTS = {"mV": 1.0, "uV": 1e-3, "µV": 1e-3, "μV": 1e-3, "V": 1e3}  # both signs of micro
+_LEAST_GAIN, _MOST_GAIN = 1e-6, 1e12  # steps a unit
+# WFDB's formats and the value that marks a missing sample in each, the lowest; format 8, of differences, has none.
+_BITS = {"16": 16, "24": 24, "32": 32, "61": 16, "80": 8, "160": 16, "212": 12, "310": 10, "311": 10}
+_BITS |= {"508": 8, "516": 16, "524": 24}
+_MISSING = {form: -(1 << bits - 1) for form, bits in _BITS.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,130 +40,146 @@ def read_record(path: str | Path) -> Record:
 
     Returns a Record with float32 [L, N] in mV.
     Raises RecordError, naming the file, where a file is missing, truncated or malformed, the samples do not add up to the
-    header's checksum, the unit is not one of volts, a gain is 0, or a sample is missing (NaN).
+    header's checksum, the unit is not one of volts, a gain is 0 or missing, or a sample is missing (NaN).
     """
     stem = Path(path)
     if stem.suffix in (".hea", ".dat"):
         stem = stem.with_suffix("")
-    lines = _header_lines(stem)
-    rate = _sample_rate(stem, lines[0])
-    digital = _read_plain(stem, lines) or _read_by_wfdb(stem)
-    _check(digital, stem)
-    leads = tuple(_CANONICAL.get(name.upper(), name) for name in digital.names)
-    return Record(_millivolts(digital), rate, leads)
+    header = read_header(stem)
+    if header.segments:
+        return _join(stem, header)
+    return _read_single(stem, header)
 
 
-@dataclass(frozen=True, eq=False)
-class _Digital:
-    """A recording in steps of its converter: samples [N, L], and of each lead how to read them; checksum None: not told."""
-
-    samples: np.ndarray
-    missing: np.ndarray  # bool [L]: whether a lead has marks of missing samples
-    gains: list[float]  # steps a unit
-    baselines: list[int]
-    units: list[str]
-    checksums: list[int | None]
-    names: list[str]
-
-
-def _header_lines(stem: Path) -> list[list[str]]:
-    """The fields of the header's lines, comments left out: first the record's, then one a lead."""
-    try:
-        text = stem.with_name(stem.name + ".hea").read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError as error:
-        raise RecordError(f"{error.filename}: no such file; record '{stem}' needs its .hea and its .dat") from error
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{stem}.hea: cannot be read: {error}") from error
-    lines = [line.split() for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    if not lines or len(lines[0]) < 2:
-        raise RecordError(f"{stem}.hea: not readable as a WFDB header")
-    outside = sorted({line[0] for line in lines[1:] if Path(line[0]).name != line[0]})
-    if outside:
-        raise RecordError(f"{stem}.hea: signal files {outside} found, files beside the header wanted")
-    return lines
+def _read_single(stem: Path, header: Header) -> Record:
+    if not header.leads:
+        raise RecordError(f"{stem}.hea: the record holds no samples")
+    unknown = sorted({lead.format for lead in header.leads} - {*_MISSING, "8"})
+    if unknown:
+        raise RecordError(f"{stem}.hea: formats {unknown} found, some of {['8', *_MISSING]} expected")
+    samples = _read_plain(stem, header) if _is_plain(header) else _read_by_wfdb(stem, header)
+    _check(stem, header, samples)
+    rows = [_millivolts(lead, found)[lead.skew :] for lead, found in zip(header.leads, samples)]
+    shortest = min(map(len, rows))  # a lead that was stored later by its skew ends earlier
+    if not shortest:
+        raise RecordError(f"{stem}.hea: the record holds no samples beyond the skew of its leads")
+    names = tuple(_CANONICAL.get(lead.name.upper(), lead.name) for lead in header.leads)
+    return Record(np.stack([row[:shortest] for row in rows]), header.rate, names)
 
 
-def _sample_rate(stem: Path, fields: list[str]) -> float:
-    """In Hz; wfdb takes 250 for a rate that it cannot read, which would stretch the signal."""
-    rate = re.split("[/(]", fields[2])[0] if len(fields) > 2 else "250"  # WFDB's own rate where none is given
-    if not re.fullmatch(r"\d*\.?\d+(e[+-]?\d+)?", rate, re.IGNORECASE) or float(rate) <= 0:
-        raise RecordError(f"{stem}.hea: sample rate {fields[2]!r} found, a number of Hz above 0 wanted")
-    return float(rate)
+def _join(stem: Path, header: Header) -> Record:
+    """The segments of a record one after the other; the first may be a layout of 0 samples, which names leads alone."""
+    parts = []
+    for name, frames in header.segments:
+        if name == "~":
+            raise RecordError(f"{stem}.hea: missing samples (NaN): a gap of {frames} samples between its segments")
+        if frames:
+            parts.append(_segment(stem.with_name(name), header, frames))
+    if not parts:
+        raise RecordError(f"{stem}.hea: the record holds no samples")
+    leads = parts[0].leads
+    if any(sorted(part.leads) != sorted(leads) for part in parts):
+        raise RecordError(f"{stem}.hea: missing samples (NaN): its segments hold other leads, {[part.leads for part in parts]}")
+    signal = np.concatenate([part.signal[[part.leads.index(lead) for lead in leads]] for part in parts], axis=1)
+    if header.frames and signal.shape[1] != header.frames:
+        raise RecordError(f"{stem}.hea: segments of {signal.shape[1]} samples in all found, {header.frames} told")
+    return Record(signal, header.rate, leads)
 
 
-def _read_plain(stem: Path, lines: list[list[str]]) -> _Digital | None:
-    """The form that nearly all ECGs have, one file of little-endian 16-bit samples (WFDB's format 16), read in one go.
+def _segment(stem: Path, whole: Header, frames: int) -> Record:
+    header = read_header(stem)
+    if header.segments:
+        raise RecordError(f"{stem}.hea: segments found in a segment of a record, leads expected")
+    record = _read_single(stem, header)
+    if record.signal.shape[1] != frames or record.sample_rate != whole.rate:
+        raise RecordError(
+            f"{stem}.hea: {record.signal.shape[1]} samples at {record.sample_rate:g} Hz found, {frames} at {whole.rate:g} Hz "
+            "told by the record that it is a segment of"
+        )
+    return record
 
-    None for any other form, which wfdb reads, ten times slower.
+
+def _is_plain(header: Header) -> bool:
+    """Whether it has the form of nearly all ECGs, one file of little-endian 16-bit samples (WFDB's format 16).
+
+    That is read in one go, ten times faster than by wfdb.
     """
-    head, *signals = lines
-    fields = [_PLAIN.fullmatch(" ".join(line)) for line in signals]
-    counts = head[1].isdigit() and len(head) > 3 and head[3].isdigit()
-    if not counts or int(head[1]) != len(signals) or not signals or not all(fields) or len({f["file"] for f in fields}) > 1:
-        return None
-    file = stem.with_name(fields[0]["file"])
+    forms = {(lead.file, lead.offset, lead.format, lead.per_frame, lead.skew) for lead in header.leads}
+    return len(forms) == 1 and forms.pop()[2:] == ("16", 1, 0)
+
+
+def _read_plain(stem: Path, header: Header) -> np.ndarray:
+    """int16 [L, N] in steps."""
+    file, leads, offset = stem.with_name(header.leads[0].file), len(header.leads), header.leads[0].offset
     try:
-        samples = np.fromfile(file, "<i2")
-        bytes_found = file.stat().st_size
+        found = np.fromfile(file, np.uint8, offset=offset)
     except FileNotFoundError as error:
         raise RecordError(f"{file}: no such file; record '{stem}' needs its .hea and its .dat") from error
     except OSError as error:
         raise RecordError(f"{file}: cannot be read: {error}") from error
-    wanted = int(head[3]) * len(signals) * 2
-    if bytes_found != wanted:
-        what = "truncated" if bytes_found < wanted else "too long"
-        raise RecordError(
-            f"{file}: {what}: {bytes_found} bytes found, {wanted} wanted for {head[3]} samples of {head[1]} leads"
-        )
-    samples = samples.reshape(-1, len(signals))
-    return _Digital(
-        samples,
-        (samples == _MISSING_16).any(axis=0),
-        [float(f["gain"]) for f in fields],
-        [int(f["baseline"] or f["zero"]) for f in fields],
-        [f["units"] or "mV" for f in fields],
-        [int(f["checksum"]) for f in fields],
-        [f["name"] for f in fields],
-    )
+    size, frames = offset + found.size, header.frames or found.size // (2 * leads)
+    wanted = offset + 2 * leads * frames
+    if size != wanted:
+        what = "truncated" if size < wanted else "too long"
+        raise RecordError(f"{file}: {what}: {size} bytes found, {wanted} wanted for {frames} samples of {leads} leads")
+    return found.view("<i2").reshape(-1, leads).T
 
 
-def _read_by_wfdb(stem: Path) -> _Digital:
+def _read_by_wfdb(stem: Path, header: Header) -> list[np.ndarray]:
+    """int64 [N * per_frame] of each lead, in steps, as they stand in the file: skew is not taken out."""
     import wfdb  # takes a third of a second, pandas with it, which every worker would spend on nothing
 
+    if header.frames == 0:
+        raise RecordError(f"{stem}.hea: 0 samples told, their number expected for other formats than 16")
+    single = all(lead.per_frame == 1 for lead in header.leads)  # wfdb reads format 61 in this form alone
     try:
-        found = wfdb.rdrecord(str(stem), physical=False, return_res=32)
-        if found.d_signal is None:
-            raise RecordError(f"{stem}.hea: the record holds no samples")
-        missing = np.isnan(found.dac(expanded=False, return_res=32)).any(axis=0)
-        zero = [0 if gain == 0 else 1 for gain in wfdb.rdheader(str(stem)).adc_gain]
+        found = wfdb.rdrecord(str(stem), physical=False, smooth_frames=single, ignore_skew=True)
     except FileNotFoundError as error:
         raise RecordError(f"{error.filename}: no such file; record '{stem}' needs its .hea and its .dat") from error
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, MemoryError, OSError) as error:
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise RecordError(f"{stem}: not readable as a WFDB record, or truncated: {error}") from error
-    gains = [gain * one for gain, one in zip(found.adc_gain, zero)]
-    return _Digital(found.d_signal, missing, gains, found.baseline, found.units, found.checksum, found.sig_name)
+    _compare(stem, header, found)
+    return list(found.d_signal.T) if single else found.e_d_signal
 
 
-def _check(digital: _Digital, stem: Path) -> None:
-    if not digital.samples.size:
+def _compare(stem: Path, header: Header, found) -> None:
+    """Raises RecordError where wfdb, which reads headers leniently, took samples from elsewhere than the header says."""
+    fields = zip(found.file_name, found.fmt, found.byte_offset, found.samps_per_frame, found.init_value)
+    read = [(file, form, offset or 0, per_frame or 1, first or 0) for file, form, offset, per_frame, first in fields]
+    told = [(lead.file, lead.format, lead.offset, lead.per_frame, lead.first) for lead in header.leads]
+    if len({form[:3] for form in told}) > len({form[0] for form in told}):
+        raise RecordError(f"{stem}.hea: a file in two formats or from two offsets found, one of each expected")
+    if header.frames not in (None, found.sig_len) or read != told:
+        other = [one for one in read if one not in told][:1]
+        raise RecordError(f"{stem}.hea: wfdb reads {found.sig_len} samples {other} where {header.frames} {told[:1]} are told")
+
+
+def _check(stem: Path, header: Header, samples: Sequence[np.ndarray]) -> None:
+    if not all(found.size for found in samples):
         raise RecordError(f"{stem}.hea: the record holds no samples")
-    unknown = sorted(set(digital.units) - set(_MILLIVOLTS))
+    unknown = sorted({lead.units for lead in header.leads} - set(_MILLIVOLTS))
     if unknown:
         raise RecordError(f"{stem}.hea: units {unknown} found, one of {sorted(_MILLIVOLTS)} wanted")
-    zero = [name for name, gain in zip(digital.names, digital.gains) if not gain > 0]
-    if zero:
-        raise RecordError(f"{stem}.hea: leads {zero} have a gain of 0 or less, steps a unit above 0 wanted")
-    if digital.missing.any():
-        bad = [digital.names[i] for i in np.flatnonzero(digital.missing)]
+    gains = [lead.gain for lead in header.leads if not _LEAST_GAIN <= lead.gain <= _MOST_GAIN]
+    if gains:
+        wrong = [lead.name for lead in header.leads if lead.gain in gains]
+        raise RecordError(
+            f"{stem}.hea: leads {wrong} have a gain of {gains[0]:g} steps a unit (0: not calibrated), {_LEAST_GAIN:g} to "
+            f"{_MOST_GAIN:g} expected"
+        )
+    pairs = list(zip(header.leads, samples))
+    bad = [lead.name for lead, found in pairs if lead.format in _MISSING and (found == _MISSING[lead.format]).any()]
+    if bad:
         raise RecordError(f"{stem}.dat: missing samples (NaN) in leads {bad}")
-    sums = digital.samples.sum(axis=0, dtype=np.int64)
-    pairs = zip(digital.names, sums.tolist(), digital.checksums)
-    wrong = [name for name, found, told in pairs if told is not None and (found - told) % 65536]
+    # Where the number of samples is not told, a checksum of 0 is none.
+    told = [(lead, found) for lead, found in pairs if lead.checksum or (lead.checksum == 0 and header.frames)]
+    wrong = [lead.name for lead, found in told if (int(found.sum(dtype=np.int64)) - lead.checksum) % 65536]
     if wrong:
         raise RecordError(f"{stem}.dat: the samples of leads {wrong} do not add up to the header's checksum")
 
 
-def _millivolts(digital: _Digital) -> np.ndarray:
-    """The signal as float32 [L, N] in mV, contiguous."""
-    scale = np.array([_MILLIVOLTS[unit] for unit in digital.units]) / np.array(digital.gains)
-    return np.ascontiguousarray(((digital.samples - np.array(digital.baselines)) * scale).T, np.float32)
+def _millivolts(lead: Lead, samples: np.ndarray) -> np.ndarray:
+    """float32 [N] in mV of [N * per_frame] steps; the samples of a frame are averaged, as by wfdb."""
+    steps = samples.reshape(-1, lead.per_frame).mean(axis=1) if lead.per_frame > 1 else samples
+    scale = _MILLIVOLTS[lead.units] / lead.gain
+    return (np.subtract(steps, lead.baseline, dtype=np.float64) * scale).astype(np.float32)

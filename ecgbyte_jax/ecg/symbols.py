@@ -5,6 +5,7 @@ Axes: `...` is any number of leading axes, T samples.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 
@@ -19,14 +20,21 @@ _CHUNK = 1 << 15  # samples quantised at a time: they stay in the cache
 
 @dataclass(frozen=True)
 class Quantizer:
-    """26 equal bins from 0.5 mV below the first to 0.5 mV above the 99th percentile (both in mV), as published."""
+    """26 equal bins from 0.5 mV below the first to 0.5 mV above the 99th percentile (both in mV), as published.
+
+    Raises TokenizerError where the percentiles are not two finite numbers, the first below the second.
+    """
 
     percentile_1: float
     percentile_99: float
 
     def __post_init__(self):
+        for name in ("percentile_1", "percentile_99"):
+            object.__setattr__(self, name, _as_float(getattr(self, name)))  # of whatever type, JSON and repr write it alike
         if not self.percentile_1 < self.percentile_99:
             raise TokenizerError(f"percentiles {self.percentile_1} and {self.percentile_99} mV found, the first must be lower")
+        if not np.isfinite(self.high - self.low):
+            raise TokenizerError(f"percentiles {self.percentile_1} and {self.percentile_99} mV found, two finite ones expected")
 
     @property
     def low(self) -> float:
@@ -112,6 +120,15 @@ class Drawn:
             smallest = np.argpartition(keys, _FIT_SAMPLES)[:_FIT_SAMPLES]
             samples, keys = samples[smallest], keys[smallest]
         return Drawn(samples, keys)
+
+
+def _as_float(percentile: object) -> float:
+    try:
+        if isinstance(percentile, Real) and not isinstance(percentile, bool):
+            return float(percentile)
+    except OverflowError:
+        pass  # an integer beyond the largest float
+    raise TokenizerError(f"percentiles in mV: {percentile!r:.40} found, a finite number expected")
 
 
 def _finite(signal: np.ndarray) -> np.ndarray:

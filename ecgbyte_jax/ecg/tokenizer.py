@@ -3,7 +3,9 @@
 Axes: L leads (12), T samples of a segment, S segments, n tokens.
 """
 
+import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -16,8 +18,8 @@ from ecgbyte_jax.ecg.symbols import ALPHABET_SIZE, Quantizer, parse, spell
 from ecgbyte_jax.errors import TokenizerError
 from ecgbyte_jax.files import write_whole
 
-_FORMAT, _VERSION = "ecgbyte_jax.ecg_tokenizer", 2
-_FIELDS = {"format", "version", "percentile_1_mv", "percentile_99_mv", "training"}
+_FORMAT, _VERSION = "ecgbyte_jax.ecg_tokenizer", 3
+_FIELDS = {"format", "version", "sha256", "percentile_1_mv", "percentile_99_mv", "training"}
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,13 @@ class ECGTokenizer:
         self, segments: np.ndarray, *, return_offsets: bool = False
     ) -> list[np.ndarray] | tuple[list[np.ndarray], list[np.ndarray]]:
         """Clean segments [S, 12, T] in mV to S arrays of int32 ids; with offsets, (ids, offsets), S arrays each."""
+        segments = np.asarray(segments)
         if segments.ndim != 3 or segments.shape[1] != len(LEADS):
             raise TokenizerError(f"segments of shape {segments.shape} found, [segments, {len(LEADS)}, samples] wanted")
         symbols = self.quantizer.encode(segments)
-        return self.bpe.encode_batch(symbols.reshape(len(segments), -1), return_offsets=return_offsets)
+        return self.bpe.encode_batch(
+            symbols.reshape(len(segments), math.prod(segments.shape[1:])), return_offsets=return_offsets
+        )
 
     def decode(self, ids: np.ndarray) -> np.ndarray:
         """Ids [n] to float64 mV [12, T], each sample at the centre of its bin.
@@ -72,6 +77,18 @@ class ECGTokenizer:
             raise TokenizerError(f"the ids stand for {symbols.size} samples, a multiple of {len(LEADS)} leads wanted")
         return self.quantizer.decode(symbols.reshape(len(LEADS), -1))
 
+    def encodes_like(self, other: "ECGTokenizer") -> bool:
+        """Whether both give the same ids of any signal, however they were made."""
+        return self.quantizer == other.quantizer and self.bpe.tokens_sha256 == other.bpe.tokens_sha256
+
+    def digest(self) -> str:
+        """SHA-256 of percentiles, training, tokens, merges and counts, however a file spells them."""
+        rest = [self.quantizer.percentile_1, self.quantizer.percentile_99, self.training and asdict(self.training)]
+        found = hashlib.sha256(json.dumps([*rest, self.bpe.tokens_sha256]).encode())
+        if self.bpe.merges is not None:
+            found.update(np.column_stack([self.bpe.merges, self.bpe.counts]).astype("<i8").tobytes())
+        return found.hexdigest()
+
     def save(self, path: str | Path) -> None:
         """Writes the JSON file, whole or not at all, and beside it the encoder's tables, which only save time.
 
@@ -80,6 +97,7 @@ class ECGTokenizer:
         head = {
             "format": _FORMAT,
             "version": _VERSION,
+            "sha256": self.digest(),
             "percentile_1_mv": self.quantizer.percentile_1,
             "percentile_99_mv": self.quantizer.percentile_99,
             "training": asdict(self.training) if self.training else None,
@@ -102,13 +120,13 @@ class ECGTokenizer:
             raise TokenizerError(f"{path}: no such file; `--stage=prepare` makes it") from error
         except OSError as error:
             raise TokenizerError(f"{path}: cannot be read: {error.strerror}") from error
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, or a number of thousands of digits
             raise TokenizerError(f"{path}: not readable as JSON, or truncated: {error}") from error
         if not isinstance(found, dict) or found.get("format") != _FORMAT:
             raise TokenizerError(f"{path}: field 'format' is not '{_FORMAT}', so this is no ECG tokenizer")
         if found.get("version") != _VERSION:
             raise TokenizerError(
-                f"{path}: version {found.get('version')} found, {_VERSION} wanted; a newer file needs a newer ecgbyte_jax, "
+                f"{path}: version {found.get('version')} found, {_VERSION} expected; a newer file needs a newer ecgbyte_jax, "
                 "an older one is made again by `--stage=prepare`"
             )
         if set(found) not in (_FIELDS | {"merges"}, _FIELDS | {"tokens"}):
@@ -118,6 +136,11 @@ class ECGTokenizer:
             tokenizer = cls(_read_quantizer(found), bpe, _read_training(found["training"]))
         except TokenizerError as error:
             raise TokenizerError(f"{path}: {error}") from error
+        if found["sha256"] != tokenizer.digest():
+            raise TokenizerError(
+                f"{path}: field 'sha256' is {found['sha256']!r:.70}, {tokenizer.digest()!r} expected of what the file holds: "
+                "it is damaged or was edited; take another copy, or delete it and run --stage=prepare again"
+            )
         bpe.load_automaton(_automaton_path(path))
         return tokenizer
 
@@ -136,9 +159,9 @@ def _automaton_path(path: str | Path) -> Path:
 
 def _read_quantizer(found: dict) -> Quantizer:
     percentiles = found["percentile_1_mv"], found["percentile_99_mv"]
-    if not all(type(p) in (int, float) and np.isfinite(p) for p in percentiles):
-        raise TokenizerError(f"percentiles {percentiles} found, two numbers in mV wanted")
-    return Quantizer(*map(float, percentiles))
+    if not all(type(p) in (int, float) for p in percentiles):
+        raise TokenizerError(f"percentiles {percentiles!r:.80} found, two numbers in mV expected")
+    return Quantizer(*percentiles)
 
 
 def _read_training(found: object) -> Training | None:

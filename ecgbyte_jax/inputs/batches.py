@@ -42,12 +42,12 @@ def _damaged(folder: Path, split: str, error: Exception) -> ShardsError:
 
 
 def training_batches(
-    sequences: grain.MapDataset, plan: Plan, ids: PromptIds, max_length: int, host: int = 0, hosts: int = 1
+    sequences: grain.MapDataset, plan: Plan, ids: PromptIds, max_length: int, rows: np.ndarray | None = None
 ) -> grain.MapDataset:
-    """The batches of a whole training, this host's share of each: item n belongs to step n, whatever came before.
+    """The batches of a whole training, or some of their rows: item n belongs to step n, whatever came before.
 
-    Each item: input_ids, positions, segments int32 [B / hosts, T], answer_places, targets int32 [B / hosts, A], answer_mask
-    bool [B / hosts, A]; see `prompt.lay_out`.
+    `rows`: the numbers int [b] of those of the B rows that are made; None: all. Each item: input_ids, positions, segments
+    int32 [b, T], answer_places, targets int32 [b, A], answer_mask bool [b, A]; see `prompt.lay_out`.
     """
 
     def to_row(numbers: np.ndarray, length: int) -> dict[str, np.ndarray]:
@@ -57,8 +57,8 @@ def training_batches(
 
     def to_batch(number: int) -> dict[str, np.ndarray]:
         step = plan[number]
-        rows = [to_row(row, step.length) for row in step.rows[host::hosts]]
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        made = [to_row(step.rows[i], step.length) for i in (range(len(step.rows)) if rows is None else rows)]
+        return {name: np.stack([row[name] for row in made]) for name in made[0]}
 
     return grain.MapDataset.range(len(plan)).map(to_batch)
 

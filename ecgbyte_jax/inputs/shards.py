@@ -143,8 +143,8 @@ class Manifest:
     """What a finished folder of shards holds.
 
     splits by name; ecg: the files of ECG tokens, in the order of the segments' numbers; written: every file's records, bytes
-    and SHA-256; digests: of the ECG tokenizer, the text tokenizer and the settings; commonest: question -> the answer most
-    often given to it in training, "" -> to any question.
+    and SHA-256; digests: of the ECG tokenizer, the text tokenizer and the settings; commonest: of questions that
+    the corpus asks more than once, question -> the answer most often given to it in training; "" -> to any question.
     """
 
     splits: dict[str, SplitSummary]

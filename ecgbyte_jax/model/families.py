@@ -215,10 +215,16 @@ def _write_qwen3(config: DecoderConfig) -> dict:
 
 
 def _read_gemma(raw: dict) -> dict:
-    refuse(raw, "use_bidirectional_attention", (None, False))
     # The first Gemma files say "gelu" and were always run with its tanh form.
-    name = raw.get("hidden_activation") or "gelu_pytorch_tanh"
-    return _read_llama_like(raw | {"hidden_act": name}, tied=True) | {"norm_offset": 1.0, "embedding_scale": True}
+    name = raw.get("hidden_act") or "gelu_pytorch_tanh"
+    name = "gelu_pytorch_tanh" if name == "gelu" else name
+    refuse(raw, "hidden_activation", (None, name))  # transformers 4 took this one, 5 takes hidden_act
+    return _read_gemma_like(raw, name)
+
+
+def _read_gemma_like(raw: dict, activation: str) -> dict:
+    refuse(raw, "use_bidirectional_attention", (None, False))
+    return _read_llama_like(raw | {"hidden_act": activation}, tied=True) | {"norm_offset": 1.0, "embedding_scale": True}
 
 
 def _write_gemma(config: DecoderConfig) -> dict:
@@ -226,7 +232,7 @@ def _write_gemma(config: DecoderConfig) -> dict:
 
 
 def _read_gemma2(raw: dict) -> dict:
-    return _read_gemma(raw) | {
+    return _read_gemma_like(raw, raw.get("hidden_activation") or "gelu_pytorch_tanh") | {
         "post_norms": True,
         "query_scale": raw["query_pre_attn_scalar"] ** -0.5,
         "attention_cap": raw["attn_logit_softcapping"] or 0.0,

@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 from huggingface_hub import errors as hub
 from huggingface_hub import snapshot_download
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import save_file
 
@@ -196,12 +197,15 @@ def save_pretrained(model: Decoder, folder: str | Path, *, text_tokenizer: Any =
     """Writes a folder that `transformers.AutoModelForCausalLM.from_pretrained` reads: config.json and safetensors.
 
     With more than `shard_bytes` of weights several files and their index; with a text tokenizer its files too, and its
-    special ids in config.json. Raises WeightsError where LoRA paths have not been merged (see `lora.merge_lora`).
+    special ids in config.json. Of several processes that share the model all must call, and the first one writes.
+    Raises WeightsError where LoRA paths have not been merged (see `lora.merge_lora`).
     """
     folder, config, parameters = Path(folder), model.config, _parameters(model)
     if any("/lora/" in name for name in parameters):
         raise WeightsError(f"{folder}: the model has LoRA paths; merge them first, or write an adapter")
-    folder.mkdir(parents=True, exist_ok=True)
+    leads = jax.process_index() == 0
+    if leads:
+        folder.mkdir(parents=True, exist_ok=True)
     family, shapes = FAMILIES[config.family], _shapes(config)
     tensors = family.tensors(set(shapes), config.layers)
     size = jnp.dtype(config.param_dtype).itemsize
@@ -210,7 +214,15 @@ def save_pretrained(model: Decoder, folder: str | Path, *, text_tokenizer: Any =
     if len(files) == 1:
         names = ["model.safetensors"]
     for name, group in zip(names, files):
-        save_file({t.stored: _stored(t, parameters) for t in group}, folder / name, metadata={"format": "pt"})
+        arrays = {}
+        for tensor in group:
+            array = _stored(tensor, parameters)
+            if leads:
+                arrays[tensor.stored] = array
+        if leads:
+            save_file(arrays, folder / name, metadata={"format": "pt"})
+    if not leads:
+        return
     if len(files) > 1:
         total = size * sum(int(np.prod(shape)) for shape in shapes.values())
         weight_map = {tensor.stored: name for name, group in zip(names, files) for tensor in group}
@@ -246,9 +258,14 @@ def _group(tensors: list[Tensor], sizes: list[int], most: int) -> list[list[Tens
     return groups
 
 
+def whole(array: jax.Array) -> np.ndarray:
+    """An array on the host; where it lies on the devices of several processes, all of them must ask."""
+    return np.asarray(array) if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True)
+
+
 def _stored(tensor: Tensor, parameters: dict[str, jax.Array]) -> np.ndarray:
     """A tensor as PyTorch lays it out."""
-    array = np.concatenate([np.asarray(_parameter(name, parameters)) for name in tensor.parameters], axis=-1)
+    array = np.concatenate([whole(_parameter(name, parameters)) for name in tensor.parameters], axis=-1)
     return np.ascontiguousarray(array.T if tensor.layout == LINEAR else array)
 
 

@@ -78,6 +78,7 @@ class Page:
     tokenizer_pictures: list[Picture] = field(default_factory=list)
     tokenizer_notes: list[str] = field(default_factory=list)
     settings: list[Table] = field(default_factory=list)
+    settings_notes: list[str] = field(default_factory=list)
 
     @property
     def types(self) -> list[str]:

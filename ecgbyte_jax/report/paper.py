@@ -6,6 +6,7 @@ One axes covers the whole figure, and its unit is the millimetre. Axes of arrays
 from dataclasses import dataclass
 from itertools import pairwise
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 
 from ecgbyte_jax.ecg.records import LEADS
 from ecgbyte_jax.errors import RecordError
-from ecgbyte_jax.report.save import MM
+from ecgbyte_jax.report.save import EVERY_SAMPLE, MM, title_text
 
 MM_PER_S, MM_PER_MV = 25.0, 10.0
 LAYOUTS = ("3x4", "12x1")
@@ -114,6 +115,7 @@ def new_sheet(sheet: Sheet, grid: str = "pink") -> tuple[Figure, Axes]:
     return figure, axes
 
 
+@matplotlib.rc_context(EVERY_SAMPLE)
 def draw_traces(axes: Axes, sheet: Sheet, signal: np.ndarray, notes: dict[int, str] | None = None) -> None:
     """The leads with their names (and a note behind each), and the calibration pulses of 1 mV and 0.2 s."""
     for left, zero in sheet.pulses:
@@ -135,7 +137,7 @@ def draw_head(axes: Axes, sheet: Sheet, title: str) -> None:
     axes.text(sheet.width - _MARGIN, sheet.height - _MARGIN, scale, ha="right", **place)
     room = int((sheet.width - 2 * _MARGIN - 45) / 1.7)  # characters of about 1.7 mm
     shown = title if len(title) <= room else title[: max(room - 1, 0)] + "…"
-    axes.text(_MARGIN, sheet.height - _MARGIN, shown.replace("$", r"\$"), ha="left", **place)
+    axes.text(_MARGIN, sheet.height - _MARGIN, title_text(shown), ha="left", **place)
 
 
 def draw_ecg(signal: np.ndarray, rate: float, *, layout: str = "3x4", title: str = "") -> Figure:

@@ -1,6 +1,7 @@
 """Pictures as files: PNG and SVG, the same bytes for the same picture."""
 
 import io
+import re
 from pathlib import Path
 
 import matplotlib
@@ -11,10 +12,17 @@ from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.files import write_whole
 
 MM = 1 / 25.4  # inches
-_STYLE = {"svg.hashsalt": "ecgbyte-jax", "font.family": "DejaVu Sans", "path.simplify": False}
+EVERY_SAMPLE = {"path.simplify": False}  # read where a path is made: at plotting, and of a long trace at saving again
+_STYLE = {"svg.hashsalt": "ecgbyte-jax", "font.family": "DejaVu Sans"} | EVERY_SAMPLE
 _DPI = 200
 _NO_DATES = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 KINDS = tuple(_NO_DATES)
+_NOT_IN_XML = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+
+def title_text(title: str) -> str:
+    """A title that comes from data, in one line that an SVG can hold, and no formula."""
+    return _NOT_IN_XML.sub("\ufffd", title).replace("$", r"\$")
 
 
 def check_picture(path: str | Path, what: str) -> None:

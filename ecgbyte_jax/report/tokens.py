@@ -5,6 +5,7 @@ Axes of arrays: T samples of a segment, n tokens of it, V ECG vocabulary.
 
 import colorsys
 
+import matplotlib
 import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
@@ -12,12 +13,13 @@ from matplotlib.lines import Line2D
 
 from ecgbyte_jax.ecg.records import LEADS
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
-from ecgbyte_jax.report.save import MM
+from ecgbyte_jax.report.save import EVERY_SAMPLE, MM, title_text
 
 _GOLDEN = 0.618033988749895  # of a turn: neighbouring ids get far hues
 _BLUE, _ORANGE = "#0072b2", "#b34700"
 
 
+@matplotlib.rc_context(EVERY_SAMPLE)
 def draw_tokens(signal: np.ndarray, rate: float, tokenizer: ECGTokenizer, *, title: str = "") -> Figure:
     """Signal [12, T] in mV at `rate` Hz in grey, and over it what its tokens restore: a colour a token, a tick a boundary.
 
@@ -53,7 +55,7 @@ def draw_tokens(signal: np.ndarray, rate: float, tokenizer: ECGTokenizer, *, tit
     ]
     figure.legend(handles=handles, loc="outside upper right", ncols=3, fontsize=8, frameon=False)
     name = f"{title}   " if title else ""
-    figure.suptitle(f"{name}{len(ids)} tokens for {signal.size} samples".replace("$", r"\$"), fontsize=9, x=0.01, ha="left")
+    figure.suptitle(title_text(f"{name}{len(ids)} tokens for {signal.size} samples"), fontsize=9, x=0.01, ha="left")
     return figure
 
 

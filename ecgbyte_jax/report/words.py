@@ -91,7 +91,7 @@ def aside_table(reasons: list[tuple[str, int]]) -> Table:
 
 
 def settings_tables(config: dict) -> list[Table]:
-    """A table for each part of config.json."""
+    """A table for each part of a run's settings."""
     parts = {"run": {k: v for k, v in config.items() if not isinstance(v, dict)}}
     parts |= {name: part for name, part in config.items() if isinstance(part, dict)}
     return [

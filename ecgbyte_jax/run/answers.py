@@ -4,12 +4,13 @@ Axes: B rows of a batch, T places of a prompt, N new tokens.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 
+import grain
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -36,7 +37,7 @@ Prompt = tuple[tuple[np.ndarray, ...], np.ndarray]  # ECGs' compact ids, questio
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """A sequence to be answered for, the one of another patient whose ECG it is shown too, and its place in the split."""
+    """A sequence to be answered for, the one of other patients whose ECGs it is shown too, and its place in the split."""
 
     sequence: Sequence
     other: Sequence
@@ -46,7 +47,7 @@ class Item:
 def choose(config: ConfigDict, prepared: Prepared) -> list[Item]:
     """The sequences to answer for, those with the shortest ECGs first and all about the same ECGs together.
 
-    Raises ScoresError for one without a reference, ConfigError where there is but one patient.
+    Raises ScoresError for one without a reference, ConfigError for one that no other patient's ECGs can be swapped with.
     """
     dataset = open_split(prepared.shards, prepared.manifest, config.eval.split)
     wanted = min(config.eval.max_sequences or len(dataset), len(dataset))
@@ -62,33 +63,59 @@ def choose(config: ConfigDict, prepared: Prepared) -> list[Item]:
     for i, sequence in enumerate(sequences):
         by_ecgs.setdefault((sequence.patient, key_of(sequence.ecgs)), []).append(i)
     groups = sorted(by_ecgs.values(), key=lambda some: sum(map(len, sequences[some[0]].ecgs)))
-    others = _other_patients([sequences[some[0]] for some in groups], config.seed)
+    others = _other_patients([sequences[some[0]] for some in groups], config.seed, dataset)
     return [Item(sequences[i], other, int(places[i])) for some, other in zip(groups, others) for i in some]
 
 
-def _other_patients(sequences: list[Sequence], seed: int) -> list[Sequence]:
-    """For every sequence, sorted by length, one of another patient and nearly as long: drawn at random from about 32.
+def _other_patients(sequences: list[Sequence], seed: int, split: grain.MapDataset | tuple = ()) -> list[Sequence]:
+    """For every sequence, sorted by length, one about as many ECGs, of none of its patients, and nearly as long.
 
-    Its length then tells a model nothing, and a batch needs no more room for it. Raises ConfigError where there is but one
-    patient.
+    It is drawn at random from about 32, so that its length tells a model nothing and a batch needs no more room for it; where
+    these share a patient, it is the nearest one, or the first one of the whole split. Raises ConfigError where there is none.
     """
-    near: list[list[Sequence]] = [[]]
-    for sequence in sequences:
-        if len(near[-1]) >= _NEAR and _patients(near[-1]) > 1:
+    rng = np.random.default_rng(seed)
+    whose = [_patients(sequence) for sequence in sequences]
+    others: dict[int, Sequence] = {}
+    for count in sorted({len(sequence.ecgs) for sequence in sequences}):
+        places = [place for place, sequence in enumerate(sequences) if len(sequence.ecgs) == count]
+        for near in _neighbours(places, whose):
+            for one in near:
+                foreign = [other for other in near if whose[one].isdisjoint(whose[other])]
+                if foreign:
+                    others[one] = sequences[foreign[rng.integers(len(foreign))]]
+                else:
+                    nearest = sorted(places, key=lambda place, one=one: abs(place - one))
+                    elsewhere = (split[place] for place in range(len(split)))
+                    others[one] = _first_foreign(sequences[one], chain((sequences[place] for place in nearest), elsewhere))
+    return [others[place] for place in range(len(sequences))]
+
+
+def _neighbours(places: list[int], whose: list[frozenset[str]]) -> list[list[int]]:
+    """Consecutive places, at least 32 and of different patients where there are so many."""
+    near: list[list[int]] = [[]]
+    for place in places:
+        if len(near[-1]) >= _NEAR and len({whose[other] for other in near[-1]}) > 1:
             near.append([])
-        near[-1].append(sequence)
-    if len(near) > 1 and _patients(near[-1]) == 1:
+        near[-1].append(place)
+    if len(near) > 1 and len({whose[other] for other in near[-1]}) == 1:
         alone = near.pop()
         near[-1] += alone
-    if _patients(near[-1]) == 1:
-        raise ConfigError("eval.split: sequences of one patient alone found; at least two wanted, to swap their ECGs")
-    rng = np.random.default_rng(seed)
-    foreign = ([other for other in some if other.patient != one.patient] for some in near for one in some)
-    return [others[rng.integers(len(others))] for others in foreign]
+    return near
 
 
-def _patients(sequences: list[Sequence]) -> int:
-    return len({sequence.patient for sequence in sequences})
+def _first_foreign(one: Sequence, others: Iterable[Sequence]) -> Sequence:
+    for other in others:
+        if len(other.ecgs) == len(one.ecgs) and _patients(one).isdisjoint(_patients(other)):
+            return other
+    raise ConfigError(
+        f"eval.split: question {one.id!r} shows {len(one.ecgs)} ECG(s), and no other question about as many is of other "
+        "patients; one patient alone cannot be evaluated, since every question is also asked of another patient's ECG"
+    )
+
+
+def _patients(sequence: Sequence) -> frozenset[str]:
+    """Everyone whose ECG it shows."""
+    return frozenset(sequence.meta.get("patients", (sequence.patient,)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,13 +27,14 @@ from ecgbyte_jax.inputs.prompt import PromptIds, render
 from ecgbyte_jax.model.attribution import attribute
 from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.report.attention import draw_attention
-from ecgbyte_jax.report.folder import choose_examples, first_seed, read_evaluation
+from ecgbyte_jax.report.folder import choose_examples, first_seed, read_evaluation, read_json
 from ecgbyte_jax.report.save import save_picture
 from ecgbyte_jax.run import prepare, train
 from ecgbyte_jax.run.corpus import Paths
 from ecgbyte_jax.run.logbook import banner, progress
 from ecgbyte_jax.run.restore import restore_model
 from ecgbyte_jax.run.sharding import make_mesh
+from ecgbyte_jax.run.stages import outputs_digest
 
 METHODS = ("attention", "rollout", "gradient_input")
 
@@ -94,6 +95,13 @@ def open_trained(config: ConfigDict, workdir: Path, which: str) -> Trained:
 def answered_by(results: dict) -> str:
     """The checkpoint, or the folder, whose answers an evaluation's results are about."""
     return str(results["checkpoint"] if results["checkpoint_step"] is None else results["checkpoint_step"])
+
+
+def check_evaluated(workdir: Path, results: dict) -> None:
+    """Raises ConfigError where an evaluation's answers are of a checkpoint, and another training left those that lie here."""
+    inputs = (read_json(workdir / "eval" / "answers.json") or {}).get("inputs")
+    if results["checkpoint_step"] is not None and inputs != outputs_digest(workdir / "checkpoints" / "stage.json"):
+        raise ConfigError(f"{workdir / 'eval'}: the answers are not of the training in checkpoints/; run eval again")
 
 
 def look(trained: Trained, ecgs: Sequence[np.ndarray], question: str, answer: np.ndarray, config: ConfigDict) -> View:
@@ -158,6 +166,7 @@ def attend(config: ConfigDict, workdir: Path) -> None:
     """Writes attention/<example>.npz, .png and .svg for the evaluated examples `attend.examples`, or the report's ten."""
     results, rows = read_evaluation(workdir)
     chosen = choose_rows(rows, tuple(config.attend.examples), config.seed)
+    check_evaluated(workdir, results)
     trained = open_trained(config, workdir, answered_by(results))
     written = {}
     for row, view in views(trained, config, workdir, results["split"], chosen):

@@ -1,17 +1,31 @@
 """What a setting may be, looked at before any work is done: a wrong one must not cost a finished stage."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pywt
 from ml_collections import ConfigDict
 
+from ecgbyte_jax.corpora.ecg_qa import PUBLISHED_TYPES, QUESTION_TYPES
 from ecgbyte_jax.corpora.example import SPLITS
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.model.config import KERNELS
 from ecgbyte_jax.run.corpus import CORPORA
 from ecgbyte_jax.run.perturb import PERTURBATIONS
 
+_PATHS = (
+    "data.root",
+    "data.ecgqa_root",
+    "data.translations",
+    "data.conversations",
+    "data.table",
+    "prepare.cache",
+    "tokenizer.file",
+    "model.pretrained",
+    "eval.checkpoint",
+    "eval.bertscore_model",
+)
 _Rule = tuple[Callable[[object], bool], str]
 
 
@@ -39,6 +53,7 @@ _RULES: dict[str, _Rule] = {
     "data.sample_rate": _one_of(100, 500),
     "data.wording": _one_of("template", "paraphrased"),
     "data.split": _one_of("official", "folds"),
+    "data.question_types": (lambda types: {*types} <= {*QUESTION_TYPES}, f"of {QUESTION_TYPES}"),
     "data.synthetic_records": _at_least(0),
     "data.max_segments": _at_least(0),
     "data.max_bad_fraction": _between(0, 1),
@@ -125,6 +140,13 @@ _RULES: dict[str, _Rule] = {
 }
 
 
+def expand_home(config: ConfigDict) -> None:
+    """Puts the home folder in the place of a leading ~ in all settings that are paths."""
+    for name in _PATHS:
+        part, _, field = name.partition(".")
+        config[part][field] = os.path.expanduser(config[part][field])
+
+
 def check_config(config: ConfigDict) -> None:
     """Raises ConfigError that names the first setting which cannot work, its value and what is wanted."""
     for name, (fits, wanted) in _RULES.items():
@@ -138,6 +160,8 @@ def check_config(config: ConfigDict) -> None:
         )
     if config.data.published_split and config.data.corpus == "own":
         raise ConfigError("data.published_split: your own data has no published split; its table's field 'split' is taken")
+    if config.data.published_split and config.data.corpus in ("ecg_qa", "ecg_qa_mimic"):
+        _check_published_questions(config.data)
     if config.lora.rank and not config.lora.targets:
         raise ConfigError("lora.targets: none found, at least one wanted where lora.rank is above 0")
     if len(config.eval.seeds) > 1 and config.eval.temperature == 0:
@@ -147,3 +171,13 @@ def check_config(config: ConfigDict) -> None:
         )
     if "wander" in config.eval.perturb and not config.signal.target_rate:
         raise ConfigError("eval.perturb: 'wander' needs one sample rate of all recordings: signal.target_rate above 0 wanted")
+
+
+def _check_published_questions(data: ConfigDict) -> None:
+    """Raises ConfigError for questions that are not in ECG-Byte's own split, which holds both wordings of three types."""
+    if not data.question_types or not {*data.question_types} <= {*PUBLISHED_TYPES}:
+        raise ConfigError(
+            f"data.published_split: data.question_types {data.question_types} found, of {PUBLISHED_TYPES} expected"
+        )
+    if data.wording != "template":
+        raise ConfigError(f"data.published_split: data.wording {data.wording!r} found, which it has no use for: it takes both")

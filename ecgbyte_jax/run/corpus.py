@@ -5,7 +5,8 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict
 from ecgbyte_jax.corpora import mimic, ptbxl
 from ecgbyte_jax.corpora.demo import write_demo
 from ecgbyte_jax.corpora.ecg_chat import CONVERSATIONS, read_conversations
-from ecgbyte_jax.corpora.ecg_qa import read_questions
+from ecgbyte_jax.corpora.ecg_qa import read_published_questions, read_questions
 from ecgbyte_jax.corpora.example import Example, Rejected, published_splits
 from ecgbyte_jax.corpora.own import read_table
 from ecgbyte_jax.errors import ConfigError, CorpusError
@@ -72,6 +73,7 @@ class Corpus:
     rejected: list[Rejected]
     quarantine: Path
     max_bad_fraction: float
+    _keys: dict[Path, int] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -79,7 +81,8 @@ class Corpus:
     ) -> "Corpus":
         """Of examples with the same id the first is kept and the others are rejected.
 
-        Raises CorpusError where a patient stands in two splits; `published_split` warns instead.
+        Raises CorpusError where a patient or a recording is in two splits, which `published_split` only warns of, and where a
+        recording is of two patients.
         """
         examples: dict[str, Example] = {}
         rejected: list[Rejected] = []
@@ -92,6 +95,7 @@ class Corpus:
                 examples[item.id] = item
         corpus = cls(len(examples) + len(rejected), list(examples.values()), rejected, quarantine, max_bad_fraction)
         corpus.check_patients(published_split)
+        corpus.check_recordings(published_split)
         return corpus
 
     def check_patients(self, published_split: bool) -> None:
@@ -110,9 +114,30 @@ class Corpus:
             raise CorpusError(f"{told}; a score on them would be of recordings that training has seen. Split by patient")
         console.print(f"warning: {told} (data.published_split): scores are not those of unseen patients", markup=False)
 
+    def check_recordings(self, published_split: bool) -> None:
+        """Raises CorpusError, naming two examples, where a recording is of two patients or (not as published) in two splits."""
+        first: dict[Path, Example] = {}
+        for example in self.examples:
+            for record in example.records:
+                before = first.setdefault(record, example)
+                owners = before.owner(record), example.owner(record)
+                if owners[0] != owners[1] or (before.split != example.split and not published_split):
+                    raise CorpusError(
+                        f"recording '{record}': example {before.id!r} of patient {owners[0]!r} is in split {before.split!r}, "
+                        f"{example.id!r} of patient {owners[1]!r} in split {example.split!r}; one patient and one split "
+                        "expected: correct them, or name both patients of a comparison in the field patients"
+                    )
+
     def records(self, split: str | None = None) -> list[Path]:
         """The distinct recordings (of one split), in the order in which they are first asked about."""
         return list(dict.fromkeys(record for e in self.examples if split in (None, e.split) for record in e.records))
+
+    def keys(self, records: list[Path], root: Path) -> np.ndarray:
+        """The cache's keys of recordings below `root`, uint64 [R]; their files are looked at once, as networks are slow."""
+        for record in records:
+            if record not in self._keys:
+                self._keys[record] = record_key(record, root)
+        return np.array([self._keys[record] for record in records], np.uint64)
 
     def set_aside(self, bad: list[Rejected]) -> None:
         """Moves examples to the rejected ones and writes all of those to the quarantine file.
@@ -123,7 +148,8 @@ class Corpus:
         self.examples = [example for example in self.examples if example.id not in ids]
         self.rejected += bad
         lines = (json.dumps(asdict(rejected), ensure_ascii=False, default=str) + "\n" for rejected in self.rejected)
-        write_whole(self.quarantine, (line.encode() for line in lines))
+        # A path that is not UTF-8 is written with JSON's own escapes.
+        write_whole(self.quarantine, (line.encode(errors="backslashreplace") for line in lines))
         if len(self.rejected) > self.max_bad_fraction * self.read:
             first = self.rejected[0]
             raise CorpusError(
@@ -138,7 +164,7 @@ def open_corpus(config: ConfigDict, paths: Paths) -> Corpus:
     """The examples that the config names; makes the synthetic recordings first where it asks for them."""
     _make_demo_data(config, paths)
     found, published = read_corpus(config, paths), config.data.published_split
-    if published and config.data.corpus != "ptbxl":
+    if published and config.data.corpus in ("mimic", "ecg_chat"):
         found = _published_split(found)
     return Corpus.of(found, paths.quarantine, config.data.max_bad_fraction, published)
 
@@ -152,13 +178,8 @@ def digest(corpus: Corpus, root: Path) -> str:
         found.update(json.dumps(row).encode() + b"\n")
     for r in corpus.rejected:
         found.update(json.dumps([r.id, r.reason]).encode() + b"\n")
-    found.update(keys(corpus.records(), root).tobytes())
+    found.update(corpus.keys(corpus.records(), root).tobytes())
     return found.hexdigest()
-
-
-def keys(records: list[Path], root: Path) -> np.ndarray:
-    """The cache's keys of recordings, uint64 [R]."""
-    return np.array([record_key(record, root) for record in records], np.uint64)
 
 
 def _make_demo_data(config: ConfigDict, paths: Paths) -> None:
@@ -182,11 +203,15 @@ def _make_demo_data(config: ConfigDict, paths: Paths) -> None:
 
 
 def _published_split(found: Iterable[Example | Rejected]) -> Iterator[Example | Rejected]:
-    """The same examples with ECG-Byte's own split, drawn over the usable ones."""
-    items = list(found)
-    splits = iter(published_splits(sum(isinstance(item, Example) for item in items)))
-    for item in items:
-        yield replace(item, split=next(splits)) if isinstance(item, Example) else item
+    """The same examples with ECG-Byte's own split, drawn over recordings or conversations, usable or not."""
+    groups = [list(items) for _, items in groupby(found, _conversation)]
+    for split, items in zip(published_splits(len(groups)), groups):
+        yield from (replace(item, split=split) if isinstance(item, Example) else item for item in items)
+
+
+def _conversation(item: Example | Rejected) -> str:
+    """What the turns of a conversation share, and the id where there are no turns."""
+    return item.meta.get("conversation", item.id) if isinstance(item, Example) else item.id
 
 
 def read_corpus(config: ConfigDict, paths: Paths) -> Iterator[Example | Rejected]:
@@ -199,12 +224,12 @@ def read_corpus(config: ConfigDict, paths: Paths) -> Iterator[Example | Rejected
         case "mimic":
             return mimic.read_reports(root, data.question)
         case "ecg_qa":
-            recordings = ptbxl.read_database(root, data.sample_rate, data.published_split)
+            recordings = ptbxl.read_database(root, data.sample_rate)
             return _read_questions(config, paths.ecgqa_root / "ptbxl", recordings)
         case "ecg_qa_mimic":
             return _read_questions(config, paths.ecgqa_root / "mimic-iv-ecg", mimic.read_record_list(root))
         case "ecg_chat":
-            return read_conversations(Path(data.conversations or root / CONVERSATIONS), root)
+            return read_conversations(Path(data.conversations or root / CONVERSATIONS), root, data.published_split)
         case "own":
             return read_table(Path(data.table), root)
         case other:
@@ -213,4 +238,6 @@ def read_corpus(config: ConfigDict, paths: Paths) -> Iterator[Example | Rejected
 
 def _read_questions(config: ConfigDict, folder: Path, recordings: Iterable) -> Iterator[Example | Rejected]:
     data = config.data
+    if data.published_split:
+        return read_published_questions(folder, recordings, tuple(data.question_types))
     return read_questions(folder, recordings, data.wording, tuple(data.question_types), data.split)

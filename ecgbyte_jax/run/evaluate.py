@@ -21,7 +21,7 @@ from ecgbyte_jax.run.restore import restore_model
 from ecgbyte_jax.run.results import MODEL, make_results
 from ecgbyte_jax.run.sharding import check_batch_size, make_mesh
 
-_VERSION = 3  # of this stage's outputs
+_VERSION = 4  # of this stage's outputs
 _SCORING = ("bootstrap", "bertscore_model")  # settings that the answers do not depend on
 
 
@@ -96,6 +96,7 @@ def _score(config: ConfigDict, workdir: Path, stage: stages.Stage, scorers: Scor
     about = json.loads((folder / "checkpoint.json").read_text())
     found = make_results(read_rows(folder / "generations.jsonl"), scorers, config.eval.bootstrap, config.seed)
     write_whole(folder / "results.json", [f"{json.dumps(about | found, indent=1, ensure_ascii=False)}\n".encode()])
+    stages.keep_settings(config, workdir, "eval")
     stage.finish([folder / "results.json"])
 
 

@@ -11,16 +11,22 @@ from ecgbyte_jax.inputs.batches import open_split, training_batches
 from ecgbyte_jax.inputs.plan import Layout, Plan
 from ecgbyte_jax.inputs.shards import read_lengths
 from ecgbyte_jax.run.prepare import Prepared
-from ecgbyte_jax.run.sharding import put_batch
+from ecgbyte_jax.run.sharding import put_batch, rows_here
 
 
-def plan_batches(config: ConfigDict, prepared: Prepared, split: str, epochs: float) -> tuple[Plan, grain.MapDataset]:
-    """The plan of `epochs` shuffled epochs of a split, and this process's share of its batches; item n belongs to step n."""
+def plan_batches(
+    config: ConfigDict, prepared: Prepared, split: str, epochs: float, mesh: Mesh | None = None
+) -> tuple[Plan, grain.MapDataset]:
+    """The plan of `epochs` shuffled epochs of a split, and its batches; item n belongs to step n.
+
+    On a mesh a batch holds the rows that this process' devices need, see `sharding.rows_here`.
+    """
     layout = Layout(config.prompt.max_length, config.data.packing, () if config.data.packing else config.data.length_buckets)
     lengths = read_lengths(prepared.shards, prepared.manifest, split)
     plan = Plan(lengths, layout, config.train.batch_size, epochs, config.seed)
     sequences = open_split(prepared.shards, prepared.manifest, split)
-    return plan, training_batches(sequences, plan, prepared.ids, layout.max_length, jax.process_index(), jax.process_count())
+    rows = None if mesh is None else rows_here(mesh, config.train.batch_size)
+    return plan, training_batches(sequences, plan, prepared.ids, layout.max_length, rows)
 
 
 class Feed:

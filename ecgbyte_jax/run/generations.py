@@ -56,9 +56,25 @@ def make_row(sequence: Sequence, other: Sequence, seed: int, answers: dict[str, 
 
 
 def read_rows(path: Path) -> list[dict]:
-    """The whole lines; raises ScoresError where there is no file, or a line is not one of an evaluation's."""
+    """The whole lines; raises ScoresError where the file is missing, a line is not an evaluation's, or is there twice."""
     if not path.is_file():
         raise ScoresError(f"{path}: no such file; run --stage=eval first")
+    rows = _parse(path)
+    first: dict[Key, int] = {}
+    for number, row in enumerate(rows, start=1):
+        if first.setdefault(_key(row), number) != number:
+            raise ScoresError(
+                f"{path}: line {number} is of the same example, segment and seed as line {first[_key(row)]}; "
+                "move the file away and run --stage=eval"
+            )
+    return rows
+
+
+def _key(row: dict) -> Key:
+    return Key(row["id"], row["segment"], row["seed"])
+
+
+def _parse(path: Path) -> list[dict]:
     rows = []
     for number, line in enumerate(_whole_lines(path), start=1):
         try:
@@ -78,7 +94,7 @@ def _whole_lines(path: Path) -> list[bytes]:
 
 def keep_whole_batches(path: Path, batches: list[list[Key]]) -> int:
     """How many of the batches stand in the file, from the first one; what lies behind them is taken away."""
-    found = [Key(row["id"], row["segment"], row["seed"]) for row in read_rows(path)] if path.is_file() else []
+    found = [_key(row) for row in _parse(path)] if path.is_file() else []
     done = kept = 0
     for batch in batches:
         if found[kept : kept + len(batch)] != batch:

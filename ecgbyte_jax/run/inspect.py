@@ -88,7 +88,8 @@ def _show_answers(sequences: list[Sequence]) -> None:
 def _show_prompt(prepared: prepare.Prepared, sequence: Sequence, max_length: int) -> None:
     """Tokens as the model sees them, those that the loss falls on coloured; most of the ECG's are left out."""
     ids, mask = _render(prepared, sequence, max_length)
-    console.print(f"[bold]prompt[/bold] of {sequence.id}: {len(ids)} tokens, [{_SUPERVISED}]supervised[/{_SUPERVISED}]")
+    title = (("prompt", "bold"), f" of {sequence.id}: {len(ids)} tokens, ", ("supervised", _SUPERVISED))
+    console.print(Text.assemble(*title))
     text, run = Text(), 0
     ecg = set(prepared.ids.ecg.tolist())
     for place, (id, supervised) in enumerate(zip(ids.tolist(), mask.tolist())):

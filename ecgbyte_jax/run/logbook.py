@@ -1,5 +1,6 @@
 """What a person sees while a run goes on."""
 
+import re
 import resource
 import sys
 from collections.abc import Callable, Iterator
@@ -9,8 +10,19 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
-console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # but tabs and line ends
+
+
+class _PlainConsole(Console):
+    """Shows texts as they are: most hold ids, answers or paths, which may look like rich's markup or move the cursor."""
+
+    def render_str(self, text: str, **how) -> Text:
+        return super().render_str(_CONTROL.sub("\ufffd", text), **how)
+
+
+console = _PlainConsole(markup=False, emoji=False, highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 
 
 class _Rate(TextColumn):
@@ -24,12 +36,12 @@ class _Rate(TextColumn):
 def progress(what: str, total: int) -> Iterator[Callable[..., None]]:
     """A bar with rate and remaining time (at the end, the time it took); yields `report(done, note="")`."""
     columns = (
-        TextColumn("{task.description:<28}"),
+        TextColumn("{task.description:<28}", markup=False),
         BarColumn(bar_width=12),
         MofNCompleteColumn(),
         _Rate(""),
         TimeRemainingColumn(elapsed_when_finished=True),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=console, refresh_per_second=4) as bar:
         task = bar.add_task(what, total=total, note="")
@@ -38,9 +50,9 @@ def progress(what: str, total: int) -> Iterator[Callable[..., None]]:
 
 def banner(title: str, rows: dict[str, object]) -> None:
     """A title and aligned `name value` lines."""
-    console.print(f"[bold]{title}[/bold]")
+    console.print(title, style="bold")
     for name, value in rows.items():
-        console.print(f"  {name:<22} {value}", markup=False)
+        console.print(f"  {name:<22} {value}")
 
 
 def number_table(title: str, corner: str, rows: dict[str, dict[str, float | str]], form: str) -> None:

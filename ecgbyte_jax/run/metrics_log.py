@@ -7,6 +7,7 @@ from typing import Any
 from tensorboardX import SummaryWriter
 
 from ecgbyte_jax.errors import ConfigError, TrainingError
+from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.run import distributed
 
 
@@ -22,10 +23,11 @@ class MetricsLog:
         distributed.wait_for_all("metrics.jsonl is read")
         self._file = self._board = self._wandb = None
         if distributed.leads():
-            path.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+            write_whole(path, [f"{json.dumps(line)}\n".encode() for line in self.lines])
             self._file = path.open("a")
             self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=from_step + 1)
             self._wandb = _open_wandb(wandb_project, workdir, settings or {}) if wandb_project else None
+        distributed.wait_for_all("metrics.jsonl is open")  # Weights & Biases may take its time
 
     def write(self, line: dict[str, Any]) -> None:
         """`line` must hold its step."""

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
+from ecgbyte_jax.corpora.example import SPLITS
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.errors import ShardsError
 from ecgbyte_jax.inputs.prompt import PromptIds
@@ -24,7 +26,10 @@ from ecgbyte_jax.run.workers import Run, open_workers
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-_VERSION = 3  # of this stage's outputs
+_VERSION = 4  # of this stage's outputs
+_SHARDS = re.compile(rf"(ecg|{'|'.join(SPLITS)})-(\d+\.array_record|lengths\.i4)|manifest\.json")  # how their names begin
+# What transformers may read a text tokenizer from; config.json names its class where nothing else does.
+_TEXT_FILES = ("*token*", "vocab*", "merges*", "*.model", "config.json")
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,8 @@ def prepare(config: ConfigDict, workdir: Path) -> str:
         with open_workers(config) as run:
             _prepare(config, paths, corpus, stage, run)
         shutil.rmtree(paths.summaries)
-        stage.finish([paths.ecg_tokenizer, *paths.text_tokenizer.iterdir(), *paths.shards.iterdir()])
+        stages.keep_settings(config, workdir, "prepare")
+        stage.finish([paths.ecg_tokenizer, *paths.text_tokenizer.iterdir(), *_own_shards(paths)])
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
@@ -95,9 +101,16 @@ def prepare(config: ConfigDict, workdir: Path) -> str:
 def _clear(paths: Paths) -> None:
     """Takes away what other settings left, the marker first: what lies there belongs to nothing until the stage begins."""
     paths.marker.unlink(missing_ok=True)
-    for folder in (paths.shards, paths.summaries, paths.text_tokenizer):
+    for file in _own_shards(paths):
+        file.unlink()
+    for folder in (paths.summaries, paths.text_tokenizer):
         if folder.exists():
             shutil.rmtree(folder)
+
+
+def _own_shards(paths: Paths) -> list[Path]:
+    """What this stage has written into shards/, whole or not: the folder may be a link to one that holds other files too."""
+    return [file for file in paths.shards.glob("*") if _SHARDS.match(file.name)]
 
 
 def _prepare(config: ConfigDict, paths: Paths, corpus: Corpus, stage: stages.Stage, run: Run) -> None:
@@ -136,19 +149,20 @@ def _digests(paths: Paths) -> dict[str, str]:
 
 def _remove_strays(paths: Paths, manifest: Manifest) -> None:
     """What somebody who was killed left under another name."""
-    for file in (*paths.shards.iterdir(), *paths.ecg_tokenizer.parent.glob("*.partial")):
+    for file in (*_own_shards(paths), *paths.ecg_tokenizer.parent.glob("*.partial")):
         if file.name not in manifest.written:
             file.unlink()
 
 
 def _text_fingerprint(pretrained: str) -> str:
-    """Of a pretrained text tokenizer's files; raises WeightsError where they are missing, before hours of work."""
+    """Of what a pretrained text tokenizer's files hold; raises WeightsError where they are missing, before hours of work."""
     if not pretrained:
         return ""
     from ecgbyte_jax.model.hf import locate  # which imports JAX: it takes a second, and most preparation does without
 
     folder = locate(pretrained)
-    return stages.fingerprint(sorted(folder.glob("*token*")), folder)
+    files = sorted({file for pattern in _TEXT_FILES for file in folder.glob(pattern)})
+    return stages.digest([[file.name, hashlib.sha256(file.read_bytes()).hexdigest()] for file in files if file.is_file()])
 
 
 def _make_text_tokenizer(config: ConfigDict, corpus: Corpus, ecg_vocab_size: int) -> "PreTrainedTokenizerFast":

@@ -4,6 +4,7 @@ Recordings are cleaned in tasks of a few hundred, wherever `workers` runs them; 
 stands there is not cleaned again. Axes: S segments of a recording, L leads (12), T samples of a segment.
 """
 
+import errno
 import hashlib
 import json
 import shutil
@@ -22,18 +23,20 @@ from ecgbyte_jax.ecg.records import read_record
 from ecgbyte_jax.ecg.signal import CleanConfig, clean, segment
 from ecgbyte_jax.ecg.symbols import Drawn, Quantizer
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer, Training
-from ecgbyte_jax.errors import RecordError, TokenizerError
+from ecgbyte_jax.errors import CorpusError, RecordError, TokenizerError
 from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.run import stages
-from ecgbyte_jax.run.corpus import Corpus, Paths, keys
+from ecgbyte_jax.run.corpus import Corpus, Paths
 from ecgbyte_jax.run.logbook import progress
 from ecgbyte_jax.run.symbol_cache import Place, SymbolCache, write_part
 from ecgbyte_jax.run.workers import Run
 
-_VERSION = 3  # of what is made here
+_VERSION = 4  # of what is made here
 _KEPT_RECORDS = 1000  # whose clean signals, of 1 MB at most each, wait on disk between the percentiles and the symbols
 _KEPT_BYTES = 1 << 20
 _DRAWN_AT_ONCE = 1 << 18  # samples
+# What the system answers about a file that is not there or is no file; whatever else it answers may pass.
+_LASTING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, None)
 
 
 def settings(config: ConfigDict) -> dict:
@@ -62,12 +65,20 @@ class Cleaning:
         )
 
     def segments(self, record: str) -> np.ndarray:
-        """Clean segments float64 [S, 12, T] in mV of one recording; raises RecordError where it cannot be used."""
+        """Clean segments float64 [S, 12, T] in mV of one recording; raises as `whole`."""
         return segment(self.whole(record)[0], self.segment_length)[: self.max_segments or None]
 
     def whole(self, record: str) -> tuple[np.ndarray, float]:
-        """The clean signal float64 [12, N] in mV of one recording, and its rate in Hz."""
-        found = read_record(record)
+        """The clean signal float64 [12, N] in mV of one recording, and its rate in Hz.
+
+        Raises RecordError where it cannot be used, and CorpusError where the system does not give its files now.
+        """
+        try:
+            found = read_record(record)
+        except RecordError as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno not in _LASTING:
+                raise CorpusError(f"{error}; mend that, or move the file away, and the same command goes on") from error
+            raise
         return clean(found, self.config), self.config.target_rate or found.sample_rate
 
 
@@ -129,7 +140,7 @@ def fit_quantizer(config: ConfigDict, paths: Paths, corpus: Corpus, run: Run) ->
     wanted = min(config.tokenizer.percentile_records, len(records))
     drawn = np.sort(np.random.default_rng(config.seed).choice(len(records), wanted, replace=False))
     records = [records[i] for i in drawn]
-    cleaning, record_keys = Cleaning.of(config), keys(records, paths.root)
+    cleaning, record_keys = Cleaning.of(config), corpus.keys(records, paths.root)
     digest = stages.digest([_VERSION, repr(cleaning), config.seed, record_keys.tolist()])
     file = paths.cache / "percentiles" / f"{digest[:24]}.json"
     if file.is_file():
@@ -185,7 +196,7 @@ def _kept(folder: Path, key: int) -> np.ndarray | None:
 def quantize(config: ConfigDict, paths: Paths, corpus: Corpus, quantizer: Quantizer, run: Run) -> Signals:
     """Cleans and quantizes every recording that is not in the cache; the examples of unusable ones are set aside."""
     cleaning, records = Cleaning.of(config), corpus.records()
-    record_keys = keys(records, paths.root)
+    record_keys = corpus.keys(records, paths.root)
     digest = stages.digest([_VERSION, repr(cleaning), repr(quantizer)])
     folder = paths.cache / "symbols" / digest[:24]
     missing = np.flatnonzero(SymbolCache(folder).find(record_keys) < 0)
@@ -202,7 +213,8 @@ def quantize(config: ConfigDict, paths: Paths, corpus: Corpus, quantizer: Quanti
 
 
 def _clean_folder(paths: Paths, cleaning: Cleaning) -> Path:
-    return paths.cache / "clean" / stages.digest([_VERSION, repr(cleaning)])[:24]
+    """The run's own, for it is removed at the end, and several runs may share a cache."""
+    return paths.cache / "clean" / stages.digest([_VERSION, repr(cleaning), str(paths.marker.resolve())])[:24]
 
 
 def _clean_missing(
@@ -218,15 +230,22 @@ def _clean_missing(
         return
     tasks = make_tasks(config, paths, records, record_keys, quantizer, str(folder))
     done = bad = 0
+    unread: dict[int, list[str]] = {}
     with progress("clean and quantize", len(records)) as report:
-        for number, unusable in run(clean_part, tasks):
+        for number, (unusable, unread[number]) in run(clean_part, tasks):
             done, bad = done + len(tasks[number].records), bad + unusable
             report(done, f"{bad} unusable" if bad else "")
+    reasons = [reason for number in sorted(unread) for reason in unread[number]]
+    if reasons:
+        raise CorpusError(f"{len(reasons)} of {len(records)} recordings cannot be read now; the first: {reasons[0]}")
 
 
-def clean_part(task: Task) -> int:
-    """Cleans and quantizes a few hundred recordings and writes them as one part of the cache; returns how many are unusable."""
-    unusable = 0
+def clean_part(task: Task) -> tuple[int, list[str]]:
+    """Cleans and quantizes a few hundred recordings and writes them as one part of the cache.
+
+    Returns how many are unusable, and what the system said of those that it did not give: the cache knows nothing of them.
+    """
+    unusable, unread = 0, []
 
     def rows() -> Iterator[tuple[int, np.ndarray | RecordError, dict]]:
         nonlocal unusable
@@ -238,13 +257,16 @@ def clean_part(task: Task) -> int:
                 unusable += 1
                 yield key, error, {}
                 continue
+            except CorpusError as error:
+                unread.append(str(error))
+                continue
             symbols = task.quantizer.encode(segments)
             error = np.abs(task.quantizer.decode(symbols) - segments)
             measured = {"worst": error.max(axis=(0, 2)), "total": error.sum(axis=(0, 2))}
             yield key, symbols, measured | {"clipped": task.quantizer.count_clipped(segments)}
 
     write_part(Path(task.cache), task.cleaning.segment_length, rows())
-    return unusable
+    return unusable, unread
 
 
 def make_tasks(

@@ -5,6 +5,7 @@ Only the evaluation must be there; what else is missing is told in the page. Axe
 
 import hashlib
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 
 import grain
@@ -27,16 +28,28 @@ from ecgbyte_jax.report.folder import Chosen
 from ecgbyte_jax.report.paper import draw_ecg
 from ecgbyte_jax.report.tokens import draw_compression, draw_tokens, draw_usage
 from ecgbyte_jax.run import stages
-from ecgbyte_jax.run.attend import METHODS, EcgView, View, answered_by, find_sequences, open_trained, rate_of, views
+from ecgbyte_jax.run.attend import (
+    METHODS,
+    EcgView,
+    View,
+    answered_by,
+    check_evaluated,
+    find_sequences,
+    open_trained,
+    rate_of,
+    views,
+)
+from ecgbyte_jax.run.checkpoint import Checkpoints
 from ecgbyte_jax.run.corpus import Paths, read_corpus
 from ecgbyte_jax.run.logbook import console
 from ecgbyte_jax.run.quantize import Cleaning
 
-_VERSION = 1  # of this stage's outputs
+_VERSION = 2  # of this stage's outputs
 _INPUTS = (
-    "eval/results.json", "eval/generations.jsonl", "metrics.jsonl", "config.json", "checkpoints/stage.json",
+    "eval/results.json", "eval/generations.jsonl", "eval/answers.json", "metrics.jsonl", "checkpoints/stage.json",
     "shards/manifest.json", "tokenizer/ecg_tokenizer.json", "prepare/quarantine.jsonl",
 )  # fmt: skip
+_NOT_TRAINED_WITH = ("eval", "export", "attend")  # parts of a checkpoint's settings
 _SEGMENTS = 2_000  # drawn, that token use is counted on
 _RECODED = 100  # of them, that compression is measured on
 _LEVELS = (0, 100, 500, 1000, 2000, 3500, 5000, 10_000)  # merges
@@ -71,13 +84,32 @@ def _make_page(config: ConfigDict, workdir: Path, results: dict, rows: list[dict
         evaluated=words.evaluated(results),
         scores=words.score_tables(results),
         score_notes=words.score_notes(results),
-        settings=words.settings_tables(folder.read_json(workdir / "config.json") or {}),
     )
+    _add_settings(found, workdir, results)
     _add_examples(found, config, workdir, results, folder.choose_examples(rows, config.seed))
     _add_curves(found, workdir)
     _add_data(found, workdir)
     _add_tokenizer(found, config, workdir)
     return found
+
+
+def _add_settings(found: page.Page, workdir: Path, results: dict) -> None:
+    """Those that the evaluated checkpoint was trained with, as it tells itself, and those of the evaluation."""
+    try:
+        trained = _trained_with(workdir, results)
+        found.settings += words.settings_tables({k: v for k, v in trained.items() if k not in _NOT_TRAINED_WITH})
+    except EcgByteError as error:
+        found.settings_notes.append(f"Without the settings of the training: {error}")
+    evaluated = folder.read_json(workdir / "eval" / "answers.json") or {}
+    found.settings += words.settings_tables({"eval": evaluated.get("settings", {}).get("eval", {})})
+
+
+def _trained_with(workdir: Path, results: dict) -> dict:
+    check_evaluated(workdir, results)
+    if results["checkpoint_step"] is None:
+        raise ReportError(f"the answers are those of the folder '{results['checkpoint']}'")
+    with closing(Checkpoints(workdir / "checkpoints", keep=None)) as checkpoints:
+        return checkpoints.about(results["checkpoint_step"])["config"]
 
 
 def _add_examples(found: page.Page, config: ConfigDict, workdir: Path, results: dict, chosen: list[Chosen]) -> None:
@@ -101,6 +133,7 @@ def _add_examples(found: page.Page, config: ConfigDict, workdir: Path, results: 
 def _look(config: ConfigDict, workdir: Path, results: dict, rows: list[dict]) -> Iterable[View]:
     if jax.process_count() > 1:
         raise ConfigError("several processes share the model; --stage=report on one process adds the attention")
+    check_evaluated(workdir, results)
     trained = open_trained(config, workdir, answered_by(results))
     for _, view in views(trained, config, workdir, str(results.get("split")), rows):
         yield view

@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.errors import CheckpointError
 from ecgbyte_jax.inputs.text import load_text_tokenizer
 from ecgbyte_jax.model.decoder import Decoder
@@ -53,6 +54,7 @@ def _load_folder(config: ConfigDict, workdir: Path, prepared: Prepared, mesh: Me
             f"{folder}: its tokenizer is not the one of {Paths.of(config, workdir).text_tokenizer}: {len(different)} tokens "
             f"differ, say {different[0]!r}; a folder that --stage=export wrote from the same prepared data wanted"
         )
+    _check_ecg_tokenizer(Path(folder) / "ecg_tokenizer.json", Paths.of(config, workdir).ecg_tokenizer)
     how = {name: config.model[name] for name in ("dtype", "param_dtype")}
     model, found = load_pretrained(folder, shard=partial(parameter_shardings, mesh=mesh), **how)
     positions = config.prompt.max_length + config.eval.max_new_tokens
@@ -63,6 +65,20 @@ def _load_folder(config: ConfigDict, workdir: Path, prepared: Prepared, mesh: Me
         )
     model.config = replace(model.config, spare_rows=found.vocab_size - len(ours))
     return model
+
+
+def _check_ecg_tokenizer(theirs: Path, ours: Path) -> None:
+    """Raises CheckpointError where a folder's model reads the ids of another ECG tokenizer, or nothing says of which."""
+    if not theirs.is_file():
+        raise CheckpointError(
+            f"{theirs}: no such file, so nothing tells whose ECG tokens the model reads; copy it from the run that trained the "
+            "model (tokenizer/ecg_tokenizer.json), or export it again"
+        )
+    if not ECGTokenizer.load(theirs).encodes_like(ECGTokenizer.load(ours)):
+        raise CheckpointError(
+            f"{theirs}: another ECG tokenizer than {ours}, so the same ids are other signals; a folder that --stage=export "
+            "wrote from the same prepared data expected"
+        )
 
 
 def _choose(checkpoints: Checkpoints, which: str) -> int:

@@ -13,7 +13,7 @@ from ecgbyte_jax.ecg.features import features
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.run import quantize, stages
-from ecgbyte_jax.run.corpus import Corpus, Paths, keys
+from ecgbyte_jax.run.corpus import Corpus, Paths
 from ecgbyte_jax.run.logbook import progress
 from ecgbyte_jax.run.workers import Run
 
@@ -33,7 +33,7 @@ def choose(config: ConfigDict, paths: Paths, corpus: Corpus, run: Run) -> list[P
         return [records[i] for i in np.sort(rng.choice(len(records), wanted, replace=False))]
     drawn = np.sort(rng.choice(len(records), min(max(_CANDIDATES, wanted), len(records)), replace=False))
     candidates = [records[i] for i in drawn]
-    found = _features(config, paths, candidates, run)
+    found = _features(config, paths, corpus, candidates, run)
     clusters = cluster(found, config.tokenizer.max_clusters, config.seed)
     return [candidates[i] for i in sample_evenly(clusters, wanted, rng)]
 
@@ -81,11 +81,11 @@ def sample_evenly(clusters: np.ndarray, wanted: int, rng: np.random.Generator) -
     return np.sort(np.concatenate([chosen, rest]).astype(int))
 
 
-def _features(config: ConfigDict, paths: Paths, records: list[Path], run: Run) -> np.ndarray:
+def _features(config: ConfigDict, paths: Paths, corpus: Corpus, records: list[Path], run: Run) -> np.ndarray:
     """float64 [R, F], computed in tasks and kept in the cache."""
     cleaning = quantize.Cleaning.of(config)
     folder = paths.cache / "features" / stages.digest(repr(cleaning))[:24]
-    tasks = quantize.make_tasks(config, paths, records, keys(records, paths.root), cache=str(folder))
+    tasks = quantize.make_tasks(config, paths, records, corpus.keys(records, paths.root), cache=str(folder))
     parts: dict[int, np.ndarray] = {}
     with progress("morphology", len(records)) as report:
         for number, part in run(measure_part, tasks):

@@ -66,10 +66,31 @@ def check_batch_size(mesh: Mesh, size: int, name: str, accumulate: int = 1) -> N
         raise ConfigError(f"{name}: {size} found, a multiple of the mesh's data x fsdp = {parts}{times} wanted")
 
 
+def rows_here(mesh: Mesh, size: int) -> np.ndarray:
+    """The numbers of the rows of a batch of `size` that this process' devices hold, rising, int64 [b].
+
+    Several processes hold the same ones where a part of the batch is repeated over devices of both.
+    """
+    return np.flatnonzero(np.isin(np.arange(size) // (size // batch_parts(mesh)), _parts_here(mesh)))
+
+
+def _parts_here(mesh: Mesh) -> np.ndarray:
+    """Which of a batch's parts this process' devices hold, rising."""
+    spans = batch_sharding(mesh).addressable_devices_indices_map((batch_parts(mesh),)).values()
+    return np.unique([span.start or 0 for (span,) in spans])
+
+
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This host's rows of a batch as global arrays."""
-    sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+    """A batch, of which every process holds `rows_here` [b, ...], as global arrays [B, ...]."""
+    sharding, parts, here = batch_sharding(mesh), batch_parts(mesh), _parts_here(mesh)
+
+    def put(rows: np.ndarray) -> jax.Array:
+        own = dict(zip(here.tolist(), np.split(rows, len(here))))
+        each = len(rows) // len(here)
+        shape = (each * parts, *rows.shape[1:])
+        return jax.make_array_from_callback(shape, sharding, lambda index: own[(index[0].start or 0) // each])
+
+    return {name: put(rows) for name, rows in batch.items()}
 
 
 def put_whole(batch: Any, mesh: Mesh) -> Any:

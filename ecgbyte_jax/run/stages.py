@@ -3,14 +3,28 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.run.logbook import console
+
+_SIGNALS = ("seed", "data", "signal", "tokenizer", "prepare")
+_PREPARED = (*_SIGNALS, "prompt")
+# The parts of the settings that a stage's outputs depend on, with those that say where and how it ran.
+_PARTS = {
+    "tokenizer": _SIGNALS,
+    "prepare": _PREPARED,
+    "train": (*_PREPARED, "model", "lora", "optim", "train", "mesh", "distributed"),
+    "eval": ("eval",),
+    "export": ("export",),
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +72,7 @@ class Stage:
             raise ConfigError(f"stage '{self.name}' was run otherwise ({self.changes()}); add it to --stage to run it again")
         if not self.finished():
             raise ConfigError(f"{self.marker}: stage '{self.name}' has not finished in this work directory; add it to --stage")
-        return digest([self.digest(), _read_marker(self.marker)["result"]])
+        return outputs_digest(self.marker)
 
     def changes(self) -> str:
         """What differs from the settings and inputs of an earlier run here, in words; "" where nothing does."""
@@ -71,21 +85,63 @@ class Stage:
 
     def move_aside(self, workdir: Path, folder: str, *others: str) -> None:
         """Keeps what other settings or inputs left: `folder` becomes folder.old-1, -2, ..., and `others` go into it."""
-        if not (workdir / folder).exists():
+        place = workdir / folder
+        if not place.exists() or not any(place.iterdir()):
             return
-        target = next(path for n in count(1) if not (path := workdir / f"{folder}.old-{n}").exists())
+        target = free_name(place)
         why = self.changes() or "unknown ones"
         console.print(
             f"{self.name}: {folder}/ here is of other settings or inputs ({why}); moved to {target.name}", markup=False
         )
-        os.rename(workdir / folder, target)
+        if place.is_symlink():  # to another disk: there the old and the new outputs lie beside each other
+            real = place.resolve()
+            os.symlink(free_name(real), target)
+            os.rename(real, target.readlink())
+            real.mkdir()
+        else:
+            os.rename(place, target)
         for name in others:
             if (workdir / name).exists():
-                os.rename(workdir / name, target / name)
+                shutil.move(workdir / name, target / name)
 
     def _write(self, more: dict) -> None:
         content = {"digest": self.digest(), "settings": self.settings, "inputs": self.inputs, **more}
         write_whole(self.marker, [json.dumps(content, indent=1).encode()])
+
+
+def free_name(folder: Path) -> Path:
+    """folder.old-1, -2, ..., the first that is not there."""
+    return next(path for n in count(1) if not os.path.lexists(path := folder.with_name(f"{folder.name}.old-{n}")))
+
+
+def not_made_by(marker: Path) -> list[Path]:
+    """The files in a marker's folder that its stage has not made, or that were changed since."""
+    made = (_read_marker(marker) or {}).get("outputs", {})
+    since = marker.stat().st_mtime if made else 0.0
+    return [
+        path
+        for path in sorted(marker.parent.rglob("*"))
+        if path != marker
+        and not path.is_dir()
+        and (made.get(str(path.relative_to(marker.parent))) != _size(path) or path.stat().st_mtime > since)
+    ]
+
+
+def outputs_digest(marker: Path) -> str:
+    """Stands for the outputs of the stage that left this marker; "" where none has finished."""
+    found = _read_marker(marker) or {}
+    return digest([found["digest"], found["result"]]) if found.get("finished") else ""
+
+
+def keep_settings(config: ConfigDict, workdir: Path, stage: str) -> None:
+    """Writes the parts of the settings that this stage has worked with into config.json, and leaves the others there."""
+    file = workdir / "config.json"
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        kept = {}
+    given = json.loads(config.to_json_best_effort())
+    write_whole(file, [json.dumps(kept | {part: given[part] for part in _PARTS[stage]}, indent=1).encode()])
 
 
 def _size(path: Path) -> int | None:

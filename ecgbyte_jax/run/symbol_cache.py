@@ -56,15 +56,33 @@ class Place:
 
 
 def record_key(record: Path, root: Path) -> int:
-    """64 bits that change when one of the recording's files changes its name below `root`, size or time, comes or goes."""
-    found: list[object] = [os.path.relpath(record, root)]
-    for ending in (".hea", ".dat"):
-        try:
-            stat = os.stat(f"{record}{ending}")
-            found += [stat.st_size, stat.st_mtime_ns]
-        except OSError:
-            found.append(None)
+    """64 bits that change when one of the recording's files changes its name below `root`, size or time, comes or goes.
+
+    Its files are the header and the .dat of its name; where there is no such .dat, those that the header names.
+    """
+    found = [os.path.relpath(record, root), _look_at(f"{record}.hea"), _look_at(f"{record}.dat")]
+    if found[-1] is None:
+        found += [(name, _look_at(record.parent / name)) for name in _named_files(Path(f"{record}.hea"))]
     return int.from_bytes(hashlib.blake2b(repr(found).encode(), digest_size=8).digest(), "little")
+
+
+def _look_at(path: str | Path) -> tuple[int, int] | None:
+    """(bytes, time in ns) of a file; None where there is none."""
+    try:
+        stat = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a NUL in a header's name
+        return None
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _named_files(header: Path) -> list[str]:
+    """The files that a WFDB header names: of signals (x.mat), or headers and signals of the segments that it consists of."""
+    try:
+        lines = header.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    names = [line.split()[0] for line in lines if line.strip() and not line.startswith("#")][1:]
+    return [name + ending for name in dict.fromkeys(names) for ending in (("",) if "." in name else (".hea", ".dat"))]
 
 
 def write_part(folder: Path, samples: int, rows: Iterable[tuple[int, np.ndarray | RecordError, dict]]) -> None:
@@ -104,7 +122,7 @@ class SymbolCache:
         for path in sorted(folder.glob("*" + _ENDING)):
             head = _read_head(path)
             if head is None:  # cut short, which a whole write never is: it is made again
-                path.unlink()
+                path.unlink(missing_ok=True)
                 continue
             found, start = head
             table = np.frombuffer(found["table"], TABLE)

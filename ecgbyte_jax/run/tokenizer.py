@@ -68,6 +68,7 @@ def tokenizer(config: ConfigDict, workdir: Path) -> None:
         stage.begin()
         _run(config, paths, corpus, report)
         csvs = [report.with_name("merges.csv")] if config.tokenizer.merges_csv else []
+        stages.keep_settings(config, workdir, "tokenizer")
         stage.finish([paths.ecg_tokenizer, report, *csvs])
     _show(json.loads(report.read_text(encoding="utf-8")), paths)
 

@@ -72,13 +72,14 @@ def train(config: ConfigDict, workdir: Path, profile_steps: tuple[int, int] = (0
     with jax.set_mesh(mesh):
         checkpoint, checksum = _train(config, workdir, mesh, Profile(workdir / "profile", *profile_steps))
     if distributed.leads():
+        stages.keep_settings(config, workdir, "train")
         stage.finish([checkpoint], result=checksum)
 
 
 def _train(config: ConfigDict, workdir: Path, mesh: Mesh, profile: Profile) -> tuple[Path, int]:
     """The last checkpoint, and its checksum, which stands for the weights."""
     prepared = prepare.load_prepared(config, workdir)
-    plan, batches = plan_batches(config, prepared, "train", config.train.epochs)
+    plan, batches = plan_batches(config, prepared, "train", config.train.epochs, mesh)
     about = origin(config, prepared)
 
     def examples(step: int) -> list[str]:

@@ -32,7 +32,7 @@ def make_validation(
     """
     if prepared.manifest.splits["valid"].sequences < config.train.batch_size:
         return None
-    _, batches = plan_batches(config, prepared, "valid", 1.0)
+    _, batches = plan_batches(config, prepared, "valid", 1.0, mesh)
     batches = [batches[i] for i in range(min(len(batches), config.train.valid_batches))]
     match = _make_match(config, workdir, prepared, parts, mesh) if config.train.valid_answers else None
 

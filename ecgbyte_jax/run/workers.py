@@ -52,7 +52,7 @@ def open_workers(config: ConfigDict) -> Iterator[Run]:
             with _connect(Client, config.prepare.scheduler) as client:
                 yield lambda function, tasks: _run(client, function, tasks)
             return
-        local = {"n_workers": config.prepare.workers, "threads_per_worker": 1, "dashboard_address": ":0"}
+        local = {"n_workers": config.prepare.workers, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
         with _start(LocalCluster, **local, silence_logs=logging.CRITICAL, memory_limit=0) as cluster, Client(cluster) as client:
             yield lambda function, tasks: _run(client, function, tasks)
 

@@ -123,10 +123,11 @@ def write_texts(
         parts += zip(_targets(shards, summaries, tokenizer, split, len(chunks)), chunks)
     tasks = (TextTask(target, tuple(chunk), tuple(map(ecg.of, chunk)), max_length) for target, chunk in parts)
     found = _collect(run(write_part, tasks), "write shards", [len(chunk) for _, chunk in parts])
-    return _gather(found, [chunk[0].split for _, chunk in parts], shards)
+    asked = Counter(example.question for example in corpus.examples)
+    return _gather(found, [chunk[0].split for _, chunk in parts], shards, asked)
 
 
-def _gather(summaries: list[dict], splits: list[str], shards: Path) -> Texts:
+def _gather(summaries: list[dict], splits: list[str], shards: Path, asked: Counter[str]) -> Texts:
     texts = Texts({split: SplitSummary() for split in SPLITS}, {}, {}, [])
     answers: dict[str, Counter[str]] = {}
     lengths = {split: [np.empty((0, 2), np.int32)] for split in SPLITS}
@@ -138,7 +139,8 @@ def _gather(summaries: list[dict], splits: list[str], shards: Path) -> Texts:
         if part.files:
             texts.written[part.files[0]] = Written(**summary["written"])
         for question, counts in summary["answers"].items():
-            answers.setdefault(question, Counter()).update(counts)
+            if not question or asked[question] > 1:
+                answers.setdefault(question, Counter()).update(counts)
     for split, found in lengths.items():
         texts.splits[split].lengths = f"{split}-lengths.i4"
         texts.written[f"{split}-lengths.i4"] = write_lengths(shards / f"{split}-lengths.i4", np.concatenate(found))

@@ -29,6 +29,14 @@ def test_a_conversation_becomes_an_example(tmp_path, prefix):
     )  # fmt: skip
 
 
+def test_a_line_break_becomes_a_space_and_is_dropped_as_published(tmp_path):
+    write_json(tmp_path / "c.json", [entry("<ecg>\nWhat\nis this? ", "Sinus rhythm.\n")])
+    (ours,) = read_conversations(tmp_path / "c.json", tmp_path)
+    (theirs,) = read_conversations(tmp_path / "c.json", tmp_path, published=True)
+    assert (ours.question, ours.answer) == ("What is this?", "Sinus rhythm.")
+    assert (theirs.question, theirs.answer) == ("Whatis this? ", "Sinus rhythm.\n")
+
+
 def test_further_turns_follow_with_what_was_said_before(tmp_path):
     _, second, third = read(tmp_path, entry("<ecg>\nWhat?", "This.", "Why?", "So.", "Sure?", "Yes."))
     assert (second.id, second.question, second.answer) == ("0/1", "What?\nThis.\nWhy?", "So.")

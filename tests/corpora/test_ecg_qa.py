@@ -1,10 +1,13 @@
 import json
+import shutil
 from collections import Counter
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ecgbyte_jax.corpora.demo import write_demo
-from ecgbyte_jax.corpora.ecg_qa import read_questions
+from ecgbyte_jax.corpora.ecg_qa import read_published_questions, read_questions
 from ecgbyte_jax.corpora.example import Example, Rejected
 from ecgbyte_jax.corpora.ptbxl import read_database
 from ecgbyte_jax.errors import CorpusError
@@ -61,6 +64,11 @@ def test_no_types_given_takes_all(demo):
     assert len(read(demo, ())) == 80 and len(read(demo)) == 79
 
 
+def test_types_of_which_there_is_no_question_are_named(demo):
+    with pytest.raises(CorpusError, match=r"data\.question_types: \('single-veryfy',\) found, of which .*'single-verify'"):
+        read(demo, ("single-veryfy",))
+
+
 def test_several_answers_are_joined_by_one_space(demo):
     edit(demo, lambda row: row | {"answer": ["rr interval", "qt interval"]})
     assert read(demo)[0].answer == "rr interval qt interval"
@@ -79,6 +87,11 @@ def test_official_split_is_the_folder_and_folds_are_ptbxl_s(demo):
         (lambda row: row | {"ecg_id": [1, 2, 3]}, "a list of one id wanted"),
         (lambda row: row | {"ecg_id": [999]}, "ecg_id 999 is not in the database"),
         (lambda row: row | {"question": 5}, "not texts"),
+        (lambda row: row | {"question_type": None}, "question_type None found, a text expected"),
+        (lambda row: row | {"question_type": 5}, "question_type 5 found, a text expected"),
+        (lambda row: row | {"attribute_type": 5}, "attribute_type 5 found, a text expected"),
+        (lambda row: row | {"template_id": 2**64}, "beyond 64 bits"),
+        (lambda row: row | {"ecg_id": ["\ud800"]}, r"ecg_id '\ud800' is not in the database"),
         (lambda row: row | {"answer": []}, "the answer is empty"),
     ],
 )
@@ -86,6 +99,13 @@ def test_a_bad_question_is_rejected_and_the_rest_goes_on(demo, change, reason):
     edit(demo, change)
     found = read(demo)
     assert len(found) == 80 and [reason in r.reason for r in found if isinstance(r, Rejected)] == [True]
+
+
+def test_a_number_of_5000_digits_costs_its_question_alone(demo):
+    path = demo[0] / "ptbxl/template/train/00000.json"
+    path.write_text(path.read_text().replace('"template_id": 0', f'"template_id": {"7" * 5000}', 1))
+    found = read(demo)
+    assert len(found) == 80 and ["not finite" in r.reason for r in found if isinstance(r, Rejected)] == [True]
 
 
 def test_a_broken_file_is_rejected_and_the_other_files_go_on(demo):
@@ -108,6 +128,49 @@ def test_the_real_questions_are_read(shared):
     found = list(read_questions(shared / "data/ecgqa/ptbxl", recordings, "paraphrased", SINGLE, "folds"))
     assert all(isinstance(e, Example) for e in found)
     assert Counter(e.split for e in found) == {"train": 239, "valid": 86, "test": 88}
+
+
+def published(folder):
+    """What the released code does, in words: single questions of both wordings by path, split twice by scikit-learn."""
+    split = pytest.importorskip("sklearn.model_selection").train_test_split
+    paths = sorted(str(path) for wording in ("template", "paraphrased") for path in folder.glob(f"{wording}/*/*.json"))
+    rows = [(Path(path), i, row) for path in paths for i, row in enumerate(json.loads(Path(path).read_text()))]
+    rows = [(path, i, row) for path, i, row in rows if row["question_type"] in SINGLE]
+    train, rest = split(np.arange(len(rows)), test_size=0.3, random_state=42)
+    valid, test = split(rest, test_size=0.6, random_state=42)
+    splits = dict.fromkeys(train, "train") | dict.fromkeys(valid, "valid") | dict.fromkeys(test, "test")
+    ids = ["/".join([path.parts[-3], path.parts[-2], path.stem, str(i)]) for path, i, _ in rows]
+    return {id: (splits[n], row["question"]) for n, (id, (_, _, row)) in enumerate(zip(ids, rows))}
+
+
+def test_the_published_split_is_drawn_over_both_wordings(shared):
+    recordings = list(read_database(shared / "data/ptbxl", 500))
+    found = list(read_published_questions(shared / "data/ecgqa/ptbxl", recordings, SINGLE))
+    expected = published(shared / "data/ecgqa/ptbxl")
+    assert {e.id: (e.split, e.question) for e in found} == expected and len(expected) == 826
+    assert Counter(split for split, _ in expected.values()) == {"train": 578, "test": 149, "valid": 99}
+
+
+def test_the_published_split_counts_questions_that_cannot_be_used_or_are_not_asked_for(demo):
+    folder = demo[0] / "ptbxl"
+    shutil.copytree(folder / "template", folder / "paraphrased")
+    edit(demo, lambda row: row | {"ecg_id": [999]})
+    expected = published(folder)
+    found = list(read_published_questions(folder, read_database(demo[1], 500), ("single-verify", "single-query")))
+    (bad,) = (r for r in found if isinstance(r, Rejected))
+    assert bad.id == "template/train/00000/0" and "ecg_id 999 is not in" in bad.reason
+    good = {e.id: (e.split, e.question) for e in found if isinstance(e, Example)}
+    assert good.items() < expected.items() and len(good) == 79 and len(expected) == 160
+
+
+def test_the_published_split_needs_every_file(demo):
+    folder = demo[0] / "ptbxl"
+    with pytest.raises(CorpusError, match="paraphrased"):
+        list(read_published_questions(folder, read_database(demo[1], 500), SINGLE))
+    shutil.copytree(folder / "template", folder / "paraphrased")
+    (folder / "paraphrased/test/00000.json").write_text("[")
+    with pytest.raises(CorpusError, match=r"paraphrased/test/00000\.json: .*published_split"):
+        list(read_published_questions(folder, read_database(demo[1], 500), SINGLE))
 
 
 def test_the_real_comparisons_are_read(shared):

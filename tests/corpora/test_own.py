@@ -1,13 +1,19 @@
 import json
 
+import numpy as np
 import pytest
 
 from ecgbyte_jax.corpora.example import Example, Rejected, split_of
 from ecgbyte_jax.corpora.own import read_table
 from ecgbyte_jax.errors import CorpusError
+from ecgbyte_jax.inputs.shards import Sequence
 from tests.corpora.layouts import write_csv
 
 GOOD = {"record": "a/r1.hea", "question": "why?", "answer": "so", "patient": "P7", "split": "valid"}
+
+
+def nested(depth: int) -> object:
+    return [nested(depth - 1)] if depth else "end"
 
 
 def jsonl(path, *rows):
@@ -44,6 +50,15 @@ def test_two_records_are_a_comparison(tmp_path):
         (GOOD | {"record": "../../etc/passwd"}, "inside the data's root"),
         (GOOD | {"split": "dev"}, "split 'dev' found"),
         (GOOD | {"id": "again"}, "stand in a row before it"),
+        (GOOD | {"patient": "  "}, "patient '  ' found"),
+        (GOOD | {"patient": True}, "patient True found"),
+        (GOOD | {"patient": ["P7"]}, "patient ['P7'] found"),
+        (GOOD | {"patients": 5}, "patients 5 found, a list of 1 name"),
+        (GOOD | {"patients": "P7"}, "patients 'P7' found, a list"),
+        (GOOD | {"patients": ["P7", 8.5]}, "patients ['P7', 8.5] found, a list"),
+        (GOOD | {"patients": ["P8"]}, "patients ['P8'] found"),
+        (GOOD | {"record": ["r1", "r2"], "patients": ["P7", " "]}, "patients ['P7', ' '] found"),
+        (GOOD | {"record": ["r1", "r2"], "patients": ["P7", "P8", "P9"]}, "a list of 1 to 2 names"),
     ],
 )
 def test_a_bad_row_is_rejected_and_the_rest_goes_on(tmp_path, bad, reason):
@@ -51,6 +66,77 @@ def test_a_bad_row_is_rejected_and_the_rest_goes_on(tmp_path, bad, reason):
     assert (
         isinstance(first, Example) and isinstance(third, Example) and isinstance(second, Rejected) and reason in second.reason
     )
+
+
+@pytest.mark.parametrize(
+    "fields, reason",
+    [
+        ({"id": "\ud800"}, "the id holds half a character"),
+        ({"id": [1]}, "id [1] found, a text or a whole number"),
+        ({"patient": "\udfff"}, "the patient holds half a character"),
+        ({"split": ["train"]}, "split ['train'] found"),
+        ({"split": 0}, "split 0 found"),
+        ({"age": "\ud800"}, "field 'age' holds half a character"),
+        ({"\ud800": 1}, "holds half a character"),
+        ({"age": [{"x": 2**64}]}, "field 'age' holds a whole number beyond 64 bits"),
+        ({"age": -(2**63) - 1}, "field 'age' holds a whole number beyond 64 bits"),
+        ({"age": float("nan")}, "field 'age' holds a number that is not finite"),
+        ({"age": nested(40)}, "field 'age' is nested more than 32 deep"),
+        ({"question_type": 5}, "question_type 5 found, a text expected"),
+        ({"attribute_type": ["noise"]}, "attribute_type ['noise'] found, a text expected"),
+    ],
+)
+def test_what_no_later_stage_can_hold_is_set_aside(tmp_path, fields, reason):
+    bad, good = jsonl(tmp_path / "t.jsonl", GOOD | fields, GOOD)
+    assert isinstance(bad, Rejected) and reason in bad.reason and isinstance(good, Example)
+    json.dumps([bad.id, bad.reason], ensure_ascii=False).encode()
+
+
+def test_numbers_of_5000_digits_are_set_aside(tmp_path):
+    rows = [
+        json.dumps(GOOD | {name: 1}).replace(f'"{name}": 1', f'"{name}": {"7" * 5000}') for name in ("id", "patient", "age")
+    ]
+    (tmp_path / "t.jsonl").write_text("\n".join([*rows, json.dumps(GOOD)]))
+    *bad, good = read_table(tmp_path / "t.jsonl", tmp_path)
+    assert [("inf found" in r.reason, "not finite" in r.reason) for r in bad] == [(True, False), (True, False), (False, True)]
+    assert isinstance(good, Example)
+
+
+def test_fields_of_the_largest_size_are_kept_and_null_is_no_field(tmp_path):
+    kept = {"age": 2**64 - 1, "low": -(2**63), "deep": nested(31), "question_type": "single-verify", "ü": 1e300}
+    (found,) = jsonl(tmp_path / "t.jsonl", GOOD | kept | {"attribute_type": None})
+    assert found.meta == kept
+    one = Sequence("a", "b", 0, "c", "d", found.meta, (), np.zeros(1, np.int32), np.zeros(1, np.int32))
+    assert Sequence.from_bytes(one.to_bytes([]), None).meta == kept
+
+
+def test_names_of_patients_are_stripped_and_numbers_are_names(tmp_path):
+    write_csv(tmp_path / "t.csv", [GOOD | {"patient": " P7\u00a0"}])
+    (found,) = read_table(tmp_path / "t.csv", tmp_path)
+    assert found.patients == ("P7",) and found.split == "valid"
+    (found,) = jsonl(tmp_path / "t.jsonl", GOOD | {"patient": 7})
+    assert found.patients == ("7",)
+
+
+def test_the_patients_of_a_comparison_are_named_in_a_field_of_their_own(tmp_path):
+    (found,) = jsonl(tmp_path / "t.jsonl", GOOD | {"record": ["r1", "r2"], "patients": [" P7", "P8 "]})
+    assert found.patients == ("P7", "P8") and found.patient == "P7"
+    (found,) = jsonl(tmp_path / "t.jsonl", GOOD | {"record": ["r1", "r2"], "patients": ["P7", "P7"]})
+    assert found.patients == ("P7",) and found.meta == {}
+
+
+def test_a_column_patients_does_not_replace_the_patient(tmp_path):
+    write_csv(tmp_path / "t.csv", [GOOD | {"patients": "P1"}, GOOD | {"patients": "", "question": "what?"}])
+    bad, good = read_table(tmp_path / "t.csv", tmp_path)
+    assert isinstance(bad, Rejected) and "patients 'P1' found, a list" in bad.reason
+    assert good.patients == ("P7",) and good.meta == {}
+
+
+def test_a_comparison_of_patients_whom_the_hash_parts_is_set_aside(tmp_path):
+    one, other = (next(f"p{n}" for n in range(99) if split_of(f"p{n}") == split) for split in ("train", "test"))
+    row = {"record": ["r1", "r2"], "question": "why?", "answer": "so", "patient": one, "patients": [one, other]}
+    bad, good = jsonl(tmp_path / "t.jsonl", row, row | {"split": "train"})
+    assert isinstance(bad, Rejected) and "are split into ['test', 'train']" in bad.reason and good.split == "train"
 
 
 def test_another_ending_a_missing_file_or_folder_is_named(tmp_path):

@@ -1,3 +1,4 @@
+import ast
 import csv
 
 import pytest
@@ -49,6 +50,42 @@ def test_100_hz_takes_the_other_files(tmp_path):
 def test_folds_make_the_splits(tmp_path, fold, split):
     write(tmp_path, changed(strat_fold=fold))
     assert next(read_reports(tmp_path, 500, "why?")).split == split
+
+
+STATEMENTS = ",diagnostic,form,diagnostic_class\nNORM,1.0,,NORM\nNDT,1.0,1.0,STTC\nODD,1.0,,\nLAO/LAE,1.0,,HYP\nSR,,,\n"
+
+
+@pytest.mark.parametrize(
+    "codes, kept",
+    [
+        ("{'NORM': 100.0, 'SR': 0.0}", True),
+        ("{'LAO/LAE': 50.0}", True),
+        ("{'NDT': 0.0}", True),  # the published code does not look at the likelihood
+        ("{'SR': 100.0, 'ODD': 100.0}", False),
+        ("{}", False),
+    ],
+)
+def test_the_published_split_leaves_out_what_has_no_diagnostic_superclass(tmp_path, codes, kept):
+    (tmp_path / "scp_statements.csv").write_text(STATEMENTS)
+    write(tmp_path, [*changed(strat_fold="9"), codes], columns=[*COLUMNS, "scp_codes"])
+    (found,) = read_reports(tmp_path, 500, "why?", published_split=True)
+    assert found.split == "test" if kept else "no diagnostic superclass" in found.reason
+    assert next(read_reports(tmp_path, 500, "why?")).split == "valid"
+
+
+def test_the_published_split_of_the_real_rows(shared):
+    """Counted with the csv module alone: a recording stays where one of its codes has a diagnostic class."""
+    with (shared / "data/ptbxl/scp_statements.csv").open() as file:
+        classes = {row[""]: row["diagnostic_class"] for row in csv.DictReader(file)}
+    with (shared / "data/ptbxl" / DATABASE).open() as file:
+        rows = list(csv.DictReader(file))
+    kept = {row["ecg_id"] for row in rows if any(classes[code] for code in ast.literal_eval(row["scp_codes"]))}
+    found = list(read_reports(shared / "data/ptbxl", 500, "why?", published_split=True))
+    dropped = {item.id for item in found if isinstance(item, Rejected) and "superclass" in item.reason}
+    assert dropped == {row["ecg_id"] for row in rows} - kept and 0 < len(dropped) < 20
+    folds = {row["ecg_id"]: int(row["strat_fold"]) for row in rows}
+    split = {item.id: item.split for item in found if isinstance(item, Example)}
+    assert all(split[id] == ("train" if folds[id] < 8 else "valid" if folds[id] == 8 else "test") for id in split)
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,7 @@ def test_the_hash_seed_does_not_matter():
         (np.array([0, 1], np.int64), 1, "type int64 found, uint8 wanted"),
         (np.empty(0, np.uint8), 1, "the corpus to train on is empty"),
         (iter([]), 1, "the corpus to train on is empty"),
+        (np.empty((2, 12, 0), np.uint8), 1, "the corpus to train on is empty"),
         (symbols("ab"), 0, "num_merges 0 found, 1 to 65509 wanted"),
         (symbols("ab"), -3, "num_merges -3 found"),
         (symbols("ab"), 65510, "num_merges 65510 found, 1 to 65509 wanted, so that ids fit into 16 bits"),
@@ -139,6 +140,15 @@ def test_the_hash_seed_does_not_matter():
 def test_what_cannot_be_trained_on_is_refused(corpus, merges, message):
     with pytest.raises(TokenizerError, match=message):
         BPE.train(corpus, merges)
+
+
+@pytest.mark.parametrize("boundary", ["record", "lead"])
+def test_records_of_no_samples_add_nothing(boundary):
+    with pytest.raises(TokenizerError, match="the corpus to train on is empty"):
+        BPE.train(np.empty((2, 12, 0), np.uint8), 1, boundary=boundary)
+    records = [np.empty((12, 0), np.uint8), symbols("abab").reshape(1, 4), np.empty((0, 4), np.uint8)]
+    found = BPE.train(records, 2, boundary=boundary)
+    assert found.merges.tolist() == BPE.train(records[1:2], 2, boundary=boundary).merges.tolist()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Own recordings: the same signal by any file, and what is refused with what to do."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -24,6 +25,11 @@ def write_csv(path, signal, header):
     lines = [",".join(header)] if header else []
     path.write_text("\n".join(lines + [",".join(f"{v:.6f}" for v in row) for row in signal.T]) + "\n")
     return path
+
+
+def write_npy_header(path, shape):
+    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(96))
 
 
 def test_wfdb_csv_and_npy_give_the_same_signal(record, tmp_path):
@@ -61,6 +67,14 @@ def test_what_cannot_be_right_is_refused_with_what_to_do(record, tmp_path):
     timed = write_csv(
         tmp_path / "t.csv", np.concatenate([np.arange(known.signal.shape[1])[None] / 250, known.signal]), ["t", *names]
     )
+    np.save(tmp_path / "empty.npy", np.zeros((12, 0)))
+    np.savez(tmp_path / "zip.npz", known.signal)
+    (tmp_path / "zip.npz").rename(tmp_path / "zip.npy")
+    write_npy_header(tmp_path / "huge.npy", "(12, 1000000000000)")
+    write_npy_header(tmp_path / "beyond.npy", f"(12, {10**30})")
+    write_npy_header(tmp_path / "open.npy", "((((")
+    np.save(tmp_path / "seconds.npy", np.zeros((12, 50), "m8[s]"))
+    (tmp_path / "wide.csv").write_text(",".join(names) + "\n" + "0" * 140_000 + "\n")
     broken = tmp_path / "broken.csv"
     broken.write_text(",".join(names) + "\n" + ",".join(["0"] * 12) + "\n" + ",".join(["x"] * 12) + "\n")
     for arguments, message in (
@@ -71,6 +85,15 @@ def test_what_cannot_be_right_is_refused_with_what_to_do(record, tmp_path):
         ((tmp_path / "v.npy", 500, names), "looks like volts: give --units=V"),
         ((tmp_path / "nan.npy", 500, names), "not finite"),
         ((tmp_path / "object.npy", 500, names), "not readable as an NPY"),
+        ((tmp_path / "empty.npy", 500, names), "no samples found"),
+        ((tmp_path / "zip.npy", 500, names), "not readable as an NPY"),
+        ((tmp_path / "huge.npy", 500, names), "not readable as an NPY"),
+        ((tmp_path / "beyond.npy", 500, names), "not readable as an NPY"),
+        ((tmp_path / "open.npy", 500, names), "not readable as an NPY"),
+        ((tmp_path / "seconds.npy", 500, names), "of timedelta64"),
+        ((tmp_path / "a.npy", 5e8, names), "1 to 100000 expected"),
+        ((tmp_path / "a.npy", np.nan, names), "1 to 100000 expected"),
+        ((tmp_path / "wide.csv", 500), "field larger than field limit"),
         ((tmp_path / "a.npy", 500, [*names[:11], "X"]), r"leads \['V6'\] are missing"),
         ((text, 0), "--sample_rate=500"),
         ((text, 500, names), "leave --leads out"),
@@ -117,3 +140,58 @@ def test_synthetic_recordings_with_noise_pass(tmp_path):
     write_demo(tmp_path / "ptbxl", tmp_path / "ecgqa", 60, seed=0)
     for path in sorted((tmp_path / "ptbxl").rglob("*_hr.hea")):
         read_own(path)
+
+
+def with_column(path, record, name, values):
+    return write_csv(path, np.concatenate([values[None], record.signal]), [name, *record.leads])
+
+
+@pytest.mark.parametrize(
+    "name, factor, places",
+    [("Time (s)", 1, 6), ("sec", 1, 3), ("time[ms]", 1000, 0), ("timestamp", 1000, 1), ("clock", 1e6, 0)],
+)
+def test_a_column_of_time_fits_the_rate_and_is_left_out(record, tmp_path, name, factor, places):
+    """In s, ms or us, from any beginning, and rounded."""
+    known, _ = record
+    times = np.round(np.arange(known.signal.shape[1]) / 500 * factor + 3, places)
+    path = with_column(tmp_path / "t.csv", known, name, times)
+    assert read_own(path, 500).leads == known.leads
+    with pytest.raises(RecordError, match=f"column '{re.escape(name)}' tells .* Hz, --sample_rate 1000 Hz"):
+        read_own(path, 1000)
+
+
+@pytest.mark.parametrize("name", ["", "sample"])
+def test_a_column_that_counts_samples_is_left_out(record, tmp_path, name):
+    """pandas writes one without a name."""
+    known, _ = record
+    count = np.arange(known.signal.shape[1])
+    assert read_own(with_column(tmp_path / "t.csv", known, name, count), 500).leads == known.leads
+    with pytest.raises(RecordError, match=f"column '{name}' tells"):
+        read_own(with_column(tmp_path / "t.csv", known, name, 3 * count), 500)
+
+
+def test_times_in_an_array_are_checked_too(record, tmp_path):
+    known, _ = record
+    np.save(tmp_path / "t.npy", np.concatenate([np.arange(known.signal.shape[1])[None] / 500, known.signal]))
+    assert read_own(tmp_path / "t.npy", 500, ["time", *known.leads]).leads == known.leads
+    with pytest.raises(RecordError, match="column 'time' tells 500 Hz, --sample_rate 250 Hz"):
+        read_own(tmp_path / "t.npy", 250, ["time", *known.leads])
+
+
+def test_other_columns_are_no_time(record, tmp_path):
+    """A trigger, a count of beats and a flat line."""
+    known, _ = record
+    beats = np.arange(known.signal.shape[1]) // 400
+    extra = np.stack([beats > 5, beats, 0 * beats])
+    path = write_csv(tmp_path / "t.csv", np.concatenate([extra, known.signal]), ["trigger", "beat", "resp", *known.leads])
+    assert read_own(path, 500).leads == ("trigger", "beat", "resp", *known.leads)
+
+
+@pytest.mark.parametrize("start", [0, 1])
+def test_a_header_of_column_numbers_is_no_sample(record, tmp_path, start):
+    """As pandas writes an array."""
+    known, _ = record
+    path = write_csv(tmp_path / "n.csv", known.signal, [str(i + start) for i in range(12)])
+    np.testing.assert_allclose(read_own(path, 500, known.leads).signal, known.signal, atol=1e-5)
+    with pytest.raises(RecordError, match="neither a header nor --leads names the columns"):
+        read_own(path, 500)

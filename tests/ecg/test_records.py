@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import wfdb
@@ -54,7 +56,7 @@ def test_broken_header_is_refused(written, header):
         read_record(written)
 
 
-@pytest.mark.parametrize("rate", ["nan", "-500", "abc", "0", "inf"])
+@pytest.mark.parametrize("rate", ["nan", "-500", "abc", "0", "inf", "5e8", "1e999", "1e-320", "²"])
 def test_a_rate_that_is_none_is_refused(written, rate):
     header = written.with_suffix(".hea")
     header.write_text(header.read_text().replace(" 500 ", f" {rate} ", 1))
@@ -106,6 +108,92 @@ def test_a_gain_of_0_is_refused(written):
         read_record(written)
 
 
+@pytest.fixture(params=["16", "212"])
+def any_format(request, tmp_path):
+    """The same record in the format that is read in one go, and in one that wfdb reads."""
+    samples = np.array([[0, 100], [1500, -2000], [-7, 32]])
+    wfdb.wrsamp(
+        "r3", fs=500, units=["mV", "mV"], sig_name=["AVR", "V1"], d_signal=samples, fmt=[request.param] * 2,
+        adc_gain=[1000.0, 1000.0], baseline=[0, 0], write_dir=str(tmp_path),
+    )  # fmt: skip
+    return tmp_path / "r3"
+
+
+@pytest.mark.parametrize("gain", ["0", "0(0)/mV", "-5/mV", "1e999/mV", "1e-300/mV"])
+def test_a_gain_that_is_none_is_refused_in_every_format(any_format, gain):
+    replaced(any_format, "1000.0(0)/mV", gain)
+    with pytest.raises(RecordError, match=r"leads \['AVR'\] have a gain of .* \(0: not calibrated\)"):
+        read_record(any_format)
+
+
+@pytest.mark.parametrize("units", ["uV", "\u00b5V", "\u03bcV"])
+def test_microvolts_are_read_in_every_format_and_spelling(any_format, units):
+    replaced(any_format, "/mV", f"/{units}")
+    np.testing.assert_allclose(read_record(any_format).signal[:, 1], [1.5e-3, -2], rtol=1e-6)
+
+
+def test_units_with_other_letters_are_not_taken_for_volts(any_format):
+    replaced(any_format, "/mV", "/äV")
+    with pytest.raises(RecordError, match=r"units \['äV'\] found"):
+        read_record(any_format)
+
+
+def test_a_lead_without_a_name_is_numbered(any_format):
+    replaced(any_format, " AVR\n", "\n")
+    assert read_record(any_format).leads == ("signal 1", "V1")
+
+
+def test_a_lead_of_file_and_format_alone_is_refused(any_format):
+    header = any_format.with_suffix(".hea")
+    *lines, last = header.read_text().splitlines()
+    header.write_text("\n".join([*lines, " ".join(last.split()[:2])]) + "\n")
+    with pytest.raises(RecordError, match=r"leads \['signal 2'\] have a gain of 0 "):
+        read_record(any_format)
+
+
+@pytest.mark.parametrize(
+    "old, new", [("2 500", "3 500"), ("2 500", "1 500"), ("500 3", "500 3x"), ("2 500", "² 500"), (" 1000.0(0)/mV ", " /mV ")]
+)
+def test_a_header_that_cannot_be_right_is_refused_by_name(any_format, old, new):
+    replaced(any_format, old, new)
+    with pytest.raises(RecordError, match=r"r3\.hea: .* (expected|told)"):
+        read_record(any_format)
+
+
+@pytest.mark.parametrize("old", ["2 500", "500 3", "1000.0", "(0)", " 1493 "])
+def test_a_number_of_5000_digits_is_refused(any_format, old):
+    digits = old.rstrip(" )")
+    replaced(any_format, old, digits + "9" * 5000 + old[len(digits) :])
+    with pytest.raises(RecordError, match=r"r3\.hea"):
+        read_record(any_format)
+
+
+def test_a_rate_with_an_exponent_does_not_change_the_samples(any_format):
+    """wfdb takes '5e2' for 5 Hz and an unknown count."""
+    whole = read_record(any_format).signal
+    replaced(any_format, " 500 3", " 5e2 2")
+    with pytest.raises(RecordError, match="r3"):
+        read_record(any_format)
+    replaced(any_format, " 5e2 2", " 500.0 3")
+    np.testing.assert_array_equal(read_record(any_format).signal, whole)
+
+
+@pytest.mark.parametrize("name", ["r\0.dat", "..", "~/r3.dat", "/etc/passwd"])
+def test_a_name_that_is_no_file_beside_the_header_is_refused(any_format, name):
+    header = any_format.with_suffix(".hea")
+    header.write_text(header.read_text().replace("r3.dat", name))
+    with pytest.raises(RecordError, match="files beside the header wanted"):
+        read_record(any_format)
+
+
+def test_one_file_in_two_formats_is_refused(any_format):
+    header = any_format.with_suffix(".hea")
+    first, one, other = header.read_text().splitlines()
+    header.write_text("\n".join([first, one.replace(".dat 16 ", ".dat 212 "), other.replace(".dat 212 ", ".dat 16 ")]) + "\n")
+    with pytest.raises(RecordError, match=r"r3"):
+        read_record(any_format)
+
+
 @pytest.mark.parametrize("form", ["17", "x", "999"])
 def test_an_unknown_format_is_refused(written, form):
     replaced(written, "r1.dat 16 ", f"r1.dat {form} ")
@@ -133,7 +221,143 @@ def test_wfdb_s_own_reader_gives_the_same(written, tmp_path):
         read_record(tmp_path / "r2")
 
 
+@pytest.mark.parametrize("form", ["24", "32", "80", "212", "508", "516", "524"])
+def test_every_format_is_read_in_steps(tmp_path, rng, form):
+    samples = rng.integers(-100, 100, (50, 2))
+    wfdb.wrsamp(
+        "r4", fs=500, units=["mV"] * 2, sig_name=["I", "II"], d_signal=samples, fmt=[form] * 2,
+        adc_gain=[1000.0, 200.0], baseline=[5, 0], write_dir=str(tmp_path),
+    )  # fmt: skip
+    np.testing.assert_allclose(read_record(tmp_path / "r4").signal.T, (samples - [5, 0]) / [1000, 200], rtol=1e-6)
+
+
+def test_big_endian_samples_and_an_offset_are_read(written):
+    little = read_record(written).signal
+    data = written.with_suffix(".dat")
+    data.write_bytes(bytes(24) + np.fromfile(data, "<i2").astype(">i2").tobytes())
+    header = written.with_suffix(".hea")
+    header.write_text(header.read_text().replace(".dat 16 ", ".dat 61+24 "))
+    np.testing.assert_array_equal(read_record(written).signal, little)
+
+
 def test_real_recordings_are_read_as_wfdb_reads_them(shared):
     for name in ("00197_hr", "00122_hr"):
         path = shared / "data/ptbxl/records500/00000" / name
         np.testing.assert_allclose(read_record(path).signal, wfdb.rdrecord(str(path)).p_signal.T, rtol=1e-6, atol=1e-9)
+
+
+def write_part(folder, name, samples, fs=500, names=("I", "II")):
+    wfdb.wrsamp(
+        name, fs=fs, units=["mV"] * 2, sig_name=list(names), d_signal=samples, fmt=["16"] * 2, adc_gain=[200.0, 400.0],
+        baseline=[3, 0], write_dir=str(folder),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def parts(tmp_path, rng):
+    """Two segments of 20 and 30 samples, and the record that joins them."""
+    write_part(tmp_path, "p1", rng.integers(-999, 999, (20, 2)))
+    write_part(tmp_path, "p2", rng.integers(-999, 999, (30, 2)))
+    (tmp_path / "all.hea").write_text("all/2 2 500 50\np1 20\np2 30\n")
+    return tmp_path / "all"
+
+
+def test_segments_are_joined_as_by_wfdb(parts):
+    record = read_record(parts)
+    np.testing.assert_allclose(record.signal, wfdb.rdrecord(str(parts)).p_signal.T, rtol=1e-6)
+    assert record.signal.shape == (2, 50) and record.leads == ("I", "II") and record.sample_rate == 500
+
+
+def test_segments_are_joined_by_the_names_of_their_leads(parts, rng):
+    """A variable layout: a header of names first, then segments that may have another order and another gain."""
+    (parts.parent / "layout.hea").write_text("layout 2 500 0\n~ 0 200/mV 0 0 0 0 0 I\n~ 0 400/mV 0 0 0 0 0 II\n")
+    parts.with_suffix(".hea").write_text("all/3 2 500 50\nlayout 0\np1 20\np2 30\n")
+    write_part(parts.parent, "p2", rng.integers(-999, 999, (30, 2)), names=("II", "I"))
+    np.testing.assert_allclose(read_record(parts).signal, wfdb.rdrecord(str(parts)).p_signal.T, rtol=1e-6)
+
+
+def another_rate(parts):
+    write_part(parts.parent, "p2", np.arange(60).reshape(30, 2), fs=250)
+
+
+def other_leads(parts):
+    write_part(parts.parent, "p2", np.arange(60).reshape(30, 2), names=("I", "III"))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda parts: replaced(parts, "p2 30", "~ 30"), "missing samples .* gap of 30 samples"),
+        (lambda parts: replaced(parts, "p2 30", "p2 29"), r"p2\.hea: 30 samples at 500 Hz found, 29 at 500 Hz told"),
+        (lambda parts: replaced(parts, "500 50", "500 60"), r"segments of 50 samples in all found, 60 told"),
+        (lambda parts: replaced(parts, "p2 30", "all 30"), r"all\.hea: segments found in a segment"),
+        (lambda parts: replaced(parts, "p2 30", "../p2 30"), r"files beside the header wanted"),
+        (lambda parts: replaced(parts, "p2 30", "p3 30"), r"p3\.hea: no such file"),
+        (lambda parts: replaced(parts, "all/2", "all/3"), r"2 lines of segments found, 3 told"),
+        (lambda parts: parts.with_suffix(".hea").write_text("all/1 2 500 0\np1 0\n"), "holds no samples"),
+        (another_rate, r"p2\.hea: 30 samples at 250 Hz found, 30 at 500 Hz told"),
+        (other_leads, "its segments hold other leads"),
+    ],
+)
+def test_segments_that_do_not_fit_are_refused_with_the_true_reason(parts, change, message):
+    change(parts)
+    with pytest.raises(RecordError, match=message):
+        read_record(parts)
+
+
+def write_frames(folder, per_frame, skew=(0, 0)):
+    """Two leads of 6 frames in format 16, the first with `per_frame` samples a frame; skew in frames, as the file has it."""
+    one, other = np.arange(6 * per_frame) ** 2, 10 * np.arange(6)
+    np.concatenate([one.reshape(6, per_frame), other[:, None]], axis=1).astype("<i2").tofile(folder / "f.dat")
+    one_form, other_form = (f"16x{n}:{s}" for n, s in zip((per_frame, 1), skew))
+    (folder / "f.hea").write_text(
+        f"f 2 500 6\nf.dat {one_form} 200/mV 16 0 0 {one.sum()} 0 I\nf.dat {other_form} 200/mV 16 0 0 {other.sum()} 0 II\n"
+    )
+    return folder / "f"
+
+
+def test_samples_of_a_frame_are_averaged(tmp_path):
+    record = read_record(write_frames(tmp_path, 4))
+    np.testing.assert_allclose(record.signal[0], (np.arange(24) ** 2).reshape(6, 4).mean(axis=1) / 200, rtol=1e-6)
+    np.testing.assert_allclose(record.signal[1], np.arange(6) / 20, rtol=1e-6)
+    np.testing.assert_allclose(record.signal.T, wfdb.rdrecord(str(tmp_path / "f")).p_signal, atol=1 / 200)  # it cuts off
+    assert record.sample_rate == 500
+
+
+@pytest.mark.parametrize("per_frame", [1, 4])
+def test_skew_is_taken_out(tmp_path, per_frame):
+    """A lead stored two frames late begins two frames later, and all end where it does."""
+    plain = read_record(write_frames(tmp_path, per_frame)).signal
+    skewed = read_record(write_frames(tmp_path, per_frame, (2, 0))).signal
+    np.testing.assert_array_equal(skewed, [plain[0, 2:], plain[1, :4]])
+    with pytest.raises(RecordError, match="no samples beyond the skew"):
+        read_record(write_frames(tmp_path, per_frame, (0, 6)))
+
+
+def test_a_count_of_0_samples_is_one_that_is_not_told(any_format):
+    """As by header(5), which then has no checksum either."""
+    whole = read_record(any_format).signal
+    header = any_format.with_suffix(".hea")
+    header.write_text(re.sub(r"\d+ 0 (AVR|V1)", r"0 0 \1", header.read_text().replace(" 500 3", " 500 0")))
+    if "212" in any_format.with_suffix(".hea").read_text():
+        with pytest.raises(RecordError, match="0 samples told, their number expected"):
+            read_record(any_format)
+    else:
+        np.testing.assert_array_equal(read_record(any_format).signal, whole)
+        replaced(any_format, " 0 0 AVR", " 1494 0 AVR")
+        with pytest.raises(RecordError, match="checksum"):
+            read_record(any_format)
+
+
+def test_no_count_and_no_checksum_are_no_hindrance(any_format):
+    whole = read_record(any_format).signal
+    header = any_format.with_suffix(".hea")
+    first, *rest = header.read_text().splitlines()
+    header.write_text("\n".join([first.removesuffix(" 3"), *rest]) + "\n")
+    np.testing.assert_array_equal(read_record(any_format).signal, whole)
+
+
+def test_a_record_without_leads_is_refused(written):
+    written.with_suffix(".hea").write_text("r1 0 500 3\n")
+    with pytest.raises(RecordError, match="holds no samples"):
+        read_record(written)

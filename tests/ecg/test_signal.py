@@ -7,6 +7,7 @@ from scipy.interpolate import make_interp_spline
 from ecgbyte_jax.ecg import signal
 from ecgbyte_jax.ecg.records import LEADS, Record, read_record
 from ecgbyte_jax.errors import RecordError
+from tests.ecg.plainly import filter_exactly
 
 RECORDS = ["00197_hr", "00122_hr", "00241_hr"]
 
@@ -49,10 +50,49 @@ def test_clean_removes_mains_and_wander_and_keeps_the_heart():
     assert np.corrcoef(cleaned, kept)[0, 1] > 0.98
 
 
-def test_initial_state_is_the_steady_state():
-    for b, a, state in signal._filters(500.0, signal.CleanConfig()):
-        output, _ = signal.lfilter(b, a, np.ones(50), zi=state)
-        np.testing.assert_allclose(output, output[0], atol=1e-6)
+@pytest.mark.parametrize("rate", [100.0, 500.0, 1000.0])
+def test_filters_begin_in_their_steady_state(rate):
+    for _, run in signal._filters(rate, signal.CleanConfig()):
+        output = run(np.ones((1, 50)))
+        np.testing.assert_allclose(output, output[0, 0], atol=1e-6)
+
+
+def beats(rate: float, seconds: float, rng) -> np.ndarray:
+    """Heartbeats, wander, hum and noise in mV, in steps of 1 uV; [N]."""
+    time = np.arange(round(rate * seconds)) / rate
+    beat = np.exp(-(((time[:, None] - np.arange(0.3, seconds, 0.8)) / 0.012) ** 2)).sum(axis=1)
+    hum = 0.2 * np.sin(1.3 * time + 0.5) + 0.05 * np.sin(2 * np.pi * 50 * time)
+    return np.round(beat + hum + 0.02 * rng.standard_normal(len(time)), 3)
+
+
+@pytest.mark.parametrize(
+    "rate, off", [(500.0, 1e-3), (512.0, 1e-8), (1000.0, 1e-8), (2048.0, 1e-8), (3000.0, 1e-8), (1e4, 1e-8)]
+)
+def test_filters_are_near_exact_ones_up_to_10_khz(rng, rate, off):
+    pytest.importorskip("mpmath")
+    found = beats(rate, 2.0, rng)
+    np.testing.assert_allclose(signal.filter_bands(found[None], rate)[0], filter_exactly(found, rate), rtol=0, atol=off)
+
+
+@pytest.mark.parametrize("rate", [2e5, 5e8, np.inf])
+def test_a_rate_above_100_khz_is_refused(record, rate):
+    with pytest.raises(RecordError, match="at most 100000 Hz expected"):
+        signal.clean(Record(record.signal, rate, LEADS))
+
+
+@pytest.mark.parametrize("change", [{"order": 8}, {"band": (0.01, 100.0)}, {"highpass": 0.001}])
+def test_steeper_or_lower_filters_are_stable_at_500_hz(rng, change):
+    filtered = signal.filter_bands(beats(500.0, 10.0, rng)[None], 500.0, signal.CleanConfig(**change))
+    assert np.abs(filtered).max() < 5
+
+
+@pytest.mark.parametrize(
+    "wrong, message", [(np.nan, r"after cleaning, leads \['V1'\] hold"), (21.0, "after cleaning.*21.0 mV")]
+)
+def test_what_cleaning_spoils_is_refused(record, monkeypatch, wrong, message):
+    monkeypatch.setattr(signal, "denoise", lambda found, *_: np.where(np.arange(12)[:, None] == 6, wrong, found))
+    with pytest.raises(RecordError, match=message):
+        signal.clean(record)
 
 
 @pytest.mark.parametrize("rate, samples", [(100.0, 1000), (250.0, 2500), (1000.0, 10_000)])
@@ -122,10 +162,22 @@ def test_every_step_can_be_left_out(record):
         assert alone.shape != raw.shape or np.abs(alone - raw).max() > 1e-3, step
 
 
-@pytest.mark.parametrize("samples, rate", [(5000, 500.0), (1000, 100.0), (4321, 360.0), (7, 500.0)])
+@pytest.mark.parametrize("samples, rate", [(5000, 500.0), (1000, 100.0), (4321, 360.0), (7, 500.0), (2002, 500.0)])
 def test_resample_is_scipy_s_spline(rng, samples, rate):
     found = rng.standard_normal((12, samples))
     duration = samples / rate
     spline = make_interp_spline(np.linspace(0, duration, samples), found.T, k=3)
-    wanted = spline(np.linspace(0, duration, int(duration * 250))).T
+    wanted = spline(np.linspace(0, duration, int(samples * 250 / rate))).T
     np.testing.assert_allclose(signal.resample(found, rate, 250.0), wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "samples, rate, left", [(2002, 500.0, 1001), (2018, 500.0, 1009), (1001, 250.0, 1001), (203, 100.0, 507)]
+)
+def test_the_resampled_length_is_rounded_once(samples, rate, left):
+    assert signal.resample(np.zeros((12, samples)), rate, 250.0).shape == (12, left)
+
+
+def test_too_short_a_time_for_one_sample_is_refused():
+    with pytest.raises(RecordError, match=r"1e-07 s found, at least 0\.004 s expected"):
+        signal.resample(np.zeros((12, 50)), 5e8, 250.0)

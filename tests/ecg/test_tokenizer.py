@@ -1,10 +1,12 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ecgbyte_jax.ecg import matching
 from ecgbyte_jax.ecg.bpe import BPE
 from ecgbyte_jax.ecg.matching import Automaton
 from ecgbyte_jax.ecg.symbols import Quantizer
@@ -75,14 +77,18 @@ def test_a_signal_with_nan_is_refused(tokenizer, signal):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"version": 3}, "version 3 found, 2 wanted; a newer file needs a newer ecgbyte_jax"),
-        ({"version": 1}, "version 1 found, 2 wanted.*an older one is made again"),
+        ({"version": 4}, "version 4 found, 3 expected; a newer file needs a newer ecgbyte_jax"),
+        ({"version": 2}, "version 2 found, 3 expected.*an older one is made again"),
         ({"format": "other"}, "no ECG tokenizer"),
         ({"percentile_1_mv": None}, "percentiles"),
         ({"percentile_1_mv": "0.1"}, "percentiles"),
         ({"percentile_1_mv": True}, "percentiles"),
         ({"percentile_1_mv": 1e999}, "percentiles"),
+        ({"percentile_1_mv": -(10**400)}, "percentiles"),
         ({"percentile_1_mv": 9.5}, "percentiles 9.5 and 0.5 mV found"),
+        ({"percentile_1_mv": -0.4}, "'sha256'.*damaged"),
+        ({"sha256": "ab" * 32}, "'sha256'.*damaged"),
+        ({"sha256": None}, "'sha256'.*damaged"),
         ({"merges": [[0, 1]]}, "merges"),
         ({"merges": [[0, 99, 1]]}, "merge 0 joins 0 and 99"),
         ({"merges": [[0, 1.5, 1]]}, r"'merges' holds \[0, 1.5, 1\]"),
@@ -136,17 +142,126 @@ def test_a_folder_is_refused(tmp_path):
         ECGTokenizer.load(tmp_path)
 
 
+def test_another_token_or_count_is_refused(tokenizer, tmp_path):
+    path = tmp_path / "t.json"
+    for bpe in (tokenizer.bpe, BPE(tokenizer.bpe.tokens)):
+        ECGTokenizer(tokenizer.quantizer, bpe).save(path)
+        found = json.loads(path.read_text())
+        rows = found.get("merges") or found["tokens"]
+        rows[-1] = [*rows[-1][:2], rows[-1][2] + 1] if "merges" in found else rows[-1] + "a"
+        path.write_text(json.dumps(found))
+        with pytest.raises(TokenizerError, match=r"t\.json: .*'sha256'.*damaged"):
+            ECGTokenizer.load(path)
+
+
+def test_a_number_of_5000_digits_is_refused(tokenizer, tmp_path):
+    path = tmp_path / "t.json"
+    tokenizer.save(path)
+    path.write_text(path.read_text().replace("-0.5,", "-" + "9" * 5000 + ","))
+    with pytest.raises(TokenizerError, match=r"t\.json: not readable as JSON"):
+        ECGTokenizer.load(path)
+
+
+def test_float32_percentiles_are_saved_as_they_are(tokenizer, signal, tmp_path):
+    rounded = ECGTokenizer(Quantizer(np.float32(-0.4), np.float32(0.3)), tokenizer.bpe)
+    rounded.save(tmp_path / "t.json")
+    loaded = ECGTokenizer.load(tmp_path / "t.json")
+    assert loaded.quantizer == rounded.quantizer == Quantizer(float(np.float32(-0.4)), float(np.float32(0.3)))
+    np.testing.assert_array_equal(loaded.encode(signal), rounded.encode(signal))
+
+
+def test_an_empty_batch_gives_no_ids(tokenizer):
+    assert tokenizer.encode_batch(np.empty((0, 12, 100))) == []
+    assert tokenizer.encode_batch(np.empty((0, 12, 100)), return_offsets=True) == ([], [])
+    assert tokenizer.encode(np.empty((12, 0))).tolist() == []
+
+
+def equal(found: ECGTokenizer, expected: ECGTokenizer) -> bool:
+    return (
+        (found.quantizer, found.training) == (expected.quantizer, expected.training)
+        and np.array_equal(found.bpe.merges, expected.bpe.merges)
+        and np.array_equal(found.bpe.counts, expected.bpe.counts)
+        and list(map(bytes, found.bpe.tokens)) == list(map(bytes, expected.bpe.tokens))
+    )
+
+
+def flip_bits(content: bytes, rng: np.random.Generator) -> bytes:
+    damaged = bytearray(content)
+    for place in rng.integers(len(content), size=rng.integers(1, 4)):
+        damaged[place] ^= 1 << rng.integers(8)
+    return bytes(damaged)
+
+
+def cut(content: bytes, rng: np.random.Generator) -> bytes:
+    return content[: rng.integers(len(content))]
+
+
+ODD_VALUES = (None, True, -1, 0, 7, 2.5, 1e999, -(10**400), 1 << 62, "", "aa", [], [0, 1, 2], {}, {"a": 1})
+
+
+def edit_json(content: bytes, rng: np.random.Generator) -> bytes:
+    """One value at a random place is replaced, taken away, doubled or moved."""
+    tree = part = json.loads(content)
+    while True:
+        places = list(part) if isinstance(part, dict) else range(len(part))
+        place = places[rng.integers(len(places))]
+        if not isinstance(part[place], dict | list) or not part[place] or rng.random() < 0.2:
+            break
+        part = part[place]
+    match rng.integers(4):
+        case 0:
+            del part[place]
+        case 1 if isinstance(part, list):
+            part.insert(rng.integers(len(part) + 1), part[place])
+        case 2 if type(part[place]) in (int, float):
+            part[place] += (-1, 1)[rng.integers(2)]
+        case _:
+            part[place] = ODD_VALUES[rng.integers(len(ODD_VALUES))]
+    return json.dumps(tree).encode()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [flip_bits, cut, edit_json])
+def test_1000_damaged_files_give_a_typed_error_or_the_same_tokenizer(tokenizer, tmp_path, damage):
+    rng, path = np.random.default_rng(11), tmp_path / "t.json"
+    known = ECGTokenizer(tokenizer.quantizer, BPE(tokenizer.bpe.tokens)), tokenizer
+    refused = 0
+    for case in range(1000):
+        expected = known[case % 2]
+        expected.save(path)
+        path.write_bytes(damage(path.read_bytes(), rng))
+        try:
+            assert equal(ECGTokenizer.load(path), expected), f"case {case} is another tokenizer"
+        except TokenizerError as error:
+            refused += 1
+            assert "t.json" in str(error) and "\n" not in str(error)
+    assert refused > 900
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [flip_bits, cut])
+def test_1000_damaged_tables_encode_as_the_tokenizer_does(tokenizer, signal, tmp_path, damage):
+    rng, expected = np.random.default_rng(11), tokenizer.encode(signal)
+    tokenizer.save(tmp_path / "t.json")
+    tables = tmp_path / "t.automaton.npz"
+    content = tables.read_bytes()
+    for case in range(1000):
+        tables.write_bytes(damage(content, rng))
+        assert np.array_equal(ECGTokenizer.load(tmp_path / "t.json").encode(signal), expected), f"case {case}"
+
+
 @settings(max_examples=60)
 @given(st.data())
-def test_damaged_bytes_give_a_typed_error_or_a_tokenizer(tmp_path_factory, data):
+def test_damaged_bytes_give_a_typed_error_or_the_same_tokenizer(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("damaged") / "t.json"
-    ECGTokenizer(Quantizer(-0.5, 0.5), BPE.train(np.arange(20, dtype=np.uint8) // 3, 5)).save(path)
+    expected = ECGTokenizer(Quantizer(-0.5, 0.5), BPE.train(np.arange(20, dtype=np.uint8) // 3, 5))
+    expected.save(path)
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 3))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(content)
     try:
-        assert ECGTokenizer.load(path).bpe.vocab_size >= 26
+        assert equal(ECGTokenizer.load(path), expected)
     except TokenizerError as error:
         assert "t.json" in str(error)
 
@@ -162,7 +277,7 @@ def test_the_encoder_s_tables_lie_beside_the_tokenizer_and_are_used(tokenizer, s
         np.testing.assert_array_equal(ECGTokenizer.load(tmp_path / "a/t.json").encode(signal), expected)
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut", "bits", "pickle", "other tokens"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "bits", "pickle", "other tokens", "other version"])
 def test_without_their_tables_they_are_built_anew(tokenizer, signal, tmp_path, damage):
     tokenizer.save(tmp_path / "t.json")
     tables = tmp_path / "t.automaton.npz"
@@ -176,7 +291,12 @@ def test_without_their_tables_they_are_built_anew(tokenizer, signal, tmp_path, d
             content[len(content) // 2] ^= 255
             tables.write_bytes(content)
         case "pickle":
-            np.savez(tables, vocabulary=np.array([object()]))
+            np.savez(tables, of=np.array([object()]))
+        case "other version":
+            automaton = Automaton.of(tokenizer.bpe.tokens)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(matching, "_VERSION", 0)
+                replace(automaton, ids=automaton.ids[::-1]).save(tables, tokenizer.bpe.tokens_sha256)
         case "other tokens":
             shorter = BPE.of_merges(tokenizer.bpe.merges[:20], tokenizer.bpe.counts[:20])
             ECGTokenizer(tokenizer.quantizer, shorter).save(tmp_path / "o.json")

@@ -229,6 +229,14 @@ def test_what_this_decoder_cannot_do_is_refused_by_field(folder, change, message
         load_pretrained(folder)
 
 
+def test_two_activations_of_a_gemma_that_disagree_are_refused(shared, tmp_path):
+    raw = json.loads((shared / "fixtures/hf_torch/gemma/config.json").read_text())
+    changed = raw | {"hidden_act": "gelu", "hidden_activation": "silu"}
+    (tmp_path / "config.json").write_text(json.dumps(changed))
+    with pytest.raises(WeightsError, match=r"hidden_activation 'silu' found, one of \(None, 'gelu_pytorch_tanh'\)"):
+        load_pretrained(tmp_path)
+
+
 def test_damaged_weights_are_named(folder):
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-50])

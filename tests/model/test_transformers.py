@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import load_file
 
 from ecgbyte_jax.errors import WeightsError
 from ecgbyte_jax.model.hf import grow_vocabulary, load_pretrained, save_pretrained
@@ -37,6 +38,20 @@ MODELS = {
     ),
     "qwen3": ("qwen3", COMMON | {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 8, "attention_bias": True}),
     "gemma": ("gemma", COMMON | {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 14}),
+    "gemma, silu": (
+        "gemma",
+        COMMON | {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 14, "hidden_act": "silu"},
+    ),
+    "gemma, gelu": (
+        "gemma",
+        COMMON | {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 14, "hidden_act": "gelu"},
+    ),
+    "gemma2, gelu": (
+        "gemma2",
+        COMMON
+        | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 10, "sliding_window": 5}
+        | {"query_pre_attn_scalar": 25, "hidden_activation": "gelu"},
+    ),
     "gemma2": (
         "gemma2",
         COMMON
@@ -92,6 +107,10 @@ def test_weights_go_in_and_out_with_the_same_logits(name, rng, tmp_path):
 def our_adapter(model, targets) -> None:
     """LoRA paths that do something: b is not zero."""
     add_lora(model, LoraConfig(3, 6.0, 0.0, targets), jax.random.key(0))
+    fill(model)
+
+
+def fill(model) -> None:
     for i, (_, _, linear) in enumerate(kernels(model)):
         if linear.lora is not None:
             linear.lora.b = nnx.LoRAParam(jax.random.normal(jax.random.key(i), linear.lora.b.shape) * 0.3)
@@ -142,6 +161,111 @@ def test_an_adapter_made_by_peft_loads_here(name, targets, rng, tmp_path):
     np.testing.assert_allclose(np.asarray(ours(ids, mask))[mask == 1], expected, atol=5e-4)
 
 
+def peft_adapter(tmp_path, name="llama, 5:1", **settings):
+    """(PEFT's model with an adapter that does something, the folder of its base, the folder of the adapter)."""
+    theirs = reference(name)
+    theirs.save_pretrained(tmp_path / "base")
+    settings = {"r": 4, "lora_alpha": 12, "target_modules": ["q_proj", "down_proj"]} | settings
+    adapted = peft.get_peft_model(theirs, peft.LoraConfig(task_type="CAUSAL_LM", **settings)).eval()
+    with torch.no_grad():
+        for parameter in (p for name, p in adapted.named_parameters() if "lora_" in name):
+            parameter += 0.3 * torch.randn_like(parameter)
+    adapted.save_pretrained(tmp_path / "adapter")
+    return adapted, tmp_path / "base", tmp_path / "adapter"
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa' found"),
+        ({"init_lora_weights": "pissa_niter_2"}, "init_lora_weights 'pissa_niter_2' found"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights 'olora' found"),
+        ({"alora_invocation_tokens": [5, 6]}, r"alora_invocation_tokens \[5, 6\] found"),
+        ({"use_rslora": True}, "use_rslora True found"),
+        ({"use_dora": True}, "use_dora True found"),
+        ({"trainable_token_indices": [3]}, "trainable_token_indices"),
+        ({"lora_bias": True, "target_modules": ["o_proj"]}, "lora_bias True found"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_an_adapter_that_is_no_plain_lora_is_refused_by_field(settings, message, tmp_path):
+    _, base, folder = peft_adapter(tmp_path, "llama, biases", **settings)
+    with pytest.raises(WeightsError, match=r"adapter_config\.json: " + message):
+        load_adapter(load_pretrained(base)[0], folder)
+
+
+@pytest.mark.parametrize("settings", [{"init_lora_weights": how} for how in (True, False, "gaussian", "orthogonal")])
+def test_ways_to_initialise_that_leave_the_base_alone_load_here(settings, rng, tmp_path):
+    adapted, base, folder = peft_adapter(tmp_path, **settings)
+    ours, (ids, mask) = load_pretrained(base)[0], rows(rng)
+    load_adapter(ours, folder)
+    loaded = peft.PeftModel.from_pretrained(reference("llama, 5:1"), folder).eval()
+    for theirs in (adapted, loaded):
+        expected = torch_logits(theirs, ids, mask)[mask == 1]
+        np.testing.assert_allclose(np.asarray(ours(ids, mask))[mask == 1], expected, atol=5e-4)
+
+
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        {"alpha_pattern": {"down_proj|k_proj": 40}},
+        {"alpha_pattern": {r"layers\.[02]\.self_attn\.q_proj": 40, "q_proj": 3}, "rank_pattern": {".*1.mlp.*": 6}},
+        {"rank_pattern": {"^model.layers.2.self_attn.q_proj": 2, "layers.2.self_attn.q_proj": 3}},
+        {"layers_to_transform": [1]},
+        {"layers_to_transform": [0, 2], "layers_pattern": "layers"},
+    ],
+)
+def test_patterns_and_layers_are_peft_s_in_and_out(patterns, rng, tmp_path):
+    adapted, base, folder = peft_adapter(tmp_path, **patterns)
+    ours, (ids, mask) = load_pretrained(base)[0], rows(rng)
+    load_adapter(ours, folder)
+    expected = torch_logits(adapted, ids, mask)[mask == 1]
+    np.testing.assert_allclose(np.asarray(ours(ids, mask))[mask == 1], expected, atol=5e-4)
+    save_adapter(ours, tmp_path / "again", base=str(base))
+    loaded = peft.PeftModel.from_pretrained(reference("llama, 5:1"), tmp_path / "again").eval()
+    np.testing.assert_allclose(torch_logits(loaded, ids, mask)[mask == 1], expected, atol=5e-4)
+    assert (
+        load_file(folder / "adapter_model.safetensors").keys() == load_file(tmp_path / "again/adapter_model.safetensors").keys()
+    )
+
+
+def test_stacked_layers_take_an_adapter_of_some_layers(rng, tmp_path):
+    adapted, base, folder = peft_adapter(tmp_path, layers_to_transform=[0, 2])
+    ours, (ids, mask) = load_pretrained(base, scan_layers=True)[0], rows(rng)
+    load_adapter(ours, folder)
+    expected = torch_logits(adapted, ids, mask)[mask == 1]
+    np.testing.assert_allclose(np.asarray(ours(ids, mask))[mask == 1], expected, atol=5e-4)
+
+
+def test_stacked_layers_of_several_ranks_are_refused(tmp_path):
+    _, base, folder = peft_adapter(tmp_path, rank_pattern={"layers.1.mlp.down_proj": 2})
+    with pytest.raises(WeightsError, match=r"the layers of mlp/down differ in rank or alpha"):
+        load_adapter(load_pretrained(base, scan_layers=True)[0], folder)
+
+
+def test_paths_of_several_ranks_and_scales_in_one_module_load_in_peft(rng, tmp_path):
+    theirs, (ids, mask) = reference("gpt2"), rows(rng)
+    theirs.save_pretrained(tmp_path / "base")
+    ours, _ = load_pretrained(tmp_path / "base")
+    for rank, target in enumerate(("q", "v", "o"), start=2):
+        add_lora(ours, LoraConfig(rank, 3.0 * rank + 1, 0.0, (target,)), jax.random.key(rank))
+    fill(ours)
+    save_adapter(ours, tmp_path / "adapter", base=str(tmp_path / "base"))
+    loaded = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter").eval()
+    adapted = np.asarray(ours(ids, mask))[mask == 1]
+    np.testing.assert_allclose(torch_logits(loaded, ids, mask)[mask == 1], adapted, atol=5e-4)
+
+
+def test_an_adapter_takes_the_place_of_another(rng, tmp_path):
+    adapted, base, folder = peft_adapter(tmp_path, target_modules=["q_proj"])
+    ours, (ids, mask) = load_pretrained(base)[0], rows(rng)
+    add_lora(ours, LoraConfig(4, 8.0, 0.0, ("q", "v")), jax.random.key(0))
+    fill(ours)
+    load_adapter(ours, folder)
+    expected = torch_logits(adapted, ids, mask)[mask == 1]
+    np.testing.assert_allclose(np.asarray(ours(ids, mask))[mask == 1], expected, atol=5e-4)
+
+
 def test_the_fixture_s_adapter_gives_peft_s_logits(shared, rng):
     folder, (ids, mask) = shared / "fixtures/recipe/lora/adapter_final", rows(rng)
     base = shared / "fixtures/hf_torch/llama3"
@@ -172,7 +296,7 @@ def test_an_adapter_with_new_tokens_loads_on_a_resized_base(rng, tmp_path):
     [
         ({"use_dora": True}, r"adapter_config\.json: use_dora True found"),
         ({"r": 5}, "q_proj has rank 3 in lora_A, 3 in lora_B, 5 in the settings"),
-        ({"r": None}, "r None found, a number above 0 wanted"),
+        ({"r": None}, "r None found, a whole number above 0 expected"),
         ({"bias": "all"}, "bias 'all' found"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import io
 import re
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -28,6 +29,10 @@ def signal(rng) -> np.ndarray:
     return 0.1 * np.arange(1, 13)[:, None] * np.sin(2 * np.pi * seconds)
 
 
+def a_tokenizer(signal) -> ECGTokenizer:
+    return ECGTokenizer(Quantizer(-1, 1), BPE.train(Quantizer(-1, 1).encode(signal), 20))
+
+
 def pixels(figure, dpi=254) -> np.ndarray:
     """At 254 dots an inch 10 pixels are a millimetre; [rows from the top, columns, 3]."""
     image = Image.open(io.BytesIO(picture_bytes(figure, "png", dpi)))
@@ -52,6 +57,15 @@ def test_a_millimetre_is_a_millimetre(signal):
     row = dark[round(10 * (sheet.height - zero - 5))]  # half way up
     edges = np.flatnonzero(row[: round(10 * (left + 8))]) / 10
     assert abs(edges.min() - (left + 1)) < 0.2 and abs(edges.max() - (left + 6)) < 0.2
+
+
+@pytest.mark.parametrize("draw", [draw_ecg, lambda signal, rate: draw_tokens(signal, rate, a_tokenizer(signal))])
+def test_every_sample_of_a_trace_is_drawn(signal, draw):
+    """Also those that lie within a ninth of a pixel of a line, which matplotlib would leave out."""
+    figure = draw(signal[:, :500], RATE)
+    svg = picture_bytes(figure, "svg").decode()
+    lengths = [path.count("L ") + 1 for path in re.findall(r'<path d="(M [^"]*)"', svg)]
+    assert lengths.count(500) == 12
 
 
 def test_the_svg_has_the_size_of_the_paper(signal):
@@ -121,7 +135,7 @@ def test_what_the_model_was_not_given_is_hatched(signal):
 
 @pytest.mark.slow
 def test_the_same_picture_has_the_same_bytes(signal, tmp_path):
-    tokenizer = ECGTokenizer(Quantizer(-1, 1), BPE.train(Quantizer(-1, 1).encode(signal[:, :500]), 20))
+    tokenizer = a_tokenizer(signal[:, :500])
     lines = [{"step": i, "loss": 2.0 / i, "grad_norm": 1.0, "learning_rate": 1e-3, "tokens_per_s": 9.0} for i in range(1, 30)]
     lines[-1]["valid_loss"] = 0.5
     lengths = np.array([len(token) for token in tokenizer.bpe.tokens])
@@ -143,3 +157,11 @@ def test_the_same_picture_has_the_same_bytes(signal, tmp_path):
     with pytest.raises(ConfigError, match=r"ends in .png or .svg"):
         save_picture(pictures["ecg"](), tmp_path / "a.gif")
     assert len(small_png(pictures["ecg"](), 150)) < len(picture_bytes(pictures["ecg"](), "png", 150)) / 2
+
+
+@pytest.mark.parametrize("title", ["a\x00b", "a\x1b[31m\x0bb", "a\ud800b\ufffe", "-- > ]]> <!-- & \\$", "two\nlines"])
+def test_an_svg_with_any_title_is_whole_xml(signal, title):
+    tokenizer = ECGTokenizer(Quantizer(-1, 1), BPE.train(Quantizer(-1, 1).encode(signal[:, :500]), 20))
+    for figure in (draw_ecg(signal, RATE, title=title), draw_tokens(signal[:, :500], RATE, tokenizer, title=title)):
+        ElementTree.fromstring(picture_bytes(figure, "svg"))
+        picture_bytes(figure, "png", 30)

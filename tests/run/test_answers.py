@@ -1,5 +1,7 @@
 """Which questions are answered together, and whose ECG the other one is."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -12,6 +14,12 @@ def sequence(number: int, patient: str, ecg: int, tokens: int = 20, question: in
     """About an ECG whose tokens tell its number."""
     ecgs, ids = (np.full(tokens, ecg),), np.zeros(question, np.int32)
     return Sequence(f"q{number}", patient, 0, "?", "yes", {}, ecgs, ids, np.zeros(1, np.int32))
+
+
+def comparison(number: int, *patients: str) -> Sequence:
+    """About two ECGs, of these patients."""
+    one = sequence(number, patients[0], number)
+    return replace(one, meta={"patients": [*patients]} if len(patients) > 1 else {}, ecgs=one.ecgs * 2)
 
 
 def items(*questions: int) -> list[Item]:
@@ -73,3 +81,34 @@ def test_many_ecgs_of_one_patient_still_find_another_one():
     assert {other.id for one, other in zip(own, others) if one.patient == "a"} == {"q40"}
     with pytest.raises(ConfigError, match="one patient alone"):
         _other_patients(own[:40], seed=0)
+
+
+def test_a_comparison_is_swapped_with_a_comparison_of_none_of_its_patients():
+    draw = np.random.default_rng(1)
+    names = [f"p{n}" for n in range(12)]
+    own = [
+        sequence(i, str(draw.choice(names)), i)
+        if draw.random() < 0.7
+        else comparison(i, *map(str, draw.choice(names, 2, False)))
+        for i in range(300)
+    ]
+    others = _other_patients(own, seed=0)
+    assert {len(one.ecgs) for one in own} == {1, 2}
+    for one, other in zip(own, others):
+        assert len(one.ecgs) == len(other.ecgs)
+        assert not {*one.meta.get("patients", [one.patient])} & {*other.meta.get("patients", [other.patient])}
+
+
+def test_the_nearest_comparison_is_taken_where_all_near_ones_share_a_patient():
+    own = [comparison(i, "a", f"b{i}") for i in range(40)] + [comparison(40, "c", "d"), comparison(41, "c", "e")]
+    others = _other_patients(own, seed=0)
+    assert [other.id for other in others[:40]] == ["q40"] * 32 + [other.id for other in others[32:40]]
+    assert {other.id for other in others[32:40]} <= {"q40", "q41"}
+
+
+def test_a_lone_comparison_is_swapped_with_one_of_the_whole_split():
+    own = [sequence(0, "a", 0), sequence(1, "b", 1), comparison(2, "a", "b")]
+    rest = [sequence(3, "c", 3), comparison(4, "b", "c"), comparison(5, "c", "d")]
+    assert [other.id for other in _other_patients(own, 0, rest)] == ["q1", "q0", "q5"]
+    with pytest.raises(ConfigError, match=r"question 'q2' shows 2 ECG.*no other .* of other patients"):
+        _other_patients(own, 0, rest[:2])

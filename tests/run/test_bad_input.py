@@ -1,6 +1,7 @@
 """Bad input of every kind: set aside with its own reason, counted, and none stops the rest."""
 
 import csv
+import errno
 import json
 import os
 import subprocess
@@ -101,6 +102,31 @@ def test_each_kind_has_its_own_reason_and_none_stops_the_rest(config, folder, tm
     assert {id: expected[id] in line["reason"] for id, line in found.items()} == dict.fromkeys(expected, True), found
     assert len({line["reason"] for line in found.values()}) == len(BAD)
     assert written(tmp_path / "w") + len(found) == RECORDS
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.EMFILE])
+def test_what_cannot_be_read_today_stops_and_is_tried_again(config, folder, tmp_path, monkeypatch, number):
+    """A file that the system does not give is no bad recording: nothing is made without it, and nothing remembers it."""
+    prepare(config, tmp_path / "whole")
+    fromfile, failing = np.fromfile, {str(record(folder, 3, "dat")), str(record(folder, 20, "dat"))}
+
+    def failing_sometimes(file, *args, **more):
+        if str(file) in failing:
+            raise OSError(number, os.strerror(number), str(file))
+        return fromfile(file, *args, **more)
+
+    monkeypatch.setattr(np, "fromfile", failing_sometimes)
+    with pytest.raises(CorpusError, match=rf"00003_hr\.dat: cannot be read.*{os.strerror(number)}.*the same command"):
+        prepare(config, tmp_path / "w")
+    failing.discard(str(record(folder, 3, "dat")))  # recording 20 is a test patient's, no percentile comes from it
+    with pytest.raises(CorpusError, match=r"1 of 40 recordings .*00020_hr\.dat: cannot be read"):
+        prepare(config, tmp_path / "w")
+    assert not (tmp_path / "w/shards").exists()
+    failing.clear()
+    prepare(config, tmp_path / "w")
+    assert not quarantine(tmp_path / "w") and written(tmp_path / "w") == RECORDS
+    for file in ("tokenizer/ecg_tokenizer.json", "shards/manifest.json", "shards/ecg-00000.array_record"):
+        assert (tmp_path / "w" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
 def test_rows_of_another_width_or_no_utf_8_are_set_aside(config, folder, tmp_path):
@@ -212,6 +238,22 @@ def test_other_texts_need_no_cleaning(config, folder, tmp_path, monkeypatch):
     config.tokenizer.file = str(tmp_path / "w/tokenizer/ecg_tokenizer.json")
     prepare(config, tmp_path / "questions")
     assert written(tmp_path / "questions") == 4 * RECORDS
+
+
+def test_rows_of_a_table_that_no_stage_can_hold_are_set_aside(config, folder, tmp_path):
+    rows = [
+        {"record": f"records500/00000/{number:05d}_hr", "question": "why?", "answer": "so", "patient": number, "split": split}
+        for number, split in enumerate(["train"] * 30 + ["valid"] * 5 + ["test"] * 5, start=1)
+    ]
+    bad = [{"note": "\ud800"}, {"id": "\ud800"}, {"note": 2**70}, {"question_type": 7}, {"patients": 5}]
+    lines = [json.dumps(row | fields) for row, fields in zip(rows, [*bad, *[{"question_type": None}] * 35])]
+    lines[5] = lines[5].replace('"why?"', "7" * 5000)
+    table = tmp_path / "t.jsonl"
+    table.write_text("\n".join(lines))
+    config.data.corpus, config.data.table = "own", str(table)
+    prepare(config, tmp_path / "w")
+    assert sorted(quarantine(tmp_path / "w")) == [f"line {number}" for number in range(1, 7)]
+    assert written(tmp_path / "w") == RECORDS - 6
 
 
 @pytest.fixture

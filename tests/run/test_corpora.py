@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ecgbyte_jax.corpora.example import split_of
+from ecgbyte_jax.corpora.example import Example, published_splits, split_of
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
+from ecgbyte_jax.errors import ConfigError, CorpusError
 from ecgbyte_jax.inputs.batches import open_split
 from ecgbyte_jax.inputs.shards import read_manifest
+from ecgbyte_jax.run.check import check_config
+from ecgbyte_jax.run.corpus import Corpus, Paths, open_corpus
 from tests.corpora.layouts import mimic_name, write_csv, write_json, write_mimic
 from tests.test_main import main
 
@@ -155,6 +158,71 @@ def test_one_patient_in_two_splits_fails_the_run(folder, originals, tmp_path):
         f"--workdir={tmp_path / 'w'}", "--stage=prepare",
     )  # fmt: skip
     assert done.returncode == 1 and "1 of 1 patients stand in more than one split, say 'P' in ['test', 'train']" in done.stderr
+
+
+def corpus(*examples: Example, published_split: bool = False) -> Corpus:
+    return Corpus.of(examples, Path("quarantine.jsonl"), 0.0, published_split)
+
+
+def example(id: str, split: str, patients: list[str], *records: str) -> Example:
+    meta = {"patients": patients} if len(patients) > 1 else {}
+    return Example(id, patients[0], split, tuple(Path("root", name) for name in records), "why?", "so", meta)
+
+
+def test_a_recording_in_two_splits_or_of_two_patients_is_refused_by_name():
+    with pytest.raises(CorpusError, match=r"recording 'root/r1': example 'a' .* in split 'train', 'b' .* in split 'test'"):
+        corpus(example("a", "train", ["P1"], "r1"), example("b", "test", ["P2"], "r1"))
+    with pytest.raises(CorpusError, match=r"recording 'root/r1': example 'a' of patient 'P1' .*, 'b' of patient 'P2'"):
+        corpus(example("a", "train", ["P1"], "r1"), example("b", "train", ["P2"], "r1"))
+
+
+def test_a_training_comparison_with_a_test_recording_is_refused():
+    test = example("b", "test", ["P2"], "r2")
+    for names in (["P1"], ["P1", "P2"]):
+        with pytest.raises(CorpusError, match=r"more than one split|recording 'root/r2'"):
+            corpus(example("a", "train", names, "r1", "r2"), test)
+    assert len(corpus(example("a", "test", ["P1", "P2"], "r1", "r2"), test).examples) == 2
+
+
+def test_the_published_split_of_ecg_chat_is_by_conversation(config, tmp_path):
+    talk = [{"from": "human", "value": "<ecg>\nWhat?"}, {"from": "gpt", "value": "This."}] * 3
+    entries = [{"ecg": mimic_name(10_000_000 + n, n), "conversations": talk if n % 9 else talk[:1]} for n in range(50)]
+    write_json(tmp_path / "pretrain_mimic.json", entries)
+    config.data.corpus, config.data.synthetic_records, config.data.root = "ecg_chat", 0, str(tmp_path)
+    config.data.published_split = True
+    found = open_corpus(config, Paths.of(config, tmp_path / "w"))
+    assert len(found.rejected) == 6 and len(found.examples) == 44 * 3
+    expected = published_splits(50)  # also over those that cannot be used
+    assert {(e.meta["conversation"], e.split) for e in found.examples} == {(str(n), expected[n]) for n in range(50) if n % 9}
+
+
+def test_the_published_split_of_ecg_qa_takes_both_wordings(config, shared, tmp_path):
+    config.data.corpus, config.data.synthetic_records, config.data.root = "ecg_qa", 0, str(shared / "data/ptbxl")
+    config.data.published_split = True
+    found = open_corpus(config, Paths.of(config, tmp_path / "w"))
+    assert len(found.examples) == 826 and not found.rejected
+    assert {e.id.partition("/")[0] for e in found.examples if e.split == "test"} == {"template", "paraphrased"}
+
+
+def test_settings_that_the_published_split_does_not_have_are_refused(config):
+    config.data.published_split = True
+    for name, value in (
+        ("question_types", ()),
+        ("question_types", ("comparison_irrelevant-query",)),
+        ("wording", "paraphrased"),
+    ):
+        before = config.data[name]
+        config.data[name] = value
+        with pytest.raises(ConfigError, match=rf"data\.published_split: data\.{name} .* found"):
+            check_config(config)
+        config.data[name] = before
+    check_config(config)
+
+
+def test_the_published_split_counts_its_shared_recordings(capsys):
+    pairs = example("a", "train", ["P1"], "r1"), example("b", "test", ["P1"], "r1"), example("c", "test", ["P1"], "r2")
+    assert len(corpus(*pairs, published_split=True).examples) == 3
+    assert "1 of 1 patients stand in more than one split" in capsys.readouterr().out
 
 
 def test_the_real_comparisons_of_ecg_qa_run_through_main(shared, tmp_path):

@@ -1,10 +1,14 @@
 import json
 import random
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from ecgbyte_jax.ecg.bpe import BPE
+from ecgbyte_jax.ecg.symbols import Quantizer
+from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.errors import CheckpointError, ConfigError, ScoresError
 from ecgbyte_jax.run import answers
 from ecgbyte_jax.run import evaluate as stage
@@ -249,6 +253,38 @@ def test_a_folder_of_another_tokenizer_is_refused_and_nothing_overwritten(config
     with pytest.raises(CheckpointError, match=r"its tokenizer is not the one of .*: \d+ tokens differ, say 'signal_3000?'"):
         evaluate(config, workdir)
     assert files(workdir) == before
+
+
+@pytest.mark.parametrize("change", ["merges", "percentiles", "gone"])
+def test_a_folder_of_another_ecg_tokenizer_is_refused(config, workdir, change):
+    export(config, workdir)
+    file = workdir / "export/ecg_tokenizer.json"
+    own = ECGTokenizer.load(file)
+    assert file.read_bytes() == (workdir / "tokenizer/ecg_tokenizer.json").read_bytes()
+    match change:
+        case "merges":  # as many
+            replace(own, bpe=BPE.train(np.random.default_rng(0).integers(0, 26, 40_000, np.uint8), 100)).save(file)
+        case "percentiles":
+            replace(own, quantizer=Quantizer(own.quantizer.percentile_1, own.quantizer.percentile_99 + 0.1)).save(file)
+        case "gone":
+            file.unlink()
+    config.eval.checkpoint = str(workdir / "export")
+    told = (
+        "no such file.*copy it from the run"
+        if change == "gone"
+        else "another ECG tokenizer than .*tokenizer/ecg_tokenizer.json"
+    )
+    with pytest.raises(CheckpointError, match=rf"export/ecg_tokenizer\.json: {told}"):
+        evaluate(config, workdir)
+
+
+def test_a_folder_whose_ecg_tokenizer_encodes_alike_is_taken(config, workdir):
+    export(config, workdir)
+    file = workdir / "export/ecg_tokenizer.json"
+    replace(ECGTokenizer.load(file), training=None).save(file)
+    config.eval.checkpoint = str(workdir / "export")
+    evaluate(config, workdir)
+    assert results(workdir)["checkpoint_step"] is None
 
 
 def test_a_folder_of_a_model_that_is_too_short_is_refused(config, workdir):

@@ -1,15 +1,23 @@
 import json
+import shutil
 
+import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.inputs.batches import open_split
 from ecgbyte_jax.inputs.prompt import render
 from ecgbyte_jax.model.hf import load_pretrained
+from ecgbyte_jax.model.peft import save_adapter
+from ecgbyte_jax.run import export as stage
+from ecgbyte_jax.run.build import build_model
 from ecgbyte_jax.run.pipeline import run
 from ecgbyte_jax.run.prepare import load_prepared
+from ecgbyte_jax.run.sharding import make_mesh
 from tests.run.conftest import small_config
+from tests.run.launch import finish, free_address, start_python, start_two
 
 pytestmark = pytest.mark.slow  # a demo is trained
 
@@ -67,8 +75,69 @@ def test_a_second_export_does_nothing(workdir, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in (workdir / "export").iterdir()}
 
 
+def test_an_export_that_fails_leaves_the_one_before_and_a_link_s_end_gets_the_new_one(workdir, tmp_path, monkeypatch):
+    config, folder = trained_config(), tmp_path / "w"
+    shutil.copytree(workdir, folder, symlinks=True)
+    shutil.move(folder / "export", tmp_path / "disk")
+    (folder / "export").symlink_to(tmp_path / "disk")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "disk").iterdir()}
+    config.export.checkpoint = "4"
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+        patch.setattr(stage, "save_pretrained", full)
+        run(config, folder, ["export"])
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "disk").iterdir()}
+    run(config, folder, ["export"])
+    assert (folder / "export").is_symlink() and not list(tmp_path.glob("disk.*"))
+    after = {path.name: path.read_bytes() for path in (tmp_path / "disk").iterdir()}
+    assert before.keys() == after.keys() and before["model.safetensors"] != after["model.safetensors"]
+
+
+def full(*_, **__):
+    raise OSError("full")
+
+
 def test_an_adapter_of_a_model_from_scratch_is_refused(workdir):
     config = trained_config()
     config.export.adapter = True
     with pytest.raises(ConfigError, match=r"needs LoRA .* on a pretrained model"):
         run(config, workdir, ["export"])
+
+
+def test_two_processes_that_share_the_model_write_the_export_of_one(workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / "w")
+    shutil.rmtree(tmp_path / "w/export")
+    settings = ("lora.rank=4", "model.scan_layers=true", "model.train_new_embeddings=true", "model.vocab_multiple=128")
+    flags = [f"--config.{setting}" for setting in (*settings, "mesh.data=1", "mesh.tensor=2")]
+    outputs = [finish(process) for process in start_two(tmp_path / "w", "--stage=export", *flags)]
+    assert "exported" in outputs[0] and not outputs[1]
+    names = [{path.name for path in (folder / "export").iterdir()} for folder in (workdir, tmp_path / "w")]
+    assert names[0] == names[1]
+    one, two = (load_file(folder / "export/model.safetensors") for folder in (workdir, tmp_path / "w"))
+    assert one.keys() == two.keys()
+    for name in one:
+        np.testing.assert_allclose(one[name], two[name], atol=1e-6, err_msg=name)
+
+
+def write_adapter(folder):
+    """The adapter of a model with LoRA on every kernel, split over all devices."""
+    config = trained_config()
+    mesh = make_mesh(1, 1, -1)
+    with jax.set_mesh(mesh):
+        parts = build_model(config, 512, mesh)
+        trained = jax.tree.map(lambda leaf: leaf + 1, parts.trained)  # b is 0 at first
+        save_adapter(parts.model(trained), folder, base="base", grown=True)
+
+
+def test_two_processes_that_share_the_model_write_the_adapter_of_one(tmp_path):
+    code = (
+        "import sys, jax; jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))\n"
+        "from tests.run.test_export import write_adapter; write_adapter(sys.argv[3])"
+    )
+    address = free_address()
+    for process in [start_python("-c", code, address, str(number), str(tmp_path / "two")) for number in range(2)]:
+        finish(process)
+    write_adapter(tmp_path / "one")
+    one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name in one:
+        np.testing.assert_allclose(one[name], two[name], atol=1e-6, err_msg=name)

@@ -101,19 +101,44 @@ def test_checksums_on_two_devices_do_not_wait_for_each_other():
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_the_same_command_goes_on_bit_for_bit(config, workdirs):
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_sigterm_or_ctrl_c_saves_and_the_same_command_goes_on_bit_for_bit(config, workdirs, sent):
     whole, stopped = workdirs
     more = ("--config.train.epochs=3", "--config.train.checkpoint_every=20")
     finish(start(whole, *more))
     process = start(stopped, *more)
     wait_for_step(stopped, 7)
-    process.terminate()
+    process.send_signal(sent)
     output, _ = process.communicate(timeout=60)
     last = metrics(stopped)[-1]["step"]
     assert process.returncode == 75 and f"stopped behind step {last}, as asked" in output and last < 48
     assert f"going on from {last}" in finish(start(stopped, *more))
     config.train.epochs = 3.0
     assert_same(config, whole, stopped)
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    """While the first one's checkpoint takes for ever."""
+    script = """if True:
+        import signal, time
+        from ecgbyte_jax.run import interrupt
+        with interrupt.listening() as asked:
+            print("ready", flush=True)
+            while not asked(1):
+                time.sleep(0.01)
+            print("asked", flush=True)
+            while True:
+                time.sleep(0.01)
+    """
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    process = subprocess.Popen([sys.executable, "-c", script], **pipes)
+    for said in ("ready", "asked"):
+        assert process.stdout.readline() == f"{said}\n"
+        process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    lines = [line for line in told.splitlines() if line]
+    assert process.returncode == 1 and len(lines) == 2 and "Ctrl-C again ends at once" in lines[0]
+    assert lines[1] == "error: stopped at once; the same command goes on from the last whole checkpoint"
 
 
 @pytest.mark.slow

@@ -1,5 +1,8 @@
 """The file of answers, as a run that was killed goes on with it."""
 
+import pytest
+
+from ecgbyte_jax.errors import ScoresError
 from ecgbyte_jax.run.generations import FIELDS, Key, append, keep_whole_batches, read_rows
 
 
@@ -16,3 +19,13 @@ def test_whole_batches_are_kept_and_what_lies_behind_them_is_taken_away(tmp_path
     other_seed = [[key._replace(seed=2) for key in batch] for batch in batches]
     assert keep_whole_batches(path, [batches[0], *other_seed[1:]]) == 1 and read_rows(path) == rows[:2]
     assert keep_whole_batches(path, other_seed) == 0 and read_rows(path) == []
+
+
+def test_a_doubled_key_is_refused_and_the_file_is_mended_by_going_on(tmp_path):
+    path = tmp_path / "generations.jsonl"
+    keys = [Key(str(number), 0, 0) for number in range(4)]
+    rows = [dict.fromkeys(FIELDS, "") | key._asdict() for key in keys]
+    append(path, [*rows[:2], rows[1], *rows[2:]])
+    with pytest.raises(ScoresError, match=r"line 3 is of the same example, segment and seed as line 2"):
+        read_rows(path)
+    assert keep_whole_batches(path, [keys[:2], keys[2:]]) == 1 and read_rows(path) == rows[:2]

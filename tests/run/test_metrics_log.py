@@ -30,6 +30,13 @@ def test_what_lies_behind_the_step_that_a_run_goes_on_from_is_dropped(tmp_path):
     assert steps(tmp_path) == [1, 2]
 
 
+def test_a_kill_while_the_log_is_taken_up_again_leaves_the_old_one(tmp_path):
+    write(tmp_path, range(1, 7), 0)
+    (tmp_path / "before").hardlink_to(tmp_path / "metrics.jsonl")
+    write(tmp_path, (), 2)
+    assert (tmp_path / "before").read_text().count("\n") == 6 and steps(tmp_path) == [1, 2]  # another file, put in its place
+
+
 def test_a_line_that_is_no_line_of_the_log_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"stop": 1}\n')
     with pytest.raises(TrainingError, match=r"metrics\.jsonl: a line is not one of this log's .*move the file away"):

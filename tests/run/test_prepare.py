@@ -2,6 +2,7 @@ import csv
 import json
 import os
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ from ecgbyte_jax.ecg.signal import CleanConfig, clean, segment
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.errors import ConfigError, CorpusError, ShardsError
 from ecgbyte_jax.inputs.batches import open_split
+from ecgbyte_jax.run import corpus, quantize, stages
 from ecgbyte_jax.run import prepare as stage
-from ecgbyte_jax.run import quantize, stages
 from ecgbyte_jax.run.prepare import load_prepared, prepare
+from ecgbyte_jax.run.symbol_cache import record_key
 
 FLAT = np.zeros(5000, "<i2")
 
@@ -102,10 +104,63 @@ def test_a_second_run_does_no_work_and_a_changed_setting_is_told(config, folder,
     assert "signal.segment_length: 100 -> 80" in capsys.readouterr().out
 
 
+def test_shards_behind_a_link_leave_what_else_lies_there(config, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk/thesis.tex").write_text("mine")
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w/shards").symlink_to(tmp_path / "disk")
+    for length in (100, 80):
+        config.signal.segment_length = length
+        prepare(config, tmp_path / "w")
+        assert (tmp_path / "disk/manifest.json").is_file() and (tmp_path / "disk/thesis.tex").read_text() == "mine"
+    (tmp_path / "disk/thesis.tex").unlink()
+    assert stages.Stage.on_disk("prepare", tmp_path / "w/prepare/stage.json", stage.settings(config)).finished()
+
+
 def test_a_changed_recording_is_prepared_again(config, folder, tmp_path):
     first = prepare(config, tmp_path / "w")
     edit_signal(folder, 5, 0, np.arange(5000) % 300)
     assert prepare(config, tmp_path / "w") != first
+
+
+@pytest.mark.parametrize("ending", ["hea", "mat"])
+def test_a_recording_whose_samples_lie_in_a_mat_file_is_prepared_again(config, folder, tmp_path, ending):
+    """As in the sets of the PhysioNet challenges: the header names another ending than .dat."""
+    rename_signal(folder, 5)
+    first = prepare(config, tmp_path / "w")
+    key = record_key(record(folder, 5, "hea").with_suffix(""), folder)
+    os.utime(record(folder, 5, ending), (1, 1))
+    assert record_key(record(folder, 5, "hea").with_suffix(""), folder) != key
+    assert prepare(config, tmp_path / "w") != first
+    assert not quarantine(tmp_path / "w")
+
+
+def rename_signal(folder, number: int) -> None:
+    record(folder, number, "dat").rename(record(folder, number, "mat"))
+    header = record(folder, number, "hea")
+    header.write_text(header.read_text().replace(".dat", ".mat"))
+
+
+def test_the_segments_of_a_recording_are_in_its_key(tmp_path):
+    (tmp_path / "r.hea").write_text("r/2 12 500 1000\ns_1 500\ns_2 500\n~ 3\n")
+    found = set()
+    for name in ("s_1.hea", "s_1.dat", "s_2.hea", "s_2.dat", "s_2.dat"):
+        (tmp_path / name).write_text("x" * len(found))
+        found.add(record_key(tmp_path / "r", tmp_path))
+    assert len(found) == 5
+
+
+def test_a_header_that_is_none_has_a_key(tmp_path):
+    (tmp_path / "r.hea").write_bytes(b"r 1 500\n\xff\0.dat 16\n../x.dat 16\n. 16\n" + b"a" * 5000 + b".dat 16\n")
+    (tmp_path / "s.hea").mkdir()
+    assert record_key(tmp_path / "r", tmp_path) != record_key(tmp_path / "s", tmp_path)
+
+
+def test_the_files_of_a_recording_are_looked_at_once(config, folder, tmp_path, monkeypatch):
+    seen = Counter()
+    monkeypatch.setattr(corpus, "record_key", lambda record, root: seen.update([record]) or record_key(record, root))
+    prepare(config, tmp_path / "w")
+    assert len(seen) == 40 and set(seen.values()) == {1}
 
 
 def test_preparing_twice_gives_the_same_bytes(config, folder, tmp_path):
@@ -238,12 +293,63 @@ def test_the_pretrained_folder_s_text_tokenizer_is_used(config, folder, tmp_path
     assert ours.get_vocab() == theirs.get_vocab()
 
 
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer.model", "tokenizer_config.json"])
+def test_every_file_of_a_pretrained_text_tokenizer_is_an_input(tmp_path, name):
+    for file in ("config.json", "model.safetensors", "README.md", name):
+        (tmp_path / file).write_text("{}")
+    first = stage._text_fingerprint(str(tmp_path))
+    os.utime(tmp_path / name, (1, 1))  # a copy of the same files is the same tokenizer
+    (tmp_path / "model.safetensors").write_text("others")
+    assert stage._text_fingerprint(str(tmp_path)) == first
+    (tmp_path / name).write_text("[]")  # as long
+    changed = stage._text_fingerprint(str(tmp_path))
+    (tmp_path / name).unlink()
+    assert len({first, changed, stage._text_fingerprint(str(tmp_path))}) == 3
+
+
+def test_questions_asked_once_are_not_in_the_manifest(config, folder, tmp_path):
+    """A conversation's turns hold all before them, so that nearly every question of ECG-Chat is another."""
+    asked = [(n, f"Number {n}?", "yes" if n % 3 else "no") for n in range(1, 38)]
+    asked += [(38, "Again?", "no"), (39, "Again?", "no"), (40, "Again?", "yes")]
+    with (tmp_path / "own.jsonl").open("w") as file:
+        for number, question, answer in asked:
+            row = {
+                "record": f"records500/00000/{number:05d}_hr",
+                "question": question,
+                "answer": answer,
+                "patient": str(number),
+            }
+            file.write(json.dumps(row | ({"split": "train"} if number >= 38 else {})) + "\n")
+    config.data.corpus, config.data.table = "own", str(tmp_path / "own.jsonl")
+    prepare(config, tmp_path / "w")
+    assert load_prepared(config, tmp_path / "w").manifest.commonest == {"": "yes", "Again?": "no"}
+
+
 def test_recordings_of_the_percentiles_are_cleaned_once(config, folder, tmp_path, monkeypatch):
     cleaned, whole = [], quantize.Cleaning.whole
     monkeypatch.setattr(quantize.Cleaning, "whole", lambda self, record: cleaned.append(record) or whole(self, record))
     prepare(config, tmp_path / "once")
     assert len(cleaned) == len(set(cleaned)) == 40
     assert not list((tmp_path / "once/cache/clean").iterdir())
+
+
+def test_a_run_that_ends_leaves_another_s_signals_in_their_shared_cache(config, folder, tmp_path, monkeypatch):
+    config.prepare.cache = str(tmp_path / "cache")
+    prepare(config, tmp_path / "alone")
+    shutil.rmtree(tmp_path / "cache")
+    savez, began = np.savez, []
+
+    def another_run_ends_first(*given, **arrays):
+        if not began:
+            began.append(True)
+            prepare(config, tmp_path / "other")
+        savez(*given, **arrays)
+
+    monkeypatch.setattr(np, "savez", another_run_ends_first)
+    prepare(config, tmp_path / "w")
+    for name in ("w", "other"):
+        assert (tmp_path / name / "shards/manifest.json").read_bytes() == (tmp_path / "alone/shards/manifest.json").read_bytes()
+    assert began and not list((tmp_path / "cache/clean").iterdir())
 
 
 @pytest.mark.parametrize("damage", ["cut", "overwritten", "gone"])

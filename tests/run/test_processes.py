@@ -1,5 +1,6 @@
 """Several real processes that train as one, and what becomes of the others when one dies."""
 
+import json
 import shutil
 import signal
 import time
@@ -7,11 +8,16 @@ import time
 import numpy as np
 import pytest
 
-from tests.run.launch import figures, finish, metrics, start, start_two, wait_for_step
+from tests.run.launch import figures, finish, finish_layouts, metrics, start, start_two, wait_for_step
 
 pytestmark = pytest.mark.slow
 
 LONG = ("--config.train.epochs=60", "--config.train.checkpoint_every=40")
+
+LAYOUTS = {
+    1: ["1x1x2", "2x1x1", "1x2x1"],  # devices of a process: data x fsdp x tensor
+    2: ["1x1x4", "2x1x2", "1x2x2", "2x2x1", "4x1x1", "1x4x1"],
+}
 
 
 @pytest.fixture
@@ -40,6 +46,29 @@ def test_two_processes_train_and_validate_as_one_and_go_on_from_each_other(workd
     np.testing.assert_allclose(*([line["loss"] for line in metrics(folder)] for folder in workdirs), atol=1e-4)
 
 
+@pytest.fixture(scope="module")
+def one_process(prepared, tmp_path_factory):
+    """The work directory of a run in one process on one device."""
+    folder = tmp_path_factory.mktemp("one")
+    finish_layouts(folder, prepared, ["1x1x1"], devices=1, processes=1)
+    return folder / "1x1x1"
+
+
+@pytest.mark.parametrize("devices", LAYOUTS)
+def test_two_processes_give_the_losses_and_answers_of_one_in_every_layout(one_process, prepared, tmp_path, devices):
+    finish_layouts(tmp_path, prepared, LAYOUTS[devices], devices, processes=2)
+    for layout in LAYOUTS[devices]:
+        for ours, theirs in zip(figures(tmp_path / layout), figures(one_process), strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-5), (layout, ours, theirs)
+        assert answers(tmp_path / layout) == pytest.approx(answers(one_process), abs=1e-3), layout
+
+
+def answers(workdir):
+    """Each answer's place, and its log-probability."""
+    rows = map(json.loads, (workdir / "eval/generations.jsonl").open())
+    return {(row["id"], row["segment"], row["answer"], row["answer_to_other_ecg"]): row["log_prob"] for row in rows}
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_the_death_of_one_process_ends_the_other(workdirs, victim):
     processes = start_two(workdirs[0], *LONG)
@@ -60,3 +89,52 @@ def test_sigterm_to_one_process_stops_both_behind_the_same_step(workdirs):
     assert [process.returncode for process in processes] == [75, 75], outputs
     last = metrics(workdirs[0])[-1]["step"]
     assert (workdirs[0] / f"checkpoints/{last}").is_dir() and f"behind step {last}" in outputs[0]
+
+
+SLOW_PREPARE = """
+import time
+from ecgbyte_jax.run import prepare
+quick = prepare.prepare
+prepare.prepare = lambda *given: time.sleep(40) or quick(*given)
+"""
+
+
+def test_the_others_wait_for_a_leader_that_prepares_for_long(tmp_path):
+    processes = start_two(tmp_path / "w", "--stage=prepare,train", patches=(SLOW_PREPARE, ""))
+    leader, _ = [finish(process, 540) for process in processes]
+    assert "2 process(es)" in leader
+    assert [line["step"] for line in metrics(tmp_path / "w")] == [*range(1, 9)]
+
+
+def ended(processes, seconds=240) -> list[str]:
+    """What processes that did not end well printed last, and that it was in one line."""
+    outputs = [process.communicate(timeout=seconds)[0] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1], outputs
+    assert all("Traceback" not in output and "another process" not in output for output in outputs), outputs
+    return [output.splitlines()[-1] for output in outputs]
+
+
+def test_a_leader_that_fails_alone_ends_the_others_with_its_reason(tmp_path):
+    wrong = ("--config.data.synthetic_records=0", "--config.data.corpus=ptbxl", "--config.data.root=/nowhere")
+    processes = start_two(tmp_path / "w", "--stage=prepare,train", *wrong)
+    outputs = [process.communicate(timeout=240)[0].splitlines() for process in processes]
+    assert [process.returncode for process in processes] == [1, 1] and list(map(len, outputs)) == [1, 1], outputs
+    assert outputs[0][0].startswith("error: data.root: no ptbxl_database.csv in '/nowhere'")
+    assert outputs[1][0] == f"error: process 0 has failed: {outputs[0][0].removeprefix('error: ')}"
+
+
+FAILING_STEP = """
+import jax
+from ecgbyte_jax.run import train
+class Feed(train.Feed):
+    def take(self):
+        raise jax.errors.JaxRuntimeError("{}\\nand more")
+train.Feed = Feed
+"""
+
+
+@pytest.mark.parametrize("why, said", [("RESOURCE_EXHAUSTED: 9 GB", "train: out of memory (RESOURCE_EXHAUSTED: 9 GB)"),
+                                       ("INTERNAL: a bug", "INTERNAL: a bug")])  # fmt: skip
+def test_an_error_of_one_process_is_told_by_both_as_its_own(workdirs, why, said):
+    own, told = ended(start_two(workdirs[0], patches=(FAILING_STEP.format(why), "")))
+    assert own.startswith(f"error: {said}") and told.startswith(f"error: process 0 has failed: {said}")

@@ -9,6 +9,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from ecgbyte_jax.errors import ConfigError, ReportError
+from ecgbyte_jax.report.page import Page
+from ecgbyte_jax.run import report as stage
 from ecgbyte_jax.run.attend import attend, choose_rows, file_stem
 from ecgbyte_jax.run.report import report
 from experiments import demo
@@ -81,12 +83,43 @@ def test_what_is_missing_is_told_and_what_comes_from_data_is_text(copied):
     text = (copied / "report.html").read_text()
     assert text.count('<dd class="right">') == 1 and text.count('<dd class="wrong">') == 9
     assert "<script>alert" not in text and "&lt;script&gt;alert(1)&lt;/script&gt; é漢" in text and "<b>type" not in text
-    for words in ("Without pictures: ", "no curves to show", "No shards lie", "quarantine.jsonl is missing", "No config.json"):
+    for words in (
+        "Without pictures: ",
+        "no curves to show",
+        "No shards lie",
+        "quarantine.jsonl is missing",
+        "Without the settings of",
+    ):
         assert words in text, words
     assert text.count("<article") == 10 and text.count("<img") == 0
     before = (copied / "report.html").stat().st_mtime_ns
     report(small_settings(), copied)
     assert (copied / "report.html").stat().st_mtime_ns == before
+
+
+def test_settings_are_those_of_the_evaluated_checkpoint_whatever_config_json_says(copied):
+    (copied / "config.json").write_text(json.dumps({"model": {"width": 4711}}))
+    page = _settings_alone(copied)
+    shown = {table.caption: dict(table.rows) for table in page.settings}
+    assert shown["model"]["width"] == "32" and shown["eval"]["split"] == "test" and shown["run"] == {"seed": "0"}
+    assert shown["tokenizer"]["num_merges"] == "100" and not page.settings_notes
+
+
+def test_answers_of_another_training_get_neither_its_settings_nor_its_attention(copied):
+    marker = copied / "checkpoints/stage.json"
+    marker.write_text(json.dumps(json.loads(marker.read_text()) | {"result": "another training's, of as many steps"}))
+    page = _settings_alone(copied)
+    assert [table.caption for table in page.settings] == ["eval"] and "not of the training" in page.settings_notes[0]
+    with pytest.raises(ConfigError, match=r"the answers are not of the training in checkpoints/; run eval again"):
+        attend(small_settings(), copied)
+    report(small_settings(), copied)
+    assert "Without attention: " in (copied / "report.html").read_text()
+
+
+def _settings_alone(workdir) -> Page:
+    page = Page("", "", [])
+    stage._add_settings(page, workdir, json.loads((workdir / "eval/results.json").read_text()))
+    return page
 
 
 @pytest.mark.slow

@@ -1,9 +1,13 @@
+import json
 import os
+import shutil
 
 import pytest
 
 from ecgbyte_jax.errors import ConfigError
-from ecgbyte_jax.run.stages import Stage, fingerprint
+from ecgbyte_jax.run import pipeline
+from ecgbyte_jax.run.stages import Stage, fingerprint, keep_settings
+from tests.run.conftest import small_config
 
 
 def stage(tmp_path, settings=None, inputs="in") -> Stage:
@@ -80,3 +84,44 @@ def test_fingerprint_sees_size_time_and_absence(tmp_path):
         os.utime(file, (time, time))
         seen.add(fingerprint([file], tmp_path))
     assert len(seen) == 4
+
+
+def test_a_stage_that_does_nothing_leaves_the_settings_of_what_lies_here(prepared, tmp_path):
+    shutil.copytree(prepared, tmp_path / "w")
+    before = (tmp_path / "w/config.json").read_bytes()
+    assert json.loads(before)["data"]["max_segments"] == 1 and "train" not in json.loads(before)
+    other = small_config()
+    other.train.epochs, other.data.sequences_per_file = 99.0, 7  # nothing was made with these
+    pipeline.run(other, tmp_path / "w", ["prepare"])
+    assert (tmp_path / "w/config.json").read_bytes() == before
+
+
+def test_a_stage_that_worked_writes_its_own_settings_and_leaves_the_others(tmp_path):
+    config = small_config()
+    keep_settings(config, tmp_path, "train")
+    config.train.epochs, config.eval.split = 99.0, "valid"
+    keep_settings(config, tmp_path, "eval")
+    found = json.loads((tmp_path / "config.json").read_text())
+    assert found["train"]["epochs"] == 0.5 and found["eval"]["split"] == "valid" and "export" not in found
+
+
+def test_outputs_behind_a_link_are_moved_aside_beside_it_and_the_link_stays(tmp_path):
+    workdir, disk = tmp_path / "w", tmp_path / "disk"
+    for folder in (workdir, disk / "bread"):
+        folder.mkdir(parents=True)
+    (workdir / "bread").symlink_to(disk / "bread")
+    (workdir / "log").write_text("log")
+    now = Stage("bake", workdir / "bread/stage.json", {}, "in")
+    now.move_aside(workdir, "bread", "log")  # nothing is there yet
+    assert (workdir / "log").exists()
+    now.finish([])
+    now.move_aside(workdir, "bread", "log")
+    assert (workdir / "bread").resolve() == disk / "bread" and not any((disk / "bread").iterdir())
+    assert {path.name for path in (disk / "bread.old-1").iterdir()} == {"stage.json", "log"}
+    assert (workdir / "bread.old-1").resolve() == disk / "bread.old-1"
+
+
+def test_a_link_whose_end_is_gone_is_named(tmp_path):
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "purged")
+    with pytest.raises(ConfigError, match=r"checkpoints': a link to '.*purged', which is gone"):
+        pipeline.run(small_config(), tmp_path, ["train"])
