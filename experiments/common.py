@@ -92,7 +92,7 @@ def _set_model(config: ConfigDict) -> None:
     # What a block keeps for the backward pass, a policy of jax.checkpoint_policies; "" keeps all, "nothing_saveable" nothing.
     config.model.remat = ""
     config.model.scan_layers = False  # one compiled block run over stacked parameters: deep models compile much faster
-    config.model.vocab_multiple = 1  # the embedding's rows are rounded up to a multiple; 128 suits accelerators
+    config.model.vocab_multiple = 128  # the embedding's rows are filled up to a multiple, which mesh.tensor should divide
     config.model.train_new_embeddings = False  # with LoRA: train the ECG tokens' embeddings too (published: frozen)
 
     config.lora = ConfigDict()

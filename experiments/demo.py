@@ -35,6 +35,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.kv_heads = 2
     config.model.head_dim = 64
     config.model.mlp_width = 384
+    config.model.vocab_multiple = 1
     config.optim.preset = "adamw"
     config.optim.peak_rate = 2e-3
     config.optim.warmup = 50

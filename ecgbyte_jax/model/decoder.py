@@ -154,7 +154,7 @@ class Decoder(nnx.Module):
         return [nnx.merge(graphdef, jax.tree.map(lambda x, i=i: x[i], state)) for i in range(self.config.layers)]
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """Hidden states [B, T, D] to float32 logits [B, T, V]."""
+        """Hidden states [B, T, D] to float32 logits [B, T, V], -inf for rows that are no token."""
         dtype = self.config.dtype
         kernel = self.embedding[...].T if self.head is None else self.head.kernel[...]  # [D, V]
         logits = jnp.einsum("btd,dv->btv", hidden, kernel.astype(dtype), preferred_element_type=jnp.float32)
@@ -162,7 +162,11 @@ class Decoder(nnx.Module):
         if new is not None:
             more = jnp.einsum("btd,vd->btv", hidden, new[...].astype(dtype), preferred_element_type=jnp.float32)
             logits = jnp.concatenate([logits, more], axis=-1)
-        return soft_cap(logits, self.config.logit_cap)
+        logits = soft_cap(logits, self.config.logit_cap)
+        if self.config.spare_rows:
+            tokens = self.config.vocab_size - self.config.spare_rows
+            logits = jnp.where(jnp.arange(self.config.vocab_size) < tokens, logits, -jnp.inf)
+        return logits
 
     def embed(self, ids: jax.Array, positions: jax.Array) -> jax.Array:
         """What enters the first block: ids and positions [B, T] to [B, T, D]."""

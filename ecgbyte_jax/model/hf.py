@@ -18,6 +18,7 @@ from flax import nnx
 from huggingface_hub import errors as hub
 from huggingface_hub import snapshot_download
 from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import save_file
 
 from ecgbyte_jax.errors import WeightsError
@@ -164,7 +165,7 @@ class _Places:
     def put(self, name: str, array: np.ndarray) -> None:
         """`name` is that of a block by itself; where the parameters are stacked it is written into its layer."""
         if name in self.wanted:
-            self.filled[name] = jax.device_put(array.astype(self.wanted[name].dtype), self.shardings.get(name))
+            self.filled[name] = _place(array, self.wanted[name].dtype, self.shardings.get(name))
             return
         _, layer, rest = name.split("/", 2)
         stacked = f"blocks/{rest}"
@@ -172,11 +173,19 @@ class _Places:
             like = self.wanted[stacked]
             make = jax.jit(lambda: jnp.zeros(like.shape, like.dtype), out_shardings=self.shardings.get(stacked))
             self.filled[stacked] = make()
-        stack = self.filled.pop(stacked)
-        self.filled[stacked] = _set_layer(stack, array.astype(stack.dtype), int(layer))
+        stack, how = self.filled.pop(stacked), self.shardings.get(stacked)
+        one = how and NamedSharding(how.mesh, PartitionSpec(*how.spec[1:]))
+        self.filled[stacked] = _set_layer(stack, _place(array, stack.dtype, one), int(layer))
 
     def state(self) -> nnx.State:
         return nnx.from_flat_state([(path, leaf.replace(self.filled["/".join(map(str, path))])) for path, leaf in self.flat])
+
+
+def _place(array: np.ndarray, dtype: jnp.dtype, sharding: jax.sharding.Sharding | None) -> jax.Array:
+    """Puts this host's parts alone: where there are several, `device_put` broadcasts all of it, to compare."""
+    if sharding is None:
+        return jax.device_put(array.astype(dtype))
+    return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part].astype(dtype))
 
 
 @partial(jax.jit, donate_argnums=0)

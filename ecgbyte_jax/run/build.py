@@ -14,7 +14,7 @@ from ecgbyte_jax.model.config import DecoderConfig
 from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.model.hf import grow_vocabulary, load_pretrained, locate, read_config
 from ecgbyte_jax.model.lora import LoraConfig, add_lora
-from ecgbyte_jax.run.sharding import abstract, make_sharded, parameter_shardings
+from ecgbyte_jax.run.sharding import abstract, make_sharded, parameter_shardings, place
 
 
 @dataclass(frozen=True)
@@ -43,35 +43,36 @@ def build_model(
     trained = nnx.LoRAParam if config.lora.rank else nnx.Param
     weights_key, rows_key, lora_key = jax.random.split(jax.random.key(config.seed), 3)
     train_from = first_new_id if config.lora.rank and config.model.train_new_embeddings else None
-    rows = -(-vocab_size // config.model.vocab_multiple) * config.model.vocab_multiple
+    decoder = _decoder_config(config, vocab_size)
+    tokens = max(decoder.vocab_size, vocab_size)
+    unused = -tokens % config.model.vocab_multiple
+    grown = replace(decoder, vocab_size=tokens + unused, spare_rows=unused)
 
     def adapt(model: Decoder) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-        model = grow_vocabulary(model, rows, rows_key, train_from=train_from)
+        model = grow_vocabulary(model, grown.vocab_size, rows_key, train_from=train_from)
+        model.config = grown
         if config.lora.rank:
             add_lora(model, LoraConfig(**config.lora.to_dict()), lora_key)
         return nnx.split(model, trained, ...)
 
-    decoder = _decoder_config(config, rows)
     if to_restore and not config.lora.rank:  # nothing is frozen, so that no weight is made or read
         parts = jax.eval_shape(lambda: adapt(Decoder(decoder, nnx.Rngs(weights_key))))
     elif config.model.pretrained:
         how = {name: getattr(decoder, name) for name in ("dtype", "param_dtype", "remat", "scan_layers")}
         model, _ = load_pretrained(config.model.pretrained, shard=partial(parameter_shardings, mesh=mesh), **how)
-        parts = adapt(model)
-        parts = jax.device_put(parts, parameter_shardings(parts, mesh))
+        parts = place(adapt(model), mesh)
     else:
         parts = make_sharded(lambda: adapt(Decoder(decoder, nnx.Rngs(weights_key))), mesh)
     graphdef, trained, frozen = parts
-    decoder = replace(decoder, vocab_size=max(decoder.vocab_size, rows))
-    return Parts(decoder, graphdef, abstract(trained, mesh) if to_restore else trained, frozen)
+    return Parts(grown, graphdef, abstract(trained, mesh) if to_restore else trained, frozen)
 
 
-def _decoder_config(config: ConfigDict, rows: int) -> DecoderConfig:
-    """The decoder before tokens are added to a pretrained one; one from scratch has `rows` from the start."""
+def _decoder_config(config: ConfigDict, vocab_size: int) -> DecoderConfig:
+    """The decoder before rows are added: of a pretrained one its own, else with `vocab_size` tokens."""
     fields, positions = config.model.to_dict(), config.prompt.max_length + config.eval.max_new_tokens
     pretrained, _, _ = (fields.pop(name) for name in ("pretrained", "vocab_multiple", "train_new_embeddings"))
     if not pretrained:
-        return DecoderConfig(vocab_size=rows, max_positions=positions, **fields)
+        return DecoderConfig(vocab_size=vocab_size, max_positions=positions, **fields)
     found = read_config(locate(pretrained))
     if found.max_positions < positions:
         raise ConfigError(

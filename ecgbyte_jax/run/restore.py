@@ -3,9 +3,13 @@
 import hashlib
 import json
 from contextlib import closing
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -59,6 +63,7 @@ def _load_folder(config: ConfigDict, workdir: Path, prepared: Prepared, mesh: Me
             f"{folder}: a model of {found.vocab_size} tokens and {found.max_positions} positions found, at least {len(ours)} "
             f"and prompt.max_length + eval.max_new_tokens = {positions} wanted"
         )
+    model.config = replace(model.config, spare_rows=found.vocab_size - len(ours))
     return model
 
 
@@ -96,14 +101,24 @@ def origin(config: ConfigDict, prepared: Prepared) -> dict:
 
 
 def _weights_digest(pretrained: str) -> str:
-    """SHA-256 over all files of weights, wherever their folder lies."""
+    """Changes with the bytes or the name of any file of weights, wherever their folder lies; each host reads its share."""
     if not pretrained:
         return ""
-    total = hashlib.sha256()
-    for file in (f for ending in ("*.safetensors", "*.msgpack") for f in sorted(locate(pretrained).glob(ending))):
-        with file.open("rb") as data:
-            total.update(hashlib.file_digest(data, "sha256").digest())
-    return total.hexdigest()
+    files = [file for ending in ("*.safetensors", "*.msgpack") for file in sorted(locate(pretrained).glob(ending))]
+    own = np.zeros(32, np.uint8)
+    for file in files[jax.process_index() :: jax.process_count()]:
+        stat = file.stat()
+        own ^= np.frombuffer(_file_digest(file, stat.st_size, stat.st_mtime_ns), np.uint8)
+    shares = np.asarray(multihost_utils.process_allgather(own)).reshape(-1, 32)
+    return np.bitwise_xor.reduce(shares).tobytes().hex()
+
+
+@cache
+def _file_digest(file: Path, _size: int, _time: int) -> bytes:
+    """SHA-256 of a file's name and content; read once for the stages of one command."""
+    with file.open("rb") as data:
+        content = hashlib.file_digest(data, "sha256").digest()
+    return hashlib.sha256(file.name.encode() + content).digest()
 
 
 def check_origin(checkpoints: Checkpoints, step: int, about: dict) -> None:

@@ -117,6 +117,20 @@ def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map_with_path(lambda path, leaf: NamedSharding(mesh, _spec(_name(path), leaf.shape, mesh)), tree)
 
 
+def place(tree: Any, mesh: Mesh) -> Any:
+    """A tree of parameters split over the mesh; of arrays that every host holds alike each puts its own parts.
+
+    `device_put` would broadcast such arrays from the first host, to compare them.
+    """
+
+    def put(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
+        if sharding.is_fully_addressable or not leaf.is_fully_addressable:
+            return jax.device_put(leaf, sharding)
+        return jax.make_array_from_callback(leaf.shape, sharding, np.asarray(leaf).__getitem__)
+
+    return jax.tree.map(put, tree, parameter_shardings(tree, mesh))
+
+
 def abstract(tree: Any, mesh: Mesh) -> Any:
     """The shapes, types and shardings of a tree of parameters, without their values."""
     shardings = parameter_shardings(tree, mesh)
@@ -132,13 +146,38 @@ def _name(path: tuple) -> str:
 
 
 def _spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    return PartitionSpec(*(a if a and size % mesh.shape[a] == 0 else None for a, size in zip(_rule(name, shape), shape)))
+
+
+def _rule(name: str, shape: tuple[int, ...]) -> tuple[str | None, ...]:
+    """The axis of the mesh that the table splits each axis of an array over."""
     if not shape:
-        return PartitionSpec()
+        return ()
     axes = next((axes for pattern, axes in RULES if re.fullmatch(pattern, name)), None)
     if axes is None:
         raise ConfigError(f"run/sharding.py: no rule says how parameter {name} {shape} is split")
-    axes = (None,) * (len(shape) - len(axes)) + axes
-    return PartitionSpec(*(a if a and size % mesh.shape[a] == 0 else None for a, size in zip(axes, shape)))
+    return (None,) * (len(shape) - len(axes)) + axes
+
+
+def bytes_a_device(*trees: Any) -> int:
+    """What the arrays of these trees take on each device."""
+    leaves = jax.tree.leaves(trees)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def kept_whole(tree: Any, mesh: Mesh) -> list[str]:
+    """Of the parameters that the table splits over an axis of the mesh which does not divide them, a name and shape each.
+
+    Those of all blocks are one: `blocks/*/attention/k/kernel [2048, 512] over tensor`.
+    """
+    found = {}
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        name = _name(path)
+        for axis, wanted, kept in zip(leaf.shape, _rule(name, leaf.shape), _spec(name, leaf.shape, mesh)):
+            if wanted and not kept:
+                short = re.sub(r"/\d+/", "/*/", name)
+                found[f"{short} {list(leaf.shape)} over {wanted} ({axis} / {mesh.shape[wanted]})"] = True
+    return list(found)
 
 
 def make_sharded(create: Callable[..., Any], mesh: Mesh, *args: Any) -> Any:

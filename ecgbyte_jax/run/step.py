@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from ecgbyte_jax.model.config import BATCH_AXES, TENSOR_AXIS
 from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.run.build import Parts
-from ecgbyte_jax.run.sharding import abstract, make_sharded
+from ecgbyte_jax.run.sharding import abstract, make_sharded, place
 
 _LOGITS_BYTES = 2**28  # held by a device at once; the gradient takes as much again
 
@@ -37,7 +37,7 @@ class TrainState:
 def start_state(trained: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Step 0; the optimiser's moments are split over the mesh like the parameters that they belong to."""
     opt_state = make_sharded(lambda: optimizer.init(jax.tree.map(jnp.zeros_like, trained)), mesh)
-    return TrainState(trained, opt_state, jax.device_put(jnp.int32(0), NamedSharding(mesh, PartitionSpec())))
+    return TrainState(trained, opt_state, place(jnp.int32(0), mesh))
 
 
 def abstract_state(trained: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:

@@ -20,7 +20,7 @@ from ecgbyte_jax.run.loop import Loop, Profile
 from ecgbyte_jax.run.metrics_log import MetricsLog
 from ecgbyte_jax.run.optim import make_optimizer
 from ecgbyte_jax.run.restore import build_for, check_origin, origin
-from ecgbyte_jax.run.sharding import check_batch_size, make_mesh
+from ecgbyte_jax.run.sharding import bytes_a_device, check_batch_size, kept_whole, make_mesh
 from ecgbyte_jax.run.step import TrainState, abstract_state, make_step, start_state
 from ecgbyte_jax.run.validate import make_validation
 
@@ -94,7 +94,7 @@ def _train(config: ConfigDict, workdir: Path, mesh: Mesh, profile: Profile) -> t
         if state is None:
             parts = build_for(config, prepared, mesh) if resumed else parts
             state = start_state(parts.trained, optimizer, mesh)
-        _show_start(config, mesh, parts, prepared, plan, start)
+        _show_start(config, mesh, parts, prepared, plan, start, state)
         with closing(MetricsLog(workdir, start, config.train.wandb_project, about["config"])) as log:
             step = make_step(parts, optimizer, config.lora.dropout, config.seed, config.train.accumulate)
             validate = make_validation(config, workdir, prepared, parts, mesh)
@@ -117,7 +117,9 @@ def _resume(checkpoints: Checkpoints, like: TrainState, about: dict) -> tuple[Tr
     return None, 0
 
 
-def _show_start(config: ConfigDict, mesh: Mesh, parts: Parts, prepared: prepare.Prepared, plan: Plan, start: int) -> None:
+def _show_start(
+    config: ConfigDict, mesh: Mesh, parts: Parts, prepared: prepare.Prepared, plan: Plan, start: int, state: TrainState
+) -> None:
     device, split = jax.devices()[0], prepared.manifest.splits["train"]
     size, seen = config.train.batch_size, [plan[n] for n in range(min(len(plan), 64))]
     places = sum(len(step.rows) * step.length for step in seen)
@@ -126,11 +128,15 @@ def _show_start(config: ConfigDict, mesh: Mesh, parts: Parts, prepared: prepare.
         "devices": f"{jax.device_count()} x {device.device_kind}, {jax.process_count()} process(es)",
         "mesh": ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
         "parameters": f"{count(parts.trained):,} trained, {count(parts.frozen):,} frozen, {parts.config.param_dtype}",
+        "on each device": f"{bytes_a_device(state, parts.frozen) / 1e6:,.1f} MB of parameters and the optimiser's state",
         "vocabulary": f"{len(prepared.text_tokenizer)} tokens, {prepared.ids.ecg.size} of them ECG",
         "training examples": f"{split.examples} in {split.sequences} sequences",
         "a step": f"{size} rows, {places // len(seen)} places on average, {100 * real / places:.0f}% of them real tokens",
         "steps": f"{len(plan)}" + (f", going on from {start}" if start else ""),
     }
+    whole = kept_whole((state.params, parts.frozen), mesh)
+    if whole:
+        rows["not split"] = f"{'; '.join(whole)}: each device holds all of that axis"
     if prepared.manifest.splits["valid"].sequences < size:
         rows["validation"] = "none: the split holds fewer sequences than a batch"
     banner("train", rows)

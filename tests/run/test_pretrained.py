@@ -1,6 +1,10 @@
 """The way of a Hugging Face folder through all stages, with LoRA and bfloat16 as the published experiments use it."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,10 +12,11 @@ from safetensors.numpy import load_file, save_file
 
 from ecgbyte_jax.errors import ConfigError, WeightsError
 from ecgbyte_jax.inputs.text import train_text_tokenizer
-from ecgbyte_jax.run import train
+from ecgbyte_jax.run import restore, train
 from ecgbyte_jax.run.build import build_model
 from ecgbyte_jax.run.pipeline import run
 from ecgbyte_jax.run.sharding import make_mesh
+from tests.run.launch import ROOT
 
 WIDTH, HEADS, KV_HEADS, HEAD_DIM, MLP, LAYERS = 32, 4, 2, 8, 64, 2
 
@@ -98,3 +103,53 @@ def test_an_adapter_of_a_pretrained_model_is_exported_with_its_tokens(pretrained
     tokens = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
     assert len(embedding) == max(token["id"] for token in tokens) + 1
     assert np.abs(tensors["base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"]).max() > 0
+
+
+SCRIPT = """if True:
+    import sys, jax
+    from jax.experimental import multihost_utils
+    port, number, folder = sys.argv[1:]
+    jax.distributed.initialize(f"localhost:{port}", 2, int(number))
+    from ecgbyte_jax.run import restore
+    from ecgbyte_jax.run.build import build_model
+    from ecgbyte_jax.run.sharding import make_mesh
+    from tests.run.conftest import small_config
+
+    multihost_utils.assert_equal = lambda *_, **__: sys.exit("a tensor was broadcast")
+    digest, hashed = restore.hashlib.file_digest, []
+    restore.hashlib.file_digest = lambda *given: hashed.append(1) or digest(*given)
+    config, mesh = small_config(), make_mesh(1, 2, 1)
+    config.model.pretrained, config.lora.rank = folder, 4
+    for scan in (False, True):
+        config.model.scan_layers = scan
+        parts = build_model(config, 400, mesh)
+        kernel = parts.frozen["blocks"]["mlp"]["up"]["kernel"] if scan else parts.frozen["embedding"]
+        print(kernel[...].shape, kernel[...].addressable_shards[0].data.shape)
+    print([restore._weights_digest(folder) for _ in range(2)], len(hashed))
+"""
+
+
+@pytest.mark.slow
+def test_each_of_two_processes_places_and_hashes_its_own_parts(llama):
+    (llama / "more.safetensors").write_bytes(b"another file")
+    together = [run_script(SCRIPT, str(port), str(number), str(llama)) for port in [free_port()] for number in range(2)]
+    alone = restore._weights_digest(str(llama))
+    for process in together:
+        output, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors[-2000:]
+        told = [line for line in output.splitlines() if not line.startswith("[Gloo]")]
+        assert told == ["(400, 32) (400, 16)", "(2, 32, 64) (2, 16, 64)", f"{[alone] * 2} 1"]
+    (llama / "more.safetensors").write_bytes(b"another bile")
+    assert restore._weights_digest(str(llama)) != alone
+
+
+def run_script(script: str, *arguments: str) -> subprocess.Popen:
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    command = [sys.executable, "-c", script, *arguments]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]

@@ -3,6 +3,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ecgbyte_jax.errors import ConfigError
@@ -11,8 +12,17 @@ from ecgbyte_jax.run.build import build_model
 from ecgbyte_jax.run.feed import plan_batches
 from ecgbyte_jax.run.optim import make_optimizer
 from ecgbyte_jax.run.prepare import load_prepared
-from ecgbyte_jax.run.sharding import batch_sharding, check_batch_size, make_mesh, put_batch, rows_here
-from ecgbyte_jax.run.step import make_step, start_state
+from ecgbyte_jax.run.sharding import (
+    batch_sharding,
+    bytes_a_device,
+    check_batch_size,
+    kept_whole,
+    make_mesh,
+    put_batch,
+    rows_here,
+)
+from ecgbyte_jax.run.step import answer_loss, make_step, start_state
+from experiments.common import get_defaults
 
 LAYOUTS = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]
 
@@ -51,6 +61,38 @@ def test_optimiser_state_is_split_like_its_parameters(config):
 def test_an_axis_that_the_mesh_does_not_divide_stays_whole(config):
     parts = build_model(config, 511, make_mesh(2, 2, 2))
     assert specs(parts.trained)["embedding"] == P(None, "fsdp")
+
+
+def test_what_the_mesh_does_not_divide_is_named_with_the_bytes_on_each_device(config):
+    mesh = make_mesh(1, 2, 4)
+    parts = build_model(config, 511, mesh)
+    assert kept_whole(parts.trained, mesh) == ["embedding [511, 32] over tensor (511 / 4)"]
+    config.model.kv_heads, config.model.head_dim = 1, 2
+    assert "blocks/*/attention/k/kernel [32, 2] over tensor (2 / 4)" in kept_whole(build_model(config, 512, mesh).trained, mesh)
+    array = jax.ShapeDtypeStruct((6, 8), "bfloat16", sharding=NamedSharding(mesh, P("fsdp", None)))
+    assert bytes_a_device({"one": array, "two": [array]}) == 2 * 3 * 8 * 2
+
+
+def test_the_vocabulary_is_filled_up_by_default_without_any_effect_on_losses_and_gradients(config, rng):
+    rows = {"input_ids": rng.integers(0, 311, (4, 9)), "targets": rng.integers(0, 311, (4, 5))}
+    rows |= {"answer_places": np.argsort(rng.random((4, 9)))[:, :5], "answer_mask": np.ones((4, 5), bool)}
+    rows |= {"segments": np.ones((4, 9), np.int32), "positions": np.tile(np.arange(9), (4, 1))}
+    found, mesh = [], make_mesh(1, 2, 4)
+    for multiple in (1, get_defaults().model.vocab_multiple):
+        config.model.vocab_multiple = multiple
+        parts = build_model(config, 311, mesh)
+        with jax.set_mesh(mesh):
+            loss = jax.jit(jax.value_and_grad(lambda p, graphdef=parts.graphdef: answer_loss(nnx.merge(graphdef, p), rows)))
+            found.append((parts, *loss(parts.trained)))
+    (plain, loss, gradients), (filled, same, others) = found
+    assert specs(filled.trained)["embedding"] == P("tensor", "fsdp") and filled.config.vocab_size == 384
+    np.testing.assert_allclose(filled.trained["embedding"][:311], plain.trained["embedding"][...], rtol=1e-6)
+    assert float(same) == pytest.approx(float(loss), rel=1e-6)
+    np.testing.assert_allclose(others["embedding"][:311], gradients["embedding"][...], atol=1e-5)
+    assert not np.asarray(others["embedding"][311:]).any()
+    with jax.set_mesh(mesh):
+        logits = np.asarray(filled.model(filled.trained)(rows["input_ids"]))
+    assert np.isfinite(logits[..., :311]).all() and (logits[..., 311:] == -np.inf).all()
 
 
 def test_batches_are_split_over_data_and_fsdp():

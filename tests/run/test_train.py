@@ -231,7 +231,8 @@ def test_other_settings_move_the_old_training_aside(config, workdir, capsys):
     (workdir / "wandb_run.txt").write_text("a run")
     config.optim.peak_rate = 1e-4
     train(config, workdir)
-    assert "optim.peak_rate: 0.002 -> 0.0001" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "optim.peak_rate: 0.002 -> 0.0001" in told and "MB of parameters and the optimiser's state" in told
     assert (workdir / "checkpoints.old-1/metrics.jsonl").is_file() and len(metrics(workdir)) == 8
     assert (workdir / "checkpoints.old-1/wandb_run.txt").is_file() and not (workdir / "wandb_run.txt").exists()
 
