@@ -26,9 +26,10 @@ class DecoderConfig:
     qk_norm: an RMS norm of every query and key head. activation: "silu", "gelu", "gelu_tanh", "relu"; gated: SwiGLU's
     shape. rope_theta None: learned positions, looked up `position_offset` rows further on. embedding_scale: embeddings
     times sqrt(width). windows: places that each layer's attention reaches back, 0 without limit; () for none at all.
-    query_scale None: head_dim^-0.5. Caps are soft, cap * tanh(x / cap); 0 for none. dtype computes, param_dtype stores.
-    remat: "" or the policy of `jax.checkpoint_policies` that says what a block keeps for the backward pass. scan_layers:
-    the blocks' parameters are stacked, and one compiled block is run over them.
+    query_scale None: head_dim^-0.5. Caps are soft, cap * tanh(x / cap); 0 for none. spare_rows: at the end of the
+    vocabulary, which stand for no token. dtype computes, param_dtype stores. remat: "" or the policy of
+    `jax.checkpoint_policies` that says what a block keeps for the backward pass. scan_layers: the blocks' parameters are
+    stacked, and one compiled block is run over them.
     """
 
     vocab_size: int
@@ -59,6 +60,7 @@ class DecoderConfig:
     attention_cap: float = 0.0
     logit_cap: float = 0.0
     tied_embeddings: bool = True
+    spare_rows: int = 0
     dtype: str = "float32"
     param_dtype: str = "float32"
     remat: str = ""

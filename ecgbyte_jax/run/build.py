@@ -1,6 +1,6 @@
 """The model that a config describes, on the mesh, parted into what is trained and what is frozen."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -44,6 +44,7 @@ def build_model(config: ConfigDict, vocab_size: int, mesh: Mesh, first_new_id: i
 
     def adapt(model: Decoder) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
         model = grow_vocabulary(model, rows, rows_key, train_from=train_from)
+        model.config = replace(model.config, spare_rows=model.config.vocab_size - vocab_size)
         if config.lora.rank:
             add_lora(model, LoraConfig(**config.lora.to_dict()), lora_key)
         return nnx.split(model, trained, ...)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -59,6 +60,7 @@ def _load_folder(config: ConfigDict, workdir: Path, prepared: Prepared, mesh: Me
             f"{folder}: a model of {found.vocab_size} tokens and {found.max_positions} positions found, at least {len(ours)} "
             f"and prompt.max_length + eval.max_new_tokens = {positions} wanted"
         )
+    model.config = replace(model.config, spare_rows=found.vocab_size - len(ours))
     return model
 
 
