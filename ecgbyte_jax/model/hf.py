@@ -192,6 +192,9 @@ def save_pretrained(model: Decoder, folder: str | Path, *, text_tokenizer: Any =
     if any("/lora/" in name for name in parameters):
         raise WeightsError(f"{folder}: the model has LoRA paths; merge them first, or write an adapter")
     folder.mkdir(parents=True, exist_ok=True)
+    # Without config.json nobody takes the folder for a model until all of it is written; older weights would be read first.
+    for file in (folder / "config.json", *_weights(folder)):
+        file.unlink(missing_ok=True)
     family, shapes = FAMILIES[config.family], _shapes(config)
     tensors = family.tensors(set(shapes), config.layers)
     size = jnp.dtype(config.param_dtype).itemsize
@@ -212,6 +215,12 @@ def save_pretrained(model: Decoder, folder: str | Path, *, text_tokenizer: Any =
         text_tokenizer.save_pretrained(folder)
         written |= {name: getattr(text_tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     (folder / "config.json").write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The files of weights here that are named as `save_pretrained` names its own."""
+    names = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+    return [file for file in folder.iterdir() if names.fullmatch(file.name)]
 
 
 def stored_vocabulary(model: Decoder) -> dict[str, np.ndarray]:

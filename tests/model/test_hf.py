@@ -228,6 +228,36 @@ def test_what_this_decoder_cannot_do_is_refused_by_field(folder, change, message
         load_pretrained(folder)
 
 
+@pytest.mark.parametrize("files", [(1, 8000), (8000, 1), (20_000, 8000)])
+def test_a_folder_is_written_anew_over_another_model_s(shared, tmp_path, files):
+    ids = np.load(shared / "fixtures/hf_torch/llama3/expected.npz")["input_ids"]
+    for seed, size in enumerate(files):
+        model, _ = load_pretrained(shared / "fixtures/hf_torch/llama3")
+        model.embedding = nnx.Param(jax.random.normal(jax.random.key(seed), model.embedding.shape))
+        save_pretrained(model, tmp_path, shard_bytes=size if size > 1 else 10**9)
+    np.testing.assert_allclose(load_pretrained(tmp_path)[0](ids), model(ids), atol=1e-5)
+    index = tmp_path / "model.safetensors.index.json"
+    known = {*json.loads(index.read_text())["weight_map"].values()} if index.exists() else {"model.safetensors"}
+    assert {file.name for file in tmp_path.glob("*.safetensors")} == known
+
+
+def test_a_model_cut_off_in_writing_is_not_read(shared, tmp_path, monkeypatch):
+    model, _ = load_pretrained(shared / "fixtures/hf_torch/llama3")
+    save_pretrained(model, tmp_path, shard_bytes=8000)
+    written = []
+
+    def cut_off(*arguments, **more):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(save_file(*arguments, **more))
+
+    monkeypatch.setattr(hf, "save_file", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        save_pretrained(model, tmp_path, shard_bytes=8000)
+    with pytest.raises(WeightsError, match=r"config\.json: no such file"):
+        load_pretrained(tmp_path)
+
+
 def test_two_activations_of_a_gemma_that_disagree_are_refused(shared, tmp_path):
     raw = json.loads((shared / "fixtures/hf_torch/gemma/config.json").read_text())
     changed = raw | {"hidden_act": "gelu", "hidden_activation": "silu"}
