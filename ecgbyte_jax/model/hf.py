@@ -90,7 +90,15 @@ def load_pretrained(
             if not (_IGNORED.fullmatch(stored) or (config.tied_embeddings and stored == "lm_head.weight")):
                 problems.append(f"no place for {stored}")
             continue
+        if not missing.issuperset(tensor.parameters):
+            problems.append(f"{stored} stands there twice, or with and without '{family.prefix}'")
+            continue
         missing -= set(tensor.parameters)
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            problems.append(
+                f"{stored} holds {array.dtype}, not the float32, float16 or bfloat16 of a model that is not quantised"
+            )
+            continue
         if not np.isfinite(array).all():
             problems.append(f"{stored} holds values that are not finite")
             continue
@@ -112,7 +120,7 @@ def read_config(folder: Path) -> DecoderConfig:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise WeightsError(f"{path}: no such file; model.pretrained wants a folder downloaded from Hugging Face") from error
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: not readable as JSON: {error}") from error
     if not isinstance(raw, dict):
         raise WeightsError(f"{path}: an object with the model's settings wanted")
