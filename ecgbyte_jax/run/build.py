@@ -14,6 +14,7 @@ from ecgbyte_jax.model.config import DecoderConfig
 from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.model.hf import grow_vocabulary, load_pretrained
 from ecgbyte_jax.model.lora import LoraConfig, add_lora
+from ecgbyte_jax.run.logbook import console
 from ecgbyte_jax.run.sharding import make_sharded, parameter_shardings
 
 
@@ -46,23 +47,41 @@ def build_model(config: ConfigDict, vocab_size: int, mesh: Mesh, first_new_id: i
         model = grow_vocabulary(model, rows, rows_key, train_from=train_from)
         model.config = replace(model.config, spare_rows=model.config.vocab_size - vocab_size)
         if config.lora.rank:
-            add_lora(model, LoraConfig(**config.lora.to_dict()), lora_key)
+            targets = _targets(config, model.config)
+            add_lora(model, LoraConfig(**config.lora.to_dict() | {"targets": targets}), lora_key)
         return nnx.split(model, trained, ...)
 
     if config.model.pretrained:
         how = {name: config.model[name] for name in ("dtype", "param_dtype", "remat", "scan_layers")}
         shard = partial(parameter_shardings, mesh=mesh)
         model, pretrained = load_pretrained(config.model.pretrained, shard=shard, **how)
-        if pretrained.max_positions < _positions(config):
-            raise ConfigError(
-                f"prompt.max_length + eval.max_new_tokens: {_positions(config)} found, at most the {pretrained.max_positions} "
-                f"positions of '{config.model.pretrained}' wanted"
-            )
+        check_fit(config, pretrained)
+        left_out = [name for name in config.lora.targets if name not in pretrained.kernels]
+        if config.lora.rank and left_out:
+            console.print(f"lora.targets: {', '.join(left_out)} left out, which a {pretrained.family} does not have")
         parts = adapt(model)
         return Parts(model.config, *jax.device_put(parts, parameter_shardings(parts, mesh)))
 
     decoder = _decoder_config(config, rows)
     return Parts(decoder, *make_sharded(lambda: adapt(Decoder(decoder, nnx.Rngs(weights_key))), mesh))
+
+
+def check_fit(config: ConfigDict, model: DecoderConfig) -> None:
+    """Raises ConfigError where the settings ask for more than a pretrained model has: positions, or kernels for LoRA."""
+    if model.max_positions < _positions(config):
+        raise ConfigError(
+            f"prompt.max_length + eval.max_new_tokens: {_positions(config)} found, at most the {model.max_positions} "
+            f"positions of '{config.model.pretrained}' wanted"
+        )
+    if config.lora.rank and not _targets(config, model):
+        raise ConfigError(
+            f"lora.targets: {tuple(config.lora.targets)} found, of the kernels {model.kernels} of this model wanted"
+        )
+
+
+def _targets(config: ConfigDict, model: DecoderConfig) -> tuple[str, ...]:
+    """Those of `lora.targets` that the model has: GPT-2 and OPT, for example, have no gate."""
+    return tuple(name for name in config.lora.targets if name in model.kernels)
 
 
 def _decoder_config(config: ConfigDict, vocab_size: int) -> DecoderConfig:

@@ -159,3 +159,19 @@ def check_config(config: ConfigDict) -> None:
         )
     if "wander" in config.eval.perturb and not config.signal.target_rate:
         raise ConfigError("eval.perturb: 'wander' needs one sample rate of all recordings: signal.target_rate above 0 wanted")
+
+
+def check_pretrained(config: ConfigDict) -> None:
+    """Looks at the folder of `model.pretrained`, config.json, tokenizer and files of weights, before any work is done for it.
+
+    Raises WeightsError or TokenizerError that names the file at fault, ConfigError for settings that do not fit the model.
+    """
+    from ecgbyte_jax.inputs.text import load_text_tokenizer  # these take seconds to import, and most preparation does without
+    from ecgbyte_jax.model.hf import locate, read_config
+    from ecgbyte_jax.model.stored import weight_files
+    from ecgbyte_jax.run.build import check_fit
+
+    folder = locate(config.model.pretrained)
+    check_fit(config, read_config(folder))
+    weight_files(folder)
+    load_text_tokenizer(folder)

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.files import write_whole
-from ecgbyte_jax.run.check import check_config
+from ecgbyte_jax.run.check import check_config, check_pretrained
 from ecgbyte_jax.run.inquiry import Inquiry
 
 STAGES = ("tokenizer", "prepare", "inspect", "train", "eval", "attend", "report", "export", "ask")
@@ -33,6 +33,8 @@ def run(
     if inquiry != Inquiry(()) and "ask" not in stages:
         raise ConfigError("--record, --question and what belongs to them: found without --stage=ask")
     check_config(config)
+    if config.model.pretrained and "prepare" in stages:
+        check_pretrained(config)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
