@@ -9,6 +9,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
@@ -106,10 +107,9 @@ class Decoder(nnx.Module):
         tokens of each unless they are given. Raises ConfigError for more tokens than the model has positions, and, except
         inside of jit, for ids outside of the vocabulary and positions outside of a learned table.
         """
-        mask = True if attention_mask is None else attention_mask != 0
-        _check_range("input_ids", input_ids, mask, self.config.vocab_size)
+        _check_range("input_ids", input_ids, attention_mask, self.config.vocab_size)
         if self.positions is not None and positions is not None:
-            _check_range("positions", positions, mask, self.config.max_positions)
+            _check_range("positions", positions, attention_mask, self.config.max_positions)
         return _logits(*nnx.split(self), input_ids, attention_mask, positions)
 
     def hidden(self, input_ids, attention_mask=None, positions=None, *, dropout_key=None):
@@ -207,14 +207,19 @@ class Decoder(nnx.Module):
         return jax.lax.scan(step, x, (state, jnp.array(config.layer_windows, jnp.int32), keys))[0]
 
 
-def _check_range(name: str, numbers: jax.Array, mask: jax.Array | bool, end: int) -> None:
+def _check_range(name: str, numbers: jax.Array, mask: jax.Array | None, end: int) -> None:
     """Raises ConfigError where numbers [B, T], padding aside, are not in 0 to `end` - 1; under jit they are not known."""
-    if isinstance(numbers, jax.core.Tracer) or isinstance(mask, jax.core.Tracer) or not numbers.size:
+    if not all(x is None or _is_here(x) for x in (numbers, mask)) or not numbers.size:
         return
-    real = jnp.where(mask, numbers, 0)
-    low, high = int(real.min()), int(real.max())
+    real = np.where(True if mask is None else np.asarray(mask) != 0, np.asarray(numbers), 0)
+    low, high = real.min(), real.max()
     if low < 0 or high >= end:
         raise ConfigError(f"{name}: {low if low < 0 else high} found, 0 to {end - 1} of this model expected")
+
+
+def _is_here(x: jax.Array | np.ndarray) -> bool:
+    """Whether this process knows all of it."""
+    return not isinstance(x, jax.core.Tracer) and getattr(x, "is_fully_addressable", True)
 
 
 @partial(jax.jit, static_argnums=0)
