@@ -79,6 +79,12 @@ def _positive(raw: dict, field: str) -> float:
     return raw[field]
 
 
+def _at_least_1(raw: dict, field: str) -> float:
+    if _positive(raw, field) < 1:
+        raise WeightsError(f"{field} {raw[field]!r:.60} found, a number from 1 on expected")
+    return raw[field]
+
+
 def _flag(raw: dict, field: str, default: bool) -> bool:
     refuse(raw, field, (True, False), default)
     return bool(raw.get(field, default))
@@ -111,11 +117,11 @@ def _read_rope(raw: dict) -> dict:
     known = {"rope_theta": 10_000.0} if raw["model_type"] == "llama" and not raw.get("rope_parameters") else {}
     rope = known | {name: raw[name] for name in ("rope_theta", "partial_rotary_factor") if raw.get(name) is not None} | rope
     refuse(rope, "partial_rotary_factor", (1, None))
-    theta, kind = _positive(rope, "rope_theta"), rope.get("rope_type", rope.get("type", "default"))
+    theta, kind = _at_least_1(rope, "rope_theta"), rope.get("rope_type", rope.get("type", "default"))
     refuse({"rope_type": kind}, "rope_type", ("default", "llama3"))
     if kind == "default":
         return {"rope_theta": theta}
-    factor, low, high = (_positive(rope, name) for name in ("factor", "low_freq_factor", "high_freq_factor"))
+    factor, low, high = _at_least_1(rope, "factor"), _positive(rope, "low_freq_factor"), _positive(rope, "high_freq_factor")
     if not low < high:
         raise WeightsError(f"high_freq_factor {high} found, a number above low_freq_factor {low} expected")
     original = _whole(rope, "original_max_position_embeddings")

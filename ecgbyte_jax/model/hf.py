@@ -135,7 +135,7 @@ def read_config(folder: Path) -> DecoderConfig:
         raise WeightsError(f"{path}: a field is not of the kind that Hugging Face writes: {error}") from error
     if config.heads % config.kv_heads:
         raise WeightsError(f"{path}: num_key_value_heads {config.kv_heads} found, a divisor of {config.heads} heads wanted")
-    if config.rope_theta is not None and config.head_dim % 2:
+    if config.rope_theta is not None and (config.head_dim < 2 or config.head_dim % 2):
         raise WeightsError(f"{path}: head_dim {config.head_dim} found, an even number wanted for rotary positions")
     return config
 

@@ -219,6 +219,8 @@ def test_a_config_that_does_not_fit_the_weights_is_refused_by_name(folder):
         ({"attention_bias": True}, r"no tensor for blocks/0/attention/k/bias"),
         ({"rope_parameters": {"rope_type": "default"}}, "field 'rope_theta' is missing"),
         ({"rope_scaling": {"rope_type": "default"}}, "rope_parameters and rope_scaling found, one of them expected"),
+        ({"rope_parameters": {"rope_theta": 1e-5}}, "rope_theta 1e-05 found, a number from 1 on expected"),
+        ({"hidden_size": 2, "head_dim": None}, "head_dim 0 found, an even number wanted"),
         ({"rope_parameters": [1]}, r"rope_parameters or rope_scaling \[1\] found, an object expected"),
         ({"rope_parameters": {"rope_theta": "1e4"}}, "rope_theta '1e4' found, a number above 0"),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5 found"),
