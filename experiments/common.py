@@ -99,7 +99,7 @@ def _set_model(config: ConfigDict) -> None:
     config.lora.rank = 0  # 0: all weights are trained
     config.lora.alpha = 32.0
     config.lora.dropout = 0.05
-    config.lora.targets = ("q", "k", "v", "o", "gate", "up", "down")
+    config.lora.targets = ("q", "k", "v", "o", "gate", "up", "down")  # those that a pretrained model has
 
 
 def _set_run(config: ConfigDict) -> None:

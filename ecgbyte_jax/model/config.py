@@ -70,3 +70,8 @@ class DecoderConfig:
     def layer_windows(self) -> tuple[int, ...]:
         """The window of every layer, 0 without limit."""
         return self.windows or (0,) * self.layers
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """Those that this model's blocks have."""
+        return tuple(name for name in KERNELS if self.gated or name != "gate")

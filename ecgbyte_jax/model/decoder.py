@@ -9,6 +9,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
@@ -103,8 +104,12 @@ class Decoder(nnx.Module):
         """Ids [B, T] to float32 logits [B, T, V]; attention_mask [B, T] is 1 on tokens, 0 on padding.
 
         Several examples in one row are numbered 1, 2, 3 ... in the mask, and do not see each other. Positions count the real
-        tokens of each unless they are given. Raises ConfigError for more tokens than the model has positions.
+        tokens of each unless they are given. Raises ConfigError for more tokens than the model has positions, and, except
+        inside of jit, for ids outside of the vocabulary and positions outside of a learned table.
         """
+        _check_range("input_ids", input_ids, attention_mask, self.config.vocab_size)
+        if self.positions is not None and positions is not None:
+            _check_range("positions", positions, attention_mask, self.config.max_positions)
         return _logits(*nnx.split(self), input_ids, attention_mask, positions)
 
     def hidden(self, input_ids, attention_mask=None, positions=None, *, dropout_key=None):
@@ -204,6 +209,21 @@ class Decoder(nnx.Module):
 
         keys = None if dropout_key is None else keys
         return jax.lax.scan(step, x, (state, jnp.array(config.layer_windows, jnp.int32), keys))[0]
+
+
+def _check_range(name: str, numbers: jax.Array, mask: jax.Array | None, end: int) -> None:
+    """Raises ConfigError where numbers [B, T], padding aside, are not in 0 to `end` - 1; under jit they are not known."""
+    if not all(x is None or _is_here(x) for x in (numbers, mask)) or not numbers.size:
+        return
+    real = np.where(True if mask is None else np.asarray(mask) != 0, np.asarray(numbers), 0)
+    low, high = real.min(), real.max()
+    if low < 0 or high >= end:
+        raise ConfigError(f"{name}: {low if low < 0 else high} found, 0 to {end - 1} of this model expected")
+
+
+def _is_here(x: jax.Array | np.ndarray) -> bool:
+    """Whether this process knows all of it."""
+    return not isinstance(x, jax.core.Tracer) and getattr(x, "is_fully_addressable", True)
 
 
 @partial(jax.jit, static_argnums=0)

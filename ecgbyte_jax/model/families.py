@@ -61,7 +61,44 @@ def _leaves(ours: str) -> dict[str, tuple[str, ...]]:
 def refuse(raw: dict, field: str, known: tuple, default: object = None) -> None:
     """Raises WeightsError where a field of config.json has a value that this decoder cannot do."""
     if raw.get(field, default) not in known:
-        raise WeightsError(f"{field} {raw.get(field, default)!r} found, one of {known} can be loaded")
+        raise WeightsError(f"{field} {raw.get(field, default)!r:.60} found, one of {known} can be loaded")
+
+
+_LARGEST = 2**30
+
+
+def _whole(raw: dict, field: str, most: int = _LARGEST) -> int:
+    if type(raw[field]) is not int or not 1 <= raw[field] <= most:
+        raise WeightsError(f"{field} {raw[field]!r:.60} found, a whole number from 1 to {most} expected")
+    return raw[field]
+
+
+def _positive(raw: dict, field: str) -> float:
+    if type(raw[field]) not in (int, float) or not 0 < raw[field] < _LARGEST:
+        raise WeightsError(f"{field} {raw[field]!r:.60} found, a number above 0 expected")
+    return raw[field]
+
+
+def _at_least_1(raw: dict, field: str) -> float:
+    if _positive(raw, field) < 1:
+        raise WeightsError(f"{field} {raw[field]!r:.60} found, a number from 1 on expected")
+    return raw[field]
+
+
+def _flag(raw: dict, field: str, default: bool) -> bool:
+    refuse(raw, field, (True, False), default)
+    return bool(raw.get(field, default))
+
+
+def _divided(raw: dict, width: str, heads: str) -> int:
+    if raw[width] % raw[heads]:
+        raise WeightsError(f"{width} {raw[width]} found, a multiple of {heads} {raw[heads]} expected")
+    return raw[width] // raw[heads]
+
+
+def _or_none(read: Callable[[dict, str], float], raw: dict, field: str, otherwise: float) -> float:
+    """What `read` finds; `otherwise` where the field is missing or null."""
+    return otherwise if raw.get(field) is None else read(raw, field)
 
 
 def _activation(name: str) -> str:
@@ -71,14 +108,24 @@ def _activation(name: str) -> str:
 
 def _read_rope(raw: dict) -> dict:
     """transformers 5 keeps both in `rope_parameters`, transformers 4 in `rope_theta` and `rope_scaling`."""
-    rope = raw.get("rope_parameters") or {"rope_theta": raw["rope_theta"], **(raw.get("rope_scaling") or {})}
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    if raw.get("rope_parameters") and raw.get("rope_scaling"):
+        raise WeightsError("rope_parameters and rope_scaling found, one of them expected")
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise WeightsError(f"rope_parameters or rope_scaling {rope!r:.60} found, an object expected")
+    # Llama 2's file names none and means 10,000, as transformers has it.
+    known = {"rope_theta": 10_000.0} if raw["model_type"] == "llama" and not raw.get("rope_parameters") else {}
+    rope = known | {name: raw[name] for name in ("rope_theta", "partial_rotary_factor") if raw.get(name) is not None} | rope
+    refuse(rope, "partial_rotary_factor", (1, None))
+    theta, kind = _at_least_1(rope, "rope_theta"), rope.get("rope_type", rope.get("type", "default"))
     refuse({"rope_type": kind}, "rope_type", ("default", "llama3"))
     if kind == "default":
-        return {"rope_theta": rope["rope_theta"]}
-    original = rope["original_max_position_embeddings"]
-    scaling = RopeScaling(rope["factor"], rope["low_freq_factor"], rope["high_freq_factor"], original)
-    return {"rope_theta": rope["rope_theta"], "rope_scaling": scaling}
+        return {"rope_theta": theta}
+    factor, low, high = _at_least_1(rope, "factor"), _positive(rope, "low_freq_factor"), _positive(rope, "high_freq_factor")
+    if not low < high:
+        raise WeightsError(f"high_freq_factor {high} found, a number above low_freq_factor {low} expected")
+    original = _whole(rope, "original_max_position_embeddings")
+    return {"rope_theta": theta, "rope_scaling": RopeScaling(factor, low, high, original)}
 
 
 def _write_rope(config: DecoderConfig) -> dict:
@@ -93,6 +140,8 @@ def _write_rope(config: DecoderConfig) -> dict:
     }
     return {"rope_theta": config.rope_theta, "rope_scaling": written}
 
+
+_MOST = {"layers": 1000, "heads": 10_000}  # more are a mistake, and would be built one by one
 
 # Our field -> config.json's, where both hold the same value.
 _LLAMA_FIELDS = {
@@ -124,7 +173,12 @@ _OPT_FIELDS = {
 
 def _read_fields(raw: dict, names: dict[str, str], *, tied: bool) -> dict:
     """`tied`: whether embedding and head are one where the file does not say."""
-    return {ours: raw[theirs] for ours, theirs in names.items()} | {"tied_embeddings": raw.get("tie_word_embeddings", tied)}
+    refuse(raw, "quantization_config", (None, {}))
+    found = {
+        ours: _positive(raw, theirs) if ours == "norm_eps" else _whole(raw, theirs, _MOST.get(ours, _LARGEST))
+        for ours, theirs in names.items()
+    }
+    return found | {"tied_embeddings": _flag(raw, "tie_word_embeddings", tied)}
 
 
 def _write_fields(config: DecoderConfig, names: dict[str, str]) -> dict:
@@ -137,10 +191,10 @@ def _read_llama_like(raw: dict, *, tied: bool = False) -> dict:
         _read_fields(raw, _LLAMA_FIELDS, tied=tied)
         | _read_rope(raw)
         | {
-            "kv_heads": raw.get("num_key_value_heads") or raw["num_attention_heads"],
-            "head_dim": raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"],
-            "qkv_bias": bool(raw.get("attention_bias", False)),
-            "o_bias": bool(raw.get("attention_bias", False)),
+            "kv_heads": _or_none(_whole, raw, "num_key_value_heads", raw["num_attention_heads"]),
+            "head_dim": _or_none(_whole, raw, "head_dim", raw["hidden_size"] // raw["num_attention_heads"]),
+            "qkv_bias": _flag(raw, "attention_bias", False),
+            "o_bias": _flag(raw, "attention_bias", False),
             "activation": _activation(raw.get("hidden_act") or raw.get("hidden_activation")),
         }
     )
@@ -160,7 +214,7 @@ def _write_llama_like(config: DecoderConfig) -> dict:
 
 
 def _read_llama(raw: dict) -> dict:
-    return _read_llama_like(raw) | {"mlp_bias": bool(raw.get("mlp_bias", False))}
+    return _read_llama_like(raw) | {"mlp_bias": _flag(raw, "mlp_bias", False)}
 
 
 def _write_llama(config: DecoderConfig) -> dict:
@@ -168,18 +222,25 @@ def _write_llama(config: DecoderConfig) -> dict:
 
 
 def _read_mistral(raw: dict) -> dict:
-    window = raw.get("sliding_window") or 0
-    return _read_llama_like(raw) | {"windows": (window,) * raw["num_hidden_layers"] if window else ()}
+    found, window = _read_llama_like(raw), _window(raw)
+    return found | {"windows": (window,) * found["layers"] if window else ()}
 
 
 def _write_mistral(config: DecoderConfig) -> dict:
     return _write_llama_like(config) | {"sliding_window": max(config.windows, default=0) or None}
 
 
+def _window(raw: dict) -> int:
+    """0 where it is null; 4096 where the file does not say, as transformers has it for every family with windows."""
+    return _or_none(_whole, {"sliding_window": 4096} | raw, "sliding_window", 0)
+
+
 def _layer_windows(raw: dict, slides: Callable[[int], bool]) -> tuple[int, ...]:
     """By `layer_types` where the file has them, by the family's rule where it is older."""
-    window, layers = raw.get("sliding_window") or 0, raw["num_hidden_layers"]
+    window, layers = _window(raw), _whole(raw, "num_hidden_layers", _MOST["layers"])
     types = raw.get("layer_types") or ["sliding_attention" if slides(i) else "full_attention" for i in range(layers)]
+    if not isinstance(types, list):
+        raise WeightsError(f"layer_types {types!r:.60} found, a list expected")
     for kind in types:
         refuse({"layer_types": kind}, "layer_types", ("sliding_attention", "full_attention"))
     if len(types) != layers:
@@ -195,8 +256,10 @@ def _write_windows(config: DecoderConfig) -> dict:
 
 def _read_qwen2(raw: dict) -> dict:
     windows = ()
-    if raw.get("use_sliding_window", False):
-        windows = _layer_windows(raw, lambda i: i >= raw["max_window_layers"])
+    if _flag(raw, "use_sliding_window", False):
+        first = raw["max_window_layers"]
+        refuse({"max_window_layers": type(first).__name__}, "max_window_layers", ("int",))
+        windows = _layer_windows(raw, lambda i: i >= first)
     return _read_llama_like(raw) | {"qkv_bias": True, "o_bias": False, "windows": windows}
 
 
@@ -206,7 +269,7 @@ def _write_qwen2(config: DecoderConfig) -> dict:
 
 
 def _read_qwen3(raw: dict) -> dict:
-    bias = bool(raw.get("attention_bias", False))
+    bias = _flag(raw, "attention_bias", False)
     return _read_qwen2(raw) | {"qkv_bias": bias, "o_bias": bias, "qk_norm": True}
 
 
@@ -234,9 +297,9 @@ def _write_gemma(config: DecoderConfig) -> dict:
 def _read_gemma2(raw: dict) -> dict:
     return _read_gemma_like(raw, raw.get("hidden_activation") or "gelu_pytorch_tanh") | {
         "post_norms": True,
-        "query_scale": raw["query_pre_attn_scalar"] ** -0.5,
-        "attention_cap": raw["attn_logit_softcapping"] or 0.0,
-        "logit_cap": raw["final_logit_softcapping"] or 0.0,
+        "query_scale": _positive(raw, "query_pre_attn_scalar") ** -0.5,
+        "attention_cap": _or_none(_positive, {"attn_logit_softcapping": 50.0} | raw, "attn_logit_softcapping", 0.0),
+        "logit_cap": _or_none(_positive, {"final_logit_softcapping": 30.0} | raw, "final_logit_softcapping", 0.0),
         "windows": _layer_windows(raw, lambda i: i % 2 == 0),
     }
 
@@ -268,8 +331,8 @@ def _read_gpt2(raw: dict) -> dict:
     return _WITH_BIAS | {
         **_read_fields(raw, _GPT2_FIELDS, tied=True),
         "kv_heads": raw["n_head"],
-        "head_dim": raw["n_embd"] // raw["n_head"],
-        "mlp_width": raw.get("n_inner") or 4 * raw["n_embd"],
+        "head_dim": _divided(raw, "n_embd", "n_head"),
+        "mlp_width": _or_none(_whole, raw, "n_inner", 4 * raw["n_embd"]),
         "activation": _activation(raw["activation_function"]),
     }
 
@@ -282,14 +345,14 @@ def _write_gpt2(config: DecoderConfig) -> dict:
 def _read_opt(raw: dict) -> dict:
     # OPT-350m has its norms behind and a narrower embedding with projections: another model.
     refuse(raw, "do_layer_norm_before", (True,), True)
-    refuse(raw, "word_embed_proj_dim", (raw["hidden_size"],), raw["hidden_size"])
+    refuse(raw, "word_embed_proj_dim", (None, raw["hidden_size"]))
     refuse(raw, "_remove_final_layer_norm", (False,), False)
     refuse(raw, "enable_bias", (True,), True)
     refuse(raw, "layer_norm_elementwise_affine", (True,), True)
     return _WITH_BIAS | {
         **_read_fields(raw, _OPT_FIELDS, tied=True),
         "kv_heads": raw["num_attention_heads"],
-        "head_dim": raw["hidden_size"] // raw["num_attention_heads"],
+        "head_dim": _divided(raw, "hidden_size", "num_attention_heads"),
         "position_offset": 2,
         "activation": _activation(raw["activation_function"]),
     }

@@ -66,7 +66,10 @@ def generate(
     `return_log_probs` gives (tokens, log-probabilities float32 [B, max_new_tokens]) by the model's own distribution, 0 behind a
     row's end. Prompts are cut to the longest one's length, rounded up, so that different lengths share few compiled programs.
 
-    Raises ConfigError for a row of padding alone, more tokens than the model has positions, and impossible settings.
+    Rows of the vocabulary that stand for no token (`DecoderConfig.spare_rows`) are never chosen.
+
+    Raises ConfigError for no rows, a row of padding alone or with padding behind a token, ids outside the vocabulary, more
+    tokens than the model has positions, and impossible settings.
     """
     sampling = _Sampling(float(temperature), int(top_k), float(top_p))
     given = [(input_ids, attention_mask)] if shared is None else [shared, (input_ids, attention_mask)]
@@ -87,15 +90,21 @@ def _check(
     """The longest row of each part of the prompts; raises as `generate` says."""
     rows = len(given[-1][0])
     for ids, mask in given:
-        if ids.ndim != 2 or ids.shape != mask.shape or rows % max(len(ids), 1):
+        if ids.ndim != 2 or ids.shape != mask.shape or not ids.size or rows % len(ids):
             raise ConfigError(
                 f"input_ids {ids.shape} and attention_mask {mask.shape} found, [B, T] twice wanted, of what is shared [P, T] "
-                "where P divides B"
+                "where P divides B, none of them 0"
             )
-    found = [np.asarray(numbers).tolist() for numbers in _measure([mask for _, mask in given])]
-    for shortest, place in zip(found[0], found[1]):
+        if not jnp.issubdtype(ids.dtype, jnp.integer):
+            raise ConfigError(f"input_ids: {ids.dtype} found, whole numbers expected")
+    *found, holed, outside = [np.asarray(numbers).tolist() for numbers in _measure(given, model.config.vocab_size)]
+    for shortest, place, hole, unknown in zip(found[0], found[1], holed, outside):
         if shortest == 0:
             raise ConfigError(f"attention_mask: row {place} is padding alone, one token or more wanted")
+        if hole >= 0:
+            raise ConfigError(f"attention_mask: row {hole} found with padding behind a token; 0 on the left, then 1 expected")
+        if unknown >= 0:
+            raise ConfigError(f"input_ids: row {unknown} holds ids outside of the model's {model.config.vocab_size} tokens")
     if found[3] + new > model.config.max_positions:
         raise ConfigError(
             f"a prompt of {found[3]} tokens and {new} new ones found, at most the model's {model.config.max_positions} "
@@ -114,13 +123,24 @@ def _check(
     return found[2]
 
 
-@jax.jit
-def _measure(masks: list[jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Of the parts of prompts: the shortest row of each, where it is, the longest, and the longest of all parts together."""
-    lengths = [jnp.sum(mask != 0, axis=1) for mask in masks]
+@partial(jax.jit, static_argnums=1)
+def _measure(given: list[tuple[jax.Array, jax.Array]], vocab_size: int) -> tuple[jax.Array, ...]:
+    """Of the parts of prompts: the shortest row of each, where it is, the longest, and the longest of all parts together.
+
+    Then a row of each part that is not 0 on the left and 1 behind, and one with ids outside the vocabulary, -1 where none is.
+    """
+    masks = [mask != 0 for _, mask in given]
+    lengths = [jnp.sum(mask, axis=1) for mask in masks]
     whole = sum(jnp.repeat(part, len(masks[-1]) // len(part)) for part in lengths)
     each = jnp.array([[part.min(), part.argmin(), part.max()] for part in lengths]).T
-    return *each, whole.max()
+
+    def a_row(bad: jax.Array) -> jax.Array:
+        rows = bad.any(axis=1)
+        return jnp.where(rows.any(), rows.argmax(), -1)
+
+    holed = [a_row(mask[:, :-1] & ~mask[:, 1:]) for mask in masks]
+    outside = [a_row(mask & ((ids < 0) | (ids >= vocab_size))) for mask, (ids, _) in zip(masks, given)]
+    return *each, whole.max(), jnp.array(holed), jnp.array(outside)
 
 
 def _round(longest: int, least: int = 32, steps: int = 8) -> int:
@@ -149,6 +169,8 @@ def _generate(graphdef, state, prompt, key, max_new_tokens, stop_ids, pad_id, sa
     def record(now: _Decoding, hidden: jax.Array) -> _Decoding:
         """Chooses the next token of each row by the last hidden state [B, T, D]."""
         logits = model.logits(hidden[:, -1:])[:, 0]  # [B, V]
+        if spare := model.config.spare_rows:
+            logits = jnp.where(jnp.arange(logits.shape[1]) < logits.shape[1] - spare, logits, -jnp.inf)
         token = _choose(logits, sampling, _each(jax.random.fold_in, key)(key, now.step))  # [B]
         chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
         log_prob = jnp.where(now.done, 0.0, chosen - jax.nn.logsumexp(logits, axis=-1))

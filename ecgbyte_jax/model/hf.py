@@ -93,7 +93,15 @@ def load_pretrained(
             if not (_IGNORED.fullmatch(stored) or (config.tied_embeddings and stored == "lm_head.weight")):
                 problems.append(f"no place for {stored}")
             continue
+        if not missing.issuperset(tensor.parameters):
+            problems.append(f"{stored} stands there twice, or with and without '{family.prefix}'")
+            continue
         missing -= set(tensor.parameters)
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            problems.append(
+                f"{stored} holds {array.dtype}, not the float32, float16 or bfloat16 of a model that is not quantised"
+            )
+            continue
         if not np.isfinite(array).all():
             problems.append(f"{stored} holds values that are not finite")
             continue
@@ -115,7 +123,7 @@ def read_config(folder: Path) -> DecoderConfig:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise WeightsError(f"{path}: no such file; model.pretrained wants a folder downloaded from Hugging Face") from error
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: not readable as JSON: {error}") from error
     if not isinstance(raw, dict):
         raise WeightsError(f"{path}: an object with the model's settings wanted")
@@ -130,7 +138,7 @@ def read_config(folder: Path) -> DecoderConfig:
         raise WeightsError(f"{path}: a field is not of the kind that Hugging Face writes: {error}") from error
     if config.heads % config.kv_heads:
         raise WeightsError(f"{path}: num_key_value_heads {config.kv_heads} found, a divisor of {config.heads} heads wanted")
-    if config.rope_theta is not None and config.head_dim % 2:
+    if config.rope_theta is not None and (config.head_dim < 2 or config.head_dim % 2):
         raise WeightsError(f"{path}: head_dim {config.head_dim} found, an even number wanted for rotary positions")
     return config
 
@@ -206,6 +214,9 @@ def save_pretrained(model: Decoder, folder: str | Path, *, text_tokenizer: Any =
     leads = jax.process_index() == 0
     if leads:
         folder.mkdir(parents=True, exist_ok=True)
+        # Without config.json nobody takes the folder for a model until all is written; older weights would be read first.
+        for file in (folder / "config.json", *_weights(folder)):
+            file.unlink(missing_ok=True)
     family, shapes = FAMILIES[config.family], _shapes(config)
     tensors = family.tensors(set(shapes), config.layers)
     size = jnp.dtype(config.param_dtype).itemsize
@@ -234,6 +245,12 @@ def save_pretrained(model: Decoder, folder: str | Path, *, text_tokenizer: Any =
         text_tokenizer.save_pretrained(folder)
         written |= {name: getattr(text_tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     (folder / "config.json").write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The files of weights here that are named as `save_pretrained` names its own."""
+    names = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+    return [file for file in folder.iterdir() if names.fullmatch(file.name)]
 
 
 def stored_vocabulary(model: Decoder) -> dict[str, np.ndarray]:

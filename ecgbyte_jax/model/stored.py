@@ -15,6 +15,10 @@ from ecgbyte_jax.errors import WeightsError
 # Flax's last name of a tensor -> PyTorch's.
 _FLAX_LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight"}
 _CHUNKED = "__msgpack_chunked_array__"  # how Flax splits arrays of more than 1 GiB
+_DAMAGE = (
+    *(SafetensorError, msgpack.exceptions.UnpackException, OSError, EOFError, RecursionError, OverflowError),
+    *(ValueError, TypeError, LookupError, AttributeError),  # of msgpack's content
+)
 _MAPS = (*range(0x80, 0x90), 0xDE, 0xDF)  # the first bytes of a msgpack map
 
 
@@ -23,15 +27,16 @@ def stored_tensors(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
 
     Raises WeightsError, naming the file, where one is missing or damaged.
     """
-    for file in _weight_files(folder):
+    for file in weight_files(folder):
         read = _safetensors if file.suffix == ".safetensors" else _msgpack
         try:
             yield from read(file)
-        except (SafetensorError, msgpack.exceptions.UnpackException, ValueError, TypeError, EOFError) as error:
+        except _DAMAGE as error:
             raise WeightsError(f"{file}: damaged or truncated: {error!r}") from error
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold the folder's weights; raises WeightsError where there are none, or one of several is missing."""
     for stem, ending in (("model", "safetensors"), ("flax_model", "msgpack")):
         if (folder / f"{stem}.{ending}").is_file():
             return [folder / f"{stem}.{ending}"]
@@ -52,15 +57,26 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _files_of(index: Path) -> list[str]:
     try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise WeightsError(f"{index}: field 'weight_map' cannot be read: {error!r}") from error
+        names = list(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise WeightsError(f"{index}: field 'weight_map' cannot be read: {error!r:.200}") from error
+    other = [name for name in names if not isinstance(name, str) or Path(name).name != name or "\0" in name]
+    if other or not names:
+        raise WeightsError(f"{index}: field 'weight_map': {other[:1] or 'nothing'} found, names of files beside it expected")
+    return sorted(set(names))
 
 
 def _safetensors(file: Path) -> Iterator[tuple[str, np.ndarray]]:
     with safe_open(file, framework="np") as tensors:
         for name in tensors.keys():  # noqa: SIM118 (no mapping)
-            yield name, tensors.get_tensor(name)
+            try:
+                array = tensors.get_tensor(name)
+            except AttributeError as error:  # numpy has no such type
+                kind = tensors.get_slice(name).get_dtype()
+                raise WeightsError(
+                    f"{file}: {name} is of type {kind}, float32, float16 or bfloat16 expected: save the model unquantised"
+                ) from error
+            yield name, array
 
 
 def _msgpack(file: Path) -> Iterator[tuple[str, np.ndarray]]:

@@ -14,6 +14,7 @@ from ecgbyte_jax.model.config import DecoderConfig
 from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.model.hf import grow_vocabulary, load_pretrained, locate, read_config
 from ecgbyte_jax.model.lora import LoraConfig, add_lora
+from ecgbyte_jax.run.logbook import console
 from ecgbyte_jax.run.sharding import abstract, make_sharded, parameter_shardings, place
 
 
@@ -52,12 +53,16 @@ def build_model(
         model = grow_vocabulary(model, grown.vocab_size, rows_key, train_from=train_from)
         model.config = grown
         if config.lora.rank:
-            add_lora(model, LoraConfig(**config.lora.to_dict()), lora_key)
+            targets = _targets(config, model.config)
+            add_lora(model, LoraConfig(**config.lora.to_dict() | {"targets": targets}), lora_key)
         return nnx.split(model, trained, ...)
 
     if to_restore and not config.lora.rank:  # nothing is frozen, so that no weight is made or read
         parts = jax.eval_shape(lambda: adapt(Decoder(decoder, nnx.Rngs(weights_key))))
     elif config.model.pretrained:
+        left_out = [name for name in config.lora.targets if name not in decoder.kernels]
+        if config.lora.rank and left_out:
+            console.print(f"lora.targets: {', '.join(left_out)} left out, which a {decoder.family} does not have")
         how = {name: getattr(decoder, name) for name in ("dtype", "param_dtype", "remat", "scan_layers")}
         model, _ = load_pretrained(config.model.pretrained, shard=partial(parameter_shardings, mesh=mesh), **how)
         parts = place(adapt(model), mesh)
@@ -67,19 +72,38 @@ def build_model(
     return Parts(grown, graphdef, abstract(trained, mesh) if to_restore else trained, frozen)
 
 
+def check_fit(config: ConfigDict, model: DecoderConfig) -> None:
+    """Raises ConfigError where the settings ask for more than a pretrained model has: positions, or kernels for LoRA."""
+    if model.max_positions < _positions(config):
+        raise ConfigError(
+            f"prompt.max_length + eval.max_new_tokens: {_positions(config)} found, at most the {model.max_positions} "
+            f"positions of '{config.model.pretrained}' wanted"
+        )
+    if config.lora.rank and not _targets(config, model):
+        raise ConfigError(
+            f"lora.targets: {tuple(config.lora.targets)} found, of the kernels {model.kernels} of this model wanted"
+        )
+
+
+def _targets(config: ConfigDict, model: DecoderConfig) -> tuple[str, ...]:
+    """Those of `lora.targets` that the model has: GPT-2 and OPT, for example, have no gate."""
+    return tuple(name for name in config.lora.targets if name in model.kernels)
+
+
 def _decoder_config(config: ConfigDict, vocab_size: int) -> DecoderConfig:
     """The decoder before rows are added: of a pretrained one its own, else with `vocab_size` tokens."""
-    fields, positions = config.model.to_dict(), config.prompt.max_length + config.eval.max_new_tokens
+    fields = config.model.to_dict()
     pretrained, _, _ = (fields.pop(name) for name in ("pretrained", "vocab_multiple", "train_new_embeddings"))
     if not pretrained:
-        return DecoderConfig(vocab_size=vocab_size, max_positions=positions, **fields)
+        return DecoderConfig(vocab_size=vocab_size, max_positions=_positions(config), **fields)
     found = read_config(locate(pretrained))
-    if found.max_positions < positions:
-        raise ConfigError(
-            f"prompt.max_length + eval.max_new_tokens: {positions} found, at most the {found.max_positions} positions of "
-            f"'{pretrained}' wanted"
-        )
+    check_fit(config, found)
     return replace(found, **{name: fields[name] for name in ("dtype", "param_dtype", "remat", "scan_layers")})
+
+
+def _positions(config: ConfigDict) -> int:
+    """The places that a prompt and its answer take."""
+    return config.prompt.max_length + config.eval.max_new_tokens
 
 
 def count(state: Any) -> int:

@@ -1,5 +1,6 @@
 """What a setting may be, looked at before any work is done: a wrong one must not cost a finished stage."""
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -30,11 +31,11 @@ _Rule = tuple[Callable[[object], bool], str]
 
 
 def _at_least(least: float) -> _Rule:
-    return lambda value: value >= least, f"at least {least}"
+    return lambda value: least <= value < math.inf, f"a number, at least {least}"
 
 
 def _above(bound: float) -> _Rule:
-    return lambda value: value > bound, f"more than {bound}"
+    return lambda value: bound < value < math.inf, f"a number, more than {bound}"
 
 
 def _one_of(*known: object) -> _Rule:
@@ -62,11 +63,14 @@ _RULES: dict[str, _Rule] = {
         lambda sizes: list(sizes) == sorted({*sizes}) and all(s > 0 for s in sizes),
         "rising lengths above 0",
     ),
-    "signal.target_rate": (lambda hz: hz == 0 or hz >= 1, "at least 1, or 0 for a recording's own rate"),
+    "signal.target_rate": (lambda hz: hz == 0 or 1 <= hz < math.inf, "at least 1, or 0 for a recording's own rate"),
     "signal.segment_length": _at_least(1),
-    "signal.notches": (lambda hz: all(f > 0 for f in hz), "frequencies above 0 Hz"),
+    "signal.notches": (lambda hz: all(0 < f < math.inf for f in hz), "frequencies above 0 Hz"),
     "signal.notch_quality": _above(0),
-    "signal.band": (lambda hz: not hz or (len(hz) == 2 and 0 < hz[0] < hz[1]), "two rising frequencies above 0 Hz, or ()"),
+    "signal.band": (
+        lambda hz: not hz or (len(hz) == 2 and 0 < hz[0] < hz[1] < math.inf),
+        "two rising frequencies above 0 Hz, or ()",
+    ),
     "signal.highpass": _at_least(0),
     "signal.max_amplitude": _at_least(0),
     "signal.order": _between(1, 10),
@@ -97,12 +101,16 @@ _RULES: dict[str, _Rule] = {
     "model.remat": _one_of("", "nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable", "everything_saveable"),
     "model.vocab_multiple": _at_least(1),
     "lora.rank": _at_least(0),
+    "lora.alpha": _above(0),
     "lora.dropout": (lambda share: 0 <= share < 1, "0 or more, below 1"),
     "lora.targets": (lambda names: {*names} <= {*KERNELS}, f"of {KERNELS}"),
     "optim.preset": _one_of("ecg_byte", "adamw"),
     "optim.peak_rate": _above(0),
     "optim.schedule": _one_of("cosine", "linear"),
     "optim.warmup": _at_least(1),
+    "optim.b1": (lambda share: 0 <= share < 1, "0 or more, below 1"),
+    "optim.b2": (lambda share: 0 <= share < 1, "0 or more, below 1"),
+    "optim.weight_decay": _at_least(0),
     "optim.clip_norm": _above(0),
     "train.batch_size": _at_least(1),
     "train.accumulate": _at_least(1),
@@ -152,7 +160,11 @@ def check_config(config: ConfigDict) -> None:
     for name, (fits, wanted) in _RULES.items():
         part, _, field = name.rpartition(".")
         value = config[part][field] if part else config[field]
-        if not fits(value):
+        try:
+            right = fits(value)
+        except TypeError:  # a text among numbers, for example
+            right = False
+        if not right:
             raise ConfigError(f"{name}: {value!r} found, {wanted} wanted")
     if config.model.heads % config.model.kv_heads:
         raise ConfigError(
@@ -181,3 +193,19 @@ def _check_published_questions(data: ConfigDict) -> None:
         )
     if data.wording != "template":
         raise ConfigError(f"data.published_split: data.wording {data.wording!r} found, which it has no use for: it takes both")
+
+
+def check_pretrained(config: ConfigDict) -> None:
+    """Looks at the folder of `model.pretrained`, config.json, tokenizer and files of weights, before any work is done for it.
+
+    Raises WeightsError or TokenizerError that names the file at fault, ConfigError for settings that do not fit the model.
+    """
+    from ecgbyte_jax.inputs.text import load_text_tokenizer  # these take seconds to import, and most preparation does without
+    from ecgbyte_jax.model.hf import locate, read_config
+    from ecgbyte_jax.model.stored import weight_files
+    from ecgbyte_jax.run.build import check_fit
+
+    folder = locate(config.model.pretrained)
+    check_fit(config, read_config(folder))
+    weight_files(folder)
+    load_text_tokenizer(folder)

@@ -32,8 +32,13 @@ def compare(runs: list[str], out: Path) -> None:
     """Shows and writes (`out` as JSON, beside it the table as CSV) how the runs score on the examples that all answered.
 
     A difference is the run's score less the first run's, with the interval that holds 95% of 10,000 samples of the patients.
-    Raises ScoresError for a run without evaluation, other splits or references, and where `out` holds another comparison.
+    Raises ScoresError for a run without evaluation, other splits or references, and where `out` holds another comparison or
+    cannot be written.
     """
+    if out.suffix.lower() == ".csv" or out.is_dir() or out.with_suffix(".csv").is_dir():
+        raise ScoresError(
+            f"--out: '{out}' found, a file for the scores as JSON expected; the table goes beside it: --out=x.json"
+        )
     if len(runs) < 2 or len(set(runs)) < len(runs):
         raise ScoresError(f"--runs: {runs} found, two run folders or more wanted, none twice: --runs=runs/a,runs/b")
     read = [_read(run) for run in runs]
@@ -118,11 +123,14 @@ def _mean(seeds: list[PairScores]) -> dict[str, float]:
 def _write(out: Path, found: dict) -> None:
     """Both files; raises ScoresError where `out` is there and is not this comparison."""
     whole = {out: json.dumps(found, indent=1, ensure_ascii=False) + "\n", out.with_suffix(".csv"): _csv(found["runs"])}
-    for path, text in whole.items():
-        if path.exists() and path.read_bytes() != text.encode():
-            raise ScoresError(f"{path}: another comparison is there; give --out another name, or move it away")
-    for path, text in whole.items():
-        write_whole(path, [text.encode()])
+    try:
+        for path, text in whole.items():
+            if path.exists() and path.read_bytes() != text.encode():
+                raise ScoresError(f"{path}: another comparison is there; give --out another name, or move it away")
+        for path, text in whole.items():
+            write_whole(path, [text.encode()])
+    except OSError as error:
+        raise ScoresError(f"--out: '{out}' cannot be written: {error.strerror}; give --out another name") from error
 
 
 def _csv(runs: dict[str, dict]) -> str:

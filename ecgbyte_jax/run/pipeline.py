@@ -6,7 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from ecgbyte_jax.errors import ConfigError, OutOfMemoryError
-from ecgbyte_jax.run.check import check_config, expand_home
+from ecgbyte_jax.run.check import check_config, check_pretrained, expand_home
 from ecgbyte_jax.run.inquiry import Inquiry
 from ecgbyte_jax.run.lock import holding
 
@@ -36,6 +36,8 @@ def run(
         raise ConfigError("--record, --question and what belongs to them: found without --stage=ask")
     expand_home(config)
     check_config(config)
+    if config.model.pretrained and "prepare" in stages:
+        check_pretrained(config)
     alone = not config.distributed.initialize
     if not alone and {*_ALONE} & {*stages}:
         raise ConfigError(

@@ -108,6 +108,25 @@ def test_more_tokens_than_positions_are_refused():
         make()(np.zeros((1, 65), np.int32))
 
 
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"input_ids": [[1, 50]]}, "input_ids: 50 found, 0 to 49 of this model expected"),
+        ({"input_ids": [[1, -1]]}, "input_ids: -1 found"),
+        ({"input_ids": [[1, 2]], "positions": [[0, 64]]}, "positions: 64 found, 0 to 63"),
+    ],
+)
+def test_ids_and_positions_outside_of_the_tables_are_refused(given, message):
+    with pytest.raises(ConfigError, match=message):
+        make(rope_theta=None)(**{name: np.array(numbers) for name, numbers in given.items()})
+
+
+def test_a_model_called_inside_of_jit_with_known_ids_is_not_held_up(ids):
+    model = make(rope_theta=None)
+    mask = jnp.ones((3, 12), int)
+    np.testing.assert_allclose(jax.jit(lambda: model(ids, mask, np.tile(np.arange(12), (3, 1))))(), model(ids), atol=1e-5)
+
+
 def test_merging_lora_keeps_the_logits_and_unmerging_brings_the_paths_back(ids):
     model = make()
     add_lora(model, LORA, jax.random.key(1))

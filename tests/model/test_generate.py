@@ -147,11 +147,35 @@ def test_shared_beginnings_are_held_to_the_model_s_positions(model):
         generate(model, *left_padded([[3]] * 3, 16), 3, shared=shared)
 
 
+def test_ids_on_padding_do_not_count(model, prompt):
+    ids, mask = prompt[0].copy(), np.arange(9) >= np.array([[0], [4]])
+    expected = generate(model, ids, mask, 3)
+    ids[1, :4] = -100, 40, 10**6, 0
+    np.testing.assert_array_equal(generate(model, ids, mask, 3), expected)
+
+
+@pytest.mark.parametrize("how", [{}, {"temperature": 5.0, "key": jax.random.key(0)}, {"temperature": 5.0, "top_k": 40}])
+def test_rows_that_stand_for_no_token_are_never_generated(prompt, how):
+    model = Decoder(CONFIG, nnx.Rngs(0))
+    free = np.asarray(generate(model, *prompt, 12, **{"key": jax.random.key(0)} | how))
+    spare = 40 - int(free.max())
+    model.config = replace(CONFIG, spare_rows=spare)
+    tokens, log_probs = generate(model, *prompt, 12, return_log_probs=True, **{"key": jax.random.key(0)} | how)
+    assert np.asarray(tokens).max() < 40 - spare and np.isfinite(log_probs).all()
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
         ({"attention_mask": np.zeros((2, 9), bool)}, "row 0 is padding alone"),
         ({"attention_mask": np.ones((2, 8), bool)}, r"input_ids \(2, 9\) and attention_mask \(2, 8\)"),
+        ({"attention_mask": np.arange(9) < np.array([[9], [5]])}, "row 1 found with padding behind a token"),
+        ({"attention_mask": np.arange(9) != np.array([[3], [0]])}, "row 0 found with padding behind a token"),
+        ({"input_ids": np.full((2, 9), 40)}, "input_ids: row 0 holds ids outside of the model's 40 tokens"),
+        ({"input_ids": np.arange(18).reshape(2, 9) - 9}, "input_ids: row 0 holds ids outside"),
+        ({"input_ids": np.ones((2, 9))}, "input_ids: float64 found, whole numbers expected"),
+        ({"input_ids": np.ones((0, 9), int), "attention_mask": np.ones((0, 9), int)}, "none of them 0"),
+        ({"input_ids": np.ones((2, 0), int), "attention_mask": np.ones((2, 0), int)}, "none of them 0"),
         ({"max_new_tokens": 72}, "a prompt of 9 tokens and 72 new ones found, at most the model's 80 positions"),
         ({"max_new_tokens": 0}, "max_new_tokens: 0 found, 1 or more"),
         ({"temperature": -1.0}, "temperature: -1.0 found"),

@@ -218,7 +218,24 @@ def test_a_config_that_does_not_fit_the_weights_is_refused_by_name(folder):
         ({"hidden_act": "swiglu"}, "hidden_act 'swiglu'"),
         ({"num_key_value_heads": 3}, "num_key_value_heads 3 found, a divisor of 4 heads"),
         ({"attention_bias": True}, r"no tensor for blocks/0/attention/k/bias"),
-        ({"rope_parameters": None}, "field 'rope_theta' is missing"),
+        ({"rope_parameters": {"rope_type": "default"}}, "field 'rope_theta' is missing"),
+        ({"rope_scaling": {"rope_type": "default"}}, "rope_parameters and rope_scaling found, one of them expected"),
+        ({"rope_parameters": {"rope_theta": 1e-5}}, "rope_theta 1e-05 found, a number from 1 on expected"),
+        ({"hidden_size": 2, "head_dim": None}, "head_dim 0 found, an even number wanted"),
+        ({"rope_parameters": [1]}, r"rope_parameters or rope_scaling \[1\] found, an object expected"),
+        ({"rope_parameters": {"rope_theta": "1e4"}}, "rope_theta '1e4' found, a number above 0"),
+        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5 found"),
+        ({"rms_norm_eps": None}, "rms_norm_eps None found, a number above 0 expected"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps nan found"),
+        ({"num_attention_heads": "6"}, "num_attention_heads '6' found, a whole number from 1 to 10000 expected"),
+        ({"num_attention_heads": 0}, "num_attention_heads 0 found"),
+        ({"num_attention_heads": True}, "num_attention_heads True found"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers 1000000000 found, a whole number from 1 to 1000 expected"),
+        ({"vocab_size": 10**400}, "vocab_size 1000000000.*found, a whole number"),
+        ({"head_dim": 8.0}, "head_dim 8.0 found"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings 'false' found"),
+        ({"attention_bias": "no"}, "attention_bias 'no' found"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config .*fp8.* found"),
         ({"head_dim": 7}, "head_dim 7 found, an even number wanted"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type 'yarn'"),
     ],
@@ -226,6 +243,80 @@ def test_a_config_that_does_not_fit_the_weights_is_refused_by_name(folder):
 def test_what_this_decoder_cannot_do_is_refused_by_field(folder, change, message):
     edit_config(folder, **change)
     with pytest.raises(WeightsError, match=message):
+        load_pretrained(folder)
+
+
+def test_a_llama_that_names_no_rope_theta_has_llama_2_s(shared, tmp_path):
+    raw = json.loads((shared / "fixtures/hf_torch/llama3/config.json").read_text())
+    del raw["rope_parameters"]
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    found = hf.read_config(tmp_path)
+    assert found.rope_theta == 10_000.0 and found.rope_scaling is None
+    (tmp_path / "config.json").write_text(json.dumps(raw | {"model_type": "mistral"}))
+    with pytest.raises(WeightsError, match="field 'rope_theta' is missing"):
+        hf.read_config(tmp_path)
+
+
+@pytest.mark.parametrize("files", [(1, 8000), (8000, 1), (20_000, 8000)])
+def test_a_folder_is_written_anew_over_another_model_s(shared, tmp_path, files):
+    ids = np.load(shared / "fixtures/hf_torch/llama3/expected.npz")["input_ids"]
+    for seed, size in enumerate(files):
+        model, _ = load_pretrained(shared / "fixtures/hf_torch/llama3")
+        model.embedding = nnx.Param(jax.random.normal(jax.random.key(seed), model.embedding.shape))
+        save_pretrained(model, tmp_path, shard_bytes=size if size > 1 else 10**9)
+    np.testing.assert_allclose(load_pretrained(tmp_path)[0](ids), model(ids), atol=1e-5)
+    index = tmp_path / "model.safetensors.index.json"
+    known = {*json.loads(index.read_text())["weight_map"].values()} if index.exists() else {"model.safetensors"}
+    assert {file.name for file in tmp_path.glob("*.safetensors")} == known
+
+
+def test_a_model_cut_off_in_writing_is_not_read(shared, tmp_path, monkeypatch):
+    model, _ = load_pretrained(shared / "fixtures/hf_torch/llama3")
+    save_pretrained(model, tmp_path, shard_bytes=8000)
+    written = []
+
+    def cut_off(*arguments, **more):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(save_file(*arguments, **more))
+
+    monkeypatch.setattr(hf, "save_file", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        save_pretrained(model, tmp_path, shard_bytes=8000)
+    with pytest.raises(WeightsError, match=r"config\.json: no such file"):
+        load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "weight_map",
+    [{"a": 5}, {"a": None}, {"a": "../model.safetensors"}, {"a": "/etc/passwd"}, {"a": "x\0y"}, {}, [1], "x", None],
+)
+def test_an_index_of_other_than_file_names_is_refused(folder, weight_map):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(WeightsError, match=r"index\.json: field 'weight_map'"):
+        load_pretrained(folder)
+
+
+def test_quantised_weights_are_named_with_their_type(folder):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+    from safetensors.torch import load_file as load_torch
+    from safetensors.torch import save_file as save_torch
+
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors = load_torch(folder / "model.safetensors")
+    for kind, message in (
+        (torch.float8_e4m3fn, r"up_proj\.weight is of type F8_E4M3, float32, float16 or bfloat16 expected"),
+        (torch.int8, r"up_proj\.weight holds int8, not the float32"),
+    ):
+        save_torch(tensors | {name: tensors[name].to(kind)}, folder / "model.safetensors")
+        with pytest.raises(WeightsError, match=message):
+            load_pretrained(folder)
+
+
+def test_a_tensor_that_stands_there_twice_is_refused(folder):
+    edit_tensors(folder, lambda tensors: tensors.update({"norm.weight": 2 * tensors["model.norm.weight"]}))
+    with pytest.raises(WeightsError, match=r"norm\.weight stands there twice, or with and without 'model\.'"):
         load_pretrained(folder)
 
 
@@ -337,7 +428,7 @@ def test_opt_350m_is_refused_by_field(shared, tmp_path):
     raw = json.loads((shared / "fixtures/hf_torch/opt/config.json").read_text())
     for change, message in (
         ({"do_layer_norm_before": False}, "do_layer_norm_before False"),
-        ({"word_embed_proj_dim": 16}, "word_embed_proj_dim 16 found, one of \\(32,\\)"),
+        ({"word_embed_proj_dim": 16}, "word_embed_proj_dim 16 found, one of \\(None, 32\\)"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(raw | change))
         with pytest.raises(WeightsError, match=message):

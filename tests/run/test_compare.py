@@ -121,3 +121,17 @@ def test_a_run_without_evaluation_is_named(tmp_path):
     for few in ([], runs[:1], runs[:1] * 2):
         with pytest.raises(ScoresError, match=r"--runs: .* two run folders or more wanted"):
             compare(few, tmp_path / "c.json")
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.CSV", "folder", "."])
+def test_an_out_that_is_no_name_for_json_is_refused_before_any_work(name, tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ScoresError, match=r"--out: .* found, a file for the scores as JSON expected"):
+        compare(["a", "b"], tmp_path / name)
+
+
+def test_an_out_that_cannot_be_written_is_named(tmp_path):
+    runs = [make_run(tmp_path / name, share(0.5)) for name in "ab"]
+    (tmp_path / "file").touch()
+    with pytest.raises(ScoresError, match=r"--out: '.*file/x\.json' cannot be written: File exists"):
+        compare(runs, tmp_path / "file/x.json")

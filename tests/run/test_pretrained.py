@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from ecgbyte_jax.errors import ConfigError, WeightsError
+from ecgbyte_jax.errors import ConfigError, EcgByteError, WeightsError
 from ecgbyte_jax.inputs.text import train_text_tokenizer
-from ecgbyte_jax.run import restore, train
+from ecgbyte_jax.model.lora import kernels
+from ecgbyte_jax.run import pipeline, restore, train
 from ecgbyte_jax.run.build import build_model
 from ecgbyte_jax.run.pipeline import run
 from ecgbyte_jax.run.sharding import make_mesh
@@ -83,6 +84,57 @@ def test_a_prompt_longer_than_the_model_s_positions_is_refused(pretrained):
     pretrained.prompt.max_length = 505
     with pytest.raises(ConfigError, match=r"513 found, at most the 512 positions"):
         build_model(pretrained, 400, make_mesh(8, 1, 1))
+
+
+def test_the_rows_that_round_the_vocabulary_up_are_spare(pretrained):
+    pretrained.model.vocab_multiple = 128
+    for name in (pretrained.model.pretrained, ""):
+        pretrained.model.pretrained = name
+        parts = build_model(pretrained, 400, make_mesh(8, 1, 1))
+        config = parts.model(parts.trained).config
+        assert (config.vocab_size, config.spare_rows) == (512, 112)
+
+
+GPT2 = {"vocab_size": 320, "n_embd": WIDTH, "n_layer": 2, "n_head": 4, "n_positions": 512}
+
+
+def test_lora_targets_that_a_family_lacks_are_left_out_with_one_line(pretrained, tmp_path, rng, capsys):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+    transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2)).save_pretrained(tmp_path / "gpt2")
+    pretrained.model.pretrained = str(tmp_path / "gpt2")
+    parts = build_model(pretrained, 400, make_mesh(8, 1, 1))
+    found = {name for name, _, linear in kernels(parts.model(parts.trained)) if linear.lora is not None}
+    assert found == {f"attention/{name}" for name in "qkvo"} | {"mlp/up", "mlp/down"}
+    assert "lora.targets: gate left out, which a gpt2 does not have" in capsys.readouterr().out
+    pretrained.lora.targets = ("gate",)
+    with pytest.raises(ConfigError, match=r"lora\.targets: \('gate',\) found, of the kernels \('q', 'k'"):
+        build_model(pretrained, 400, make_mesh(8, 1, 1))
+
+
+@pytest.mark.parametrize(
+    "break_it, message",
+    [
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "mamba"}'), "model_type 'mamba' found"),
+        (lambda folder: (folder / "config.json").unlink(), r"config\.json: no such file"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "neither model.safetensors nor"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{"), "not readable as a text tokenizer"),
+        (
+            lambda folder: (folder / "config.json").write_text(
+                (folder / "config.json").read_text().replace('"max_position_embeddings": 512', '"max_position_embeddings": 100')
+            ),
+            "at most the 100 positions",
+        ),
+    ],
+    ids=["family", "config", "weights", "tokenizer", "positions"],
+)
+def test_a_pretrained_folder_at_fault_is_refused_before_preparation(
+    pretrained, llama, break_it, message, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(pipeline, "_run_stage", lambda name, *_: pytest.fail(f"{name} was begun"))
+    break_it(llama)
+    with pytest.raises(EcgByteError, match=message):
+        run(pretrained, tmp_path / "w", ["tokenizer", "prepare", "train"])
 
 
 def test_a_missing_folder_is_named(pretrained, tmp_path):

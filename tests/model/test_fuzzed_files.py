@@ -1,0 +1,208 @@
+"""Damaged and unusual files of models and adapters: a typed error, or what transformers and PEFT make of the same files."""
+
+import copy
+import json
+import math
+import shutil
+import warnings
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from ecgbyte_jax.errors import WeightsError
+from ecgbyte_jax.model.hf import load_pretrained
+from ecgbyte_jax.model.lora import kernels
+from ecgbyte_jax.model.peft import load_adapter
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+transformers = pytest.importorskip("transformers")
+peft = pytest.importorskip("peft", reason="PEFT is not installed: pip install peft")
+
+pytestmark = pytest.mark.slow
+
+FAMILIES = ("llama3", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gpt2", "opt")
+CASES = 3000  # of config.json over all families, of index files, and of adapters
+IDS = np.arange(1, 18)[None]
+VALUES = (
+    *(None, True, False, 0, 1, 2, 3, 4, 8, -1, 0.5, 1e-5, 1e-6, 1e4, 5e5, math.nan, math.inf, 2**31, 10**400, "", "6", "1e-5"),
+    *("silu", "gelu", "relu", "gelu_new", "sliding_attention", "llama", [], {}, [1], [None, "x"], {"a": 1}, "\ud800", "x\0y"),
+)
+# Decided by what PEFT puts beside the model; here the file's tensors say it.
+PLACES = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "inference_mode", "task_type"}
+
+
+def mutated(settings: dict, rng: np.random.Generator, kept: set[str] = frozenset()) -> str:
+    """One or two fields changed, swapped, taken away or added, and sometimes characters of the text itself."""
+    changed = copy.deepcopy(settings)
+    for _ in range(rng.integers(1, 3)):
+        parts = [changed, *(value for value in changed.values() if isinstance(value, dict) and value)]
+        part = parts[rng.integers(len(parts))]
+        names = [name for name in part if name not in kept]
+        name = names[rng.integers(len(names))]
+        match rng.integers(5):
+            case 0:
+                del part[name]
+            case 1 if len(names) > 1:
+                part[name] = part[names[rng.integers(len(names))]]
+            case 2 if isinstance(part[name], int | float):
+                part[name] = part[name] * [0.5, 2, -1, 1.0][rng.integers(4)]
+            case 3:
+                alike = [value for value in VALUES if type(value) is type(part[name])] or VALUES
+                part[name] = alike[rng.integers(len(alike))]
+            case _:
+                part[name] = VALUES[rng.integers(len(VALUES))]
+        changed |= {f"field_{rng.integers(9)}": VALUES[rng.integers(len(VALUES))]} if rng.random() < 0.1 else {}
+    text = json.dumps(changed, indent=1)
+    return flipped(text.encode(), rng).decode("latin-1") if rng.random() < 0.1 else text
+
+
+def flipped(data: bytes, rng: np.random.Generator) -> bytes:
+    """A bit or a few changed, or the end cut off."""
+    if rng.random() < 0.2:
+        return data[: rng.integers(len(data))]
+    found = bytearray(data)
+    for place in rng.integers(len(found), size=rng.integers(1, 4)):
+        found[place] ^= 1 << rng.integers(8)
+    return bytes(found)
+
+
+def their_logits(folder) -> np.ndarray | None:
+    """None where transformers does not load the folder either."""
+    try:
+        model, about = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, attn_implementation="eager", dtype=torch.float32, output_loading_info=True
+        )
+        if any(about.values()):
+            return None
+        with torch.no_grad():
+            return model.eval()(torch.tensor(IDS)).logits.numpy()
+    except Exception:  # whatever it says to a damaged file
+        return None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_changed_config_is_refused_or_gives_transformers_logits(family, shared, tmp_path):
+    source = shared / "fixtures/hf_torch" / family
+    shutil.copyfile(source / "model.safetensors", tmp_path / "model.safetensors")
+    settings, known, compared = json.loads((source / "config.json").read_text()), {}, 0
+    for seed in range(CASES // len(FAMILIES)):
+        text = mutated(settings, np.random.default_rng(seed), kept={"model_type", "dtype", "torch_dtype"})
+        (tmp_path / "config.json").write_text(text, encoding="utf-8", errors="surrogatepass")
+        try:
+            ours, config = load_pretrained(tmp_path)
+        except WeightsError as error:
+            assert "\n" not in str(error), (seed, str(error))
+            continue
+        if config not in known:
+            with jax.disable_jit():
+                known[config] = np.asarray(ours(IDS))
+        theirs = their_logits(tmp_path)
+        if theirs is not None:
+            np.testing.assert_allclose(known[config], theirs, atol=5e-4, err_msg=f"{family}, seed {seed}: {text}")
+            compared += 1
+    assert compared > CASES // len(FAMILIES) // 20
+
+
+def test_a_changed_index_is_refused_or_gives_the_same_model(shared, tmp_path):
+    source = shared / "fixtures/hf_torch/llama3"
+    shutil.copyfile(source / "config.json", tmp_path / "config.json")
+    tensors = load_file(source / "model.safetensors")
+    names = sorted(tensors)
+    files = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for file, some in files.items():
+        save_file({name: tensors[name] for name in some}, tmp_path / file)
+    index = {"metadata": {"total_size": 1}, "weight_map": {name: file for file, some in files.items() for name in some}}
+    expected = load_pretrained(source)[0].embedding[...]
+    loaded = 0
+    for seed in range(CASES):
+        text = mutated(index, np.random.default_rng(seed))
+        path = tmp_path / "model.safetensors.index.json"
+        path.write_text(text, encoding="utf-8", errors="surrogatepass")
+        try:
+            np.testing.assert_array_equal(load_pretrained(tmp_path)[0].embedding[...], expected)
+            loaded += 1
+        except WeightsError as error:
+            assert "\n" not in str(error), (seed, str(error))
+    assert 0 < loaded < CASES
+
+
+def changed_tensors(tensors: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    names, found = sorted(tensors), dict(tensors)
+    name, other = (names[i] for i in rng.integers(len(names), size=2))
+    match rng.integers(7):
+        case 0:
+            del found[name]
+        case 1:
+            found[name] = np.ascontiguousarray(found[name].T)
+        case 2:
+            found[name] = found[name].astype([np.float16, np.float64, np.int8, bool][rng.integers(4)])
+        case 3:
+            found[name] = np.full_like(found[name], [np.nan, np.inf][rng.integers(2)])
+        case 4:
+            found[name], found[other] = found[other], found[name]
+        case 5:
+            found[name] = found[name].ravel() if rng.random() < 0.5 else found[name][:, :0]
+        case _:
+            found[name.replace("model.", "modle.", 1)] = found.pop(name)
+    return found
+
+
+def their_weights(base, folder) -> dict[str, np.ndarray] | None:
+    """The kernels with the adapter in them; None where PEFT does not load it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = peft.PeftModel.from_pretrained(copy.deepcopy(base), folder)
+        found = {}
+        for name, layer in model.get_base_model().named_modules():
+            if isinstance(layer, peft.tuners.lora.Linear):
+                found[name] = (layer.base_layer.weight + layer.get_delta_weight("default")).detach().numpy()
+        return found
+    except Exception:  # whatever it says to a damaged file
+        return None
+
+
+def test_a_changed_adapter_is_refused_or_gives_peft_s_weights(tmp_path):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 20, "hidden_size": 12, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 3}
+    base = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes)).eval()
+    base.save_pretrained(tmp_path / "base")
+    lora = peft.LoraConfig(
+        r=4, lora_alpha=12, target_modules=["q_proj", "down_proj"], rank_pattern={"layers.1.self_attn.q_proj": 2},
+        alpha_pattern={"down_proj|o_proj": 10}, init_lora_weights=False, task_type="CAUSAL_LM",
+    )  # fmt: skip
+    peft.get_peft_model(copy.deepcopy(base), lora).save_pretrained(tmp_path / "adapter")
+    settings = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+    tensors = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    folder, compared = tmp_path / "changed", 0
+    folder.mkdir()
+    ours, _ = load_pretrained(tmp_path / "base")
+    places = {"attention/q": "self_attn.q_proj", "mlp/down": "mlp.down_proj"}
+    for seed in range(CASES):
+        rng = np.random.default_rng(seed)
+        text = json.dumps(settings) if rng.random() < 0.4 else mutated(settings, rng, PLACES)
+        (folder / "adapter_config.json").write_text(text, encoding="utf-8", errors="surrogatepass")
+        weights = folder / "adapter_model.safetensors"
+        save_file(changed_tensors(tensors, rng) if rng.random() < 0.4 else tensors, weights)
+        if rng.random() < 0.2:
+            weights.write_bytes(flipped(weights.read_bytes(), rng))
+        for _, _, linear in kernels(ours):
+            linear.lora = None
+        try:
+            load_adapter(ours, folder)
+        except WeightsError as error:
+            assert "\n" not in str(error), (seed, str(error))
+            continue
+        theirs = their_weights(base, folder)
+        if theirs is None:
+            continue
+        compared += 1
+        for name, layer, linear in kernels(ours):
+            if linear.lora is not None:
+                change = linear.lora.scale * np.asarray(linear.lora.a[...]) @ np.asarray(linear.lora.b[...])
+                found = (np.asarray(linear.kernel[...]) + change).T
+                expected = theirs[f"model.layers.{layer}.{places[name]}"]
+                np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5, err_msg=f"seed {seed}: {text}")
+    assert compared > CASES // 20
