@@ -14,44 +14,43 @@ from ml_collections import config_flags
 from ecgbyte_jax.errors import EcgByteError, StoppedError
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The experiment, with its argument: experiments/ptb.py:tiny", lock_config=True
+    "config", None, "The experiment file, with its argument if any: experiments/ptb.py:tiny.", lock_config=True
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where everything that the run makes goes; runs/<experiment> if not given.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder, for all of its outputs; default: runs/<experiment>.")
 _STAGES = flags.DEFINE_list(
     "stage",
     ["prepare", "train", "eval", "report"],
-    "What to run of tokenizer, prepare, inspect, train, eval, attend, report, export, ask, in this order."
-    " Or compare alone, which needs no --config.",
+    "Stages to run, always in this order: tokenizer, prepare, inspect, train, eval, attend, report, export, ask."
+    " Or compare by itself, which needs no --config.",
 )
-_RUNS = flags.DEFINE_list("runs", [], "For --stage=compare: the evaluated runs' work directories.")
+_RUNS = flags.DEFINE_list("runs", [], "compare: the folders of the evaluated runs.")
 _OUT = flags.DEFINE_string(
-    "out", "runs/compare.json", "For --stage=compare: the file to write; the table goes beside it as CSV."
+    "out", "runs/compare.json", "compare: the JSON file to write; the table is written beside it as CSV."
 )
-_PROFILE = flags.DEFINE_list("profile_steps", [], "FIRST,LAST: a JAX profile of these training steps, in <workdir>/profile.")
+_PROFILE = flags.DEFINE_list("profile_steps", [], "FIRST,LAST: write a JAX profile of these steps to <workdir>/profile.")
 
-# Of --stage=ask.
 _RECORDS = flags.DEFINE_multi_string(
-    "record", [], "ask: your own WFDB record, .csv or .npy file; several parted by commas, or the flag again."
+    "record", [], "ask: your own WFDB record, .csv or .npy file; for several, separate them by commas or repeat the flag."
 )
 _QUESTIONS = flags.DEFINE_multi_string(
-    "question", [], "ask: the question; the flag again for more; without it they are read from the terminal, a line each."
+    "question", [], "ask: the question; repeat the flag for several. Default: read from the terminal, one a line."
 )
-_SAMPLE_RATE = flags.DEFINE_float("sample_rate", 0.0, "ask: Hz of a .csv or .npy file.", lower_bound=0.0)
-_LEADS = flags.DEFINE_list("leads", [], "ask: the leads' names, in order, of a .npy file or a .csv file without a header.")
+_SAMPLE_RATE = flags.DEFINE_float("sample_rate", 0.0, "ask: the sample rate of a .csv or .npy file, Hz.", lower_bound=0.0)
+_LEADS = flags.DEFINE_list("leads", [], "ask: names of the leads, in order, of a .npy file or a .csv file without a header.")
 _UNITS = flags.DEFINE_enum("units", "mV", ["mV", "uV", "V"], "ask: the units of a .csv or .npy file.")
-_TOGETHER = flags.DEFINE_bool("together", False, "ask: put all recordings into one prompt, as a comparison.")
-_PICTURE = flags.DEFINE_string("picture", "", "ask: also draw the attention over the trace into this .png or .svg file.")
+_TOGETHER = flags.DEFINE_bool("together", False, "ask: put all recordings into one prompt, to compare them.")
+_PICTURE = flags.DEFINE_string("picture", "", "ask: also draw the attention over the trace, to this .png or .svg file.")
 
-_FULL, _FORBIDDEN = "make room, and the same command goes on from what is whole", "it must be readable and writable to go on"
-_ADVICE = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL)  # for what the system refuses
+_FULL, _FORBIDDEN = "free some space; the same command then continues", "it must be readable and writable to go on"
+_ADVICE = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL)  # by errno
 _ADVICE |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _FORBIDDEN)
-_STOPPED = 75  # exit code of a run that SIGTERM ended, with everything saved: the same command goes on (EX_TEMPFAIL)
+_STOPPED = 75  # EX_TEMPFAIL: a run ended by SIGTERM or Ctrl-C, with everything saved; the same command continues it
 
 
 def main(argv: list[str]) -> None:
-    """Runs the stages asked for; what the user can mend ends in one line."""
+    """Runs the requested stages; an error that the user can fix is printed as one line."""
     logging.set_verbosity(logging.ERROR)
-    sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it: a path may hold what a terminal cannot show
+    sys.stdout.reconfigure(errors="backslashreplace")  # stderr's default; the terminal may not be able to show a path
     if len(argv) > 1:
         _fail(f"unknown argument {argv[1]!r}; flags look like --workdir=DIR")
     if _STAGES.value == ["compare"]:
@@ -60,14 +59,14 @@ def main(argv: list[str]) -> None:
         _fail("--runs is for --stage=compare alone")
     if _CONFIG.value is None:
         _fail("--config=experiments/NAME.py is needed; --config=experiments/demo.py needs no data")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # or it says that PyTorch is missing, which is not used here
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would warn that PyTorch, which is not used, is missing
     _run(_run_stages)
 
 
 def _run_stages() -> None:
-    # Behind the flags: these imports take seconds, and a mistake in the flags is told at once.
-    from ecgbyte_jax.run.inquiry import Inquiry
-    from ecgbyte_jax.run.pipeline import run
+    # Imported after the flags are checked: these imports take seconds, and errors in the flags should be reported at once.
+    from ecgbyte_jax.stages.inquiry import Inquiry
+    from ecgbyte_jax.stages.pipeline import run
 
     records = tuple(expanduser(path.strip()) for paths in _RECORDS.value for path in paths.split(",") if path.strip())
     others = (_SAMPLE_RATE.value, tuple(_LEADS.value), _UNITS.value, _TOGETHER.value, expanduser(_PICTURE.value))
@@ -76,7 +75,7 @@ def _run_stages() -> None:
 
 
 def _compare() -> None:
-    from ecgbyte_jax.run.compare import compare
+    from ecgbyte_jax.stages.compare import compare
 
     compare([expanduser(run) for run in _RUNS.value], Path(expanduser(_OUT.value)))
 
@@ -94,14 +93,14 @@ def _run(work: Callable[[], None]) -> None:
             raise
         _fail(f"{error.filename or 'the run folder'}: {error.strerror}; {_ADVICE[error.errno]}")
     except KeyboardInterrupt:
-        _fail("stopped; the same command goes on from what is whole")
+        _fail("interrupted; the same command continues from the last complete output")
 
 
 def _profile_steps() -> tuple[int, int]:
-    """(first, last), (0, 0) for none."""
+    """The first and the last step; (0, 0) for none."""
     given = _PROFILE.value or ["0", "0"]
     if len(given) != 2 or not all(step.isdecimal() for step in given) or int(given[0]) > int(given[1]):
-        _fail(f"--profile_steps={','.join(given)} found, the first and the last step wanted: --profile_steps=10,12")
+        _fail(f"--profile_steps={','.join(given)} found, the first and the last step expected: --profile_steps=10,12")
     return int(given[0]), int(given[1])
 
 
@@ -112,33 +111,33 @@ def _default_workdir() -> Path:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    """absl's parser, whose errors about settings come as stack traces otherwise."""
-    home = f"--config={expanduser('~')}"  # no shell expands it after a =
+    """Calls absl's parser, with errors about settings printed as one line instead of a stack trace."""
+    home = f"--config={expanduser('~')}"  # shells do not expand ~ after a =
     try:
         rest = flags.FLAGS([arg.replace("--config=~", home, 1) if arg.startswith("--config=~/") else arg for arg in argv])
         if _CONFIG.value is not None:
-            _CONFIG.value.keys()  # a config file that did not load says so when it is used
+            _CONFIG.value.keys()  # a config file that did not load raises its error here
         return rest
     except flags.Error as error:
-        _fail(_last_line(error))
+        _fail(_last_line(error).removeprefix("ValueError: "))
     except (SyntaxError, ImportError, ValueError) as error:
         _fail(f"--config: {type(error).__name__}: {error}")
     except (AttributeError, KeyError) as error:
         if "get_config" in str(error):
             _fail(f"--config: the file has no function get_config: {_last_line(error)}")
         given = [arg for arg in argv if arg.startswith("--config.")]
-        _fail(f"one of {given} is no setting of this experiment: {_last_line(error)}; see experiments/common.py")
+        _fail(f"one of {given} is not a setting: {_last_line(error)}; ecgbyte_jax/settings.py lists them all")
     except (OSError, TypeError) as error:
         _fail(f"--config: {_last_line(error)}")
 
 
 def _last_line(error: Exception) -> str:
-    """Where config_flags wraps one error in another, the last line tells what is wrong."""
+    """The cause of an error: config_flags wraps one error in another, with the cause on the last line."""
     return str(error).replace("\\n", "\n").strip().splitlines()[-1].strip()
 
 
 def _fail(message: str) -> NoReturn:
-    """In one line, whatever the data holds that it tells of."""
+    """Prints one line, with control characters of the data escaped, and exits with code 1."""
     shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in message)
     print(f"error: {shown}", file=sys.stderr)
     sys.exit(1)

@@ -1,7 +1,7 @@
-"""Tokens a second of one forward pass over prompts, beside transformers in PyTorch: `python -m benchmarks.forward`.
+"""Tokens per second of a forward pass over prompts, compared with transformers in PyTorch: `python -m benchmarks.forward`.
 
-The same random weights and prompts, logits of every place. Also the seconds to compile it, with layers in a loop and scanned.
-`--layers=16 --width=2048 --vocab=128256 --dtype=bfloat16` is Llama-3.2-1B's shape, for a GPU.
+Both have the same random weights and prompts and compute the logits of every token. Also the seconds to compile the pass, with
+layers in a loop and scanned. `--layers=16 --width=2048 --vocab=128256 --dtype=bfloat16` has Llama-3.2-1B's shape, for a GPU.
 """
 
 import tempfile
@@ -23,26 +23,32 @@ def main() -> None:
         make_folder(Path(name), arguments.layers, arguments.width, arguments.vocab)
         ours, theirs = load_both(Path(name), arguments.dtype)
         scanned, _ = load_pretrained(name, dtype=arguments.dtype, param_dtype=arguments.dtype, scan_layers=True)
-    print(f"{machine()}; {arguments.layers} layers x {arguments.width}, {arguments.dtype}, {arguments.prompt} tokens a row\n")
-    print("| batch | here | tokens/s | PyTorch | tokens/s | ratio | largest difference |")
+    print(f"{machine()}; {arguments.layers} layers x {arguments.width}, {arguments.dtype}, {arguments.prompt} tokens per row\n")
+    print("| batch | this project | tokens/s | PyTorch | tokens/s | ratio | largest difference |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     forward, state = compiled(ours)
     for batch in arguments.batch:
         ids = prompts(batch, arguments.prompt, arguments.vocab)
-        given = torch.tensor(ids, dtype=torch.long, device=theirs.device)
+        tensor = torch.tensor(ids, dtype=torch.long, device=theirs.device)
 
-        def run_theirs(given=given) -> np.ndarray:
+        def run_theirs(tensor=tensor) -> np.ndarray:
             with torch.inference_mode():
-                return theirs(given).logits.float().cpu().numpy()
+                return theirs(tensor).logits.float().cpu().numpy()
 
-        here = best_seconds(lambda ids=ids: jax.block_until_ready(forward(state, ids)))
-        there = best_seconds(run_theirs)
+        our_seconds = best_seconds(lambda ids=ids: jax.block_until_ready(forward(state, ids)))
+        their_seconds = best_seconds(run_theirs)
         difference = np.abs(np.asarray(forward(state, ids)) - run_theirs()).max()
-        rates = [ids.size / seconds for seconds in (here, there)]
-        cells = [f"{batch}", f"{1e3 * here:.1f} ms", f"{rates[0]:.0f}", f"{1e3 * there:.1f} ms", f"{rates[1]:.0f}"]
-        print(f"| {' | '.join(cells)} | {there / here:.2f} | {difference:.1e} |", flush=True)
+        rates = [ids.size / seconds for seconds in (our_seconds, their_seconds)]
+        cells = [
+            f"{batch}",
+            f"{1e3 * our_seconds:.1f} ms",
+            f"{rates[0]:.0f}",
+            f"{1e3 * their_seconds:.1f} ms",
+            f"{rates[1]:.0f}",
+        ]
+        print(f"| {' | '.join(cells)} | {their_seconds / our_seconds:.2f} | {difference:.1e} |", flush=True)
     print(f"\nCompiling: {seconds_to_compile(ours, ids):.1f} s in a loop, {seconds_to_compile(scanned, ids):.1f} s scanned.")
-    print(f"Peak memory of both together: {peak_gb()}.")
+    print(f"Peak memory of the process with both models: {peak_gb()}.")
 
 
 def compiled(model) -> tuple:

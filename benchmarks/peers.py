@@ -1,4 +1,4 @@
-"""What the model's benchmarks share: one small Llama of random weights, here and in PyTorch, and its prompts."""
+"""Shared by the model's benchmarks: a small Llama with random weights, in this project and in PyTorch, and its prompts."""
 
 import argparse
 import os
@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from ecgbyte_jax.model.hf import load_pretrained
-from ecgbyte_jax.run.logbook import peak_memory
+from ecgbyte_jax.run.console import peak_memory
 
 
 def model_parser(description: str) -> argparse.ArgumentParser:
@@ -23,13 +23,13 @@ def model_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--vocab", type=int, default=6000)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--prompt", type=int, default=400, help="tokens of a row")
+    parser.add_argument("--prompt", type=int, default=400, help="tokens per row")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
     return parser
 
 
 def make_folder(folder: Path, layers: int, width: int, vocab: int) -> None:
-    """Writes a Llama of random weights, heads of 64, as transformers does."""
+    """Writes a Llama with random weights and heads of 64 in transformers' format."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=vocab, hidden_size=width, num_hidden_layers=layers, intermediate_size=3 * width, head_dim=64,
@@ -40,7 +40,7 @@ def make_folder(folder: Path, layers: int, width: int, vocab: int) -> None:
 
 
 def load_both(folder: Path, dtype: str) -> tuple:
-    """(our model, PyTorch's) with the same weights, both on the GPU where there is one."""
+    """(our model, PyTorch's model) with the same weights, both on the GPU where there is one."""
     ours, _ = load_pretrained(folder, dtype=dtype, param_dtype=dtype)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
     return ours, theirs.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -51,18 +51,18 @@ def prompts(rows: int, length: int, vocab: int) -> np.ndarray:
 
 
 def best_seconds(work: Callable[[], object], repeats: int = 3) -> float:
-    """The best of a few, after one that compiles."""
+    """The best of several runs, after one that compiles."""
     work()
-    found = []
+    seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
         work()
-        found.append(time.perf_counter() - start)
-    return min(found)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
 
 
 def peak_gb() -> str:
-    """Of the GPU where there is one, else of this process so far."""
+    """The peak memory of the GPU where there is one, else of this process so far."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return f"{stats['peak_bytes_in_use'] / 1e9:.2f} GB"

@@ -1,8 +1,9 @@
-"""How long preparation takes: `python -m benchmarks.prepare --root=PTBXL [--records=2000 20000] [--workers=1 2]`.
+"""How long preparation takes: `python -m benchmarks.prepare --root=PTBXL [--records 2000 20000] [--workers 1 2]`.
 
-The recordings of a PTB-XL folder, repeated under new names until there are so many, all segments, with the published signal
-settings: where each millisecond of one recording goes, then the whole stage from WFDB files to token shards for every number of
-recordings and workers (wall time, memory of all processes, batches read back), and what that means for MIMIC-IV-ECG.
+The recordings of a PTB-XL folder are copied under new names until there are `--records`, and prepared with all segments and the
+published signal settings. First the milliseconds of each step for one recording; then the complete stage from WFDB files to
+token shards for every number of recordings and workers (wall time, memory of all processes, tokens read back per second), and
+the time that MIMIC-IV-ECG would take at that rate.
 """
 
 import argparse
@@ -26,10 +27,12 @@ from ecgbyte_jax.ecg.bpe import BPE
 from ecgbyte_jax.ecg.records import read_record
 from ecgbyte_jax.ecg.signal import denoise, filter_bands, resample, segment, select_leads
 from ecgbyte_jax.ecg.symbols import Quantizer
+from ecgbyte_jax.inputs.prepared import load_prepared
 from ecgbyte_jax.inputs.shards import ecg_to_bytes, write_shard
-from ecgbyte_jax.run.feed import plan_batches
-from ecgbyte_jax.run.logbook import banner
-from ecgbyte_jax.run.prepare import load_prepared
+from ecgbyte_jax.run.console import banner
+from ecgbyte_jax.run.workdir import Workdir
+from ecgbyte_jax.settings import Settings
+from ecgbyte_jax.train.feed import plan_batches
 from experiments import ptb
 
 MIMIC_RECORDS = 800_035
@@ -50,31 +53,31 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             repeat(root, Path(folder) / "data", records)
             for workers in arguments.workers:
-                whole(Path(folder), records, workers, arguments.merges)
+                run_stage(Path(folder), records, workers, arguments.merges)
 
 
 def steps(root: Path, merges: int) -> None:
-    """Milliseconds of a core for one recording, step by step, in one process."""
+    """Shows the CPU milliseconds of each step for one recording, in one process."""
     paths = sorted(root.glob("records500/*/*.hea"))
     records = [path.with_suffix("") for path in paths[: min(len(paths), 200)]]
     spent: dict[str, float] = {}
 
     def timed(name: str, function: Callable, *arguments: object) -> object:
         start = time.process_time()
-        found = function(*arguments)
+        result = function(*arguments)
         spent[name] = spent.get(name, 0.0) + time.process_time() - start
-        return found
+        return result
 
-    def cleaned(record: Path) -> np.ndarray:
-        found = timed("read", read_record, record)
-        signal = timed("leads", select_leads, found, 20.0)
-        signal = timed("filters", filter_bands, signal, found.sample_rate)
-        return timed("resample", resample, timed("wavelets", denoise, signal), found.sample_rate, 250.0)
+    def cleaned(path: Path) -> np.ndarray:
+        record = timed("read", read_record, path)
+        signal = timed("leads", select_leads, record, 20.0)
+        signal = timed("filters", filter_bands, signal, record.sample_rate)
+        return timed("resample", resample, timed("wavelets", denoise, signal), record.sample_rate, 250.0)
 
     segments = [segment(cleaned(record), 500) for record in records[:20]]
     quantizer = Quantizer.fit(segments)
-    bpe = BPE.train(np.concatenate([quantizer.encode(some) for some in segments]), merges)
-    bpe.encode_batch(np.zeros((1, 10), np.uint8))
+    bpe = BPE.train(np.concatenate([quantizer.encode(signals) for signals in segments]), merges)
+    bpe.encode_batch(np.zeros((1, 10), np.uint8))  # builds the automaton
     spent.clear()
     symbols = [timed("quantize", quantizer.encode, segment(cleaned(record), 500)) for record in records]
     ids = timed("encode", bpe.encode_batch, np.concatenate(symbols).reshape(-1, 6000))
@@ -89,7 +92,7 @@ def steps(root: Path, merges: int) -> None:
 
 
 def repeat(root: Path, folder: Path, records: int) -> None:
-    """A PTB-XL folder of so many recordings: copies of the real ones under new names."""
+    """Makes a PTB-XL folder of `records` recordings: copies of the real ones under new names."""
     with (root / DATABASE).open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["report"].strip()]
     repeated = []
@@ -108,8 +111,8 @@ def repeat(root: Path, folder: Path, records: int) -> None:
         writer.writerows(repeated)
 
 
-def whole(folder: Path, records: int, workers: int, merges: int) -> None:
-    """The stage in processes of its own, as a user runs it."""
+def run_stage(folder: Path, records: int, workers: int, merges: int) -> None:
+    """Runs the stage in separate processes, as a user does, and shows its measurements."""
     workdir = folder / f"work{workers}"
     settings = {
         "data.root": folder / "data", "data.max_segments": 0, "prepare.workers": workers, "tokenizer.num_merges": merges,
@@ -117,7 +120,7 @@ def whole(folder: Path, records: int, workers: int, merges: int) -> None:
     }  # fmt: skip
     command = [sys.executable, "main.py", "--config=experiments/ptb.py:tiny", "--stage=prepare", f"--workdir={workdir}"]
     command += [f"--config.{name}={value}" for name, value in settings.items()]
-    # The cleaned copies are read from memory the second time: so the first run does not pay for the disk alone.
+    # Files are in the page cache for later runs; reading them first makes the first run comparable.
     for path in (folder / "data").rglob("*.dat"):
         path.read_bytes()
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -131,7 +134,7 @@ def whole(folder: Path, records: int, workers: int, merges: int) -> None:
     rows = {
         "seconds": f"{seconds:.1f}",
         "recordings/s": f"{rate:.1f}",
-        "recordings/(s core)": f"{records / busy:.1f} in {busy:.1f} s of all cores, start and end included",
+        "recordings/(s core)": f"{records / busy:.1f} in {busy:.1f} s of all cores, with start and end",
         "peak memory": f"{peak.stop() / 1e9:.2f} GB of all processes",
         "batches read back": f"{read_back(workdir):,.0f} tokens/s",
         "MIMIC-IV-ECG": f"{MIMIC_RECORDS / rate / 3600:.1f} h at this rate",
@@ -152,14 +155,14 @@ class Peak:
             self._peak = max(self._peak, sum(map(_memory, _family(self._pid))))
 
     def stop(self) -> int:
-        """Bytes."""
+        """Stops watching; the peak in bytes."""
         self._end.set()
         self._thread.join()
         return self._peak
 
 
 def _family(pid: int) -> list[int]:
-    """Children stand with the thread that started them, which is not the first one where Dask does."""
+    """A process and its descendants. Children are listed under the thread that started them; Dask's is not the first one."""
     try:
         children = [child for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
     except OSError:
@@ -168,7 +171,7 @@ def _family(pid: int) -> list[int]:
 
 
 def _memory(pid: int) -> int:
-    """Bytes; memory that processes share counts in parts."""
+    """The proportional set size in bytes: shared memory is divided among its processes."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
@@ -177,13 +180,13 @@ def _memory(pid: int) -> int:
 
 
 def read_back(workdir: Path) -> float:
-    """Tokens a second of training batches."""
+    """Tokens per second of training batches."""
     config = ptb.get_config("tiny")
     config.train.batch_size = 16
-    _, batches = plan_batches(config, load_prepared(config, workdir), "train", 1.0)
+    _, batches = plan_batches(Settings.of(config), load_prepared(Workdir(workdir)), "train", 1.0)
     count, tokens, start = min(len(batches), 200), 0, time.perf_counter()
     for number in range(count):
-        tokens += np.count_nonzero(batches[number]["segments"])
+        tokens += np.count_nonzero(batches[number]["segment_ids"])
     return tokens / (time.perf_counter() - start)
 
 

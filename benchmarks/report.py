@@ -1,7 +1,7 @@
 """How long the report of a run with many answers takes, and how large it is: `python -m benchmarks.report`.
 
-Makes the demo's data and trains its model a little in a folder of its own (about two minutes), repeats the evaluated answers to
-10,000 rows, as an evaluation of so many would leave them, and times the stage in a process of its own, from its start.
+Prepares a small demo in a temporary folder, trains it briefly (about two minutes), and repeats the evaluated answers until
+there are 10,000. Then times the stage as a process, from its start.
 """
 
 import argparse
@@ -26,10 +26,10 @@ def main() -> None:
         rows = repeat(workdir / "eval" / "generations.jsonl", answers)
         start = time.perf_counter()
         run(workdir, "report")
-        took = time.perf_counter() - start
+        seconds = time.perf_counter() - start
         page = (workdir / "report.html").read_bytes()
-        print("| answers | whole command | report.html | pictures |\n| ---: | ---: | ---: | ---: |")
-        print(f"| {rows:,} | {took:.1f} s | {len(page) / 1e6:.2f} MB | {page.count(b'<img')} |")
+        print("| answers | complete command | report.html | pictures |\n| ---: | ---: | ---: | ---: |")
+        print(f"| {rows:,} | {seconds:.1f} s | {len(page) / 1e6:.2f} MB | {page.count(b'<img')} |")
 
 
 def run(workdir: Path, stages: str) -> None:
@@ -46,11 +46,11 @@ def run(workdir: Path, stages: str) -> None:
 
 
 def repeat(path: Path, count: int) -> int:
-    """Writes `count` rows, the evaluated ones again and again, in three question types."""
-    found = [json.loads(line) for line in path.open(encoding="utf-8")]
+    """Replaces the rows by `count` copies of them, in three question types; returns `count`."""
+    evaluated = [json.loads(line) for line in path.open(encoding="utf-8")]
     with path.open("w", encoding="utf-8") as file:
         for number in range(count):
-            row = dict(found[number % len(found)])
+            row = dict(evaluated[number % len(evaluated)])
             row["meta"] = {"question_type": _TYPES[number % 3]}
             row["log_prob"] = -0.001 * number
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -1,7 +1,7 @@
 """How long stratified sampling takes: `python -m benchmarks.sampling --root=PTBXL [--recordings=100000] [--clusters=100]`.
 
-The morphology of a PTB-XL folder's recordings is measured, then as many rows as asked for are drawn around it (each feature
-moved by a tenth of its spread) and clustered, all on one core; times are a core's.
+Measures the morphology of recordings of a PTB-XL folder, draws `--recordings` rows around it (with noise of a tenth of each
+feature's standard deviation) and clusters them. Times are CPU times.
 """
 
 import argparse
@@ -17,10 +17,10 @@ from ecgbyte_jax.ecg.features import features
 from ecgbyte_jax.ecg.records import read_record
 from ecgbyte_jax.ecg.signal import CleanConfig, clean
 from ecgbyte_jax.errors import RecordError
-from ecgbyte_jax.run.logbook import banner
-from ecgbyte_jax.run.sampling import cluster
+from ecgbyte_jax.prepare.sampling import cluster
+from ecgbyte_jax.run.console import banner
 
-MEASURED = 200  # recordings
+MEASURED = 200  # recordings, at most
 
 
 def main() -> None:
@@ -35,29 +35,29 @@ def main() -> None:
     rows = measured[rng.integers(len(measured), size=arguments.recordings)]
     rows += 0.1 * measured.std(axis=0) * rng.standard_normal(rows.shape)
     start = time.process_time()
-    found = cluster(rows, arguments.clusters, seed=0)
+    clusters = cluster(rows, arguments.clusters, seed=0)
     banner(
         "stratified sampling",
         {
             "measure one recording": f"{milliseconds:.1f} ms, so {milliseconds * arguments.recordings / 60_000:.1f} min in all",
-            f"cluster {arguments.recordings:,}": f"{time.process_time() - start:.0f} s: {found.max() + 1} clusters",
+            f"cluster {arguments.recordings:,}": f"{time.process_time() - start:.0f} s: {clusters.max() + 1} clusters",
             "peak memory": f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB",
         },
     )
 
 
 def measure(root: Path) -> tuple[np.ndarray, float]:
-    """(features float64 [R, F] of the usable ones of the first recordings, milliseconds of a core for one)."""
-    found, spent = [], 0.0
+    """(features float64 [R, F] of the usable recordings among the first ones, CPU milliseconds for one)."""
+    measured, spent = [], 0.0
     for path in sorted(root.glob("records500/*/*.hea"))[:MEASURED]:
         try:
             signal = clean(read_record(path.with_suffix("")), CleanConfig())
         except RecordError:
             continue
         start = time.process_time()
-        found.append(features(signal, 250.0))
+        measured.append(features(signal, 250.0))
         spent += time.process_time() - start
-    return np.stack(found), 1000 * spent / len(found)
+    return np.stack(measured), 1000 * spent / len(measured)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""How fast the ECG tokenizer is, beside what else could be used: `python benchmarks/tokenizer.py [--root=PTBXL] [--huge]`.
+"""How fast the ECG tokenizer is, compared with other libraries: `python -m benchmarks.tokenizer [--root=PTBXL] [--huge]`.
 
-The corpus is the cleaned recordings of a PTB-XL folder, or synthetic ones without `--root`; where more are asked for than
-there are, they come again with another gain and another start. Every row is measured in a process of its own, on one core.
-Peers: `pip install -e '.[bench]'`. `--huge` adds 1.2 G symbols (minutes, and 1.2 GB on disk).
+The corpus is the cleaned recordings of a PTB-XL folder, or synthetic ones without `--root`; larger corpora repeat them with
+another gain and another start. Every row is measured in a process of its own, on one core. The other libraries come with
+`pip install -e '.[bench]'`. `--huge` adds a corpus of 1.2 G symbols (minutes, and 1.2 GB on disk).
 """
 
 import argparse
@@ -23,7 +23,7 @@ from ecgbyte_jax.ecg.signal import clean
 from ecgbyte_jax.ecg.symbols import Quantizer, spell
 from ecgbyte_jax.ecg.synthetic import SAMPLE_RATE, random_heart, synthesize
 from ecgbyte_jax.errors import RecordError
-from ecgbyte_jax.run.logbook import peak_memory
+from ecgbyte_jax.run.console import peak_memory
 
 SAMPLES, SEGMENT = 2500, 500  # at 250 Hz: of a recording of 10 s, of a segment of 2 s
 HUGE = 40_000  # recordings
@@ -37,12 +37,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", help="a folder of PTB-XL")
     parser.add_argument("--records", type=int, nargs="+", default=[250, 1000, 4000], help="sizes of the corpora")
-    parser.add_argument("--peer_records", type=int, default=1000, help="the largest corpus that the slow peer is given")
-    parser.add_argument("--merges", type=int, default=3500, help="of the training")
-    parser.add_argument("--vocabulary", type=int, default=5000, help="merges of the encoding")
-    parser.add_argument("--huge", action="store_true", help="one more corpus, of 1.2 G symbols")
+    parser.add_argument("--peer_records", type=int, default=1000, help="the largest corpus that `tokenizers` is trained on")
+    parser.add_argument("--merges", type=int, default=3500, help="merges in training")
+    parser.add_argument("--vocabulary", type=int, default=5000, help="merges in encoding")
+    parser.add_argument("--huge", action="store_true", help="add a corpus of 1.2 G symbols")
     arguments = parser.parse_args()
-    os.environ |= {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}  # for the processes
+    os.environ |= {
+        "OMP_NUM_THREADS": "1",
+        "RAYON_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }  # in the processes that measure
     sizes = sorted(arguments.records + [HUGE] * arguments.huge)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -59,9 +63,11 @@ def main() -> None:
 
 
 def show_training(folder: Path, sizes: list[int], merges: int, peer_records: int) -> None:
-    """A line a corpus, and what the last one says of the published corpus."""
+    """Prints one line per corpus, and extrapolates the last one to the published corpus."""
     print(f"Training, {merges} merges:\n")
-    print("| symbols | this project | peak memory | bytes a symbol* | `tokenizers`, a word a lead | its peak memory | ratio |")
+    print(
+        "| symbols | this project | peak memory | bytes per symbol* | `tokenizers`, a lead a word | its peak memory | ratio |"
+    )
     print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for records in sizes:
         symbols = records * len(LEADS) * SAMPLES
@@ -80,7 +86,7 @@ def show_training(folder: Path, sizes: list[int], merges: int, peer_records: int
 
 
 def show_encoding(folder: Path, records: int, merges: int) -> None:
-    """A line an encoder."""
+    """Prints one line per encoder."""
     building, loading = alone(prepare_encoding, folder, records, merges)[0]
     print(f"Encoding {ENCODED} segments of {len(LEADS)} x {SEGMENT} symbols ({FEW} of them where slow), {merges} merges:\n")
     print("| encoder | symbols/s | one segment | ratio | same ids |")
@@ -99,13 +105,11 @@ def show_encoding(folder: Path, records: int, merges: int) -> None:
         print(
             f"| {name} | {rate / 1e6:.1f} M | {single * 1e3:.2f} ms | {first / rate:.0f} | {same:.0%} of segments |", flush=True
         )
-    print(
-        f"\nBuilding the automaton of {merges} merges: {building:.2f} s; reading it from beside the tokenizer: {loading:.3f} s."
-    )
+    print(f"\nBuilding the automaton of {merges} merges: {building:.2f} s; reading its file: {loading:.3f} s.")
 
 
 def alone(job: Callable, *arguments: object) -> tuple:
-    """(what the job returns, the peak memory of its process in bytes, that before it), in a process of its own."""
+    """(result of the job, peak memory of its process in bytes, peak memory before it), in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_measured, (job, arguments))
 
@@ -116,25 +120,25 @@ def _measured(job: Callable, arguments: tuple) -> tuple:
 
 
 def _seconds(work: Callable[[], object], repeats: int = 3) -> float:
-    """The best of a few: the machine does other things too."""
-    found = []
+    """The best of several runs, since the machine also does other work."""
+    seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
         work()
-        found.append(time.perf_counter() - start)
-    return min(found)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
 
 
 def clean_recordings(root: str | None, folder: Path) -> str:
-    """Writes float32 mV [recordings, 12, 2500]; those that cannot be used are counted and left out."""
-    found, left_out = [], 0
+    """Writes float32 [recordings, 12, 2500] in mV; unusable recordings are counted and left out."""
+    usable, left_out = [], 0
     for record in _recordings(root):
         try:
-            found.append(clean(record()).astype(np.float32))
+            usable.append(clean(record()).astype(np.float32))
         except RecordError:
             left_out += 1
-    np.save(folder / "base.npy", np.stack(found))
-    return f"{len(found)} {'PTB-XL' if root else 'synthetic'} recordings, {left_out} left out as unusable"
+    np.save(folder / "base.npy", np.stack(usable))
+    return f"{len(usable)} {'PTB-XL' if root else 'synthetic'} recordings, {left_out} left out as unusable"
 
 
 def _recordings(root: str | None) -> Iterator[Callable[[], Record]]:
@@ -176,7 +180,7 @@ def train(folder: Path, records: int, merges: int) -> float:
 
 
 def train_with_tokenizers(folder: Path, records: int, merges: int) -> float:
-    """Seconds of Hugging Face's trainer, which takes words: a lead each."""
+    """Seconds of Hugging Face's trainer, which trains on words: each lead is one."""
     from tokenizers import Tokenizer, models, trainers
 
     corpus = np.load(folder / f"{records}.npy", mmap_mode="r")
@@ -187,9 +191,9 @@ def train_with_tokenizers(folder: Path, records: int, merges: int) -> float:
 
 
 def prepare_encoding(folder: Path, records: int, merges: int) -> tuple[float, float]:
-    """Trains what the encoders share, writes the segments' symbols uint8 [segments, 6000].
+    """Trains the encoders' merges and writes the segments' symbols uint8 [segments, 6000].
 
-    Returns the seconds to build the automaton, and to read it.
+    Returns the seconds to build the automaton and to read it.
     """
     base = np.load(folder / "base.npy")
     symbols = Quantizer.fit([base]).encode(base).reshape(len(base), len(LEADS), -1, SEGMENT).swapaxes(1, 2)
@@ -206,10 +210,10 @@ def _prepared(folder: Path) -> tuple[BPE, np.ndarray]:
 
 
 def _encoded(single: Callable, batch: Callable, texts: Sequence) -> Encoded:
-    single(texts[0])  # builds what is built once
-    one = np.median([_seconds(lambda text=text: single(text)) for text in texts[:100]])
+    single(texts[0])  # builds the encoder
+    seconds = np.median([_seconds(lambda text=text: single(text)) for text in texts[:100]])
     rate = sum(map(len, texts)) / _seconds(lambda: batch(texts))
-    return rate, float(one), [np.array(ids) for ids in batch(texts[:FEW])]
+    return rate, float(seconds), [np.array(ids) for ids in batch(texts[:FEW])]
 
 
 def encode(folder: Path) -> Encoded:
@@ -218,7 +222,7 @@ def encode(folder: Path) -> Encoded:
 
 
 def encode_with_tokenizers(folder: Path) -> Encoded:
-    """Hugging Face's BPE replays the merges, so that its ids are others."""
+    """Hugging Face's BPE replays the merges, so that its ids differ."""
     from tokenizers import Tokenizer, models
 
     bpe, segments = _prepared(folder)
@@ -233,7 +237,7 @@ def encode_with_tokenizers(folder: Path) -> Encoded:
 
 
 def encode_with_tiktoken(folder: Path) -> Encoded:
-    """So does tiktoken, by the tokens' ranks."""
+    """tiktoken also replays the merges, in the order of the tokens' ranks."""
     import tiktoken
 
     bpe, segments = _prepared(folder)
@@ -243,7 +247,7 @@ def encode_with_tiktoken(folder: Path) -> Encoded:
 
 
 def encode_with_a_trie(folder: Path) -> Encoded:
-    """The published longest match, written down as it is."""
+    """The published longest match, as a loop over a trie."""
     bpe, segments = _prepared(folder)
     root: dict = {}
     for id, token in enumerate(bpe.tokens):
@@ -259,8 +263,8 @@ def encode_with_a_trie(folder: Path) -> Encoded:
             while at < len(text) and text[at] in node:
                 node, at = node[text[at]], at + 1
                 if "id" in node:
-                    found, end = node["id"], at
-            ids.append(found)
+                    longest, end = node["id"], at
+            ids.append(longest)
             start = end
         return ids
 

@@ -1,8 +1,8 @@
-"""Training steps a second beside transformers and PEFT in PyTorch: `python -m benchmarks.train_step`.
+"""Training speed, compared with transformers and PEFT in PyTorch: `python -m benchmarks.train_step`.
 
-The same random weights, LoRA of rank 16 on all kernels, optimiser and examples of the length of 2 s ECGs with question and
-answer; each line in a process of its own. `--layers=16 --width=2048 --vocab=128256 --dtype=bfloat16 --batch=2 16 64` is
-Llama-3.2-1B's shape, for a GPU.
+All have the same random weights, LoRA of rank 16 on all kernels, optimizer, and examples as long as 2 s ECGs with question and
+answer. Each line is measured in a process of its own. With `--layers=16 --width=2048 --vocab=128256 --dtype=bfloat16
+--batch 2 16 64` the model has Llama-3.2-1B's shape, for a GPU.
 """
 
 import argparse
@@ -23,20 +23,21 @@ from flax import nnx
 from benchmarks.peers import machine, make_folder, model_parser
 from ecgbyte_jax.inputs.plan import Layout, Plan
 from ecgbyte_jax.inputs.prompt import lay_out
+from ecgbyte_jax.model.build import Parts, count
+from ecgbyte_jax.model.config import KERNELS, LoraConfig
 from ecgbyte_jax.model.hf import load_pretrained
-from ecgbyte_jax.model.lora import KERNELS, LoraConfig, add_lora
-from ecgbyte_jax.run.build import Parts, count
-from ecgbyte_jax.run.logbook import peak_memory
-from ecgbyte_jax.run.optim import make_optimizer
-from ecgbyte_jax.run.sharding import make_mesh, parameter_shardings, put_batch
-from ecgbyte_jax.run.step import make_step, start_state
-from ecgbyte_jax.run.utilisation import peak_flops, step_flops
-from experiments.common import get_defaults
+from ecgbyte_jax.model.lora import add_lora
+from ecgbyte_jax.model.sharding import make_mesh, parameter_shardings, put_batch
+from ecgbyte_jax.run.console import peak_memory
+from ecgbyte_jax.settings import DataSettings, OptimSettings
+from ecgbyte_jax.train.optim import make_optimizer
+from ecgbyte_jax.train.step import make_step, start_state
+from ecgbyte_jax.train.utilisation import peak_flops, step_flops
 
 LENGTH = 1024
 LAYOUTS = {
     "padded": Layout(LENGTH),
-    "buckets": Layout(LENGTH, buckets=get_defaults().data.length_buckets),
+    "buckets": Layout(LENGTH, buckets=DataSettings().length_buckets),
     "packed": Layout(LENGTH, packing=True),
 }
 
@@ -46,38 +47,38 @@ def main() -> None:
     if arguments.only:
         print(json.dumps(measure(arguments)))
         return
-    print(f"{machine()}; {arguments.layers} layers x {arguments.width}, {arguments.dtype}, LoRA 16, {LENGTH} places a row")
+    print(f"{machine()}; {arguments.layers} layers x {arguments.width}, {arguments.dtype}, LoRA 16, rows of {LENGTH} tokens")
     mean = example_lengths(arguments.examples)[:, 0].mean()
-    print(f"{arguments.examples} examples of {mean:.0f} tokens on average, {arguments.repeats} times after one to compile\n")
-    print("| what | rows a step | examples/s | real tokens/s | ratio | first step | peak memory | MFU |")
+    print(f"{arguments.examples} examples of {mean:.0f} tokens on average, best of {arguments.repeats} repeats\n")
+    print("| variant | rows per step | examples/s | real tokens/s | ratio | first step | peak memory | MFU |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     first = None
     with tempfile.TemporaryDirectory() as name:
         make_folder(Path(name), arguments.layers, arguments.width, arguments.vocab)
-        for what, batch in variants(arguments.batch):
-            found = run_alone(what, batch, name)
-            first = first or found.get("examples_per_s")
-            print(f"| {line(what, batch, found, first)} |", flush=True)
+        for variant, batch in variants(arguments.batch):
+            result = run_alone(variant, batch, name)
+            first = first or result.get("examples_per_s")
+            print(f"| {line(variant, batch, result, first)} |", flush=True)
 
 
 def variants(batches: list[int]) -> list[tuple[str, int]]:
-    """The published way first, to which the others are compared."""
+    """(name, rows per step); the first is the published way, with which the others are compared."""
     peers = [("torch eager", batches[0]), *(("torch sdpa", batch) for batch in batches), ("torch sdpa compiled", batches[0])]
     return peers + [(layout, batch) for batch in batches for layout in LAYOUTS]
 
 
-def line(what: str, batch: int, found: dict, first: float | None) -> str:
-    name = what.replace("torch", "PyTorch, padded,") if "torch" in what else f"here, {what}"
-    if "error" in found:
-        return f"{name} | {batch} | {found['error']} | | | | |"
-    rates = (f"{found['examples_per_s']:.2f}", f"{found['tokens_per_s']:.0f}", f"{found['examples_per_s'] / first:.2f}")
-    mfu = f"{100 * found['mfu']:.0f}%" if found.get("mfu") else "-"
-    return " | ".join([name, f"{batch}", *rates, f"{found['first_step']:.1f} s", f"{found['memory_gb']:.2f} GB", mfu])
+def line(variant: str, batch: int, result: dict, first: float | None) -> str:
+    name = variant.replace("torch", "PyTorch, padded,") if "torch" in variant else f"this project, {variant}"
+    if "error" in result:
+        return f"{name} | {batch} | {result['error']} | | | | |"
+    rates = (f"{result['examples_per_s']:.2f}", f"{result['tokens_per_s']:.0f}", f"{result['examples_per_s'] / first:.2f}")
+    mfu = f"{100 * result['mfu']:.0f}%" if result.get("mfu") else "-"
+    return " | ".join([name, f"{batch}", *rates, f"{result['first_step']:.1f} s", f"{result['memory_gb']:.2f} GB", mfu])
 
 
-def run_alone(what: str, batch: int, folder: str) -> dict:
-    """One variant in a process of its own; {"error": ...} in a few words where it does not run (out of memory, say)."""
-    command = [sys.executable, "-m", "benchmarks.train_step", *sys.argv[1:], f"--only={what}", f"--rows={batch}"]
+def run_alone(variant: str, batch: int, folder: str) -> dict:
+    """Measures a variant in a process of its own; {"error": last line} where it fails, for example out of memory."""
+    command = [sys.executable, "-m", "benchmarks.train_step", *sys.argv[1:], f"--only={variant}", f"--rows={batch}"]
     done = subprocess.run([*command, f"--folder={folder}"], capture_output=True, text=True)
     if done.returncode:
         return {"error": (done.stderr.strip().splitlines() or ["killed"])[-1][:80].replace("|", "/")}
@@ -89,7 +90,9 @@ def parse() -> argparse.Namespace:
     parser.set_defaults(batch=[2])
     parser.add_argument("--examples", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--peak", type=float, default=0.0, help="TFLOP/s of the device, for the utilisation; 0: the maker's")
+    parser.add_argument(
+        "--peak", type=float, default=0.0, help="TFLOP/s of the device, for the utilisation; 0: its data sheet's"
+    )
     parser.add_argument("--only", default="", help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=int, default=2, help=argparse.SUPPRESS)
     parser.add_argument("--folder", default="", help=argparse.SUPPRESS)
@@ -104,7 +107,7 @@ def example_lengths(examples: int) -> np.ndarray:
 
 
 def example(number: int, lengths: np.ndarray, vocab: int) -> tuple[np.ndarray, np.ndarray]:
-    """(token ids, loss mask) as `inputs.prompt.render` gives them."""
+    """(token ids, loss mask) as from `inputs.prompt.render`."""
     tokens, answer = lengths[number]
     ids = np.random.default_rng([1, number]).integers(0, vocab, tokens).astype(np.int32)
     return ids, np.arange(tokens) >= tokens - answer
@@ -112,7 +115,7 @@ def example(number: int, lengths: np.ndarray, vocab: int) -> tuple[np.ndarray, n
 
 @dataclass
 class Variant:
-    """A function that takes every step once and returns when the work is done, and the tokens and answers of the steps."""
+    """epoch: takes every step once and waits for the end; lengths: int [n, 2] of each step's examples; memory: in bytes."""
 
     epoch: Callable[[], None]
     first_step: Callable[[], None]
@@ -133,11 +136,11 @@ def measure(arguments: argparse.Namespace) -> dict:
         variant.epoch()
         seconds.append(time.perf_counter() - start)
     examples, tokens = sum(map(len, variant.lengths)), sum(int(step[:, 0].sum()) for step in variant.lengths)
-    found = {"examples_per_s": examples / min(seconds), "tokens_per_s": tokens / min(seconds)}
+    result = {"examples_per_s": examples / min(seconds), "tokens_per_s": tokens / min(seconds)}
     peak = 1e12 * arguments.peak or peak_flops()
     if variant.flops and peak:
-        found["mfu"] = sum(map(variant.flops, variant.lengths)) / min(seconds) / peak
-    return found | {"first_step": first, "memory_gb": variant.memory() / 1e9}
+        result["mfu"] = sum(map(variant.flops, variant.lengths)) / min(seconds) / peak
+    return result | {"first_step": first, "memory_gb": variant.memory() / 1e9}
 
 
 def planned(arguments: argparse.Namespace, layout: Layout) -> Plan:
@@ -158,7 +161,7 @@ def ours(arguments: argparse.Namespace) -> Variant:
     add_lora(model, LoraConfig(16, 32.0, 0.05, KERNELS), jax.random.key(0))
     graphdef, *states = nnx.split(model, nnx.LoRAParam, ...)
     parts = Parts(decoder, graphdef, *jax.device_put(states, parameter_shardings(states, mesh)))
-    optimizer, _ = make_optimizer(get_defaults(), decoder.width, 1000)
+    optimizer, _ = make_optimizer(OptimSettings(), decoder.width, 1000)
     step = make_step(parts, optimizer, dropout=0.05)
     plan = planned(arguments, LAYOUTS[arguments.only])
     batches = [put_batch(laid_out(plan, number, arguments), mesh) for number in range(len(plan))]
@@ -190,9 +193,9 @@ def theirs(arguments: argparse.Namespace) -> Variant:
     import transformers
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    how = "eager" if "eager" in arguments.only else "sdpa"
+    attention = "eager" if "eager" in arguments.only else "sdpa"
     kind = getattr(torch, arguments.dtype)
-    model = transformers.AutoModelForCausalLM.from_pretrained(arguments.folder, dtype=kind, attn_implementation=how)
+    model = transformers.AutoModelForCausalLM.from_pretrained(arguments.folder, dtype=kind, attn_implementation=attention)
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     model = peft.get_peft_model(model, peft.LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, target_modules=targets)).to(
         device
@@ -207,7 +210,7 @@ def theirs(arguments: argparse.Namespace) -> Variant:
         labels = np.full(laid["input_ids"].shape, -100)
         for row, places, targets, mask in zip(labels, laid["answer_places"], laid["targets"], laid["answer_mask"]):
             row[places[mask] + 1] = targets[mask]
-        fields = {"input_ids": laid["input_ids"], "attention_mask": laid["segments"], "position_ids": laid["positions"]}
+        fields = {"input_ids": laid["input_ids"], "attention_mask": laid["segment_ids"], "position_ids": laid["positions"]}
         return {
             name: torch.tensor(rows, dtype=torch.long, device=device) for name, rows in (fields | {"labels": labels}).items()
         }

@@ -25,6 +25,14 @@ class ConfigError(EcgByteError):
     """A setting is unknown, of the wrong type, or does not fit another setting."""
 
 
+class SettingsError(ConfigError):
+    """Settings that break their rules; `problems` has one line for each."""
+
+    def __init__(self, problems: list[str]):
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
 class WeightsError(EcgByteError):
     """A folder of model weights cannot be loaded."""
 

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Files written atomically, so that they are complete or absent."""
 
 import hashlib
 import io
@@ -6,14 +6,15 @@ import os
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
-def write_whole(path: Path, pieces: Iterable[bytes]) -> None:
-    """Writes a file under another name, flushes it to the disk and renames it; makes its folder. Raises OSError."""
+def write_whole(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
+    """Writes a file under a temporary name, flushes it to disk and renames it; creates its folder. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     try:
@@ -23,7 +24,7 @@ def write_whole(path: Path, pieces: Iterable[bytes]) -> None:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        if error.filename in (None, str(partial)):  # a write that fails names no file
+        if error.filename in (None, str(partial)):  # failed writes do not name the file
             error.filename = str(path)
         raise
     finally:
@@ -31,14 +32,15 @@ def write_whole(path: Path, pieces: Iterable[bytes]) -> None:
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """Writes arrays by name as one NPZ file, followed by its SHA-256, whole or not at all. Raises OSError."""
+    """Writes arrays by name as one NPZ file followed by its SHA-256, atomically. Raises OSError."""
     file = io.BytesIO()
-    np.savez(file, **arrays)
+    entries: dict[str, Any] = arrays
+    np.savez(file, **entries)
     write_whole(path, [file.getbuffer(), hashlib.sha256(file.getbuffer()).digest()])
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
-    """What `write_arrays` wrote; None where it is missing, damaged or cannot be read: then it has to be made again."""
+    """Reads what `write_arrays` wrote; None if it is missing, damaged or unreadable."""
     try:
         content = memoryview(path.read_bytes())
     except OSError:
@@ -46,5 +48,5 @@ def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
     data, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
     if hashlib.sha256(data).digest() != digest:  # before NumPy parses anything
         return None
-    with np.load(io.BytesIO(data), allow_pickle=False) as found:
-        return dict(found)
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        return dict(arrays)

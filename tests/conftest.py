@@ -17,6 +17,9 @@ atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_e
 import numpy as np
 import pytest
 from hypothesis import settings
+from ml_collections import ConfigDict
+
+from tests.small import small_config
 
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
@@ -45,3 +48,20 @@ def finished(tmp_path_factory) -> tuple[Path, str]:
     done = small_demo(workdir)
     assert done.returncode == 0, done.stderr
     return workdir, done.stdout
+
+
+@pytest.fixture
+def config() -> ConfigDict:
+    return small_config()
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory) -> Path:
+    """A run's folder in which `prepare` has run on `small_config()`."""
+    from ecgbyte_jax.run.workdir import Workdir
+    from ecgbyte_jax.settings import Settings
+    from ecgbyte_jax.stages.prepare import prepare
+
+    folder = tmp_path_factory.mktemp("prepared")
+    prepare(Settings.of(small_config()), Workdir(folder))
+    return folder

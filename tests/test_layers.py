@@ -8,14 +8,23 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "ecgbyte_jax"
+BASE = {"errors", "files", "rules"}  # which every folder may import
+MOST_FILES = 16
 ALLOWED = {
     "ecg": {"ecg"},
-    "corpora": {"ecg", "corpora"},
-    "inputs": {"ecg", "corpora", "inputs"},
     "model": {"model"},
-    "report": {"ecg", "report"},
-    "run": {"ecg", "corpora", "inputs", "model", "report", "run"},
-}
+    "run": {"run"},
+    "corpora": {"corpora", "ecg", "settings"},
+    "inputs": {"inputs", "ecg", "corpora", "run"},
+    "prepare": {"prepare", "ecg", "corpora", "inputs", "run", "settings"},
+    "evaluate": {"evaluate", "ecg", "inputs", "model", "run", "settings"},
+    "train": {"train", "ecg", "inputs", "model", "run", "settings", "evaluate"},
+    "explain": {"explain", "ecg", "inputs", "model", "run", "settings", "evaluate", "train"},
+    "report": {"report", "ecg", "explain"},
+    "stages": {"stages", "settings", "ecg", "corpora", "inputs", "model", "run", "prepare", "evaluate", "train", "explain",
+               "report"},
+}  # fmt: skip
+ALLOWED_FILES = {"settings": {"ecg", "model.config"}, "rules": set(), "files": set(), "errors": set()}
 
 
 def imported(path: Path) -> set[str]:
@@ -30,29 +39,73 @@ def imported(path: Path) -> set[str]:
     return names
 
 
+def rooms(path: Path) -> set[str]:
+    """The folders and top-level files of the package that a file imports."""
+    return {name.split(".")[1] for name in imported(path) if name.startswith("ecgbyte_jax.")}
+
+
 @pytest.mark.parametrize("folder", sorted(ALLOWED))
 def test_folder_imports_only_what_it_may(folder):
     for path in (PACKAGE / folder).glob("*.py"):
-        ours = {name.split(".")[1] for name in imported(path) if name.startswith("ecgbyte_jax.")}
-        assert ours - {"errors", "files"} <= ALLOWED[folder], path
+        assert rooms(path) - BASE <= ALLOWED[folder], path
 
 
-def test_every_folder_is_in_the_table():
+@pytest.mark.parametrize("file", sorted(ALLOWED_FILES))
+def test_top_level_file_imports_only_what_it_may(file):
+    names = {name.removeprefix("ecgbyte_jax.") for name in imported(PACKAGE / f"{file}.py") if name.startswith("ecgbyte_jax.")}
+    for name in names:
+        assert name.split(".")[0] in BASE or any(f"{name}.".startswith(f"{allowed}.") for allowed in ALLOWED_FILES[file]), name
+
+
+def test_report_knows_the_views_of_an_explanation_alone():
+    for path in (PACKAGE / "report").glob("*.py"):
+        assert {name for name in imported(path) if ".explain" in name and ".views" not in name} == set(), path
+
+
+def test_every_folder_and_file_is_in_the_table():
     assert {p.parent.name for p in PACKAGE.glob("*/__init__.py")} == set(ALLOWED)
+    assert {p.stem for p in PACKAGE.glob("*.py")} - {"__init__"} == set(ALLOWED_FILES)
 
 
-@pytest.mark.parametrize("folder", ["ecg", "corpora", "report"])
+@pytest.mark.parametrize("folder", sorted(ALLOWED))
+def test_no_folder_is_too_full_to_be_read_at_a_glance(folder):
+    assert len(list((PACKAGE / folder).glob("*.py"))) <= MOST_FILES
+
+
+def test_settings_come_as_configdict_at_the_door_alone():
+    users = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py") if "ConfigDict" in path.read_text()}
+    assert users == {"settings.py", "stages/pipeline.py"}
+
+
+def test_paths_of_a_runs_folder_are_spelt_in_one_place():
+    spelt = {
+        "checkpoints",
+        "generations.jsonl",
+        "results.json",
+        "metrics.jsonl",
+        "report.html",
+        "config.json",
+        "quarantine.jsonl",
+    }
+    for path in PACKAGE.rglob("*.py"):
+        divided = [node.right for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.BinOp)]
+        literals = {node.value for node in divided if isinstance(node, ast.Constant)}
+        assert path.name in ("workdir.py", "hf.py", "peft.py", "stored.py") or not literals & spelt, path
+
+
+@pytest.mark.parametrize("folder", ["ecg", "corpora", "prepare", "report"])
 def test_preparing_folders_do_not_import_jax(folder):
     for path in (PACKAGE / folder).glob("*.py"):
         assert not {name for name in imported(path) if name.split(".")[0] in ("jax", "flax", "optax")}, path
 
 
 def test_what_a_worker_of_preparation_imports_brings_no_jax():
-    code = "import sys, ecgbyte_jax.run.write_shards, ecgbyte_jax.run.sampling; sys.exit('jax' in sys.modules)"
+    code = "import sys, ecgbyte_jax.prepare.write_texts, ecgbyte_jax.prepare.sampling; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent).returncode == 0
 
 
 def test_preparation_waits_for_no_import_that_it_does_not_use():
     slow = "jax", "transformers", "torch", "pandas"
-    code = f"import sys, ecgbyte_jax.run.pipeline, ecgbyte_jax.run.prepare; sys.exit(not {{*{slow}}}.isdisjoint(sys.modules))"
+    modules = "ecgbyte_jax.stages.pipeline, ecgbyte_jax.stages.prepare"
+    code = f"import sys, {modules}; sys.exit(not {{*{slow}}}.isdisjoint(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent).returncode == 0

@@ -1,1 +1,1 @@
-"""Where examples come from: each reader yields `Example`s."""
+"""Readers of the corpora, which yield `Example`s."""

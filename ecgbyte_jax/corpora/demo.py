@@ -1,9 +1,10 @@
-"""The embedded default: synthetic recordings in PTB-XL's own layout and ECG-QA questions about them."""
+"""The built-in demo: synthetic recordings in PTB-XL's layout and ECG-QA questions about them."""
 
 import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -54,13 +55,13 @@ _STATEMENTS = {
     "IMI": "inferior myocardial infarction",
     "LVOLT": "low QRS voltages in the frontal and horizontal leads",
 }
-_RECORDS_OF_A_PATIENT = 2
+_RECORDS_PER_PATIENT = 2
 
 
 def write_demo(root: Path, ecgqa_root: Path, records: int, seed: int, *, progress: Callable[[int], None] | None = None) -> None:
-    """Writes `records` recordings with their database below `root` and ECG-QA's files below `ecgqa_root`.
+    """Writes `records` recordings and their database to `root` and ECG-QA's files to `ecgqa_root`.
 
-    The same seed gives the same bytes. Every patient has two recordings; patient p is in fold p % 10 + 1.
+    The same seed gives the same bytes. Each patient has two recordings; patient p is in fold p % 10 + 1.
     """
     hearts, rows = [], []
     for id in range(1, records + 1):
@@ -80,8 +81,8 @@ def write_demo(root: Path, ecgqa_root: Path, records: int, seed: int, *, progres
     _write_questions(ecgqa_root / "ptbxl" / "template", hearts, rows)
 
 
-def _database_row(id: int, heart: Heart, rng: np.random.Generator) -> dict[str, object]:
-    patient = (id - 1) // _RECORDS_OF_A_PATIENT
+def _database_row(id: int, heart: Heart, rng: np.random.Generator) -> dict[str, Any]:
+    patient = (id - 1) // _RECORDS_PER_PATIENT
     codes = _codes(heart)
     return dict.fromkeys(_COLUMNS, "") | {
         "ecg_id": id,
@@ -100,7 +101,7 @@ def _database_row(id: int, heart: Heart, rng: np.random.Generator) -> dict[str, 
 
 
 def _codes(heart: Heart) -> list[str]:
-    """The SCP-ECG statements that the heart's parameters amount to, rhythm first."""
+    """The SCP-ECG statements that describe the heart, rhythm first."""
     codes = [_rhythm(heart)]
     if heart.bigeminy:
         codes.append("BIGU")
@@ -122,7 +123,7 @@ def _rhythm(heart: Heart) -> str:
 def _questions(heart: Heart) -> list[tuple[str, str, str]]:
     """(question type, question, answer) in ECG-QA's wording; the answers follow from the heart's parameters."""
     block = {"": "none", "left": _STATEMENTS["CLBBB"], "right": _STATEMENTS["CRBBB"]}[heart.block]
-    where = {"": "none", "anterior": _STATEMENTS["AMI"], "inferior": _STATEMENTS["IMI"]}[heart.infarction]
+    infarction = {"": "none", "anterior": _STATEMENTS["AMI"], "inferior": _STATEMENTS["IMI"]}[heart.infarction]
     low_voltage = "yes" if heart.voltage < 0.5 else "no"
     return [
         ("single-verify", f"Does this ECG show {_STATEMENTS['LVOLT']}?", low_voltage),
@@ -131,12 +132,12 @@ def _questions(heart: Heart) -> list[tuple[str, str, str]]:
             f"Which conduction disturbance does this ECG show, {_STATEMENTS['CLBBB']} or {_STATEMENTS['CRBBB']}?",
             block,
         ),
-        ("single-choose", f"Which infarction does this ECG show, {_STATEMENTS['AMI']} or {_STATEMENTS['IMI']}?", where),
+        ("single-choose", f"Which infarction does this ECG show, {_STATEMENTS['AMI']} or {_STATEMENTS['IMI']}?", infarction),
         ("single-query", "What rhythm-related symptom does this ECG show?", _STATEMENTS[_rhythm(heart)]),
     ]
 
 
-def _write_questions(folder: Path, hearts: list[Heart], rows: list[dict[str, object]]) -> None:
+def _write_questions(folder: Path, hearts: list[Heart], rows: list[dict[str, Any]]) -> None:
     files: dict[str, list[dict]] = {"train": [], "valid": [], "test": []}
     for heart, row in zip(hearts, rows):
         split = "train" if row["strat_fold"] <= 8 else "valid" if row["strat_fold"] == 9 else "test"
@@ -160,7 +161,7 @@ def _write_questions(folder: Path, hearts: list[Heart], rows: list[dict[str, obj
 
 
 def _write_record(path: Path, signal: np.ndarray) -> None:
-    """Writes int16 [12, N] in uV as a WFDB record with PTB-XL's gain of 1000 per mV."""
+    """Writes int16 [12, N] in uV as a WFDB record with PTB-XL's gain, 1000 per mV."""
     import wfdb
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -178,7 +179,7 @@ def _write_record(path: Path, signal: np.ndarray) -> None:
     )
 
 
-def _write_csv(path: Path, columns: list[str], rows: list[dict[str, object]]) -> None:
+def _write_csv(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()

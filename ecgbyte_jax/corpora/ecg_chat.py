@@ -1,7 +1,8 @@
-"""ECG-Chat (Zhao et al. 2024): conversations about recordings of MIMIC-IV-ECG, one example a question."""
+"""ECG-Chat (Zhao et al. 2024): conversations about recordings of MIMIC-IV-ECG, one example per question."""
 
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from ecgbyte_jax.corpora.example import Example, Rejected, record_path, split_of
 from ecgbyte_jax.corpora.tables import read_json_list
@@ -10,23 +11,23 @@ from ecgbyte_jax.errors import CorpusError, ExampleError
 CONVERSATIONS = "pretrain_mimic.json"
 _ECG = "<ecg>"
 _WHERE_TO_GET = (
-    "ECG-Chat's files are named at https://github.com/YubaoZhao/ECG-Chat; "
+    "ECG-Chat's files are listed at https://github.com/YubaoZhao/ECG-Chat; "
     "set --config.data.conversations to pretrain_mimic.json"
 )
 
 
 def read_conversations(path: Path, root: Path, published: bool = False) -> Iterator[Example | Rejected]:
-    """Every question of every conversation, in the file's order, about the recordings below `root` (MIMIC-IV-ECG's folder).
+    """Yields every question of every conversation, in file order, about recordings in `root` (MIMIC-IV-ECG's folder).
 
-    A later question is preceded by the turns before it, so that what it refers to can be read. Ids are the conversation's
-    number and the turn's: "12/0". Patients are named by their folder (p10000032) and split by a hash (`split_of`). published:
-    line breaks in questions are dropped instead of becoming spaces, and white space around texts is kept. Raises CorpusError
-    where the file is missing or no JSON list.
+    A later question includes the previous turns, so that its references can be resolved. Ids are the conversation's number
+    and the turn's: "12/0". Patients are named by their folder (p10000032) and split by a hash (`split_of`). published: line
+    breaks in questions are dropped instead of replaced by spaces, and surrounding whitespace is kept. Raises CorpusError if the
+    file is missing or not a JSON list.
     """
     if not path.is_file():
         raise CorpusError(f"data.conversations: no file '{path}'. {_WHERE_TO_GET}")
     if not root.is_dir():
-        raise CorpusError(f"data.root: no folder '{root}', that of MIMIC-IV-ECG wanted")
+        raise CorpusError(f"data.root: no folder '{root}', that of MIMIC-IV-ECG expected")
     for number, entry in enumerate(read_json_list(path)):
         try:
             yield from _examples(str(number), entry, root, published)
@@ -35,36 +36,37 @@ def read_conversations(path: Path, root: Path, published: bool = False) -> Itera
 
 
 def _examples(id: str, entry: object, root: Path, published: bool) -> list[Example]:
-    """All questions of one conversation; raises ExampleError where one of them cannot be used."""
+    """All questions of one conversation; raises ExampleError if one of them is unusable."""
     if not isinstance(entry, dict) or not isinstance(entry.get("ecg"), str) or not isinstance(entry.get("conversations"), list):
-        raise ExampleError("an object with the fields ecg (a path) and conversations (a list) wanted")
+        raise ExampleError("an object with the fields ecg (a path) and conversations (a list) expected")
     record = _record(entry["ecg"], root)
     patient = next((part for part in reversed(record.parts[:-1]) if part[:1] == "p" and part[1:].isdigit()), "")
     if not patient:
-        raise ExampleError(f"ecg {entry['ecg']!r} found, a path through the patient's folder (p10000032/...) wanted")
-    examples, before = [], []
+        raise ExampleError(f"ecg {entry['ecg']!r} found, a path through the patient's folder (p10000032/...) expected")
+    examples: list[Example] = []
+    previous: list[str] = []
     for turn, (question, answer) in enumerate(_turns(entry["conversations"], published)):
         meta = {"conversation": id, "turn": turn}
-        asked = "\n".join([*before, question])
-        examples.append(Example(f"{id}/{turn}", patient, split_of(patient), (record,), asked, answer, meta))
-        before += [question, answer]
+        with_context = "\n".join([*previous, question])
+        examples.append(Example(f"{id}/{turn}", patient, split_of(patient), (record,), with_context, answer, meta))
+        previous += [question, answer]
     if not examples:
         raise ExampleError("the conversation is empty")
     return examples
 
 
 def _record(name: str, root: Path) -> Path:
-    """The record; paths are below files/, with or without that folder's name."""
+    """The record's path below files/, whether or not `name` includes that folder."""
     return record_path(root, name if PurePosixPath(name).parts[:1] == ("files",) else f"files/{name}")
 
 
-def _turns(conversation: list, published: bool) -> list[tuple[str, str]]:
-    """(question, answer) pairs, questions without the mark <ecg> and line breaks."""
-    told = [(turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None, None) for turn in conversation]
-    speakers = [speaker for speaker, _ in told]
-    if speakers != ["human", "gpt"] * (len(told) // 2) or not all(isinstance(value, str) for _, value in told):
-        raise ExampleError(f"turns from {speakers} found, texts from human and gpt by turns wanted")
-    questions, answers = ([value for _, value in told[first::2]] for first in (0, 1))
+def _turns(conversation: list[Any], published: bool) -> list[tuple[str, str]]:
+    """(question, answer) pairs, questions without the marker <ecg> and line breaks."""
+    speakers: list[Any] = [turn.get("from") if isinstance(turn, dict) else None for turn in conversation]
+    texts: list[Any] = [turn.get("value") if isinstance(turn, dict) else None for turn in conversation]
+    if speakers != ["human", "gpt"] * (len(texts) // 2) or not all(isinstance(text, str) for text in texts):
+        raise ExampleError(f"turns from {speakers} found, alternating texts from human and gpt expected")
+    questions, answers = texts[::2], texts[1::2]
     if published:
         return [(question.replace("\n", "").replace(_ECG, ""), answer) for question, answer in zip(questions, answers)]
     return [(q.replace(_ECG, "").replace("\n", " ").strip(), a.strip()) for q, a in zip(questions, answers)]

@@ -1,13 +1,15 @@
-"""ECG-QA (Oh et al. 2023): questions about recordings of PTB-XL or MIMIC-IV-ECG, single ones and two that are compared."""
+"""ECG-QA (Oh et al. 2023): questions about single recordings of PTB-XL or MIMIC-IV-ECG, or comparing two."""
 
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from ecgbyte_jax.corpora.example import SPLITS, Example, Recording, Rejected, published_splits
+from ecgbyte_jax.corpora.example import Example, Recording, Rejected, published_splits
 from ecgbyte_jax.corpora.tables import parse_integer
 from ecgbyte_jax.errors import CorpusError, ExampleError
+from ecgbyte_jax.settings import SPLITS
 
 PUBLISHED_TYPES = ("single-verify", "single-choose", "single-query")
 QUESTION_TYPES = (
@@ -32,16 +34,16 @@ def read_questions(
     question_types: tuple[str, ...],
     split: str,
 ) -> Iterator[Example | Rejected]:
-    """The questions of the given types (none given: of all), in the order of the files.
+    """Yields the questions of the given types (all if empty), in file order.
 
     folder: ECG-QA's `ptbxl` or `mimic-iv-ecg`; recordings: with their ecg_id (PTB-XL's ecg_id, MIMIC's study_id); wording:
-    "template" or "paraphrased"; split: "official" takes ECG-QA's own, "folds" that of the recordings. Several answers are
-    joined by one space, as published. Raises CorpusError where a folder is missing, a setting unknown, or all questions are of
-    other types.
+    "template" or "paraphrased"; split: "official" for ECG-QA's own, "folds" for that of the recordings. Several answers are
+    joined by a space, as published. Raises CorpusError if a folder is missing, a setting unknown, or no question has one of the
+    types.
     """
     if wording not in _WORDINGS or split not in ("official", "folds"):
         raise CorpusError(
-            f"data.wording {wording!r} and data.split {split!r} found; template or paraphrased, official or folds wanted"
+            f"data.wording {wording!r} and data.split {split!r} found; template or paraphrased, official or folds expected"
         )
     _check_folder(folder, wording)
     by_id = dict(recordings)
@@ -59,10 +61,10 @@ def read_questions(
 def read_published_questions(
     folder: Path, recordings: Iterable[tuple[str, Recording | Rejected]], question_types: tuple[str, ...]
 ) -> Iterator[Example | Rejected]:
-    """The questions of the given types of both wordings with ECG-Byte's own split, in the order of the files' paths.
+    """Yields the questions of the given types in both wordings with ECG-Byte's own split, in the order of file paths.
 
-    As published, the split is drawn over all questions about single ECGs, whether they can be used or not. Raises CorpusError
-    where a folder is missing or a file cannot be read, since the draw depends on all of them.
+    As published, the split is drawn over all questions about single ECGs, usable or not. Raises CorpusError if a folder is
+    missing or a file unreadable, since the draw depends on all of them.
     """
     for wording in _WORDINGS:
         _check_folder(folder, wording)
@@ -72,12 +74,12 @@ def read_published_questions(
     splits = iter(published_splits(sum(kinds[kind] for kind in PUBLISHED_TYPES)))
     for path, index, row in _published_entries(folder):
         split = next(splits) if _kind(row) in PUBLISHED_TYPES else None
-        if (split and _kind(row) in question_types) or not isinstance(_kind(row), str):  # the latter are set aside
+        if (split and _kind(row) in question_types) or not isinstance(_kind(row), str):  # the latter are rejected
             id = "/".join([*path.parts[-3:-1], path.stem, str(index)])
             yield _example(id, row, path, index, by_id, split)
 
 
-def _published_entries(folder: Path) -> Iterator[tuple[Path, int, object]]:
+def _published_entries(folder: Path) -> Iterator[tuple[Path, int, Any]]:
     for wording in sorted(_WORDINGS):
         for path, index, row in _entries(folder / wording, sorted(SPLITS)):
             if isinstance(row, Rejected):
@@ -85,7 +87,7 @@ def _published_entries(folder: Path) -> Iterator[tuple[Path, int, object]]:
             yield path, index, row
 
 
-def _entries(folder: Path, splits: Iterable[str]) -> Iterator[tuple[Path, int, object]]:
+def _entries(folder: Path, splits: Iterable[str]) -> Iterator[tuple[Path, int, Any]]:
     """(file, index, entry) of all files of one wording."""
     for split in splits:
         for path in sorted((folder / split).glob("*.json")):
@@ -99,20 +101,20 @@ def _check_folder(folder: Path, wording: str) -> None:
 
 
 def _check_types(folder: Path, question_types: tuple[str, ...], kinds: set[str]) -> None:
-    """Raises CorpusError where there are questions, but none of the types asked for."""
+    """Raises CorpusError if there are questions, but none of the requested types."""
     if question_types and kinds and kinds.isdisjoint(question_types):
         raise CorpusError(
-            f"data.question_types: {question_types} found, of which there is no question in '{folder}'; it has {sorted(kinds)}"
+            f"data.question_types: {question_types} found, one of {sorted(kinds)} expected, the types in '{folder}'"
         )
 
 
-def _kind(row: object) -> object:
-    """The type of a question; None where the entry tells none."""
+def _kind(row: Any) -> Any:
+    """The type of a question; None if the entry has none."""
     return row.get("question_type") if isinstance(row, dict) else None
 
 
-def _is_asked_for(row: object, question_types: tuple[str, ...]) -> bool:
-    """Whether an entry is of these types (none given: of any), or of none at all and has to be set aside."""
+def _is_asked_for(row: Any, question_types: tuple[str, ...]) -> bool:
+    """Whether an entry has one of these types (any if empty), or no type at all and must be rejected."""
     return not question_types or _kind(row) in question_types or not isinstance(_kind(row), str)
 
 
@@ -121,47 +123,48 @@ def _rows(path: Path) -> list:
         rows = json.loads(path.read_text(encoding="utf-8"), parse_int=parse_integer)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         return [_rejected(path, f"not readable as JSON, none of its questions: {error}")]
-    return rows if isinstance(rows, list) else [_rejected(path, "a list of questions wanted")]
+    return rows if isinstance(rows, list) else [_rejected(path, "a list of questions expected")]
 
 
 def _rejected(path: Path, reason: str) -> Rejected:
-    """A whole file."""
+    """Rejects an entire file."""
     return Rejected(f"{path.parent.name}/{path.stem}", str(path), reason)
 
 
 def _example(
-    id: str, row: object, path: Path, index: int, recordings: Mapping[str, Recording | Rejected], split: str | None
+    id: str, row: Any, path: Path, index: int, recordings: Mapping[str, Recording | Rejected], split: str | None
 ) -> Example | Rejected:
-    """One question; `split` None takes the recordings' own."""
+    """One question; `split` None uses that of the recordings."""
     try:
         ecg_ids, question, answer = _read_row(row)
-        found = [recordings.get(str(ecg_id)) for ecg_id in ecg_ids]
-        unknown = [ecg_id for ecg_id, recording in zip(ecg_ids, found) if recording is None]
+        entries = [recordings.get(str(ecg_id)) for ecg_id in ecg_ids]
+        unknown = [ecg_id for ecg_id, entry in zip(ecg_ids, entries) if entry is None]
         if unknown:
             raise ExampleError(f"ecg_id {unknown[0]!r} is not in the database of recordings")
-        bad = next((recording for recording in found if isinstance(recording, Rejected)), None)
+        bad = next((entry for entry in entries if isinstance(entry, Rejected)), None)
         if bad:
             return Rejected(id, bad.file, bad.reason)
-        splits = list(dict.fromkeys(recording.split for recording in found))
+        shown = [entry for entry in entries if isinstance(entry, Recording)]
+        splits = list(dict.fromkeys(recording.split for recording in shown))
         if split is None and len(splits) > 1:
-            raise ExampleError(f"its ECGs stand in different splits: {splits}")
-        patients = list(dict.fromkeys(recording.patient for recording in found))
+            raise ExampleError(f"its ECGs are in different splits: {splits}")
+        patients = list(dict.fromkeys(recording.patient for recording in shown))
         meta = {name: row[name] for name in _META if row.get(name) is not None} | (
             {"patients": patients} if len(patients) > 1 else {}
         )
-        records = tuple(recording.record for recording in found)
+        records = tuple(recording.record for recording in shown)
         return Example(id, patients[0], split or splits[0], records, question, answer, meta)
     except ExampleError as error:
         return Rejected(id, str(path), f"entry {index}: {error}")
 
 
-def _read_row(row: object) -> tuple[list, str, str]:
+def _read_row(row: Any) -> tuple[list, str, str]:
     """(ecg_ids, question, answer); raises ExampleError for anything else."""
     if not isinstance(row, dict) or not set(row) >= _FIELDS:
-        raise ExampleError(f"an object with the fields {sorted(_FIELDS)} wanted")
+        raise ExampleError(f"an object with the fields {sorted(_FIELDS)} expected")
     ecg_ids, answers, question = row["ecg_id"], row["answer"], row["question"]
     if not (isinstance(ecg_ids, list) and len(ecg_ids) in (1, 2)):
-        raise ExampleError(f"ecg_id {ecg_ids!r} found, a list of one id wanted, or of two for a comparison")
+        raise ExampleError(f"ecg_id {ecg_ids!r} found, a list of one id expected, or of two for a comparison")
     if not isinstance(row["question_type"], str):
         raise ExampleError(f"question_type {row['question_type']!r} found, a text expected")
     if not (isinstance(question, str) and isinstance(answers, list) and all(isinstance(a, str) for a in answers)):

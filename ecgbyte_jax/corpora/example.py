@@ -10,20 +10,20 @@ from pathlib import Path
 import numpy as np
 
 from ecgbyte_jax.errors import ExampleError
+from ecgbyte_jax.settings import SPLITS as SPLITS
 
-SPLITS = ("train", "valid", "test")
 _PUBLISHED_SEED = 42
-_DEPTH = 32  # of lists and objects in one another
+_DEPTH = 32  # of nested lists and objects
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One question about one recording, or about two that are compared, and its answer.
+    """One question about one recording, or comparing two, and its answer.
 
-    id: unique in the corpus; patient: whose (first) recording it is; split: one of SPLITS; records: the WFDB records' paths
-    without extension, in the order in which the prompt shows them; meta: what else the corpus tells of it, as JSON values;
-    "patients" there names each recording's patient where they are several. Raises ExampleError where a text is empty, the
-    split unknown, there is no recording, or `meta` holds what no later stage can store.
+    id: unique in the corpus; patient: of the (first) recording; split: one of SPLITS; records: paths of the WFDB records
+    without extension, in prompt order; meta: the corpus' other fields, as JSON values; its "patients" names each recording's
+    patient if they differ. Raises ExampleError if a text is empty, the split unknown, there is no recording, or `meta` cannot
+    be stored.
     """
 
     id: str
@@ -34,16 +34,16 @@ class Example:
     answer: str
     meta: dict = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("id", "patient", "question", "answer"):
             if not getattr(self, name).strip():
                 raise ExampleError(f"the {name} is empty")
             if not is_text(getattr(self, name)):
                 raise ExampleError(f"the {name} holds half a character or bytes that are not UTF-8")
         if self.split not in SPLITS:
-            raise ExampleError(f"split {self.split!r} found, one of {SPLITS} wanted")
+            raise ExampleError(f"split {self.split!r} found, one of {SPLITS} expected")
         if not self.records:
-            raise ExampleError("no recording found, at least one wanted")
+            raise ExampleError("no recording found, at least one expected")
         for name in ("question_type", "attribute_type"):
             if not isinstance(self.meta.get(name, ""), str):
                 raise ExampleError(f"{name} {self.meta[name]!r} found, a text expected")
@@ -54,7 +54,7 @@ class Example:
 
     @property
     def patients(self) -> tuple[str, ...]:
-        """Everyone whose recording it shows."""
+        """The patients of its recordings."""
         return tuple(self.meta.get("patients", (self.patient,)))
 
     def owner(self, record: Path) -> str:
@@ -65,7 +65,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """An example that cannot be used: its id, the file at fault, and the reason."""
+    """An unusable example: its id, the file at fault, and the reason."""
 
     id: str
     file: str
@@ -74,7 +74,7 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """One row of a database of recordings; record is the WFDB path without extension."""
+    """A row of a database of recordings; record is the WFDB path without extension."""
 
     patient: str
     split: str
@@ -83,25 +83,25 @@ class Recording:
 
 
 def record_path(root: Path, name: str) -> Path:
-    """The WFDB record `name` below `root`, without extension; raises ExampleError where it leaves the root or is no text."""
+    """The WFDB record `name` in `root`, without extension; raises ExampleError if it is outside the root or not text."""
     if not is_text(name):
         raise ExampleError(f"record path {name!r} holds half a character or bytes that are not UTF-8")
     inside = os.path.normpath(name)
     if not name.strip() or os.path.isabs(inside) or inside.split(os.sep)[0] in ("..", ".") or "\0" in name:
-        raise ExampleError(f"record path {name!r} found: one that stays inside the data's root wanted")
+        raise ExampleError(f"record path {name!r} found, one inside the data's root expected")
     return root / (inside[:-4] if inside.endswith((".hea", ".dat")) else inside)
 
 
 def split_of(patient: str) -> str:
-    """The split of a patient where a corpus has none of its own: 80% train, 10% valid, 10% test, by a hash of the name."""
+    """A patient's split in a corpus without its own: 80% train, 10% valid, 10% test, by a hash of the name."""
     place = int.from_bytes(hashlib.sha256(patient.encode()).digest()[:8], "big") % 10
     return "train" if place < 8 else "valid" if place == 8 else "test"
 
 
 def published_splits(count: int) -> Sequence[str]:
-    """ECG-Byte's own split of `count` examples, whoever the patient: 70% train, 12% valid, 18% test at random, seed 42.
+    """ECG-Byte's own split of `count` examples, regardless of patient: 70% train, 12% valid, 18% test at random, seed 42.
 
-    The same draw as scikit-learn's `train_test_split(test_size=0.3)` and then `(test_size=0.6)`, with random_state 42.
+    Equal to scikit-learn's `train_test_split(test_size=0.3)` and then `(test_size=0.6)`, with random_state 42.
     """
     drawn = np.random.RandomState(_PUBLISHED_SEED).permutation(count)
     rest = drawn[: math.ceil(0.3 * count)]
@@ -121,7 +121,7 @@ def is_text(value: str) -> bool:
 
 
 def _fault(value: object, depth: int = _DEPTH) -> str:
-    """What of a JSON value neither token shards nor JSON files can hold; "" for nothing."""
+    """Why token shards or JSON files cannot hold a JSON value; "" if they can."""
     match value:
         case str():
             return "" if is_text(value) else "holds half a character or bytes that are not UTF-8"

@@ -1,4 +1,4 @@
-"""MIMIC-IV-ECG (Gow et al. 2023): one example a recording, the machine's report as the answer."""
+"""MIMIC-IV-ECG (Gow et al. 2023): one example per recording, with the machine's report as the answer."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,29 +17,32 @@ _WHERE_TO_GET = (
 
 
 def read_reports(root: Path, question: str) -> Iterator[Example | Rejected]:
-    """Every row of record_list.csv as an example, in the file's order; the lines of its report are joined by ". "."""
+    """Yields every row of record_list.csv as an example, in file order; the lines of its report are joined by ". ".
+
+    Raises CorpusError if a file or column is missing.
+    """
     _find(root, RECORD_LIST)
     reports = _read_measurements(root)
     seen: set[Path] = set()
-    for id, found in read_record_list(root):
-        if isinstance(found, Rejected):
-            yield found
-        elif found.record in seen:
-            yield Rejected(id, str(root / RECORD_LIST), f"recording '{found.record.name}' stands in a row before it")
+    for id, recording in read_record_list(root):
+        if isinstance(recording, Rejected):
+            yield recording
+        elif recording.record in seen:
+            yield Rejected(id, str(root / RECORD_LIST), f"recording '{recording.record.name}' is in an earlier row")
         elif id not in reports:
-            yield Rejected(id, str(root / MEASUREMENTS), "no row of this study_id")
+            yield Rejected(id, str(root / MEASUREMENTS), "no row with this study_id")
         else:
             try:
-                yield Example(id, found.patient, found.split, (found.record,), question, reports[id])
-                seen.add(found.record)
+                yield Example(id, recording.patient, recording.split, (recording.record,), question, reports[id])
+                seen.add(recording.record)
             except ExampleError as error:
                 yield Rejected(id, str(root / MEASUREMENTS), str(error))
 
 
 def read_record_list(root: Path) -> Iterator[tuple[str, Recording | Rejected]]:
-    """(study_id, recording without its report) for every row, or what is wrong with the row.
+    """Yields (study_id, recording without its report) for every row, or what is wrong with it.
 
-    The set has no split of its own: patients are split by a hash of their subject_id (`split_of`).
+    The data set has no split of its own: patients are split by a hash of their subject_id (`split_of`).
     """
     path = _find(root, RECORD_LIST)
     for line, row in read_csv(path, {"subject_id", "study_id", "path"}):
@@ -56,7 +59,7 @@ def read_record_list(root: Path) -> Iterator[tuple[str, Recording | Rejected]]:
 
 
 def _read_measurements(root: Path) -> dict[str, str]:
-    """study_id -> the report; a row that cannot be read is left out, so that its recording is set aside."""
+    """study_id -> report; unreadable rows are skipped, so that their recordings are rejected."""
     path = _find(root, MEASUREMENTS)
     rows = (row for _, row in read_csv(path, {"study_id", "report_0"}) if not isinstance(row, str))
     return {row["study_id"].strip(): _report(row) for row in rows}

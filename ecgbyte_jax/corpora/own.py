@@ -1,4 +1,4 @@
-"""Your own data: WFDB records below a folder, and a table of questions about them."""
+"""Your own data: WFDB records in a folder, and a table of questions about them."""
 
 import hashlib
 from collections.abc import Iterator
@@ -12,17 +12,17 @@ _FIELDS = ("record", "question", "answer", "patient")
 
 
 def read_table(path: Path, root: Path) -> Iterator[Example | Rejected]:
-    """Every row of a CSV or JSONL file (by its ending) with the fields record, question, answer, patient, and maybe split, id.
+    """Yields the rows of a CSV or JSONL file (by extension): record, question, answer, patient, optionally split, id.
 
-    record: a path below `root`, with or without extension; in JSONL also a list of two, for a comparison, whose patients are
-    listed in the field patients where they are two. split: train, valid or test; where the field is missing or empty, patients
-    are split by a hash (`split_of`). id: the line's number where there is none. Other fields go into `meta`. Raises CorpusError
-    where the file or a column is missing.
+    record: a path in `root`, with or without extension; in JSONL also a list of two, for a comparison, whose patients are
+    listed in the field patients if they differ. split: train, valid or test; if missing or empty, patients are split by a hash
+    (`split_of`). id: by default the line's number. Other fields go into `meta`. Raises CorpusError if the file or a column is
+    missing.
     """
     if path.suffix.lower() not in (".csv", ".jsonl") or not path.is_file():
-        raise CorpusError(f"data.table: no .csv or .jsonl file '{path}'; fields {list(_FIELDS)}, and split where you have one")
+        raise CorpusError(f"data.table: no .csv or .jsonl file '{path}'; fields {list(_FIELDS)}, and split if you have one")
     if not root.is_dir():
-        raise CorpusError(f"data.root: no folder '{root}', that of the WFDB records wanted")
+        raise CorpusError(f"data.root: no folder '{root}', that of the WFDB records expected")
     rows = read_csv(path, set(_FIELDS)) if path.suffix.lower() == ".csv" else read_jsonl(path)
     seen: set[bytes] = set()
     for line, row in rows:
@@ -34,7 +34,7 @@ def read_table(path: Path, root: Path) -> Iterator[Example | Rejected]:
             example = _example(id, row, root)
             key = hashlib.sha256(repr((example.records, example.question, example.answer)).encode()).digest()[:16]
             if key in seen:
-                raise ExampleError("the same record, question and answer stand in a row before it")
+                raise ExampleError("the same record, question and answer are in an earlier row")
             seen.add(key)
             yield example
         except ExampleError as error:
@@ -42,7 +42,7 @@ def read_table(path: Path, root: Path) -> Iterator[Example | Rejected]:
 
 
 def _id(row: dict) -> str:
-    """The row's own id; "" where it has none."""
+    """The row's own id; "" if it has none."""
     value = row.get("id")
     if value is None:
         return ""
@@ -59,7 +59,7 @@ def _example(id: str, row: dict, root: Path) -> Example:
         raise ExampleError(f"fields {missing} are missing or empty")
     names = row["record"] if isinstance(row["record"], list) else [row["record"]]
     if not all(isinstance(value, str) for value in (*names, row["question"], row["answer"])) or len(names) > 2:
-        raise ExampleError("record (one, or a list of two), question and answer as texts wanted")
+        raise ExampleError("record (one, or a list of two), question and answer as texts expected")
     records = tuple(record_path(root, name) for name in names)
     patients = _patients(row, len(records))
     split = _common_split(patients) if row.get("split") in (None, "") else row["split"]
@@ -69,7 +69,7 @@ def _example(id: str, row: dict, root: Path) -> Example:
 
 
 def _patients(row: dict, recordings: int) -> list[str]:
-    """The names of everyone whose recordings are shown, in their order, without white space around them."""
+    """The names of the recordings' patients, in their order, without surrounding whitespace."""
     patient = _name(row["patient"])
     if patient is None:
         raise ExampleError(f"patient {row['patient']!r} found, a name (a text or a whole number) expected")
@@ -80,11 +80,11 @@ def _patients(row: dict, recordings: int) -> list[str]:
     if not 1 <= len(names) <= recordings or names[0] != patient or None in names:
         count = "1 name" if recordings == 1 else f"1 to {recordings} names"
         raise ExampleError(f"patients {listed!r} found, a list of {count} that begins with patient {patient!r} expected")
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(name for name in names if name))
 
 
 def _name(value: object) -> str | None:
-    """The name of a patient; None for what is none."""
+    """The name of a patient; None if `value` is not one."""
     return str(value).strip() or None if isinstance(value, str | int) and not isinstance(value, bool) else None
 
 

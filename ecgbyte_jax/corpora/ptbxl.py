@@ -1,4 +1,4 @@
-"""PTB-XL (Wagner et al. 2020): one example a recording, the cardiologist's report as the answer."""
+"""PTB-XL (Wagner et al. 2020): one example per recording, with the cardiologist's report as the answer."""
 
 import re
 from collections.abc import Iterator
@@ -21,39 +21,40 @@ _WHERE_TO_GET = (
 def read_reports(
     root: Path, sample_rate: int, question: str, translations: Path | None = None, published_split: bool = False
 ) -> Iterator[Example | Rejected]:
-    """Every row of the database as an example, in the file's order, from the recordings at `sample_rate` Hz.
+    """Yields every row of the database as an example, in file order, with the recordings at `sample_rate` Hz.
 
-    translations: a CSV file with the columns ecg_id and report, whose reports take the place of the German ones.
+    translations: a CSV file with the columns ecg_id and report, whose reports replace the German ones. Raises CorpusError like
+    `read_database`, or if the translations are missing.
     """
     reports = _read_translations(translations) if translations else None
     seen: set[Path] = set()
-    for id, found in read_database(root, sample_rate, published_split):
-        if isinstance(found, Rejected):
-            yield found
-        elif found.record in seen:
-            yield Rejected(id, str(root / DATABASE), f"recording '{found.record.name}' stands in a row before it")
+    for id, recording in read_database(root, sample_rate, published_split):
+        if isinstance(recording, Rejected):
+            yield recording
+        elif recording.record in seen:
+            yield Rejected(id, str(root / DATABASE), f"recording '{recording.record.name}' is in an earlier row")
         elif reports is not None and id not in reports:
-            yield Rejected(id, str(translations), "no report of this ecg_id")
+            yield Rejected(id, str(translations), "no report with this ecg_id")
         else:
-            report = found.report if reports is None else reports[id]
+            report = recording.report if reports is None else reports[id]
             try:
-                yield Example(id, found.patient, found.split, (found.record,), question, report)
-                seen.add(found.record)
+                yield Example(id, recording.patient, recording.split, (recording.record,), question, report)
+                seen.add(recording.record)
             except ExampleError as error:
                 yield Rejected(id, str(translations or root / DATABASE), str(error))
 
 
 def read_database(root: Path, sample_rate: int, published_split: bool = False) -> Iterator[tuple[str, Recording | Rejected]]:
-    """(ecg_id, recording) for every row, or what is wrong with the row.
+    """Yields (ecg_id, recording) for every row, or what is wrong with it.
 
-    Folds 1-8 train, 9 valid, 10 test, by patient; `published_split` takes 1-7, 8, and 9-10, by patient too, and leaves out
-    recordings without a diagnostic superclass. Raises CorpusError where the folder, a file or a column is missing.
+    Folds 1-8 are train, 9 valid, 10 test, by patient; `published_split` uses 1-7, 8 and 9-10, also by patient, and rejects
+    recordings without a diagnostic superclass. Raises CorpusError if the folder, a file or a column is missing.
     """
     path = root / DATABASE
     if not path.is_file():
         raise CorpusError(f"data.root: no {DATABASE} in '{root}'. {_WHERE_TO_GET}")
     if sample_rate not in (100, 500):
-        raise CorpusError(f"data.sample_rate: {sample_rate} found, 100 or 500 (Hz) wanted")
+        raise CorpusError(f"data.sample_rate: {sample_rate} found, 100 or 500 (Hz) expected")
     column = "filename_hr" if sample_rate == 500 else "filename_lr"
     last_train = 7 if published_split else 8
     diagnostic = _read_diagnostic_codes(root / STATEMENTS) if published_split else None
@@ -62,7 +63,7 @@ def read_database(root: Path, sample_rate: int, published_split: bool = False) -
             yield f"line {line}", Rejected(f"line {line}", str(path), f"line {line}: {row}")
         elif diagnostic is not None and diagnostic.isdisjoint(re.findall(r"'([^']+)'\s*:", row["scp_codes"])):
             id = row["ecg_id"] or f"line {line}"
-            reason = "no diagnostic superclass, without which data.published_split leaves recordings out"
+            reason = "no diagnostic superclass, which data.published_split requires"
             yield id, Rejected(id, str(path), f"line {line}: {reason}")
         else:
             yield _recording(row, line, root, column, last_train)
@@ -92,7 +93,7 @@ def _read_diagnostic_codes(path: Path) -> set[str]:
 
 
 def _read_translations(path: Path) -> dict[str, str]:
-    """ecg_id -> report; a row that cannot be read is left out, so that its recording is set aside."""
+    """ecg_id -> report; unreadable rows are skipped, so that their recordings are rejected."""
     if not path.is_file():
-        raise CorpusError(f"data.translations: no file '{path}', a CSV file with the columns ecg_id and report wanted")
+        raise CorpusError(f"data.translations: no file '{path}', a CSV file with the columns ecg_id and report expected")
     return {row["ecg_id"]: row["report"] for _, row in read_csv(path, {"ecg_id", "report"}) if not isinstance(row, str)}

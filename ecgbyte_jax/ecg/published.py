@@ -1,12 +1,13 @@
-"""The tokenizers that ECG-Byte publishes: their pickles, read without running anything in them, and their ids.
+"""The tokenizers published with ECG-Byte: their pickles, read without executing them, and their ids.
 
 A pickle holds (vocab, merges): dict id -> string, and a list of (bytes of the new token, its id). Ids 0..255 are single
-bytes, of which only 97..122, the letters, can stand in an ECG; 256 + k is merge k. Which two tokens a merge joined is not
-said, and a string can be split in several ways.
+bytes, of which only 97..122, the letters, occur in an ECG; 256 + k is merge k. Which two tokens a merge joined is not
+stored, and a string can be split in several ways.
 """
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from ecgbyte_jax.ecg.symbols import ALPHABET_SIZE, parse
 from ecgbyte_jax.errors import TokenizerError
 
 _FIRST_LETTER, _FIRST_MERGE = ord("a"), 256
-# What a file that is no pickle, or a damaged one, makes the unpickler raise.
+# What the unpickler raises for files that are not pickles or are damaged.
 _UNREADABLE = (
     pickle.UnpicklingError,
     EOFError,
@@ -28,26 +29,26 @@ _UNREADABLE = (
 
 
 def published_id(ids: np.ndarray) -> np.ndarray:
-    """The published ids of compact ones: 97 + letter ('a' is 97), 256 + merge."""
+    """Maps compact ids to published ones: 97 + letter ('a' is 97), 256 + merge."""
     ids = np.asarray(ids)
     return np.where(ids < ALPHABET_SIZE, ids + _FIRST_LETTER, ids - ALPHABET_SIZE + _FIRST_MERGE)
 
 
 def compact_id(published: np.ndarray) -> np.ndarray:
-    """The compact ids of published ones; raises TokenizerError for a byte that is no letter a to z."""
+    """Maps published ids to compact ones; raises TokenizerError for a byte that is not a letter a to z."""
     published = np.asarray(published)
     is_letter = (published >= _FIRST_LETTER) & (published < _FIRST_LETTER + ALPHABET_SIZE)
     wrong = published[~is_letter & (published < _FIRST_MERGE)]
     if wrong.size:
-        raise TokenizerError(f"published id {wrong[0]} found, 97 to 122 or 256 and more wanted")
+        raise TokenizerError(f"published id {wrong[0]} found, 97 to 122 or at least 256 expected")
     return np.where(is_letter, published - _FIRST_LETTER, published - _FIRST_MERGE + ALPHABET_SIZE)
 
 
 def read_published(path: str | Path) -> list[np.ndarray]:
-    """The tokens of a published pickle by compact id, uint8 [n] each.
+    """Reads the tokens of a published pickle by compact id, uint8 [n] each.
 
-    Raises TokenizerError, naming the file, for a pickle that asks for anything but dicts, lists, tuples, ints and strings,
-    and for one that holds something else than a published tokenizer does.
+    Raises TokenizerError, naming the file, for a pickle that needs anything but dicts, lists, tuples, ints and strings, or
+    does not hold a published tokenizer.
     """
     try:
         with open(path, "rb") as file:
@@ -60,13 +61,14 @@ def read_published(path: str | Path) -> list[np.ndarray]:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Plain containers, ints and strings need no class and no function, so that none is looked up."""
+    """Refuses to look up classes and functions; plain containers, ints and strings need none."""
 
     def find_class(self, module: str, name: str) -> None:
-        raise TokenizerError(f"the pickle asks for {module}.{name}; only dict, list, tuple, int and str are admitted")
+        """Raises TokenizerError."""
+        raise TokenizerError(f"the pickle needs {module}.{name}; only dict, list, tuple, int and str are allowed")
 
 
-def _check(content: object, path: str | Path) -> list[np.ndarray]:
+def _check(content: Any, path: str | Path) -> list[np.ndarray]:
     """The symbols of every token by compact id."""
     try:
         vocab, merges = content
@@ -75,9 +77,9 @@ def _check(content: object, path: str | Path) -> list[np.ndarray]:
         strings = [vocab[number] for number in numbers]
         rest = max(vocab) - max(numbers)
     except (TypeError, ValueError, LookupError, OverflowError) as error:
-        raise TokenizerError(f"{path}: not a published tokenizer, (vocab, merges) wanted: {error!r}") from error
+        raise TokenizerError(f"{path}: not a published tokenizer, (vocab, merges) expected: {error!r}") from error
     if rest > 0:
-        raise TokenizerError(f"{path}: token {max(vocab)} found, but only {len(merges)} merges")
+        raise TokenizerError(f"{path}: token {max(vocab)} found, {max(numbers)} expected as the last of {len(merges)} merges")
     tokens = []
     for number, string in zip(numbers, strings):
         try:
@@ -85,5 +87,5 @@ def _check(content: object, path: str | Path) -> list[np.ndarray]:
         except TokenizerError as error:
             raise TokenizerError(f"{path}: token {number} is {error}") from error
         if string != (chr(number) if number < _FIRST_MERGE else spelled.get(number)):
-            raise TokenizerError(f"{path}: token {number} is {string!r} in the vocabulary, otherwise in the merges")
+            raise TokenizerError(f"{path}: token {number} is {string!r} in the vocabulary, a different string in the merges")
     return tokens

@@ -1,7 +1,7 @@
-"""Synthetic 12-lead ECGs: a moving heart dipole seen by twelve leads, with the disturbances of real recordings.
+"""Synthetic 12-lead ECGs: a moving heart dipole seen by twelve leads, with the artefacts of real recordings.
 
-Every wave of a beat is a Gaussian in time along a fixed direction in space (after McSharry et al. 2003, with the
-dipole of Sameni et al. 2007). Axes: N samples, W waves, L leads (12); space is x left, y down, z front.
+Each wave of a beat is a Gaussian in time along a fixed direction in space (after McSharry et al. 2003, with the dipole of
+Sameni et al. 2007). Axes: N samples, W waves, L leads (12); space is x left, y down, z front.
 """
 
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ _PRECORDIAL_DEG = np.array([115.0, 94.0, 70.0, 47.0, 22.0, 0.0])
 
 @dataclass(frozen=True)
 class Heart:
-    """What one recording shows; the answers of the demo's questions follow from these fields.
+    """The findings of one recording, which determine the answers to the demo's questions.
 
-    rate in beats a minute; variability is the standard deviation of the beat interval as a share of it; voltage scales
-    all waves; st_elevation in mV; noise amplitudes in mV.
+    rate in beats per minute; variability: standard deviation of the beat interval relative to its mean; voltage scales all
+    waves; st_elevation and noise amplitudes in mV.
     """
 
     rate: float = 70.0
@@ -48,7 +48,7 @@ class _Wave:
 
 
 def random_heart(rng: np.random.Generator) -> Heart:
-    """Draws a heart; every finding is drawn on its own, so that none tells of another."""
+    """Draws a heart; all findings are independent."""
     rate_class = rng.choice(["slow", "normal", "fast"])
     low, high = {"slow": (42, 54), "normal": (62, 92), "fast": (108, 140)}[rate_class]
     fibrillation = bool(rng.random() < 0.3)
@@ -70,9 +70,9 @@ def random_heart(rng: np.random.Generator) -> Heart:
 
 
 def synthesize(heart: Heart, rng: np.random.Generator) -> np.ndarray:
-    """Draws 10 s of `heart` at 500 Hz: int16 [12, 5000] in uV, leads in the canonical order.
+    """Synthesises 10 s of `heart` at 500 Hz: int16 [12, 5000] in uV, leads in the canonical order.
 
-    The limb leads are exact to the last uV: III = II - I, and aVR, aVL, aVF follow from I and II.
+    The limb leads are exact to 1 uV: III = II - I, and aVR, aVL, aVF follow from I and II.
     """
     time = np.arange(int(DURATION * SAMPLE_RATE)) / SAMPLE_RATE  # [N]
     dipole = np.zeros((3, len(time)))
@@ -88,12 +88,13 @@ def synthesize(heart: Heart, rng: np.random.Generator) -> np.ndarray:
 
 
 def _beats(heart: Heart, rng: np.random.Generator) -> list[tuple[float, bool, float]]:
-    """(time of the R peak in s, ectopic, interval to the beat before in s); some lie outside the recording."""
-    beats, at, mean = [], -rng.uniform(0, 60 / heart.rate), 60 / heart.rate
+    """(time of the R peak in s, ectopic, interval since the previous beat in s); some are outside the recording."""
+    beats: list[tuple[float, bool, float]] = []
+    at, mean = -rng.uniform(0, 60 / heart.rate), 60 / heart.rate
     while at < DURATION + 1:
         ectopic = heart.bigeminy and len(beats) % 2 == 1
         interval = mean * max(1 + heart.variability * rng.standard_normal(), 0.5)
-        # An extrasystole comes early, and a compensatory pause follows.
+        # An extrasystole is early, followed by a compensatory pause.
         interval *= 0.65 if ectopic else (1.35 if heart.bigeminy and beats else 1.0)
         at += interval
         beats.append((at, ectopic, interval))
@@ -103,7 +104,7 @@ def _beats(heart: Heart, rng: np.random.Generator) -> list[tuple[float, bool, fl
 def _sinus_waves(heart: Heart, interval: float) -> list[_Wave]:
     axis = np.deg2rad(heart.axis_deg)
     x, y = np.cos(axis), np.sin(axis)
-    t_centre = 0.30 * np.sqrt(min(interval, 1.2) / 0.85)  # Bazett: the QT interval grows with the root of the interval
+    t_centre = 0.30 * np.sqrt(min(interval, 1.2) / 0.85)  # Bazett: QT grows with the square root of RR
     p = [] if heart.fibrillation else [_Wave(-0.16, 0.022, 0.16, (0.6, 0.8, 0.2))]
     if heart.block == "left":
         qrs = [_Wave(-0.01, 0.022, 0.9, (x, y * 0.7, -0.7)), _Wave(0.045, 0.025, 0.8, (x, y * 0.5, -0.9))]
@@ -120,12 +121,12 @@ def _sinus_waves(heart: Heart, interval: float) -> list[_Wave]:
 
 
 def _ectopic_waves(heart: Heart) -> list[_Wave]:
-    """A ventricular extrasystole: no P wave, wide and tall QRS of another axis, T wave opposite to it."""
+    """A ventricular extrasystole: no P wave, wide and tall QRS with a different axis, opposite T wave."""
     return [_Wave(0.02, 0.035, 1.6, (-0.3, 0.8, 0.7)), _Wave(0.30, 0.06, 0.5, (0.3, -0.8, -0.5))]
 
 
 def _st_segment(heart: Heart, since_r: np.ndarray) -> np.ndarray:
-    """The current of injury between the end of QRS and the T wave, mV [3, N]."""
+    """The injury current between the end of QRS and the T wave, mV [3, N]."""
     rise, fall = expit((since_r - 0.06) / 0.008), expit((0.30 - since_r) / 0.025)
     direction = {"anterior": (0.2, -0.1, 1.0), "inferior": (-0.1, 1.0, -0.3)}[heart.infarction]
     return heart.st_elevation * np.array(direction)[:, None] * rise * fall
@@ -138,7 +139,7 @@ def _fibrillation_waves(time: np.ndarray, rng: np.random.Generator) -> np.ndarra
 
 
 def _project(dipole: np.ndarray) -> np.ndarray:
-    """The electrodes' view of the dipole [3, N]: leads I, II and V1..V6 in mV, [8, N]."""
+    """Projects the dipole [3, N] onto leads I, II and V1..V6 in mV, [8, N]."""
     angle = np.deg2rad(_PRECORDIAL_DEG)
     directions = np.zeros((8, 3))
     directions[0] = (1, 0, 0)
@@ -148,12 +149,12 @@ def _project(dipole: np.ndarray) -> np.ndarray:
 
 
 def _add_noise(leads: np.ndarray, heart: Heart, time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Baseline wander, mains hum and muscle noise on the eight electrodes' leads, then all twelve; int16 [12, N] in uV."""
+    """Adds baseline wander, mains hum and muscle noise to the eight leads, and derives all twelve; int16 [12, N] in uV."""
     breath = np.sin(2 * np.pi * (rng.uniform(0.15, 0.35) * time + rng.random()))
     mains = np.sin(2 * np.pi * (50 * time + rng.random()))
     noisy = leads + heart.wander * rng.uniform(-1, 1, (8, 1)) * breath + heart.hum * rng.uniform(0, 1, (8, 1)) * mains
     noisy += heart.muscle * rng.standard_normal(leads.shape)
     uv = np.round(np.clip(noisy, -30, 30) * 1000).astype(np.int64)
-    one, two, chest = uv[0], uv[1], uv[2:]
-    limb = np.stack([one, two, two - one, -(one + two) // 2, one - two // 2, two - one // 2])
+    i, ii, chest = uv[0], uv[1], uv[2:]
+    limb = np.stack([i, ii, ii - i, -(i + ii) // 2, i - ii // 2, ii - i // 2])
     return np.concatenate([limb, chest]).astype(np.int16)

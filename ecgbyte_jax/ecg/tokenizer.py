@@ -1,6 +1,6 @@
 """The ECG tokenizer: quantizer and byte pair encoding in one readable JSON file.
 
-Axes: L leads (12), T samples of a segment, S segments, n tokens.
+Axes: L leads (12), T samples per segment, S segments, n tokens.
 """
 
 import hashlib
@@ -8,6 +8,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -26,8 +27,8 @@ _FIELDS = {"format", "version", "sha256", "percentile_1_mv", "percentile_99_mv",
 class Training:
     """What a tokenizer was trained on, and how.
 
-    num_merges: asked for; boundary: what no token crosses ("": nothing is, "record", "lead"); segments, symbols: of the
-    corpus; clipped: its samples outside the quantizer's range; corpus_sha256: of the symbols, one byte each.
+    num_merges: the number requested; boundary: "record" or "lead", whose ends no token crosses, or "" for none; segments,
+    symbols: the corpus' size; clipped: its samples out of the quantizer's range; corpus_sha256: of the symbols, one byte each.
     """
 
     num_merges: int
@@ -40,59 +41,72 @@ class Training:
 
 @dataclass(frozen=True)
 class ECGTokenizer:
-    """Turns a clean signal into ECG tokens and back; leads are flattened one after the other, tokens may cross them."""
+    """Encodes clean signals as ECG tokens and back; leads are flattened one after the other, tokens may cross them."""
 
     quantizer: Quantizer
     bpe: BPE
     training: Training | None = None
 
-    def encode(self, signal: np.ndarray, *, return_offsets: bool = False) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-        """A clean segment [12, T] in mV to int32 ids [n].
+    @overload
+    def encode(self, signal: np.ndarray, *, return_offsets: Literal[False] = False) -> np.ndarray: ...
 
-        `return_offsets` gives (ids, offsets), int32 [n]: where each token starts in the flattened segment, lead l and sample
-        t at l * T + t.
+    @overload
+    def encode(self, signal: np.ndarray, *, return_offsets: Literal[True]) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def encode(self, signal: np.ndarray, *, return_offsets: bool = False) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """Encodes a clean segment [12, T] in mV as int32 ids [n].
+
+        With `return_offsets`: (ids, offsets), offsets int32 [n] being where each token starts in the flattened segment, with
+        lead l, sample t at l * T + t. Raises TokenizerError for other shapes or values that are not finite.
         """
-        encoded = self.encode_batch(np.asarray(signal)[None], return_offsets=return_offsets)
-        return (encoded[0][0], encoded[1][0]) if return_offsets else encoded[0]
+        ids = self.encode_batch(np.asarray(signal)[None])[0]
+        return (ids, self.bpe.offsets(ids)) if return_offsets else ids
+
+    @overload
+    def encode_batch(self, segments: np.ndarray, *, return_offsets: Literal[False] = False) -> list[np.ndarray]: ...
+
+    @overload
+    def encode_batch(
+        self, segments: np.ndarray, *, return_offsets: Literal[True]
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]: ...
 
     def encode_batch(
         self, segments: np.ndarray, *, return_offsets: bool = False
     ) -> list[np.ndarray] | tuple[list[np.ndarray], list[np.ndarray]]:
-        """Clean segments [S, 12, T] in mV to S arrays of int32 ids; with offsets, (ids, offsets), S arrays each."""
+        """Encodes clean segments [S, 12, T] in mV as S arrays of int32 ids; with offsets, (ids, offsets), S arrays each."""
         segments = np.asarray(segments)
         if segments.ndim != 3 or segments.shape[1] != len(LEADS):
-            raise TokenizerError(f"segments of shape {segments.shape} found, [segments, {len(LEADS)}, samples] wanted")
+            raise TokenizerError(f"segments of shape {segments.shape} found, [segments, {len(LEADS)}, samples] expected")
         symbols = self.quantizer.encode(segments)
-        return self.bpe.encode_batch(
-            symbols.reshape(len(segments), math.prod(segments.shape[1:])), return_offsets=return_offsets
-        )
+        ids = self.bpe.encode_batch(symbols.reshape(len(segments), math.prod(segments.shape[1:])))
+        return (ids, [self.bpe.offsets(row) for row in ids]) if return_offsets else ids
 
     def decode(self, ids: np.ndarray) -> np.ndarray:
-        """Ids [n] to float64 mV [12, T], each sample at the centre of its bin.
+        """Decodes ids [n] to float64 mV [12, T], each sample at the centre of its bin.
 
-        Raises TokenizerError where the ids do not stand for whole leads of equal length.
+        Raises TokenizerError if the ids do not decode to leads of equal length.
         """
         symbols = self.bpe.decode(ids)
         if symbols.size % len(LEADS):
-            raise TokenizerError(f"the ids stand for {symbols.size} samples, a multiple of {len(LEADS)} leads wanted")
+            raise TokenizerError(f"the ids decode to {symbols.size} samples, a multiple of {len(LEADS)} leads expected")
         return self.quantizer.decode(symbols.reshape(len(LEADS), -1))
 
     def encodes_like(self, other: "ECGTokenizer") -> bool:
-        """Whether both give the same ids of any signal, however they were made."""
+        """Whether both encode every signal identically, however they were made."""
         return self.quantizer == other.quantizer and self.bpe.tokens_sha256 == other.bpe.tokens_sha256
 
     def digest(self) -> str:
-        """SHA-256 of percentiles, training, tokens, merges and counts, however a file spells them."""
-        rest = [self.quantizer.percentile_1, self.quantizer.percentile_99, self.training and asdict(self.training)]
-        found = hashlib.sha256(json.dumps([*rest, self.bpe.tokens_sha256]).encode())
-        if self.bpe.merges is not None:
-            found.update(np.column_stack([self.bpe.merges, self.bpe.counts]).astype("<i8").tobytes())
-        return found.hexdigest()
+        """SHA-256 of percentiles, training, tokens, merges and counts, independent of the file's formatting."""
+        head = [self.quantizer.percentile_1, self.quantizer.percentile_99, self.training and asdict(self.training)]
+        digest = hashlib.sha256(json.dumps([*head, self.bpe.tokens_sha256]).encode())
+        if self.bpe.merges is not None and self.bpe.counts is not None:
+            digest.update(np.column_stack([self.bpe.merges, self.bpe.counts]).astype("<i8").tobytes())
+        return digest.hexdigest()
 
     def save(self, path: str | Path) -> None:
-        """Writes the JSON file, whole or not at all, and beside it the encoder's tables, which only save time.
+        """Writes the JSON file atomically, and next to it the encoder's tables, which only save time.
 
-        The same tokenizer gives the same bytes.
+        The same tokenizer gives the same bytes. Raises OSError.
         """
         head = {
             "format": _FORMAT,
@@ -102,7 +116,7 @@ class ECGTokenizer:
             "percentile_99_mv": self.quantizer.percentile_99,
             "training": asdict(self.training) if self.training else None,
         }
-        if self.bpe.merges is None:
+        if self.bpe.merges is None or self.bpe.counts is None:
             name, rows = "tokens", [f'"{spell(token)}"' for token in self.bpe.tokens[ALPHABET_SIZE:]]
         else:
             merges = zip(self.bpe.merges.tolist(), self.bpe.counts.tolist())
@@ -115,40 +129,40 @@ class ECGTokenizer:
     def load(cls, path: str | Path) -> "ECGTokenizer":
         """Reads what `save` wrote; raises TokenizerError, naming file and field, for anything else."""
         try:
-            found = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise TokenizerError(f"{path}: no such file; `--stage=prepare` makes it") from error
+            raise TokenizerError(f"{path}: no such file; `--stage=prepare` creates it") from error
         except OSError as error:
             raise TokenizerError(f"{path}: cannot be read: {error.strerror}") from error
-        except (ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, or a number of thousands of digits
+        except (ValueError, RecursionError) as error:  # ValueError: not JSON, not UTF-8, or a number of thousands of digits
             raise TokenizerError(f"{path}: not readable as JSON, or truncated: {error}") from error
-        if not isinstance(found, dict) or found.get("format") != _FORMAT:
-            raise TokenizerError(f"{path}: field 'format' is not '{_FORMAT}', so this is no ECG tokenizer")
-        if found.get("version") != _VERSION:
+        if not isinstance(content, dict) or content.get("format") != _FORMAT:
+            raise TokenizerError(f"{path}: field 'format' is not '{_FORMAT}', so this is not an ECG tokenizer")
+        if content.get("version") != _VERSION:
             raise TokenizerError(
-                f"{path}: version {found.get('version')} found, {_VERSION} expected; a newer file needs a newer ecgbyte_jax, "
-                "an older one is made again by `--stage=prepare`"
+                f"{path}: version {content.get('version')} found, {_VERSION} expected; a newer file needs a newer ecgbyte_jax, "
+                "an older one is rebuilt by `--stage=prepare`"
             )
-        if set(found) not in (_FIELDS | {"merges"}, _FIELDS | {"tokens"}):
-            raise TokenizerError(f"{path}: fields {sorted(found)} found, {sorted(_FIELDS)} and 'merges' or 'tokens' wanted")
+        if set(content) not in (_FIELDS | {"merges"}, _FIELDS | {"tokens"}):
+            raise TokenizerError(f"{path}: fields {sorted(content)} found, {sorted(_FIELDS)} and 'merges' or 'tokens' expected")
         try:
-            bpe = _read_merges(found["merges"]) if "merges" in found else _read_tokens(found["tokens"])
-            tokenizer = cls(_read_quantizer(found), bpe, _read_training(found["training"]))
+            bpe = _read_merges(content["merges"]) if "merges" in content else _read_tokens(content["tokens"])
+            tokenizer = cls(_read_quantizer(content), bpe, _read_training(content["training"]))
         except TokenizerError as error:
             raise TokenizerError(f"{path}: {error}") from error
-        if found["sha256"] != tokenizer.digest():
+        if content["sha256"] != tokenizer.digest():
             raise TokenizerError(
-                f"{path}: field 'sha256' is {found['sha256']!r:.70}, {tokenizer.digest()!r} expected of what the file holds: "
-                "it is damaged or was edited; take another copy, or delete it and run --stage=prepare again"
+                f"{path}: field 'sha256' is {content['sha256']!r:.70}, {tokenizer.digest()!r} expected for its content: "
+                "it is damaged or was edited; use another copy, or delete it and run --stage=prepare again"
             )
         bpe.load_automaton(_automaton_path(path))
         return tokenizer
 
     @classmethod
     def from_published(cls, pickle_path: str | Path, percentile_1: float, percentile_99: float) -> "ECGTokenizer":
-        """A tokenizer as ECG-Byte publishes it, with the percentiles (mV) that belong to it; its merges are not known.
+        """Loads a published ECG-Byte tokenizer with its percentiles (mV); its merges are unknown.
 
-        Nothing in the pickle is run; raises TokenizerError as `read_published`. `published_id` and `compact_id` map ids.
+        The pickle is not executed; raises TokenizerError like `read_published`. `published_id` and `compact_id` map ids.
         """
         return cls(Quantizer(percentile_1, percentile_99), BPE(read_published(pickle_path)))
 
@@ -157,35 +171,35 @@ def _automaton_path(path: str | Path) -> Path:
     return Path(path).with_suffix(".automaton.npz")
 
 
-def _read_quantizer(found: dict) -> Quantizer:
-    percentiles = found["percentile_1_mv"], found["percentile_99_mv"]
+def _read_quantizer(content: dict) -> Quantizer:
+    percentiles = content["percentile_1_mv"], content["percentile_99_mv"]
     if not all(type(p) in (int, float) for p in percentiles):
         raise TokenizerError(f"percentiles {percentiles!r:.80} found, two numbers in mV expected")
     return Quantizer(*percentiles)
 
 
-def _read_training(found: object) -> Training | None:
-    if found is None:
+def _read_training(values: Any) -> Training | None:
+    if values is None:
         return None
     types = {field.name: field.type for field in fields(Training)}
-    if not isinstance(found, dict) or {name: type(value) for name, value in found.items()} != types:
-        raise TokenizerError(f"field 'training' is {found}, {', '.join(types)} wanted")
-    return Training(**found)
+    if not isinstance(values, dict) or {name: type(value) for name, value in values.items()} != types:
+        raise TokenizerError(f"field 'training' is {values}, {', '.join(types)} expected")
+    return Training(**values)
 
 
 def _read_merges(rows: object) -> BPE:
     if not isinstance(rows, list):
-        raise TokenizerError(f"field 'merges' is {rows!r:.40}, a list wanted")
+        raise TokenizerError(f"field 'merges' is {rows!r:.40}, a list expected")
     for row in rows:
         if not (isinstance(row, list) and len(row) == 3 and all(type(value) is int and 0 <= value < 1 << 62 for value in row)):
-            raise TokenizerError(f"field 'merges' holds {row!r:.40}, [left, right, count] wanted")
+            raise TokenizerError(f"field 'merges' holds {row!r:.40}, [left, right, count] expected")
     table = np.array(rows, np.int64).reshape(-1, 3)
     return BPE.of_merges(table[:, :2], table[:, 2])
 
 
 def _read_tokens(rows: object) -> BPE:
     if not isinstance(rows, list):
-        raise TokenizerError(f"field 'tokens' is {rows!r:.40}, a list wanted")
+        raise TokenizerError(f"field 'tokens' is {rows!r:.40}, a list expected")
     try:
         return BPE([*(np.array([letter], np.uint8) for letter in range(ALPHABET_SIZE)), *map(parse, rows)])
     except TokenizerError as error:

@@ -1,1 +1,1 @@
-"""From tokens and text to batches: prompt, token shards, Grain pipelines."""
+"""From tokens and text to batches: prompts, token shards, Grain pipelines."""

@@ -1,6 +1,6 @@
 """Batches from token shards, through Grain.
 
-Axes: B rows of a batch, T places of a row, A answer tokens of a row at most.
+Axes: B rows per batch, T places per row, A answer tokens per row at most.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from ecgbyte_jax.inputs.shards import Manifest, Sequence, read_ecg
 
 
 def open_split(folder: Path, manifest: Manifest, split: str) -> grain.MapDataset:
-    """Every sequence of a split, in the order of the files; raises ShardsError where there is none."""
+    """Opens the sequences of a split, in file order; raises ShardsError if there is none or a file is damaged."""
     files = manifest.splits[split].files
     if not files:
         counts = {name: summary.sequences for name, summary in manifest.splits.items()}
@@ -37,28 +37,28 @@ def open_split(folder: Path, manifest: Manifest, split: str) -> grain.MapDataset
 
 
 def _damaged(folder: Path, split: str, error: Exception) -> ShardsError:
-    why = str(error).splitlines()[0]
-    return ShardsError(f"{folder}: a file of split {split!r} or of its ECGs is damaged ({why}); run --stage=prepare again")
+    cause = str(error).splitlines()[0]
+    return ShardsError(f"{folder}: a file of split {split!r} or of its ECGs is damaged ({cause}); run --stage=prepare again")
 
 
 def training_batches(
     sequences: grain.MapDataset, plan: Plan, ids: PromptIds, max_length: int, rows: np.ndarray | None = None
 ) -> grain.MapDataset:
-    """The batches of a whole training, or some of their rows: item n belongs to step n, whatever came before.
+    """The batches of an entire training, or a subset of their rows: item n is step n's, regardless of history.
 
-    `rows`: the numbers int [b] of those of the B rows that are made; None: all. Each item: input_ids, positions, segments
-    int32 [b, T], answer_places, targets int32 [b, A], answer_mask bool [b, A]; see `prompt.lay_out`.
+    rows: the numbers int [b] of the rows to make; None: all B. Each item: input_ids, positions, segment_ids int32 [b, T],
+    answer_places, targets int32 [b, A], answer_mask bool [b, A]; see `prompt.lay_out`.
     """
 
     def to_row(numbers: np.ndarray, length: int) -> dict[str, np.ndarray]:
-        found = (sequences[int(number)] for number in numbers)
-        rendered = [render(ids, s.ecgs, s.question_ids, s.answer_ids, max_length) for s in found]
+        members = (sequences[int(number)] for number in numbers)
+        rendered = [render(ids, s.ecgs, s.question_ids, s.answer_ids, max_length) for s in members]
         return lay_out(rendered, length, plan.answer_tokens, ids.pad)
 
     def to_batch(number: int) -> dict[str, np.ndarray]:
         step = plan[number]
-        made = [to_row(step.rows[i], step.length) for i in (range(len(step.rows)) if rows is None else rows)]
-        return {name: np.stack([row[name] for row in made]) for name in made[0]}
+        laid_out = [to_row(step.rows[i], step.length) for i in (range(len(step.rows)) if rows is None else rows)]
+        return {name: np.stack([row[name] for row in laid_out]) for name in laid_out[0]}
 
     return grain.MapDataset.range(len(plan)).map(to_batch)
 
@@ -66,41 +66,42 @@ def training_batches(
 def prompt_batch(
     ids: PromptIds, prompts: list[tuple[tuple[np.ndarray, ...], np.ndarray]], rows: int, max_length: int, each: int = 1
 ) -> tuple[dict[str, Any], list[int]]:
-    """Prompts (ECGs, question ids) without answers as one batch of B = `rows` rows, and the row of each prompt.
+    """Batches prompts (ECGs, question ids) without answers in B = `rows` rows; returns the batch and each prompt's row.
 
-    shared [P, T'] twice (ids, and which of them are there): what `each` = B / P rows begin with, whose ECGs are the same;
-    input_ids, attention_mask [B, T]: the rest, a token or more. All are padded on the left; rows without a prompt repeat one.
+    shared: (ids int32, mask bool) [P, T'] of prefixes, each common to `each` = B / P consecutive rows with the same ECGs;
+    input_ids int32, attention_mask bool [B, T]: the remainder, at least one token. Padded on the left; unused rows repeat a
+    prompt.
     """
     by_ecgs: dict[tuple[bytes, ...], list[int]] = {}
     for number, (ecgs, _) in enumerate(prompts):
         by_ecgs.setdefault(key_of(ecgs), []).append(number)
-    slots = [some[i : i + each] for some in by_ecgs.values() for i in range(0, len(some), each)]
+    slots = [numbers[i : i + each] for numbers in by_ecgs.values() for i in range(0, len(numbers), each)]
     slots += slots[-1:] * (rows // each - len(slots))
-    filled = [number for some in slots for number in some + some[-1:] * (each - len(some))]
-    whole = [render(ids, ecgs, question, None, max_length)[0] for ecgs, question in prompts]
-    common = [_common([whole[number] for number in some]) for some in slots]
-    starts = [whole[some[0]][:length] for some, length in zip(slots, common)]
-    ends = [whole[number][common[row // each] :] for row, number in enumerate(filled)]
+    filled = [number for slot in slots for number in slot + slot[-1:] * (each - len(slot))]
+    rendered = [render(ids, ecgs, question, None, max_length)[0] for ecgs, question in prompts]
+    common = [_common_length([rendered[number] for number in slot]) for slot in slots]
+    starts = [rendered[slot[0]][:length] for slot, length in zip(slots, common)]
+    ends = [rendered[number][common[row // each] :] for row, number in enumerate(filled)]
     input_ids, mask = _pad_left(ends, max_length, ids.pad)
     batch = {"input_ids": input_ids, "attention_mask": mask, "shared": _pad_left(starts, max_length, ids.pad)}
     return batch, [filled.index(number) for number in range(len(prompts))]
 
 
 def key_of(ecgs: tuple[np.ndarray, ...]) -> tuple[bytes, ...]:
-    """The same for the same ECGs (compact ids), to group by."""
+    """A key that groups prompts by their ECGs (compact ids)."""
     return tuple(ecg.tobytes() for ecg in ecgs)
 
 
-def _common(rows: list[np.ndarray]) -> int:
-    """How many tokens all the rows begin with, but for the last one of each."""
+def _common_length(rows: list[np.ndarray]) -> int:
+    """The length of the rows' common prefix, excluding the last token of each."""
     shortest = min(map(len, rows)) - 1
     same = np.logical_and.reduce([row[:shortest] == rows[0][:shortest] for row in rows])
     return shortest if same.all() else int(same.argmin())
 
 
 def _pad_left(rows: list[np.ndarray], length: int, pad: int) -> tuple[np.ndarray, np.ndarray]:
-    """(ids int32 [B, T], which of them are there bool [B, T])."""
-    there = np.arange(length) >= length - np.array([[len(row)] for row in rows])
-    padded = np.full(there.shape, pad, np.int32)
-    padded[there] = np.concatenate(rows)
-    return padded, there
+    """(ids int32 [B, T], mask bool [B, T], False on padding)."""
+    mask = np.arange(length) >= length - np.array([[len(row)] for row in rows])
+    padded = np.full(mask.shape, pad, np.int32)
+    padded[mask] = np.concatenate(rows)
+    return padded, mask

@@ -1,6 +1,6 @@
-"""Which sequences stand in which row of which step, planned in NumPy from the seed and the lengths alone.
+"""Which sequences are in which row of which step, planned in NumPy from the seed and the lengths alone.
 
-A plan needs no data and no state: step n is the same after any interruption and for any number of hosts.
+A plan needs neither data nor state: step n is the same after any interruption and for any number of hosts.
 """
 
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ import numpy as np
 
 from ecgbyte_jax.errors import ShardsError
 
-_WINDOW = 64  # steps among whose rows those of similar length are brought together
+_WINDOW = 64  # steps within which rows are sorted by length
 
 
 @dataclass(frozen=True)
 class Layout:
     """How sequences become rows of at most `max_length` tokens.
 
-    packing: several in a row, as many as fit. buckets: rising lengths; the rows of a step are as long as the shortest bucket
-    that holds them. Neither: every row is max_length long.
+    packing: as many per row as fit. buckets: rising lengths; the rows of a step have the length of the shortest bucket that
+    fits. Neither: every row has length max_length.
     """
 
     max_length: int
@@ -28,16 +28,16 @@ class Layout:
 
 @dataclass(frozen=True)
 class Step:
-    """The sequences of each of a step's rows, by their numbers, and the rows' length in tokens."""
+    """The sequence numbers of each row of a step, and the rows' length in tokens."""
 
     rows: tuple[np.ndarray, ...]
     length: int
 
 
 class Plan:
-    """All steps of a training over `epochs` shuffled epochs; plan[n] is what step n + 1 sees.
+    """All steps of a training over `epochs` shuffled epochs; plan[n] is step n + 1.
 
-    lengths: int32 [sequences, 2], tokens and answer tokens of each. Raises ShardsError where the epochs do not fill a batch.
+    lengths: int32 [sequences, 2], tokens and answer tokens of each. Raises ShardsError if the epochs do not fill a batch.
     """
 
     def __init__(self, lengths: np.ndarray, layout: Layout, batch_size: int, epochs: float, seed: int):
@@ -50,9 +50,9 @@ class Plan:
         if not self._steps:
             raise ShardsError(
                 f"{len(lengths)} sequences in {self._epoch_rows} rows and {epochs} epochs found for train.batch_size "
-                f"{batch_size}: at least one batch wanted"
+                f"{batch_size}: at least one batch expected"
             )
-        # One number for the whole training, or every batch would be compiled for its own.
+        # One number for the entire training, so that the step is not recompiled for every batch.
         self.answer_tokens = self._most_answer_tokens(epochs)
 
     def __len__(self) -> int:
@@ -68,7 +68,7 @@ class Plan:
         return Step(tuple(self._row(row) for row in range(first, first + self._batch)), self._layout.max_length)
 
     def lengths(self, step: int) -> np.ndarray:
-        """The (tokens, answer tokens) of every sequence of a step, int32 [n, 2]."""
+        """Returns (tokens, answer tokens) of every sequence of a step, int32 [n, 2]."""
         return self._lengths[np.concatenate(self[step].rows)]
 
     def _row(self, row: int) -> np.ndarray:
@@ -77,25 +77,25 @@ class Plan:
         return order[starts[row] : starts[row + 1]]
 
     def _plan_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """(the sequences' numbers row by row, where each row starts and the last one ends): 16 bytes a sequence."""
+        """(sequence numbers row by row, where each row starts and the last ends): 16 bytes per sequence."""
         order = np.random.default_rng([self._seed, epoch]).permutation(len(self._tokens))
         if not self._layout.packing:
             return order, np.arange(len(order) + 1)
         rows_of = pack(self._tokens[order], self._layout.max_length)
-        mixed = np.random.default_rng([self._seed, epoch, 1]).permutation(rows_of.max() + 1)[rows_of]
-        return order[np.argsort(mixed, kind="stable")], np.append(0, np.cumsum(np.bincount(mixed)))
+        shuffled = np.random.default_rng([self._seed, epoch, 1]).permutation(rows_of.max() + 1)[rows_of]
+        return order[np.argsort(shuffled, kind="stable")], np.append(0, np.cumsum(np.bincount(shuffled)))
 
     def _plan_window(self, window: int) -> list[tuple[np.ndarray, ...]]:
-        """The rows of some steps: sorted by length, cut into batches, and the batches mixed."""
+        """The rows of a window of steps: sorted by length, cut into batches, the batches shuffled."""
         first = window * _WINDOW
         steps = min(_WINDOW, self._steps - first)
         rows = [self._row(row) for row in range(first * self._batch, (first + steps) * self._batch)]
         order = np.argsort([self._tokens[row].sum() for row in rows], kind="stable").reshape(steps, self._batch)
-        mixed = np.random.default_rng([self._seed, window, 2]).permutation(steps)
-        return [tuple(rows[row] for row in order[step]) for step in mixed]
+        shuffled = np.random.default_rng([self._seed, window, 2]).permutation(steps)
+        return [tuple(rows[row] for row in order[step]) for step in shuffled]
 
     def _most_answer_tokens(self, epochs: float) -> int:
-        """The most answer tokens in any row, rounded up to a multiple of 8."""
+        """The maximum number of answer tokens in a row, rounded up to a multiple of 8."""
         if not self._layout.packing:
             return _round_up(self._answers.max())
         epochs_planned = (self._plan_epoch(epoch) for epoch in range(int(np.ceil(epochs))))
@@ -107,19 +107,19 @@ def _round_up(tokens: int) -> int:
 
 
 def pack(lengths: np.ndarray, capacity: int) -> np.ndarray:
-    """The row of each item, int64 [n], so that a row's lengths add up to `capacity` at most: best fit, longest items first.
+    """Assigns items to rows of total length at most `capacity`: best fit, longest items first; int64 [n], the row of each item.
 
-    All items of one length are placed at once, so that it takes NumPy some thousand steps for any number of items. Of items
-    of one length the first ones in `lengths` are placed first.
+    All items of one length are placed at once, in the order of `lengths`, so it needs a few thousand NumPy steps for any
+    number of items.
     """
     order = np.argsort(-lengths, kind="stable")
-    rows_of, room = np.empty(len(lengths), np.int64), np.empty(0, np.int64)  # room left in each row
+    rows_of, room = np.empty(len(lengths), np.int64), np.empty(0, np.int64)  # remaining in each row
     first = 0
     for length in np.unique(lengths)[::-1]:
         items = order[first : first + np.count_nonzero(lengths == length)]
         first += len(items)
         fitting = np.flatnonzero(room >= length)
-        fitting = fitting[np.argsort(room[fitting], kind="stable")]  # the tightest first
+        fitting = fitting[np.argsort(room[fitting], kind="stable")]  # tightest first
         new = np.arange(len(room), len(room) + len(items))
         room = np.append(room, np.full(len(items), capacity))
         places = np.repeat(np.append(fitting, new), room[np.append(fitting, new)] // length)[: len(items)]

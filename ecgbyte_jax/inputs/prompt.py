@@ -1,13 +1,13 @@
-"""The one sequence that a model sees: [pad...] bos <sig_start> ECG <sig_end> question answer eos.
+"""The sequence that a model sees: [pad...] bos <sig_start> ECG <sig_end> question answer eos.
 
-A question that compares two ECGs has both before it: bos <sig_start> ECG <sig_end> <sig_start> ECG <sig_end> question ...
+A question that compares two ECGs follows both: bos <sig_start> ECG <sig_end> <sig_start> ECG <sig_end> question ...
 
-Axes: T places of a row, A answer tokens of a row with their eos.
+Axes: T places per row, A answer tokens per row including eos.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _ENDS = 2  # bos and eos
-_MARKERS = 2  # <sig_start> and <sig_end> of every ECG
+_MARKERS = 2  # <sig_start> and <sig_end> of each ECG
 
 
 @dataclass(frozen=True, eq=False)
 class PromptIds:
-    """The ids that a prompt is made of beside the texts; ecg int32 [ECG vocabulary] maps compact ids to text ids."""
+    """The ids of a prompt other than its texts'; ecg int32 [ECG vocabulary] maps compact ids to text ids."""
 
     bos: int
     eos: int
@@ -34,14 +34,15 @@ class PromptIds:
 
     @classmethod
     def of(cls, tokenizer: "PreTrainedTokenizerFast", ecg_vocab_size: int) -> "PromptIds":
-        """Those of a tokenizer that `text.add_ecg_tokens` has extended."""
-        start, end = tokenizer.convert_tokens_to_ids([SIG_START, SIG_END])
+        """Looks up the ids in a tokenizer with ECG tokens (`text.add_ecg_tokens`); raises TokenizerError without them."""
+        markers: Any = tokenizer.convert_tokens_to_ids([SIG_START, SIG_END])
+        start, end = markers
         ecg = ecg_text_ids(tokenizer, ecg_vocab_size)
         return cls(tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, start, end, ecg)
 
 
 def ecg_room(question: np.ndarray, answer: np.ndarray, max_length: int, ecgs: int = 1) -> int:
-    """How many ECG tokens fit beside the texts, all ECGs together; raises ExampleError where not even one of each does."""
+    """Returns how many tokens of all ECGs fit beside the texts; raises ExampleError if not even one of each does."""
     room = max_length - _ENDS - _MARKERS * ecgs - len(question) - len(answer)
     if room < ecgs:
         raise ExampleError(
@@ -52,7 +53,7 @@ def ecg_room(question: np.ndarray, answer: np.ndarray, max_length: int, ecgs: in
 
 
 def share_room(room: int, lengths: Sequence[int]) -> list[int]:
-    """How many tokens each ECG keeps: the same number, and what a shorter one leaves goes to the longer ones."""
+    """Returns how many tokens each ECG keeps: equal shares, with what shorter ones leave going to longer ones."""
     kept = [0] * len(lengths)
     for left, place in zip(range(len(lengths), 0, -1), np.argsort(lengths, kind="stable")):
         kept[place] = min(int(lengths[place]), room // left)
@@ -63,10 +64,10 @@ def share_room(room: int, lengths: Sequence[int]) -> list[int]:
 def render(
     ids: PromptIds, ecgs: Sequence[np.ndarray], question: np.ndarray, answer: np.ndarray | None, max_length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(token ids int32 [n], loss mask bool [n]) of one sequence, unpadded, n <= max_length.
+    """Renders one sequence, unpadded: (token ids int32 [n], loss mask bool [n]), n <= max_length.
 
-    ecgs: compact ids of one ECG or several; an ECG is cut at its end where they do not fit. The loss falls on the answer and
-    the eos. answer None gives the prompt alone, for generation.
+    ecgs: compact ids of each ECG, truncated at the end if they do not fit. The loss covers the answer and eos. answer None
+    renders only the prompt, for generation. Raises ExampleError if the texts leave no room.
     """
     tail = np.empty(0, np.int32) if answer is None else np.append(answer, ids.eos)
     room = ecg_room(question, tail[:-1], max_length, len(ecgs))
@@ -80,17 +81,17 @@ def render(
 def lay_out(
     rendered: Sequence[tuple[np.ndarray, np.ndarray]], length: int, answer_tokens: int, pad: int
 ) -> dict[str, np.ndarray]:
-    """One row of a batch from what `render` gave of one example or several, padded on the left.
+    """Lays out one or more examples from `render` as one row of a batch, padded on the left.
 
-    input_ids, positions int32 [T]; segments int32 [T], 0 on padding, 1, 2, ... on the examples, whose positions count anew;
-    and what `supervise` gives.
+    Returns input_ids, positions int32 [T]; segment_ids int32 [T], 0 on padding, 1, 2, ... on the examples, each with its own
+    positions from 0; and the fields of `supervise`.
     """
     ids = np.concatenate([ids for ids, _ in rendered])
     empty, lengths = length - len(ids), [len(ids) for ids, _ in rendered]
     row = {
         "input_ids": ids,
         "positions": np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]),
-        "segments": np.repeat(np.arange(1, len(lengths) + 1, dtype=np.int32), lengths),
+        "segment_ids": np.repeat(np.arange(1, len(lengths) + 1, dtype=np.int32), lengths),
         "loss_mask": np.concatenate([mask for _, mask in rendered]),
     }
     fill = {"input_ids": pad}
@@ -99,10 +100,10 @@ def lay_out(
 
 
 def supervise(input_ids: np.ndarray, loss_mask: np.ndarray, answer_tokens: int) -> dict[str, np.ndarray]:
-    """Where a row [T] is supervised, so that logits are made there alone.
+    """Returns where a row [T] is supervised, so that logits are computed only there.
 
-    answer_places int32 [A]: the places whose next token is an answer's; targets int32 [A]: that token; answer_mask bool [A]:
-    False on what fills up.
+    answer_places int32 [A]: the places whose next token belongs to an answer; targets int32 [A]: that token; answer_mask
+    bool [A]: False on padding.
     """
     (places,) = np.nonzero(loss_mask)
     fill = (0, answer_tokens - len(places))

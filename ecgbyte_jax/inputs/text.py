@@ -1,11 +1,11 @@
-"""The text tokenizer: a Hugging Face folder's, or one trained on the corpus, with the ECG tokens added.
+"""The text tokenizer: from a Hugging Face folder or trained on the corpus, with the ECG tokens added.
 
-transformers, which takes two seconds to import, is imported where it is needed: workers of preparation do without.
+transformers takes two seconds to import, so it is imported where needed; preparation workers do not need it.
 """
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -21,7 +21,7 @@ _BOS, _EOS = "<bos>", "<eos>"
 
 
 def train_text_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokenizerFast":
-    """A byte-level BPE (no text is unknown to it) of at most `vocab_size` tokens, learnt from `texts`."""
+    """Trains a byte-level BPE (without unknown tokens) of at most `vocab_size` tokens on `texts`."""
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
@@ -34,7 +34,8 @@ def train_text_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTo
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
+    make_tokenizer: Any = PreTrainedTokenizerFast
+    return make_tokenizer(
         tokenizer_object=tokenizer,
         bos_token=_BOS,
         eos_token=_EOS,
@@ -44,13 +45,13 @@ def train_text_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTo
 
 
 def load_text_tokenizer(folder: str | Path) -> "PreTrainedTokenizerFast":
-    """The tokenizer of a Hugging Face folder; raises TokenizerError where there is none, or it has no bos or eos."""
+    """Loads the tokenizer of a Hugging Face folder; raises TokenizerError if it is missing, damaged, or without bos or eos."""
     from transformers import AutoTokenizer
 
     if not (Path(folder) / "tokenizer_config.json").is_file() and not (Path(folder) / "tokenizer.json").is_file():
-        raise TokenizerError(f"{folder}: no tokenizer.json or tokenizer_config.json there")
+        raise TokenizerError(f"{folder}: no tokenizer.json or tokenizer_config.json found")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError) as error:  # a JSONDecodeError is a ValueError
         raise TokenizerError(f"{folder}: not readable as a text tokenizer: {error}") from error
     if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None:
@@ -59,7 +60,7 @@ def load_text_tokenizer(folder: str | Path) -> "PreTrainedTokenizerFast":
 
 
 def load_encoder(file: Path) -> Tokenizer:
-    """A saved `tokenizer.json` for `encode_texts` alone."""
+    """Loads a saved `tokenizer.json` for `encode_texts`."""
     encoder = Tokenizer.from_file(str(file))
     encoder.no_padding()
     encoder.no_truncation()
@@ -68,20 +69,20 @@ def load_encoder(file: Path) -> Tokenizer:
 
 
 def encode_texts(encoder: Tokenizer, texts: list[str]) -> list[np.ndarray]:
-    """int32 [n] each, without bos and eos; a text that spells a special token is text all the same."""
-    return [np.array(found.ids, np.int32) for found in encoder.encode_batch(texts, add_special_tokens=False)]
+    """Encodes texts as int32 [n] each, without bos and eos; the spelling of a special token is treated as plain text."""
+    return [np.array(encoding.ids, np.int32) for encoding in encoder.encode_batch(texts, add_special_tokens=False)]
 
 
 def add_ecg_tokens(tokenizer: "PreTrainedTokenizerFast", ecg_vocab_size: int) -> None:
-    """Adds `signal_<published id>` for every ECG token, `<sig_start>`, `<sig_end>`, and a pad token where it lacks one."""
+    """Adds `signal_<published id>` for every ECG token, `<sig_start>`, `<sig_end>`, and a pad token if it has none."""
     tokenizer.add_tokens([*_ecg_names(ecg_vocab_size), SIG_START, SIG_END], special_tokens=True)
     if tokenizer.pad_token_id is None:
         tokenizer.add_special_tokens({"pad_token": PAD})
 
 
 def ecg_text_ids(tokenizer: "PreTrainedTokenizerFast", ecg_vocab_size: int) -> np.ndarray:
-    """int32 [ecg_vocab_size]: the text tokenizer's id of every ECG token."""
-    ids = tokenizer.convert_tokens_to_ids(_ecg_names(ecg_vocab_size))
+    """Returns the text tokenizer's id of every ECG token, int32 [ecg_vocab_size]; raises TokenizerError if some are missing."""
+    ids: Any = tokenizer.convert_tokens_to_ids(_ecg_names(ecg_vocab_size))
     if None in ids or tokenizer.unk_token_id in ids:
         raise TokenizerError("the text tokenizer lacks some of the ECG tokens; run --stage=prepare again")
     return np.array(ids, np.int32)

@@ -1,4 +1,4 @@
-"""Where an answer comes from: attention, attention rollout and gradient x input on each token of the prompt.
+"""Which tokens of its prompt an answer comes from: attention, attention rollout and gradient x input.
 
 Axes: T tokens of a sequence, P of them its prompt, A its answer, D width, H query heads, L layers.
 """
@@ -16,15 +16,15 @@ from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.model.attention import causal_mask, rope_angles, within
 from ecgbyte_jax.model.decoder import Decoder
 
-_SHORTEST = 64  # sequences and answers are padded to a power of two from here, so that they share few compiled programs
+_SHORTEST = 64  # sequences and answers are padded to a power of two, at least this, so that few programs are compiled
 
 
 @dataclass(frozen=True, eq=False)
 class Attribution:
-    """What each token of the prompt is to the answer, float32.
+    """How much each token of the prompt contributed to the answer, float32.
 
-    attention, rollout: [A, P], a row for each answer token, of the place that it was chosen at (the one before it); what a
-    row lacks of 1 went to the answer's earlier tokens. gradient_input: [P], signed; log_probs: [A], of the answer's tokens.
+    attention, rollout: [A, P]; the row of an answer token is taken at the token before it, which predicted it. What a row
+    lacks of 1 went to earlier answer tokens. gradient_input: [P], signed. log_probs: [A], of the answer's tokens.
     """
 
     attention: np.ndarray
@@ -38,26 +38,27 @@ def attribute(
 ) -> Attribution:
     """Attributes `answer` [A] to `prompt` [P] (ids, unpadded).
 
-    attention: the mean over the chosen layers and heads, all where none is named. rollout: attention through all layers, half
-    of each layer's taken by the residual stream (Abnar & Zuidema 2020, section 3; mean over all heads). gradient_input: the
-    gradient of the answer's log-probability by what enters the first block, times that, summed over D (Shrikumar et al. 2016).
+    attention: the mean over the given layers and heads, or over all. rollout: attention through all layers, half of each
+    layer's weight on the residual stream (Abnar & Zuidema 2020, section 3; mean over all heads). gradient_input: the input of
+    the first block times the gradient of the answer's log-probability at it, summed over D (Shrikumar et al. 2016).
 
-    Raises ConfigError for an empty prompt or answer, and a layer or head that the model lacks.
+    Raises ConfigError for an empty prompt or answer, more tokens than the model has positions, and a layer or head that it
+    lacks.
     """
     prompt, answer = np.asarray(prompt, np.int32), np.asarray(answer, np.int32)
     _check(model, prompt, answer, layers, heads)
-    total, last = len(prompt) + len(answer), len(answer)
+    total, answer_tokens = len(prompt) + len(answer), len(answer)
     length = _padded(total)
     ids = np.pad(np.concatenate([prompt, answer]), (length - total, 0))
-    room = _padded(last)  # places at the end that hold every answer token
+    answer_length = _padded(answer_tokens)
     layer_share = _shares(model.config.layers, layers)
     head_share = _shares(model.config.heads, heads)
     graphdef, state = nnx.split(model)
-    sizes = np.int32(total), np.int32(last)
-    found = _attribute(graphdef, state, ids, *sizes, layer_share, head_share, min(room, length - 1))
-    attention, rollout, gradients, log_probs = map(np.asarray, found)
-    rows, columns = slice(-last - 1, -1), slice(length - total, length - last)
-    return Attribution(attention[rows, columns], rollout[rows, columns], gradients[columns], log_probs[-last:])
+    sizes = np.int32(total), np.int32(answer_tokens)
+    arrays = _attribute(graphdef, state, ids, *sizes, layer_share, head_share, min(answer_length, length - 1))
+    attention, rollout, gradients, log_probs = map(np.asarray, arrays)
+    rows, columns = slice(-answer_tokens - 1, -1), slice(length - total, length - answer_tokens)
+    return Attribution(attention[rows, columns], rollout[rows, columns], gradients[columns], log_probs[-answer_tokens:])
 
 
 def _padded(count: int) -> int:
@@ -66,26 +67,38 @@ def _padded(count: int) -> int:
 
 def _check(model: Decoder, prompt: np.ndarray, answer: np.ndarray, layers: Sequence[int], heads: Sequence[int]) -> None:
     if not prompt.size or not answer.size:
-        raise ConfigError(f"prompt of {prompt.size} and answer of {answer.size} tokens found, at least one each wanted")
+        raise ConfigError(f"prompt of {prompt.size} and answer of {answer.size} tokens found, at least one token each expected")
     for name, chosen, count in (("layers", layers, model.config.layers), ("heads", heads, model.config.heads)):
         if not all(0 <= number < count for number in chosen):
-            raise ConfigError(f"{name}: {tuple(chosen)} found, of 0 to {count - 1} of this model wanted")
+            raise ConfigError(f"{name}: {tuple(chosen)} found, numbers from 0 to {count - 1} expected")
     if len(prompt) + len(answer) > model.config.max_positions:
         raise ConfigError(
-            f"{len(prompt)} tokens and {len(answer)} of the answer found, at most the model's {model.config.max_positions} "
-            "positions wanted"
+            f"prompt of {len(prompt)} and answer of {len(answer)} tokens found, together at most the model's "
+            f"{model.config.max_positions} positions expected"
         )
 
 
 def _shares(count: int, chosen: Sequence[int]) -> np.ndarray:
-    """What each of `count` counts for in the mean, float32."""
-    among = np.isin(np.arange(count), list(chosen) or np.arange(count))
-    return (among / among.sum()).astype(np.float32)
+    """The weight in the mean of each of `count` layers or heads, float32; none chosen means all."""
+    included = np.isin(np.arange(count), list(chosen) or np.arange(count))
+    return (included / included.sum()).astype(np.float32)
 
 
 @partial(jax.jit, static_argnums=(0, 7))
-def _attribute(graphdef, state, ids, total, last, layer_share, head_share, room):
-    """ids [T], padded on the left, the answer its `last` tokens -> attention, rollout [T, T], [T], log-probabilities [room]."""
+def _attribute(
+    graphdef: nnx.GraphDef,
+    state: nnx.State,
+    ids: jax.Array,
+    total: jax.Array,
+    answer_tokens: jax.Array,
+    layer_share: jax.Array,
+    head_share: jax.Array,
+    answer_length: int,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Attention and rollout [T, T], gradient x input [T] and log-probabilities [answer_length] of left-padded ids [T].
+
+    `total` tokens are real, and the last `answer_tokens` of them are the answer, padded on the left to `answer_length`.
+    """
     model: Decoder = nnx.merge(graphdef, state)
     ids, places = ids[None], jnp.arange(len(ids))
     valid = places >= len(places) - total
@@ -94,32 +107,36 @@ def _attribute(graphdef, state, ids, total, last, layer_share, head_share, room)
 
     def answer_log_prob(embedded: jax.Array) -> tuple[jax.Array, tuple]:
         hidden, weights = run_blocks(model, embedded, valid[None], positions, head_share)
-        logits = model.logits(hidden[:, -room - 1 : -1])[0]  # [room, V]
-        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), ids[0, -room:, None], axis=1)[:, 0]
-        return jnp.sum(jnp.where(jnp.arange(room) >= room - last, chosen, 0.0)), (chosen, weights)
+        logits = model.logits(hidden[:, -answer_length - 1 : -1])[0]  # [answer_length, V]
+        log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits), ids[0, -answer_length:, None], axis=1)[:, 0]
+        is_answer = jnp.arange(answer_length) >= answer_length - answer_tokens
+        return jnp.sum(jnp.where(is_answer, log_probs, 0.0)), (log_probs, weights)
 
     gradient, (log_probs, weights) = jax.grad(answer_log_prob, has_aux=True)(embedded)
     product = gradient.astype(jnp.float32) * embedded.astype(jnp.float32)  # [1, T, D]
     identity = jnp.eye(len(places))
     attention, rollout = jnp.zeros_like(identity), identity
-    for share, (chosen, mean) in zip(layer_share, weights):
-        attention += share * chosen
-        rollout = (0.5 * mean + 0.5 * identity) @ rollout
+    for share, (chosen_heads, all_heads) in zip(layer_share, weights):
+        attention += share * chosen_heads
+        rollout = (0.5 * all_heads + 0.5 * identity) @ rollout
     return attention, rollout, product.sum(axis=-1)[0], log_probs
 
 
-def run_blocks(model, x, valid, positions, head_share):
-    """x [B, T, D] through all blocks: (hidden states behind the last norm, of each layer the attention weights of row 0).
+def run_blocks(
+    model: Decoder, x: jax.Array, valid: jax.Array, positions: jax.Array, head_share: jax.Array | None
+) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
+    """Runs all blocks on x [B, T, D]; returns the hidden states after the last norm, and row 0's attention weights by layer.
 
-    Of each layer two means over heads, [T, T]: by `head_share` [H], and over all; no weights where it is None.
+    valid: bool [B, T], False on padding. A layer's weights are two means over heads, [T, T] each: weighted by `head_share` [H],
+    and over all heads equally. Where `head_share` is None the list is empty.
     """
     rope = None if model.config.rope_theta is None else rope_angles(model.config, positions)
     mask = causal_mask(valid.astype(jnp.int32))
     weights = []
     for block, window in zip(model.layers(), model.config.layer_windows):
-        seen = within(mask, positions, positions, window)
+        near = within(mask, positions, positions, window)
         if head_share is not None:
-            found = block.attention.weights(block.attention_norm(x), rope, seen)[0]  # [H, T, T]
-            weights.append((jnp.tensordot(head_share, found, 1), found.mean(axis=0)))
-        x, _ = block(x, rope, [seen], [], None)
+            by_head = block.attention.weights(block.attention_norm(x), rope, near)[0]  # [H, T, T]
+            weights.append((jnp.tensordot(head_share, by_head, 1), by_head.mean(axis=0)))
+        x, _ = block(x, rope, [near], [], None)
     return model.norm(x), weights

@@ -1,11 +1,13 @@
-"""What makes one decoder: sizes, and where the families differ."""
+"""The settings of a decoder: its sizes, and what distinguishes the families."""
 
 from dataclasses import dataclass
 
-# The mesh axes that a batch and the heads are split over; see run/sharding.py for those of the parameters.
+from ecgbyte_jax.rules import Rule, above, at_least, check, one_of, setting, some_of
+
+# The mesh axes that a batch and the heads are split over; see sharding.py for those of the parameters.
 BATCH_AXES = ("data", "fsdp")
 TENSOR_AXIS = "tensor"
-KERNELS = ("q", "k", "v", "o", "gate", "up", "down")  # of a block, which LoRA can adapt
+KERNELS = ("q", "k", "v", "o", "gate", "up", "down")  # linear maps of a block; LoRA can adapt each
 
 
 @dataclass(frozen=True)
@@ -20,16 +22,16 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Everything that makes one decoder; the defaults are Llama's. `family` is Hugging Face's `model_type`.
+    """The architecture of a decoder; the defaults are Llama's. `family` is Hugging Face's `model_type`.
 
-    norm: "rms" or "layer" (with bias); norm_offset is added to the scale. post_norms: a norm behind attention and MLP too.
-    qk_norm: an RMS norm of every query and key head. activation: "silu", "gelu", "gelu_tanh", "relu"; gated: SwiGLU's
-    shape. rope_theta None: learned positions, looked up `position_offset` rows further on. embedding_scale: embeddings
-    times sqrt(width). windows: places that each layer's attention reaches back, 0 without limit; () for none at all.
-    query_scale None: head_dim^-0.5. Caps are soft, cap * tanh(x / cap); 0 for none. spare_rows: at the end of the
-    vocabulary, which stand for no token. dtype computes, param_dtype stores. remat: "" or the policy of
-    `jax.checkpoint_policies` that says what a block keeps for the backward pass. scan_layers: the blocks' parameters are
-    stacked, and one compiled block is run over them.
+    norm: "rms" or "layer" (with bias); norm_offset is added to the scale. post_norms: also a norm after attention and MLP.
+    qk_norm: an RMS norm of every query and key head. activation: "silu", "gelu", "gelu_tanh", "relu"; gated: a gated MLP, as
+    in SwiGLU. rope_theta None: learned positions, looked up at position + position_offset. embedding_scale: embeddings are
+    multiplied by sqrt(width). windows: positions that each layer's attention reaches back, 0: no limit; (): no limit anywhere.
+    query_scale None: head_dim^-0.5. Caps are soft, cap * tanh(x / cap); 0: none. spare_rows: rows at the end of the vocabulary
+    that are no token. dtype: of the computation, param_dtype: of the stored weights. remat: "" or the policy of
+    `jax.checkpoint_policies` for what a block keeps for the backward pass. scan_layers: the blocks' parameters are stacked,
+    and one compiled block runs over them.
     """
 
     vocab_size: int
@@ -68,10 +70,57 @@ class DecoderConfig:
 
     @property
     def layer_windows(self) -> tuple[int, ...]:
-        """The window of every layer, 0 without limit."""
+        """The window of every layer, 0: no limit."""
         return self.windows or (0,) * self.layers
 
     @property
     def kernels(self) -> tuple[str, ...]:
-        """Those that this model's blocks have."""
+        """The kernels that this model's blocks have."""
         return tuple(name for name in KERNELS if self.gated or name != "gate")
+
+
+_FLOATS = one_of("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The language model that a run trains: pretrained, or from scratch with the sizes below. Raises SettingsError."""
+
+    pretrained: str = setting("", 'a Hugging Face folder or hub id; "": from scratch with the sizes below', is_path=True)
+    width: int = setting(256, "width of the residual stream", at_least(1))
+    layers: int = setting(4, "blocks", at_least(1))
+    heads: int = setting(4, "query heads", at_least(1))
+    kv_heads: int = setting(4, "key and value heads", at_least(1))
+    head_dim: int = setting(64, "width of a head", Rule(lambda width: width >= 2 and width % 2 == 0, "an even number"))
+    mlp_width: int = setting(768, "hidden width of the MLP", at_least(1))
+    rope_theta: float = setting(10_000.0, "base of the rotary positions", above(0))
+    dtype: str = setting("float32", "number type of the computation", _FLOATS)
+    param_dtype: str = setting("float32", "number type of the stored weights", _FLOATS)
+    remat: str = setting(
+        "",
+        'what a block keeps for the backward pass, a policy of jax.checkpoint_policies; "" keeps all',
+        one_of("", "nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable", "everything_saveable"),
+    )
+    scan_layers: bool = setting(False, "one compiled block runs over stacked parameters: deep models compile much faster")
+    vocab_multiple: int = setting(
+        128, "the embedding is padded to a multiple of this many rows, which mesh.tensor should divide", at_least(1)
+    )
+    train_new_embeddings: bool = setting(False, "with LoRA: also train the embeddings of the ECG tokens (published: frozen)")
+
+    def __post_init__(self) -> None:
+        divides = self.kv_heads and self.heads % self.kv_heads == 0
+        check(self, ["" if divides else f"kv_heads: {self.kv_heads} found, a divisor of heads {self.heads} expected"])
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """The low-rank paths (Hu et al. 2021) that are trained beside frozen kernels. Raises SettingsError."""
+
+    rank: int = setting(0, "rank of the paths; 0: no LoRA, all weights are trained", at_least(0))
+    alpha: float = setting(32.0, "a path is scaled by alpha / rank", above(0))
+    dropout: float = setting(0.05, "dropout on a path's input", Rule(lambda share: 0 <= share < 1, "0 or more, below 1"))
+    targets: tuple[str, ...] = setting(KERNELS, "kernels that get a path, where a pretrained model has them", some_of(*KERNELS))
+
+    def __post_init__(self) -> None:
+        missing = self.rank and not self.targets
+        check(self, ["targets: none found, at least one expected where rank is above 0" if missing else ""])

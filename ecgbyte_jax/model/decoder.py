@@ -1,6 +1,6 @@
-"""A causal decoder in Flax NNX; a config says which of Hugging Face's families it is.
+"""A causal decoder in Flax NNX for all of Hugging Face's families that `families.py` knows.
 
-Axes: B batch, T tokens given, S tokens of a cache, D width, K key/value heads, C head width, V vocabulary, L layers.
+Axes: B batch, T input tokens, S tokens of a cache, D width, K key/value heads, C head width, V vocabulary, L layers.
 """
 
 from collections.abc import Sequence
@@ -14,20 +14,21 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from ecgbyte_jax.errors import ConfigError
-from ecgbyte_jax.model.attention import Attention, causal_mask, count_positions, rope_angles, within
+from ecgbyte_jax.model.attention import Attention, Part, Rope, causal_mask, count_positions, rope_angles, within
 from ecgbyte_jax.model.config import BATCH_AXES, TENSOR_AXIS, DecoderConfig
 from ecgbyte_jax.model.layers import MLP, Linear, Norm, normal, soft_cap, split_key
 
 
 class NewRows(nnx.LoRAParam):
-    """Embeddings of new tokens that are trained where the old ones are frozen."""
+    """Embeddings of new tokens, which are trained while the old ones are frozen."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Cache:
-    """Tokens that others attend to: keys [B, K, C, S] and values [B, K, S, C], one a layer, which of them are there (bool
-    [B, S]) and their positions (int32 [B, S]).
+    """The keys [B, K, C, S] and values [B, K, S, C] of earlier tokens, by layer.
+
+    there: bool [B, S], False on padding and on room not yet used. positions: int32 [B, S].
     """
 
     keys: tuple[jax.Array, ...]
@@ -37,7 +38,7 @@ class Cache:
 
     @classmethod
     def empty(cls, config: DecoderConfig, batch: int, length: int) -> "Cache":
-        """Room for `length` tokens of `batch` rows."""
+        """A cache with room for `length` tokens in each of `batch` rows."""
         keys = jnp.zeros((batch, config.kv_heads, config.head_dim, length), config.dtype)
         values = jnp.zeros((batch, config.kv_heads, length, config.head_dim), config.dtype)
         there = jnp.zeros((batch, length), bool)
@@ -45,10 +46,10 @@ class Cache:
         return cls((keys,) * config.layers, (values,) * config.layers, there, there.astype(jnp.int32))
 
     def put(self, tokens: "Cache", place: jax.Array) -> "Cache":
-        """With these tokens from `place` on."""
+        """The cache with `tokens` written from index `place` on."""
 
-        def write(into: jax.Array, what: jax.Array, axis: int) -> jax.Array:
-            return jax.lax.dynamic_update_slice_in_dim(into, what, place, axis)
+        def write(target: jax.Array, update: jax.Array, axis: int) -> jax.Array:
+            return jax.lax.dynamic_update_slice_in_dim(target, update, place, axis)
 
         return Cache(
             tuple(write(*pair, 3) for pair in zip(self.keys, tokens.keys)),
@@ -59,7 +60,7 @@ class Cache:
 
 
 class Block(nnx.Module):
-    """Attention and MLP, each behind a norm (and before another one in Gemma 2) and added to the residual stream."""
+    """Attention and MLP, each after a norm (in Gemma 2 also before one) and added to the residual stream."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         self.attention_norm = Norm(config.width, config)
@@ -69,8 +70,10 @@ class Block(nnx.Module):
         self.mlp = MLP(config, rngs)
         self.post_mlp_norm = nnx.data(Norm(config.width, config) if config.post_norms else None)
 
-    def __call__(self, x, rope, masks, past, key):
-        """As `Attention.__call__`."""
+    def __call__(
+        self, x: jax.Array, rope: Rope | None, masks: Sequence[jax.Array], past: Sequence[Part], key: jax.Array | None
+    ) -> tuple[jax.Array, Part]:
+        """Maps x [B, T, D] to ([B, T, D], (keys, values)); arguments as in `Attention.__call__`."""
         ka, km = split_key(key, 2)
         mixed, kept = self.attention(self.attention_norm(x), rope, masks, past, ka)
         x = x + (mixed if self.post_attention_norm is None else self.post_attention_norm(mixed))
@@ -79,7 +82,7 @@ class Block(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Token ids to logits."""
+    """A causal language model: token ids to logits."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         self.config = config
@@ -101,72 +104,84 @@ class Decoder(nnx.Module):
         attention_mask: jax.Array | None = None,
         positions: jax.Array | None = None,
     ) -> jax.Array:
-        """Ids [B, T] to float32 logits [B, T, V]; attention_mask [B, T] is 1 on tokens, 0 on padding.
+        """Maps ids [B, T] to float32 logits [B, T, V]; attention_mask [B, T] is 1 on tokens, 0 on padding.
 
-        Several examples in one row are numbered 1, 2, 3 ... in the mask, and do not see each other. Positions count the real
-        tokens of each unless they are given. Raises ConfigError for more tokens than the model has positions, and, except
-        inside of jit, for ids outside of the vocabulary and positions outside of a learned table.
+        Several examples in one row are numbered 1, 2, 3 ... in the mask (`segment_ids`) and do not attend to each other. By
+        default positions [B, T] count the real tokens of each example. Raises ConfigError for more tokens than the model has
+        positions and, except inside jit, for ids outside the vocabulary and positions outside a learned table.
         """
         _check_range("input_ids", input_ids, attention_mask, self.config.vocab_size)
         if self.positions is not None and positions is not None:
             _check_range("positions", positions, attention_mask, self.config.max_positions)
         return _logits(*nnx.split(self), input_ids, attention_mask, positions)
 
-    def hidden(self, input_ids, attention_mask=None, positions=None, *, dropout_key=None):
-        """As `__call__`, but to the last hidden states [B, T, D]; `dropout_key` switches LoRA's dropout on."""
+    def hidden(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        *,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
+        """As `__call__`, but returns the last hidden states [B, T, D]; `dropout_key` switches LoRA's dropout on."""
         b, t = input_ids.shape
         if t > self.config.max_positions:
             raise ConfigError(
-                f"input_ids: rows of {t} tokens found, at most the model's {self.config.max_positions} positions wanted"
+                f"input_ids: rows of {t} tokens found, at most the model's {self.config.max_positions} positions expected"
             )
-        segments = jnp.ones((b, t), jnp.int32) if attention_mask is None else attention_mask.astype(jnp.int32)
+        segment_ids = jnp.ones((b, t), jnp.int32) if attention_mask is None else attention_mask.astype(jnp.int32)
         if positions is None:
-            positions = count_positions(segments)  # [B, T]
+            positions = count_positions(segment_ids)  # [B, T]
         x, rope = self._enter(input_ids, positions)
-        return self.norm(self._run_blocks(x, rope, causal_mask(segments), positions, dropout_key))
+        return self.norm(self._run_blocks(x, rope, causal_mask(segment_ids), positions, dropout_key))
 
     def extend(self, input_ids: jax.Array, there: jax.Array, past: Sequence[Cache] = ()) -> tuple[jax.Array, Cache]:
-        """Ids [B, T] behind the tokens of `past` to their last hidden states [B, T, D], and what later ones attend to.
+        """The last hidden states [B, T, D] of ids [B, T] that follow the tokens of `past`, and the cache of these ids.
 
-        there: bool [B, T], False on padding. The parts of the past follow one another, each with padding of its own; one of P
-        rows stands before B / P rows that follow one another.
+        there: bool [B, T], False on padding. The parts of the past follow one another, each with its own padding; a part has B
+        rows, or P rows each shared by B / P consecutive ones.
         """
-        (b, t), own = input_ids.shape, there.astype(jnp.int32)
-        known = [jnp.repeat(part.there, b // len(part.there), axis=0) for part in past]  # [B, S]
-        before = sum((jnp.sum(part, axis=1, keepdims=True) for part in known), jnp.int32(0))
-        positions = before + count_positions(own)  # [B, T]
-        masks = [jnp.broadcast_to(part[:, None, None], (b, 1, t, part.shape[1])) for part in known] + [causal_mask(own)]
-        seen = [jnp.repeat(part.positions, b // len(part.there), axis=0) for part in past] + [positions]
+        (b, t), segment_ids = input_ids.shape, there.astype(jnp.int32)
+        past_there = [jnp.repeat(part.there, b // len(part.there), axis=0) for part in past]  # [B, S]
+        before = sum((jnp.sum(part, axis=1, keepdims=True) for part in past_there), jnp.int32(0))
+        positions = before + count_positions(segment_ids)  # [B, T]
+        masks = [jnp.broadcast_to(part[:, None, None], (b, 1, t, part.shape[1])) for part in past_there]
+        masks.append(causal_mask(segment_ids))
+        key_positions = [jnp.repeat(part.positions, b // len(part.there), axis=0) for part in past] + [positions]
         x, rope = self._enter(input_ids, positions)
         keys, values = [], []
         for layer, (block, window) in enumerate(zip(self.layers(), self.config.layer_windows)):
-            near = [within(mask, positions, at, window) for mask, at in zip(masks, seen)] if self.config.windows else masks
+            near = (
+                [within(mask, positions, at, window) for mask, at in zip(masks, key_positions)]
+                if self.config.windows
+                else masks
+            )
             x, (k, v) = block(x, rope, near, [(part.keys[layer], part.values[layer]) for part in past], None)
             keys.append(_split_heads(k, self.config))
             values.append(_split_heads(v, self.config))
         return self.norm(x), Cache(tuple(keys), tuple(values), there, positions)
 
-    def _enter(self, input_ids, positions):
-        """What enters the first block, and the angles of rotary positions (None without them)."""
+    def _enter(self, input_ids: jax.Array, positions: jax.Array) -> tuple[jax.Array, Rope | None]:
+        """The input [B, T, D] of the first block, and the rotary angles (None for learned positions)."""
         x = _split_over_mesh(self.embed(input_ids, positions), None, None)  # [B, T, D]
         return x, None if self.config.rope_theta is None else rope_angles(self.config, positions)
 
     def layers(self) -> Sequence[Block]:
-        """The blocks one by one, also where their parameters are stacked."""
+        """The single blocks, also where their parameters are stacked."""
         if not self.config.scan_layers:
             return self.blocks
         graphdef, state = nnx.split(self.blocks)
         return [nnx.merge(graphdef, jax.tree.map(lambda x, i=i: x[i], state)) for i in range(self.config.layers)]
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """Hidden states [B, T, D] to float32 logits [B, T, V], -inf for rows that are no token."""
+        """Maps hidden states [B, T, D] to float32 logits [B, T, V], -inf for rows that are no token."""
         dtype = self.config.dtype
         kernel = self.embedding[...].T if self.head is None else self.head.kernel[...]  # [D, V]
         logits = jnp.einsum("btd,dv->btv", hidden, kernel.astype(dtype), preferred_element_type=jnp.float32)
         new = self.new_rows if self.head is None else self.new_head_rows
         if new is not None:
-            more = jnp.einsum("btd,vd->btv", hidden, new[...].astype(dtype), preferred_element_type=jnp.float32)
-            logits = jnp.concatenate([logits, more], axis=-1)
+            new_logits = jnp.einsum("btd,vd->btv", hidden, new[...].astype(dtype), preferred_element_type=jnp.float32)
+            logits = jnp.concatenate([logits, new_logits], axis=-1)
         logits = soft_cap(logits, self.config.logit_cap)
         if self.config.spare_rows:
             tokens = self.config.vocab_size - self.config.spare_rows
@@ -174,7 +189,7 @@ class Decoder(nnx.Module):
         return logits
 
     def embed(self, ids: jax.Array, positions: jax.Array) -> jax.Array:
-        """What enters the first block: ids and positions [B, T] to [B, T, D]."""
+        """Maps ids and positions [B, T] to the input of the first block, [B, T, D]."""
         config, rows = self.config, self.embedding[...]
         x = rows[jnp.minimum(ids, len(rows) - 1)].astype(config.dtype)
         if self.new_rows is not None:
@@ -186,11 +201,13 @@ class Decoder(nnx.Module):
             x = x + self.positions[...][positions + config.position_offset].astype(config.dtype)
         return x
 
-    def _run_blocks(self, x, rope, mask, positions, dropout_key):
-        """All blocks, without a cache: a loop, or one compiled block over stacked parameters."""
+    def _run_blocks(
+        self, x: jax.Array, rope: Rope | None, mask: jax.Array, positions: jax.Array, dropout_key: jax.Array | None
+    ) -> jax.Array:
+        """Runs all blocks without a cache: in a loop, or as one compiled block over stacked parameters."""
         config = self.config
 
-        def run(block, x, window, key):
+        def run(block: Block, x: jax.Array, window: jax.Array, key: jax.Array | None) -> jax.Array:
             near = within(mask, positions, positions, window) if config.windows else mask
             return block(x, rope, [near], [], key)[0]
 
@@ -203,7 +220,7 @@ class Decoder(nnx.Module):
             return x
         graphdef, state = nnx.split(self.blocks)
 
-        def step(x, layer):
+        def step(x: jax.Array, layer: tuple) -> tuple[jax.Array, None]:
             state, window, key = layer
             return run(nnx.merge(graphdef, state), x, window, key), None
 
@@ -212,8 +229,8 @@ class Decoder(nnx.Module):
 
 
 def _check_range(name: str, numbers: jax.Array, mask: jax.Array | None, end: int) -> None:
-    """Raises ConfigError where numbers [B, T], padding aside, are not in 0 to `end` - 1; under jit they are not known."""
-    if not all(x is None or _is_here(x) for x in (numbers, mask)) or not numbers.size:
+    """Raises ConfigError where numbers [B, T], padding aside, are not in 0 to `end` - 1; under jit nothing is checked."""
+    if not all(x is None or _is_known(x) for x in (numbers, mask)) or not numbers.size:
         return
     real = np.where(True if mask is None else np.asarray(mask) != 0, np.asarray(numbers), 0)
     low, high = real.min(), real.max()
@@ -221,20 +238,26 @@ def _check_range(name: str, numbers: jax.Array, mask: jax.Array | None, end: int
         raise ConfigError(f"{name}: {low if low < 0 else high} found, 0 to {end - 1} of this model expected")
 
 
-def _is_here(x: jax.Array | np.ndarray) -> bool:
-    """Whether this process knows all of it."""
+def _is_known(x: jax.Array | np.ndarray) -> bool:
+    """Whether this process can read all values of x."""
     return not isinstance(x, jax.core.Tracer) and getattr(x, "is_fully_addressable", True)
 
 
 @partial(jax.jit, static_argnums=0)
-def _logits(graphdef, state, input_ids, attention_mask, positions):
-    """Compiled as one: by itself every operation of a model called from Python would be."""
+def _logits(
+    graphdef: nnx.GraphDef,
+    state: nnx.State,
+    input_ids: jax.Array,
+    attention_mask: jax.Array | None,
+    positions: jax.Array | None,
+) -> jax.Array:
+    """One program for a model called from Python, instead of one for each operation."""
     model: Decoder = nnx.merge(graphdef, state)
     return model.logits(model.hidden(input_ids, attention_mask, positions))
 
 
 def unstack(model: Decoder) -> Decoder:
-    """The same model with its blocks one by one: while decoding, stacked parameters would be copied for every token."""
+    """The same model with separate blocks: in decoding, stacked parameters would be copied for every token."""
     if not model.config.scan_layers:
         return model
     graphdef, state = nnx.split(model)
@@ -245,23 +268,23 @@ def unstack(model: Decoder) -> Decoder:
 
 
 def _stack(blocks: list[Block]) -> Block:
-    """One block whose parameters have an axis of layers before their own."""
+    """One block whose parameters begin with an axis of layers."""
     graphdef, _ = nnx.split(blocks[0])
     return nnx.merge(graphdef, jax.tree.map(lambda *layers: jnp.stack(layers), *(nnx.state(block) for block in blocks)))
 
 
-def _split_over_mesh(x: jax.Array, *others: str | None) -> jax.Array:
-    """Holds x [B, ...] to a split over the batch, and over the `others` axes; without a mesh in force it does nothing.
+def _split_over_mesh(x: jax.Array, *other_axes: str | None) -> jax.Array:
+    """Constrains x [B, ...] to be split over the batch axes and `other_axes`; does nothing outside a mesh.
 
-    Left to itself the partitioner follows the embedding's own sharding and splits D of the residual stream instead.
+    Without the constraint the partitioner follows the embedding's sharding and splits D of the residual stream.
     """
     mesh = jax.sharding.get_abstract_mesh()
     axes = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes, *others)) if axes else x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes, *other_axes)) if axes else x
 
 
 def _split_heads(x: jax.Array, config: DecoderConfig) -> jax.Array:
-    """Holds keys or values [B, K, ...] to a split over the batch, and of the heads over `tensor` where it divides them."""
+    """Constrains keys or values [B, K, ...] to be split over the batch, and the heads over `tensor` where it divides them."""
     mesh = jax.sharding.get_abstract_mesh()
     splits = TENSOR_AXIS in mesh.axis_names and config.kv_heads % mesh.shape[TENSOR_AXIS] == 0
     return _split_over_mesh(x, TENSOR_AXIS if splits else None, None, None)

@@ -1,4 +1,4 @@
-"""Hugging Face's decoder families: their config.json as a DecoderConfig and back, and the names of their tensors."""
+"""Hugging Face's decoder families: config.json to DecoderConfig and back, and the names of their tensors."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ecgbyte_jax.errors import WeightsError
 from ecgbyte_jax.model.config import DecoderConfig, RopeScaling
 
-# How PyTorch stores what is a kernel [n_in, n_out] here: LINEAR [n_out, n_in], CONV1D as it is; PLAIN is any other tensor.
+# How PyTorch stores our kernel [n_in, n_out]: LINEAR as [n_out, n_in], CONV1D as [n_in, n_out]. PLAIN: any other tensor.
 LINEAR, CONV1D, PLAIN = "linear", "conv1d", "plain"
 
 _ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
@@ -15,7 +15,7 @@ _HF_ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_ta
 
 @dataclass(frozen=True)
 class Tensor:
-    """A stored tensor and the parameters that it fills, side by side along n_out where it fills several."""
+    """A stored tensor and the parameters that it fills; several are concatenated along n_out."""
 
     stored: str
     parameters: tuple[str, ...]
@@ -24,10 +24,10 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Family:
-    """One `model_type`.
+    """One `model_type` of Hugging Face.
 
-    architecture: the class in transformers; prefix: before all names but lm_head's; names: stored module -> (ours, layout),
-    `{i}` the layer; read: config.json -> DecoderConfig's fields; write: the way back.
+    architecture: the class in transformers. prefix: of all stored names except lm_head's. names: stored module -> (our module,
+    layout), with `{i}` for the layer. read: config.json -> fields of DecoderConfig. write: the inverse.
     """
 
     architecture: str
@@ -37,19 +37,19 @@ class Family:
     write: Callable[[DecoderConfig], dict]
 
     def tensors(self, parameters: set[str], layers: int) -> list[Tensor]:
-        """The stored tensors that fill these parameters, by the names of a decoder with `layers` blocks one by one."""
-        found = []
+        """The stored tensors that fill these parameters of a decoder with `layers` unstacked blocks."""
+        tensors = []
         for module, (ours, layout) in (self.names | {"lm_head": ("head", LINEAR)}).items():
             for i in range(layers if "{i}" in module else 1):
                 for leaf, names in _leaves(ours.format(i=i)).items():
                     if set(names) <= parameters:
                         full = ("" if module == "lm_head" else self.prefix) + module.format(i=i)
-                        found.append(Tensor(f"{full}.{leaf}", names, layout if names[0].endswith("kernel") else PLAIN))
-        return found
+                        tensors.append(Tensor(f"{full}.{leaf}", names, layout if names[0].endswith("kernel") else PLAIN))
+        return tensors
 
 
 def _leaves(ours: str) -> dict[str, tuple[str, ...]]:
-    """PyTorch's weight and bias of a module -> our parameters; `a/(q|k|v)` stands for three modules in one."""
+    """PyTorch's weight and bias of a module -> our parameters; `a/(q|k|v)` means three modules in one."""
     if ours in ("embedding", "positions"):
         return {"weight": (ours,)}
     head, _, rest = ours.partition("(")
@@ -59,9 +59,9 @@ def _leaves(ours: str) -> dict[str, tuple[str, ...]]:
 
 
 def refuse(raw: dict, field: str, known: tuple, default: object = None) -> None:
-    """Raises WeightsError where a field of config.json has a value that this decoder cannot do."""
+    """Raises WeightsError where a field of config.json has a value that this decoder does not support."""
     if raw.get(field, default) not in known:
-        raise WeightsError(f"{field} {raw.get(field, default)!r:.60} found, one of {known} can be loaded")
+        raise WeightsError(f"{field} {raw.get(field, default)!r:.60} found, one of {known} expected")
 
 
 _LARGEST = 2**30
@@ -97,7 +97,7 @@ def _divided(raw: dict, width: str, heads: str) -> int:
 
 
 def _or_none(read: Callable[[dict, str], float], raw: dict, field: str, otherwise: float) -> float:
-    """What `read` finds; `otherwise` where the field is missing or null."""
+    """The field as `read` returns it, or `otherwise` where it is missing or null."""
     return otherwise if raw.get(field) is None else read(raw, field)
 
 
@@ -107,13 +107,13 @@ def _activation(name: str) -> str:
 
 
 def _read_rope(raw: dict) -> dict:
-    """transformers 5 keeps both in `rope_parameters`, transformers 4 in `rope_theta` and `rope_scaling`."""
+    """Base and scaling: in `rope_parameters` (transformers 5), or in `rope_theta` and `rope_scaling` (transformers 4)."""
     if raw.get("rope_parameters") and raw.get("rope_scaling"):
         raise WeightsError("rope_parameters and rope_scaling found, one of them expected")
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     if not isinstance(rope, dict):
         raise WeightsError(f"rope_parameters or rope_scaling {rope!r:.60} found, an object expected")
-    # Llama 2's file names none and means 10,000, as transformers has it.
+    # Llama 2's file has no rope_theta; transformers' default is 10,000.
     known = {"rope_theta": 10_000.0} if raw["model_type"] == "llama" and not raw.get("rope_parameters") else {}
     rope = known | {name: raw[name] for name in ("rope_theta", "partial_rotary_factor") if raw.get(name) is not None} | rope
     refuse(rope, "partial_rotary_factor", (1, None))
@@ -129,7 +129,7 @@ def _read_rope(raw: dict) -> dict:
 
 
 def _write_rope(config: DecoderConfig) -> dict:
-    """As transformers 4 wrote it, which 5 reads too."""
+    """The fields of transformers 4, which transformers 5 reads too."""
     scaling = config.rope_scaling
     written = scaling and {
         "rope_type": "llama3",
@@ -141,9 +141,9 @@ def _write_rope(config: DecoderConfig) -> dict:
     return {"rope_theta": config.rope_theta, "rope_scaling": written}
 
 
-_MOST = {"layers": 1000, "heads": 10_000}  # more are a mistake, and would be built one by one
+_MOST = {"layers": 1000, "heads": 10_000}  # more are a mistake, and each would be built
 
-# Our field -> config.json's, where both hold the same value.
+# Our field -> the field of config.json with the same value.
 _LLAMA_FIELDS = {
     "vocab_size": "vocab_size",
     "width": "hidden_size",
@@ -172,13 +172,13 @@ _OPT_FIELDS = {
 
 
 def _read_fields(raw: dict, names: dict[str, str], *, tied: bool) -> dict:
-    """`tied`: whether embedding and head are one where the file does not say."""
+    """The fields that need no conversion; `tied`: the default of tie_word_embeddings."""
     refuse(raw, "quantization_config", (None, {}))
-    found = {
+    fields = {
         ours: _positive(raw, theirs) if ours == "norm_eps" else _whole(raw, theirs, _MOST.get(ours, _LARGEST))
         for ours, theirs in names.items()
     }
-    return found | {"tied_embeddings": _flag(raw, "tie_word_embeddings", tied)}
+    return fields | {"tied_embeddings": _flag(raw, "tie_word_embeddings", tied)}
 
 
 def _write_fields(config: DecoderConfig, names: dict[str, str]) -> dict:
@@ -186,7 +186,7 @@ def _write_fields(config: DecoderConfig, names: dict[str, str]) -> dict:
 
 
 def _read_llama_like(raw: dict, *, tied: bool = False) -> dict:
-    """What Llama, Mistral, Qwen and Gemma share."""
+    """The fields that Llama, Mistral, Qwen and Gemma share."""
     return (
         _read_fields(raw, _LLAMA_FIELDS, tied=tied)
         | _read_rope(raw)
@@ -222,8 +222,8 @@ def _write_llama(config: DecoderConfig) -> dict:
 
 
 def _read_mistral(raw: dict) -> dict:
-    found, window = _read_llama_like(raw), _window(raw)
-    return found | {"windows": (window,) * found["layers"] if window else ()}
+    fields, window = _read_llama_like(raw), _window(raw)
+    return fields | {"windows": (window,) * fields["layers"] if window else ()}
 
 
 def _write_mistral(config: DecoderConfig) -> dict:
@@ -231,12 +231,12 @@ def _write_mistral(config: DecoderConfig) -> dict:
 
 
 def _window(raw: dict) -> int:
-    """0 where it is null; 4096 where the file does not say, as transformers has it for every family with windows."""
+    """The sliding window, 0 where it is null; transformers' default of 4096 where it is missing."""
     return _or_none(_whole, {"sliding_window": 4096} | raw, "sliding_window", 0)
 
 
 def _layer_windows(raw: dict, slides: Callable[[int], bool]) -> tuple[int, ...]:
-    """By `layer_types` where the file has them, by the family's rule where it is older."""
+    """Each layer's window, from `layer_types`, or in older files from the family's rule `slides`."""
     window, layers = _window(raw), _whole(raw, "num_hidden_layers", _MOST["layers"])
     types = raw.get("layer_types") or ["sliding_attention" if slides(i) else "full_attention" for i in range(layers)]
     if not isinstance(types, list):
@@ -244,7 +244,7 @@ def _layer_windows(raw: dict, slides: Callable[[int], bool]) -> tuple[int, ...]:
     for kind in types:
         refuse({"layer_types": kind}, "layer_types", ("sliding_attention", "full_attention"))
     if len(types) != layers:
-        raise WeightsError(f"layer_types: {len(types)} found, num_hidden_layers {layers} wanted")
+        raise WeightsError(f"layer_types: {len(types)} found, num_hidden_layers {layers} expected")
     windows = tuple(window if kind == "sliding_attention" else 0 for kind in types)
     return windows if any(windows) else ()
 
@@ -255,7 +255,7 @@ def _write_windows(config: DecoderConfig) -> dict:
 
 
 def _read_qwen2(raw: dict) -> dict:
-    windows = ()
+    windows: tuple[int, ...] = ()
     if _flag(raw, "use_sliding_window", False):
         first = raw["max_window_layers"]
         refuse({"max_window_layers": type(first).__name__}, "max_window_layers", ("int",))
@@ -278,10 +278,10 @@ def _write_qwen3(config: DecoderConfig) -> dict:
 
 
 def _read_gemma(raw: dict) -> dict:
-    # The first Gemma files say "gelu" and were always run with its tanh form.
+    # The first Gemma files say "gelu" but have always been run with its tanh form.
     name = raw.get("hidden_act") or "gelu_pytorch_tanh"
     name = "gelu_pytorch_tanh" if name == "gelu" else name
-    refuse(raw, "hidden_activation", (None, name))  # transformers 4 took this one, 5 takes hidden_act
+    refuse(raw, "hidden_activation", (None, name))  # read by transformers 4; 5 reads hidden_act
     return _read_gemma_like(raw, name)
 
 
@@ -343,7 +343,7 @@ def _write_gpt2(config: DecoderConfig) -> dict:
 
 
 def _read_opt(raw: dict) -> dict:
-    # OPT-350m has its norms behind and a narrower embedding with projections: another model.
+    # OPT-350m is another architecture: norms after the blocks, and a narrower embedding with projections.
     refuse(raw, "do_layer_norm_before", (True,), True)
     refuse(raw, "word_embed_proj_dim", (None, raw["hidden_size"]))
     refuse(raw, "_remove_final_layer_norm", (False,), False)

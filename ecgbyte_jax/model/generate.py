@@ -1,8 +1,8 @@
 """Generation: one jitted prefill, then one while_loop over a key/value cache that ends when every row has ended.
 
-The prompt's keys and values stay outside the loop, which would copy them for every token; inside it are the new tokens' alone.
+The prompt's keys and values stay outside the loop, which would copy them for every token; only the new tokens' are inside.
 
-Axes: B batch, T prompt tokens (left-padded), P beginnings that rows share, N new tokens at most, V vocabulary.
+Axes: B batch, T prompt tokens (left-padded), P shared prefixes, N new tokens at most, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -17,25 +17,25 @@ from flax import nnx
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.model.decoder import Cache, Decoder, unstack
 
-_PIECE = 3000  # tokens of a prefill, see `_prefill`
+_PIECE = 3000  # least tokens of a part of a prefill, see `_prefill`
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class _Decoding:
-    """The whole state of decoding between two tokens."""
+    """The complete state of decoding between two tokens."""
 
     step: jax.Array  # int32 []: tokens generated so far
     last: jax.Array  # int32 [B]: the token to feed next
     done: jax.Array  # bool [B]
     tokens: jax.Array  # int32 [B, N]
     log_probs: jax.Array  # float32 [B, N]
-    cache: Cache  # of the new tokens, and the prompt's last one
+    cache: Cache  # of the prompt's last token and the new ones
 
 
 @dataclass(frozen=True)
 class _Sampling:
-    """How the next token is chosen; temperature 0 takes the likeliest one."""
+    """How the next token is chosen; temperature 0 always takes the likeliest one."""
 
     temperature: float
     top_k: int
@@ -59,25 +59,25 @@ def generate(
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Continues left-padded prompts: int32 [B, max_new_tokens].
 
-    input_ids, attention_mask: [B, T]; shared: the same two [P, T'] of what is before them, once for the B / P rows that follow
-    one another and begin with it. A row ends with its first stop id, which is kept; `pad_id` fills the rest. Temperature 0
-    always takes the likeliest token; above, tokens are drawn by `key` from the `top_k` likeliest (0: all) and of those from the
-    fewest that hold `top_p` of the probability; with a key for each row [B] its draws do not depend on the other rows.
-    `return_log_probs` gives (tokens, log-probabilities float32 [B, max_new_tokens]) by the model's own distribution, 0 behind a
-    row's end. Prompts are cut to the longest one's length, rounded up, so that different lengths share few compiled programs.
+    input_ids, attention_mask: [B, T]. shared: (ids, mask) [P, T'] of prefixes, each common to B / P consecutive rows. A row
+    ends with its first stop id, which is kept, and is filled up with `pad_id`. Temperature 0 always takes the likeliest token;
+    above 0 tokens are drawn with `key` from the `top_k` likeliest (0: all), and of those from the fewest that hold `top_p` of
+    the probability. With one key per row, [B], a row's draws do not depend on the other rows. `return_log_probs` returns
+    (tokens, float32 log-probabilities [B, max_new_tokens]) under the model's own distribution, 0 after a row's end. Prompts
+    are cut to the longest one's length, rounded up, so that different lengths share few compiled programs.
 
-    Rows of the vocabulary that stand for no token (`DecoderConfig.spare_rows`) are never chosen.
+    Rows of the vocabulary that are no token (`DecoderConfig.spare_rows`) are never chosen.
 
-    Raises ConfigError for no rows, a row of padding alone or with padding behind a token, ids outside the vocabulary, more
-    tokens than the model has positions, and impossible settings.
+    Raises ConfigError for no rows, a row of only padding or with padding after a token, ids outside the vocabulary, more tokens
+    than the model has positions, and impossible settings.
     """
     sampling = _Sampling(float(temperature), int(top_k), float(top_p))
-    given = [(input_ids, attention_mask)] if shared is None else [shared, (input_ids, attention_mask)]
-    longest = _check(model, given, max_new_tokens, sampling, key)
-    lengths = (_round(longest[0]),)
-    if shared is not None:  # fewer of each length, as every pair of them is compiled
+    parts = [(input_ids, attention_mask)] if shared is None else [shared, (input_ids, attention_mask)]
+    longest = _check(model, parts, max_new_tokens, sampling, key)
+    lengths: tuple[int, ...] = (_round(longest[0]),)
+    if shared is not None:  # coarser, since every pair of lengths is a program
         lengths = _round(longest[0], steps=4), 1 if longest[1] == 1 else _round(longest[1], least=8, steps=4)
-    prompt = _cut(given, lengths)
+    prompt = _cut(parts, lengths)
     graphdef, state = nnx.split(model)
     key = jax.random.key(0) if key is None else key
     tokens, log_probs = _generate(graphdef, state, prompt, key, max_new_tokens, tuple(stop_ids), pad_id, sampling)
@@ -85,89 +85,101 @@ def generate(
 
 
 def _check(
-    model: Decoder, given: list[tuple[jax.Array, jax.Array]], new: int, sampling: _Sampling, key: jax.Array | None
+    model: Decoder, parts: list[tuple[jax.Array, jax.Array]], new: int, sampling: _Sampling, key: jax.Array | None
 ) -> list[int]:
-    """The longest row of each part of the prompts; raises as `generate` says."""
-    rows = len(given[-1][0])
-    for ids, mask in given:
+    """The longest row's length in each part of the prompts; raises ConfigError as `generate` does."""
+    rows = len(parts[-1][0])
+    for ids, mask in parts:
         if ids.ndim != 2 or ids.shape != mask.shape or not ids.size or rows % len(ids):
             raise ConfigError(
-                f"input_ids {ids.shape} and attention_mask {mask.shape} found, [B, T] twice wanted, of what is shared [P, T] "
-                "where P divides B, none of them 0"
+                f"input_ids {ids.shape} and attention_mask {mask.shape} found, [B, T] for both expected, or [P, T] for shared "
+                "prefixes where P divides B; no size may be 0"
             )
         if not jnp.issubdtype(ids.dtype, jnp.integer):
             raise ConfigError(f"input_ids: {ids.dtype} found, whole numbers expected")
-    *found, holed, outside = [np.asarray(numbers).tolist() for numbers in _measure(given, model.config.vocab_size)]
-    for shortest, place, hole, unknown in zip(found[0], found[1], holed, outside):
-        if shortest == 0:
-            raise ConfigError(f"attention_mask: row {place} is padding alone, one token or more wanted")
-        if hole >= 0:
-            raise ConfigError(f"attention_mask: row {hole} found with padding behind a token; 0 on the left, then 1 expected")
-        if unknown >= 0:
-            raise ConfigError(f"input_ids: row {unknown} holds ids outside of the model's {model.config.vocab_size} tokens")
-    if found[3] + new > model.config.max_positions:
+    measures = [np.asarray(numbers).tolist() for numbers in _measure(parts, model.config.vocab_size)]
+    shortest, shortest_rows, longest, longest_prompt, gap_rows, unknown_rows = measures
+    for length, shortest_row, gap_row, unknown_row in zip(shortest, shortest_rows, gap_rows, unknown_rows):
+        if length == 0:
+            raise ConfigError(f"attention_mask: row {shortest_row} found with only padding, at least one token expected")
+        if gap_row >= 0:
+            raise ConfigError(f"attention_mask: row {gap_row} found with padding after a token, 0s and then 1s expected")
+        if unknown_row >= 0:
+            last_id = model.config.vocab_size - 1
+            raise ConfigError(f"input_ids: row {unknown_row} found with ids outside the vocabulary, 0 to {last_id} expected")
+    if longest_prompt + new > model.config.max_positions:
         raise ConfigError(
-            f"a prompt of {found[3]} tokens and {new} new ones found, at most the model's {model.config.max_positions} "
-            "positions wanted"
+            f"a prompt of {longest_prompt} tokens and {new} new ones found, at most the model's {model.config.max_positions} "
+            "positions expected"
         )
-    for name, value, fits, wanted in (
+    for name, value, fits, expected in (
         ("max_new_tokens", new, new >= 1, "1 or more"),
         ("temperature", sampling.temperature, sampling.temperature >= 0, "0 or more"),
         ("top_k", sampling.top_k, 0 <= sampling.top_k <= model.config.vocab_size, "0 to the vocabulary's size"),
         ("top_p", sampling.top_p, 0 < sampling.top_p <= 1, "above 0, 1 at most"),
     ):
         if not fits:
-            raise ConfigError(f"{name}: {value} found, {wanted} wanted")
+            raise ConfigError(f"{name}: {value} found, {expected} expected")
     if sampling.temperature > 0 and key is None:
-        raise ConfigError("temperature: above 0 tokens are drawn at random, which needs a `key`")
-    return found[2]
+        raise ConfigError(f"temperature: {sampling.temperature} found without a `key`, which drawing tokens needs")
+    return longest
 
 
 @partial(jax.jit, static_argnums=1)
-def _measure(given: list[tuple[jax.Array, jax.Array]], vocab_size: int) -> tuple[jax.Array, ...]:
-    """Of the parts of prompts: the shortest row of each, where it is, the longest, and the longest of all parts together.
+def _measure(parts: list[tuple[jax.Array, jax.Array]], vocab_size: int) -> tuple[jax.Array, ...]:
+    """For each part of the prompts: the least number of tokens, its row, the largest number; then that of a complete prompt.
 
-    Then a row of each part that is not 0 on the left and 1 behind, and one with ids outside the vocabulary, -1 where none is.
+    Last, for each part, a row whose mask has a 0 after a 1, and a row with ids outside the vocabulary; -1: no such row.
     """
-    masks = [mask != 0 for _, mask in given]
+    masks = [mask != 0 for _, mask in parts]
     lengths = [jnp.sum(mask, axis=1) for mask in masks]
-    whole = sum(jnp.repeat(part, len(masks[-1]) // len(part)) for part in lengths)
-    each = jnp.array([[part.min(), part.argmin(), part.max()] for part in lengths]).T
+    totals = sum((jnp.repeat(part, len(masks[-1]) // len(part)) for part in lengths), jnp.int32(0))
+    by_part = jnp.array([[part.min(), part.argmin(), part.max()] for part in lengths]).T
 
-    def a_row(bad: jax.Array) -> jax.Array:
+    def first_row(bad: jax.Array) -> jax.Array:
         rows = bad.any(axis=1)
         return jnp.where(rows.any(), rows.argmax(), -1)
 
-    holed = [a_row(mask[:, :-1] & ~mask[:, 1:]) for mask in masks]
-    outside = [a_row(mask & ((ids < 0) | (ids >= vocab_size))) for mask, (ids, _) in zip(masks, given)]
-    return *each, whole.max(), jnp.array(holed), jnp.array(outside)
+    gap_rows = [first_row(mask[:, :-1] & ~mask[:, 1:]) for mask in masks]
+    unknown_rows = [first_row(mask & ((ids < 0) | (ids >= vocab_size))) for mask, (ids, _) in zip(masks, parts)]
+    return *by_part, totals.max(), jnp.array(gap_rows), jnp.array(unknown_rows)
 
 
 def _round(longest: int, least: int = 32, steps: int = 8) -> int:
-    """A length that many prompts have: 32, 36, 40, ..., 64, 72, ...: `steps` lengths an octave."""
+    """The length rounded up to 32, 36, 40, ..., 64, 72, ...: `least` and up, `steps` lengths per octave."""
     octaves = (least << power for power in range(32))
     return next(size for low in octaves for size in range(low, 2 * low, low // steps) if size >= longest)
 
 
 @partial(jax.jit, static_argnums=1)
-def _cut(given: list[tuple[jax.Array, jax.Array]], lengths: tuple[int, ...]) -> list[tuple[jax.Array, jax.Array]]:
-    """Left-padded parts [B, T] cut or padded on the left to their lengths."""
+def _cut(parts: list[tuple[jax.Array, jax.Array]], lengths: tuple[int, ...]) -> list[tuple[jax.Array, jax.Array]]:
+    """The left-padded parts (ids, mask) [B, T], cut or padded on the left to `lengths`."""
 
     def cut(rows: jax.Array, length: int) -> jax.Array:
         return jnp.pad(rows, ((0, 0), (max(length - rows.shape[1], 0), 0)))[:, -length:]
 
-    return [(cut(ids, length), cut(mask, length).astype(bool)) for (ids, mask), length in zip(given, lengths)]
+    return [(cut(ids, length), cut(mask, length).astype(bool)) for (ids, mask), length in zip(parts, lengths)]
 
 
 @partial(jax.jit, static_argnums=(0, 4, 5, 6, 7))
-def _generate(graphdef, state, prompt, key, max_new_tokens, stop_ids, pad_id, sampling):
+def _generate(
+    graphdef: nnx.GraphDef,
+    state: nnx.State,
+    prompt: list[tuple[jax.Array, jax.Array]],
+    key: jax.Array,
+    max_new_tokens: int,
+    stop_ids: tuple[int, ...],
+    pad_id: int,
+    sampling: _Sampling,
+) -> tuple[jax.Array, jax.Array]:
+    """The tokens and their log-probabilities, [B, max_new_tokens] each, as `generate` describes them."""
     model: Decoder = unstack(nnx.merge(graphdef, state))
     *shared, (input_ids, there) = prompt
     rows = len(input_ids)
     stops = jnp.array(stop_ids, jnp.int32)
 
     def record(now: _Decoding, hidden: jax.Array) -> _Decoding:
-        """Chooses the next token of each row by the last hidden state [B, T, D]."""
+        """Chooses the next token of each row from the last of the hidden states [B, T, D]."""
         logits = model.logits(hidden[:, -1:])[:, 0]  # [B, V]
         if spare := model.config.spare_rows:
             logits = jnp.where(jnp.arange(logits.shape[1]) < logits.shape[1] - spare, logits, -jnp.inf)
@@ -191,8 +203,8 @@ def _generate(graphdef, state, prompt, key, max_new_tokens, stop_ids, pad_id, sa
     def unfinished(now: _Decoding) -> jax.Array:
         return (now.step < max_new_tokens) & ~now.done.all()
 
-    # The last token of the prompt goes with the new ones: of the others only the last block's keys and values are needed,
-    # and the compiler leaves the rest of that block out.
+    # The prompt's last token is fed with the new ones. Of the other tokens only the last block's keys and values are needed,
+    # and the compiler drops the rest of that block.
     past: tuple[Cache, ...] = ()
     for ids, mask in [*shared, (input_ids[:, :-1], there[:, :-1])]:
         if ids.shape[1]:
@@ -210,18 +222,18 @@ def _generate(graphdef, state, prompt, key, max_new_tokens, stop_ids, pad_id, sa
 
 
 def _prefill(model: Decoder, ids: jax.Array, there: jax.Array, past: tuple[Cache, ...]) -> Cache:
-    """What new tokens attend to of prompts [B, T].
+    """The cache of prompts [B, T].
 
-    On a lone CPU device many tokens are taken in pieces: they run side by side, stay in the caches, and are a quarter faster.
+    On a single CPU device a large batch is split into parts that run in parallel and fit the CPU's caches: a quarter faster.
     """
     lone = jax.default_backend() == "cpu" and jax.device_count() == 1 and not past
     pieces = max((n for n in (1, 2, 4) if lone and len(ids) % n == 0 and ids.size >= n * _PIECE), default=1)
-    parts = [model.extend(*piece, past)[1] for piece in zip(jnp.split(ids, pieces), jnp.split(there, pieces))]
-    return jax.tree.map(lambda *rows: jnp.concatenate(rows), *parts)
+    caches = [model.extend(*piece, past)[1] for piece in zip(jnp.split(ids, pieces), jnp.split(there, pieces))]
+    return jax.tree.map(lambda *rows: jnp.concatenate(rows), *caches)
 
 
 def _choose(logits: jax.Array, sampling: _Sampling, key: jax.Array) -> jax.Array:
-    """The next token of each row, int32 [B], by float32 logits [B, V]."""
+    """The next token of each row, int32 [B], from float32 logits [B, V]."""
     if sampling.temperature == 0:
         return logits.argmax(axis=-1).astype(jnp.int32)
     logits = logits / sampling.temperature
@@ -231,7 +243,7 @@ def _choose(logits: jax.Array, sampling: _Sampling, key: jax.Array) -> jax.Array
     if sampling.top_p < 1:
         falling = jnp.sort(logits, axis=-1, descending=True)
         shares = jax.nn.softmax(falling, axis=-1)
-        # A token stays where those likelier than it hold less than top_p (Holtzman et al. 2020).
+        # A token is kept where the likelier ones hold less than top_p (Holtzman et al. 2020).
         kept = jnp.cumsum(shares, axis=-1) - shares < sampling.top_p
         least = jnp.min(jnp.where(kept, falling, jnp.inf), axis=-1, keepdims=True)
         logits = jnp.where(logits < least, -jnp.inf, logits)
@@ -239,5 +251,5 @@ def _choose(logits: jax.Array, sampling: _Sampling, key: jax.Array) -> jax.Array
 
 
 def _each(draw: Callable[[jax.Array, jax.Array], jax.Array], key: jax.Array) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """`draw(key, what)` for one key, or row by row for keys [B]; a number is the same for every row."""
-    return draw if key.ndim == 0 else lambda keys, what: jax.vmap(draw, (0, 0 if what.ndim else None))(keys, what)
+    """`draw(key, values)` for one key, or row by row for keys [B]; a scalar value is common to all rows."""
+    return draw if key.ndim == 0 else lambda keys, values: jax.vmap(draw, (0, 0 if values.ndim else None))(keys, values)

@@ -1,4 +1,4 @@
-"""Hugging Face folders: weights in, checked from both sides and placed tensor by tensor; weights out; new tokens.
+"""Hugging Face folders: weights read (checked both ways, placed tensor by tensor) and written; rows for new tokens.
 
 Axes: D width, V vocabulary, L layers.
 """
@@ -27,23 +27,23 @@ from ecgbyte_jax.model.decoder import Decoder, NewRows
 from ecgbyte_jax.model.families import FAMILIES, LINEAR, Tensor, refuse
 from ecgbyte_jax.model.stored import stored_tensors
 
-# Stored, but nothing to load: derived from config.json.
+# Stored buffers that follow from config.json.
 _IGNORED = re.compile(r".*rotary_emb\.inv_freq|.*\.attn\.(masked_)?bias")
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _SHARD_BYTES = 5_000_000_000
-_DRAWS = 2**22  # float32 numbers that new rows are mixed by at once
+_DRAWS = 2**22  # random float32 numbers in memory at once, see `_append_rows`
 
 
 def locate(name: str | Path) -> Path:
-    """A folder, or that of a hub id such as "meta-llama/Llama-3.2-1B": from the cache, else downloaded.
+    """The folder itself, or for a hub id such as "meta-llama/Llama-3.2-1B" its folder in the cache, downloaded if needed.
 
-    Raises WeightsError that says what to do where there is neither, or the model's licence has to be accepted first.
+    Raises WeightsError, which says what to do, where neither exists or the model's licence has to be accepted first.
     """
     if Path(name).is_dir():
         return Path(name)
     where = f"no folder '{name}'"
     if not _HUB_ID.fullmatch(str(name)):
-        raise WeightsError(f"{where}; a folder or a hub id wanted: `hf download meta-llama/Llama-3.2-1B --local-dir FOLDER`")
+        raise WeightsError(f"{where}; a folder or a hub id expected: `hf download meta-llama/Llama-3.2-1B --local-dir FOLDER`")
     try:
         folder = snapshot_download(str(name), allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"])
         if not [*Path(folder).glob("*.safetensors")]:
@@ -58,7 +58,7 @@ def locate(name: str | Path) -> Path:
     except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, hub.HfHubHTTPError) as error:
         raise WeightsError(
             f"{where}, hub id '{name}' is not in the cache, and the hub cannot be reached; where it can, "
-            f"`hf download {name} --local-dir FOLDER` makes a folder to copy here"
+            f"`hf download {name} --local-dir FOLDER` creates a folder to copy here"
         ) from error
 
 
@@ -71,12 +71,11 @@ def load_pretrained(
     scan_layers: bool = False,
     shard: Callable[[Any], Any] | None = None,
 ) -> tuple[Decoder, DecoderConfig]:
-    """The decoder of a Hugging Face folder or hub id, and its config.
+    """Loads the decoder of a Hugging Face folder or hub id, and its config.
 
-    Reads config.json and `*.safetensors` or `flax_model.msgpack`, one file or several with an index; each tensor is placed
-    as it is read, by the shardings that `shard` gives for the tree of abstract parameters (None: the default device).
-    Raises WeightsError that names every missing, unexpected, mis-shaped and not finite tensor at once, or the field of
-    config.json at fault.
+    Reads config.json and `*.safetensors` or `flax_model.msgpack`, one file or several with an index. Each tensor is placed as
+    it is read, with the shardings that `shard` returns for the tree of abstract parameters (None: the default device). Raises
+    WeightsError, which names all missing, unexpected, misshapen and non-finite tensors, or the faulty field of config.json.
     """
     folder = locate(folder)
     config = replace(read_config(folder), dtype=dtype, param_dtype=param_dtype, remat=remat, scan_layers=scan_layers)
@@ -85,7 +84,7 @@ def load_pretrained(
     shapes = _shapes(config)
     family = FAMILIES[config.family]
     plan = {tensor.stored: tensor for tensor in family.tensors(set(shapes), config.layers)}
-    plan |= {stored.removeprefix(family.prefix): tensor for stored, tensor in plan.items()}  # some files leave it out
+    plan |= {stored.removeprefix(family.prefix): tensor for stored, tensor in plan.items()}  # some files omit the prefix
     missing, problems = set(shapes), []
     for stored, array in stored_tensors(folder):
         tensor = plan.get(stored)
@@ -94,12 +93,12 @@ def load_pretrained(
                 problems.append(f"no place for {stored}")
             continue
         if not missing.issuperset(tensor.parameters):
-            problems.append(f"{stored} stands there twice, or with and without '{family.prefix}'")
+            problems.append(f"{stored} is stored twice, or with and without '{family.prefix}'")
             continue
         missing -= set(tensor.parameters)
         if not jnp.issubdtype(array.dtype, jnp.floating):
             problems.append(
-                f"{stored} holds {array.dtype}, not the float32, float16 or bfloat16 of a model that is not quantised"
+                f"{stored} holds {array.dtype}, not float32, float16 or bfloat16 as in a model that is not quantised"
             )
             continue
         if not np.isfinite(array).all():
@@ -109,7 +108,7 @@ def load_pretrained(
             if part.shape == shapes[name]:
                 places.put(name, part)
             else:
-                problems.append(f"{stored} gives {name} {part.shape}, {shapes[name]} wanted")
+                problems.append(f"{stored} has shape {part.shape} for {name}, {shapes[name]} expected")
     problems += [f"no tensor for {name}" for name in sorted(missing)]
     if problems:
         raise WeightsError(f"{folder}: the weights do not fit config.json: {'; '.join(problems)}")
@@ -117,16 +116,16 @@ def load_pretrained(
 
 
 def read_config(folder: Path) -> DecoderConfig:
-    """The decoder that `config.json` describes; raises WeightsError for what this decoder cannot do."""
+    """The decoder that `config.json` describes; raises WeightsError for what this decoder does not support."""
     path = Path(folder) / "config.json"
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise WeightsError(f"{path}: no such file; model.pretrained wants a folder downloaded from Hugging Face") from error
+        raise WeightsError(f"{path}: no such file; model.pretrained must be a folder downloaded from Hugging Face") from error
     except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: not readable as JSON: {error}") from error
     if not isinstance(raw, dict):
-        raise WeightsError(f"{path}: an object with the model's settings wanted")
+        raise WeightsError(f"{path}: a JSON object with the model's settings expected")
     try:
         refuse(raw, "model_type", tuple(FAMILIES))
         config = DecoderConfig(family=raw["model_type"], **FAMILIES[raw["model_type"]].read(raw))
@@ -135,22 +134,22 @@ def read_config(folder: Path) -> DecoderConfig:
     except KeyError as error:
         raise WeightsError(f"{path}: field {error} is missing") from error
     except (TypeError, AttributeError, ZeroDivisionError) as error:
-        raise WeightsError(f"{path}: a field is not of the kind that Hugging Face writes: {error}") from error
+        raise WeightsError(f"{path}: a field is not of the type that Hugging Face writes: {error}") from error
     if config.heads % config.kv_heads:
-        raise WeightsError(f"{path}: num_key_value_heads {config.kv_heads} found, a divisor of {config.heads} heads wanted")
+        raise WeightsError(f"{path}: num_key_value_heads {config.kv_heads} found, a divisor of {config.heads} heads expected")
     if config.rope_theta is not None and (config.head_dim < 2 or config.head_dim % 2):
-        raise WeightsError(f"{path}: head_dim {config.head_dim} found, an even number wanted for rotary positions")
+        raise WeightsError(f"{path}: head_dim {config.head_dim} found, an even number expected for rotary positions")
     return config
 
 
 def _shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter, with the blocks one by one."""
+    """The shape of every parameter of the unstacked decoder."""
     state = nnx.state(nnx.eval_shape(lambda: Decoder(replace(config, scan_layers=False), nnx.Rngs(0))))
     return {"/".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(state)}
 
 
 def _parts(tensor: Tensor, array: np.ndarray, shapes: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, np.ndarray]]:
-    """(parameter, its part of a stored tensor), laid out as it is here."""
+    """(parameter, its part of a stored tensor in our layout)."""
     if tensor.layout == LINEAR:
         array = array.T
     if len(tensor.parameters) == 1:
@@ -161,36 +160,37 @@ def _parts(tensor: Tensor, array: np.ndarray, shapes: dict[str, tuple[int, ...]]
 
 
 class _Places:
-    """Abstract parameters that are filled one after the other, each straight onto its devices."""
+    """Abstract parameters that are filled one by one, each directly on its devices."""
 
     def __init__(self, state: nnx.State, shard: Callable[[Any], Any] | None):
         self.flat = nnx.to_flat_state(state)
-        self.wanted = {"/".join(map(str, path)): leaf for path, leaf in self.flat}
+        self.abstract = {"/".join(map(str, path)): leaf for path, leaf in self.flat}
         sharded = nnx.to_flat_state(shard(state)) if shard else []
         self.shardings = {"/".join(map(str, path)): jax.tree.leaves(leaf)[0] for path, leaf in sharded}
         self.filled: dict[str, jax.Array] = {}
 
     def put(self, name: str, array: np.ndarray) -> None:
-        """`name` is that of a block by itself; where the parameters are stacked it is written into its layer."""
-        if name in self.wanted:
-            self.filled[name] = _place(array, self.wanted[name].dtype, self.shardings.get(name))
+        """Fills the parameter `name` of an unstacked decoder; in stacked parameters, its layer."""
+        if name in self.abstract:
+            self.filled[name] = _place(array, self.abstract[name].dtype, self.shardings.get(name))
             return
         _, layer, rest = name.split("/", 2)
         stacked = f"blocks/{rest}"
         if stacked not in self.filled:
-            like = self.wanted[stacked]
+            like = self.abstract[stacked]
             make = jax.jit(lambda: jnp.zeros(like.shape, like.dtype), out_shardings=self.shardings.get(stacked))
             self.filled[stacked] = make()
-        stack, how = self.filled.pop(stacked), self.shardings.get(stacked)
-        one = how and NamedSharding(how.mesh, PartitionSpec(*how.spec[1:]))
-        self.filled[stacked] = _set_layer(stack, _place(array, stack.dtype, one), int(layer))
+        stack, sharding = self.filled.pop(stacked), self.shardings.get(stacked)
+        layer_sharding = sharding and NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+        self.filled[stacked] = _set_layer(stack, _place(array, stack.dtype, layer_sharding), int(layer))
 
     def state(self) -> nnx.State:
+        """The parameters, all of which have been filled."""
         return nnx.from_flat_state([(path, leaf.replace(self.filled["/".join(map(str, path))])) for path, leaf in self.flat])
 
 
 def _place(array: np.ndarray, dtype: jnp.dtype, sharding: jax.sharding.Sharding | None) -> jax.Array:
-    """Puts this host's parts alone: where there are several, `device_put` broadcasts all of it, to compare."""
+    """Puts only this host's parts on its devices; with several hosts, `device_put` would broadcast the array to compare it."""
     if sharding is None:
         return jax.device_put(array.astype(dtype))
     return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part].astype(dtype))
@@ -204,9 +204,9 @@ def _set_layer(stack: jax.Array, array: jax.Array, layer: int) -> jax.Array:
 def save_pretrained(model: Decoder, folder: str | Path, *, text_tokenizer: Any = None, shard_bytes: int = _SHARD_BYTES) -> None:
     """Writes a folder that `transformers.AutoModelForCausalLM.from_pretrained` reads: config.json and safetensors.
 
-    With more than `shard_bytes` of weights several files and their index; with a text tokenizer its files too, and its
-    special ids in config.json. Of several processes that share the model all must call, and the first one writes.
-    Raises WeightsError where LoRA paths have not been merged (see `lora.merge_lora`).
+    Above `shard_bytes` of weights: several files and their index. With a text tokenizer: also its files, and its special ids in
+    config.json. All processes that share the model must call this, and the first one writes. Raises WeightsError for LoRA paths
+    that are not merged (see `lora.merge_lora`).
     """
     folder, config, parameters = Path(folder), model.config, _parameters(model)
     if any("/lora/" in name for name in parameters):
@@ -214,7 +214,7 @@ def save_pretrained(model: Decoder, folder: str | Path, *, text_tokenizer: Any =
     leads = jax.process_index() == 0
     if leads:
         folder.mkdir(parents=True, exist_ok=True)
-        # Without config.json nobody takes the folder for a model until all is written; older weights would be read first.
+        # Without config.json the folder is not a model until everything is written. Older weight files would be read instead.
         for file in (folder / "config.json", *_weights(folder)):
             file.unlink(missing_ok=True)
     family, shapes = FAMILIES[config.family], _shapes(config)
@@ -248,13 +248,13 @@ def save_pretrained(model: Decoder, folder: str | Path, *, text_tokenizer: Any =
 
 
 def _weights(folder: Path) -> list[Path]:
-    """The files of weights here that are named as `save_pretrained` names its own."""
+    """The folder's weight files with names that `save_pretrained` uses."""
     names = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
     return [file for file in folder.iterdir() if names.fullmatch(file.name)]
 
 
 def stored_vocabulary(model: Decoder) -> dict[str, np.ndarray]:
-    """The embedding, and the head where it is not tied, by PyTorch's names, trained new rows in their place."""
+    """The embedding, and the head if it is not tied, by PyTorch's names, with trained new rows inserted."""
     parameters = _parameters(model)
     tensors = FAMILIES[model.config.family].tensors({"embedding", "head/kernel"} & set(parameters), model.config.layers)
     return {tensor.stored: _stored(tensor, parameters) for tensor in tensors}
@@ -265,7 +265,8 @@ def _parameters(model: Decoder) -> dict[str, jax.Array]:
 
 
 def _group(tensors: list[Tensor], sizes: list[int], most: int) -> list[list[Tensor]]:
-    groups, filled = [[]], 0
+    groups: list[list[Tensor]] = [[]]
+    filled = 0
     for tensor, size in zip(tensors, sizes):
         if groups[-1] and filled + size > most:
             groups.append([])
@@ -276,24 +277,24 @@ def _group(tensors: list[Tensor], sizes: list[int], most: int) -> list[list[Tens
 
 
 def whole(array: jax.Array) -> np.ndarray:
-    """An array on the host; where it lies on the devices of several processes, all of them must ask."""
+    """An array on the host; where several processes hold parts of it, all of them must call this."""
     return np.asarray(array) if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True)
 
 
 def _stored(tensor: Tensor, parameters: dict[str, jax.Array]) -> np.ndarray:
-    """A tensor as PyTorch lays it out."""
+    """A tensor in PyTorch's layout."""
     array = np.concatenate([whole(_parameter(name, parameters)) for name in tensor.parameters], axis=-1)
     return np.ascontiguousarray(array.T if tensor.layout == LINEAR else array)
 
 
 def _parameter(name: str, parameters: dict[str, jax.Array]) -> jax.Array:
-    """By the name of a block by itself, with trained new rows in their place."""
+    """A parameter by its name in the unstacked decoder, with trained new rows inserted."""
     if name in ("embedding", "head/kernel"):
         new, axis = ("new_rows", 0) if name == "embedding" else ("new_head_rows", 1)
         rows = parameters[name]
         if new in parameters:
-            more = parameters[new] if axis == 0 else parameters[new].T
-            rows = jnp.concatenate([rows, more.astype(rows.dtype)], axis=axis)
+            added = parameters[new] if axis == 0 else parameters[new].T
+            rows = jnp.concatenate([rows, added.astype(rows.dtype)], axis=axis)
         return rows
     if name in parameters:
         return parameters[name]
@@ -302,11 +303,11 @@ def _parameter(name: str, parameters: dict[str, jax.Array]) -> jax.Array:
 
 
 def grow_vocabulary(model: Decoder, size: int, key: jax.Array, *, train_from: int | None = None) -> Decoder:
-    """The model with at least `size` rows in its embedding (and head), as `transformers` resizes with mean_resizing.
+    """Grows the embedding (and head) to at least `size` rows, as `transformers` does with mean_resizing; returns the model.
 
-    New rows are drawn from a normal with the old rows' mean and 1e-9 times their covariance: a random mixture of the
-    centred rows has just that covariance, so that no [D, D] matrix is needed. `train_from`: the rows of this id and above
-    become parameters of their own (NewRows), which are trained where the others are frozen.
+    New rows are drawn from a normal with the old rows' mean and 1e-9 times their covariance. A random mixture of the centred
+    rows has exactly that covariance, so no [D, D] matrix is needed. `train_from`: the rows of this id and above become separate
+    parameters (NewRows), which are trained while the others are frozen.
     """
     added = max(0, size - model.config.vocab_size)
     for_embedding, for_head = jax.random.split(key)
@@ -327,7 +328,7 @@ def grow_vocabulary(model: Decoder, size: int, key: jax.Array, *, train_from: in
 
 @partial(jax.jit, static_argnums=1)
 def _append_rows(rows: jax.Array, added: int, key: jax.Array) -> jax.Array:
-    """[V, D] -> [V + added, D]; each new row is drawn by a key of its own, a piece of them at a time."""
+    """Maps rows [V, D] to [V + added, D]; each new row has its own key, and `_DRAWS` limits how many are drawn at once."""
     if not added:
         return rows
     old = rows.astype(jnp.float32)

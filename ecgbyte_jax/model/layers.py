@@ -1,7 +1,9 @@
-"""The decoder's parts that know nothing of positions: linear maps, norms, the MLP.
+"""The parts of the decoder that do not depend on positions: linear maps, norms, the MLP.
 
 Axes: D width, F MLP width.
 """
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,22 +20,22 @@ _ACTIVATIONS = {
 
 
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, config: DecoderConfig) -> jax.Array:
-    """Standard deviation fan_in^-0.5 (LeCun): Llama's 0.02 is that of a width of 2,500, too small for small models."""
+    """Normal weights of standard deviation fan_in^-0.5 (LeCun); Llama's 0.02 fits a width of 2,500, not small models."""
     return fan_in**-0.5 * jax.random.normal(rngs.params(), shape, config.param_dtype)
 
 
-def split_key(key: jax.Array | None, count: int):
-    """`count` keys; as many times None where there is no key."""
+def split_key(key: jax.Array | None, count: int) -> Sequence[jax.Array | None]:
+    """`count` keys, or `count` times None without a key."""
     return [None] * count if key is None else jax.random.split(key, count)
 
 
 def soft_cap(x: jax.Array, cap: float) -> jax.Array:
-    """cap * tanh(x / cap), or x where there is no cap (Gemma 2, section 2)."""
+    """A soft cap, cap * tanh(x / cap), or x where cap is 0 (Gemma 2, section 2)."""
     return cap * jnp.tanh(x / cap) if cap else x
 
 
 class Linear(nnx.Module):
-    """x @ kernel, plus a bias where the family has one and a LoRA path where `lora.add_lora` put one."""
+    """x @ kernel, plus a bias where the family has one and a LoRA path where `lora.add_lora` added one."""
 
     def __init__(self, n_in: int, n_out: int, bias: bool, config: DecoderConfig, rngs: nnx.Rngs):
         self.kernel = nnx.Param(normal(rngs, (n_in, n_out), n_in, config))
@@ -42,7 +44,7 @@ class Linear(nnx.Module):
         self.lora = nnx.data(None)
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """[..., n_in] -> [..., n_out]; `key` draws LoRA's dropout, None leaves it off."""
+        """Maps [..., n_in] to [..., n_out]; `key` draws LoRA's dropout, None switches it off."""
         y = x @ self.kernel[...].astype(self.dtype)
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype)
@@ -58,6 +60,7 @@ class Norm(nnx.Module):
         self.bias = nnx.data(nnx.Param(jnp.zeros((width,), config.param_dtype)) if self.kind == "layer" else None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises x [..., width] over its last axis and keeps its dtype."""
         x32 = x.astype(jnp.float32)
         if self.kind == "layer":
             x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
@@ -69,7 +72,7 @@ class Norm(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """Two linear maps around an activation, or three where it is gated (Shazeer 2020)."""
+    """Two linear maps around an activation, or three in a gated MLP (Shazeer 2020)."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         sizes, bias = (config.width, config.mlp_width), config.mlp_bias
@@ -79,6 +82,7 @@ class MLP(nnx.Module):
         self.activation = config.activation
 
     def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        """Maps [B, T, D] to [B, T, D]; `key` draws LoRA's dropout."""
         kg, ku, kd = split_key(key, 3)
         up, act = self.up(x, ku), _ACTIVATIONS[self.activation]  # [B, T, F]
         return self.down(act(up) if self.gate is None else act(self.gate(x, kg)) * up, kd)  # [B, T, D]

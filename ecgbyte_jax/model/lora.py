@@ -1,29 +1,18 @@
-"""Low-rank adaptation (Hu et al. 2021): a small trained path beside frozen kernels.
+"""Low-rank adaptation (Hu et al. 2021): a small trained path beside each frozen kernel.
 
-Axes: R rank, L layers; n_in and n_out as in the kernel. Where the blocks' parameters are stacked, all of them begin with L.
+Axes: R rank, L layers, n_in and n_out of the kernel. Where the blocks' parameters are stacked, all arrays begin with L.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from ecgbyte_jax.errors import ConfigError
-from ecgbyte_jax.model.config import KERNELS
+from ecgbyte_jax.model.config import KERNELS, LoraConfig
 from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.model.layers import Linear
-
-
-@dataclass(frozen=True)
-class LoraConfig:
-    """rank, alpha (the path is scaled by alpha / rank), dropout on its input, and the kernels that get one."""
-
-    rank: int
-    alpha: float
-    dropout: float
-    targets: tuple[str, ...]
 
 
 class LowRankPath(nnx.Module):
@@ -34,29 +23,29 @@ class LowRankPath(nnx.Module):
         self.scale, self.dropout, self.dtype = scale, dropout, dtype
 
     def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
-        """[..., n_in] -> [..., n_out]; no dropout where `key` is None."""
+        """Maps [..., n_in] to [..., n_out], without dropout where `key` is None."""
         if key is not None and self.dropout > 0:
             x = jnp.where(_draw_kept(key, self.dropout, x.shape), x / (1 - self.dropout), 0)
         return self.scale * (x @ self.a[...].astype(self.dtype) @ self.b[...].astype(self.dtype))
 
 
 def _draw_kept(key: jax.Array, dropout: float, shape: tuple[int, ...]) -> jax.Array:
-    """bool of the shape, False with probability `dropout`: 16 random bits an element, as drawing is what costs."""
+    """A bool mask, False with probability `dropout`, from 16 random bits per element, since drawing bits takes the time."""
     pairs = jax.random.bits(key, (*shape[:-1], -(-shape[-1] // 2)), jnp.uint32)
     bits = jax.lax.bitcast_convert_type(pairs, jnp.uint16).reshape(*shape[:-1], -1)[..., : shape[-1]]
     return bits >= round(dropout * 2**16)
 
 
 def add_lora(model: Decoder, lora: LoraConfig, key: jax.Array) -> None:
-    """Puts a LowRankPath beside every kernel of the blocks whose name is in `lora.targets`; b is zero at first.
+    """Adds a LowRankPath to every kernel of the blocks whose name is in `lora.targets`; b starts at zero.
 
-    a is drawn as PEFT does (Kaiming uniform with a = sqrt(5)), for each kernel and layer by a key of its own, so that it
-    does not matter whether the blocks are stacked. Raises ConfigError where a target names no kernel.
+    a is drawn as in PEFT (Kaiming uniform with a = sqrt(5)), from one key per kernel and layer, so that stacked blocks get the
+    same values. Raises ConfigError where a target names no kernel.
     """
-    here = {name.rpartition("/")[2] for name, _, _ in kernels(model)}
-    unknown = sorted(set(lora.targets) - here)
+    available = {name.rpartition("/")[2] for name, _, _ in kernels(model)}
+    unknown = sorted(set(lora.targets) - available)
     if unknown or not lora.targets:
-        raise ConfigError(f"lora.targets: {unknown or 'none'} found, of the kernels {sorted(here)} of this model wanted")
+        raise ConfigError(f"lora.targets: {unknown or 'none'} found, some of this model's kernels {sorted(available)} expected")
     for name, layer, linear in kernels(model):
         kernel = name.rpartition("/")[2]
         if kernel not in lora.targets:
@@ -65,8 +54,8 @@ def add_lora(model: Decoder, lora: LoraConfig, key: jax.Array) -> None:
         draws = jax.random.split(jax.random.fold_in(key, KERNELS.index(kernel)), model.config.layers)
         bound = n_in**-0.5
 
-        def draw(one: jax.Array, n_in=n_in, bound=bound) -> jax.Array:
-            return jax.random.uniform(one, (n_in, lora.rank), jnp.float32, -bound, bound)
+        def draw(draw_key: jax.Array, n_in: int = n_in, bound: float = bound) -> jax.Array:
+            return jax.random.uniform(draw_key, (n_in, lora.rank), jnp.float32, -bound, bound)
 
         a = jax.vmap(draw)(draws) if layer is None else draw(draws[layer])
         b = jnp.zeros((*a.shape[:-2], lora.rank, n_out), jnp.float32)
@@ -74,7 +63,7 @@ def add_lora(model: Decoder, lora: LoraConfig, key: jax.Array) -> None:
 
 
 def kernels(model: Decoder) -> Iterator[tuple[str, int | None, Linear]]:
-    """(name as in `attention/q`, layer, the linear map) of all blocks; the layer is None where they are stacked."""
+    """(name, such as `attention/q`, layer, linear map) of all blocks; the layer is None where blocks are stacked."""
     blocks = [(None, model.blocks)] if model.config.scan_layers else enumerate(model.blocks)
     for layer, block in blocks:
         for part in ("attention", "mlp"):
@@ -85,7 +74,7 @@ def kernels(model: Decoder) -> Iterator[tuple[str, int | None, Linear]]:
 
 
 def merge_lora(model: Decoder) -> list[LowRankPath | None]:
-    """Adds every path to its kernel and takes it off; returns the paths, for `unmerge_lora`."""
+    """Adds every path to its kernel and removes it; returns the paths, for `unmerge_lora`."""
     paths = [linear.lora for _, _, linear in kernels(model)]
     for (_, _, linear), path in zip(kernels(model), paths):
         if path is not None:
@@ -95,7 +84,7 @@ def merge_lora(model: Decoder) -> list[LowRankPath | None]:
 
 
 def unmerge_lora(model: Decoder, paths: list[LowRankPath | None]) -> None:
-    """Takes what `merge_lora` added out of the kernels (to their type's precision) and puts the paths back."""
+    """Subtracts from the kernels what `merge_lora` added, up to rounding in their dtype, and restores the paths."""
     for (_, _, linear), path in zip(kernels(model), paths, strict=True):
         if path is not None:
             _add(linear, path, -1)

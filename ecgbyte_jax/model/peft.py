@@ -1,12 +1,13 @@
-"""Adapters as PEFT keeps them: `adapter_config.json` and `adapter_model.safetensors`, in and out.
+"""Reads and writes PEFT's adapters: `adapter_config.json` and `adapter_model.safetensors`.
 
-Axes: R rank; n_in and n_out as in the kernel. PEFT's A is [R, n_in] and B [n_out, R]: ours turned.
+Axes: R rank, n_in and n_out of the kernel. PEFT's A is [R, n_in] and B [n_out, R]: the transposes of ours.
 """
 
 import json
 import re
 from collections import Counter
 from pathlib import Path
+from types import UnionType
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +24,8 @@ from ecgbyte_jax.model.layers import Linear
 from ecgbyte_jax.model.lora import LowRankPath, kernels
 
 _PREFIX = "base_model.model."
-# Settings that would change what the adapter computes, with the values that mean the plain way. Other ways to initialise
-# (PiSSA, OLoRA, CorDA, LoftQ) change the base model's weights too.
+# Settings that change what the adapter computes, with the values of plain LoRA. Other initialisations (PiSSA, OLoRA, CorDA,
+# LoftQ) also change the weights of the base model.
 _PLAIN = {
     "peft_type": ("LORA",),
     "bias": ("none",),
@@ -36,26 +37,26 @@ _PLAIN = {
     "init_lora_weights": (True, False, None, "gaussian", "orthogonal"),
 }
 _READ = ("r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern")
-# Settings that change nothing here: where the adapter is from, and which modules have one, which its tensors say too.
+# Settings without effect here: where the adapter is from, and which modules have one, which the tensors also show.
 _IDLE = (
     *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "runtime_config"),
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out"),
-    *("megatron_core", "qalora_group_size"),  # count with megatron_config and use_qalora alone
+    *("megatron_core", "qalora_group_size"),  # take effect only with megatron_config and use_qalora
 )
 
 
 def load_adapter(model: Decoder, folder: str | Path) -> None:
-    """Puts the LoRA paths of a PEFT folder beside the model's kernels, in the place of all paths that are there.
+    """Adds the LoRA paths of a PEFT folder to the model's kernels, in place of any paths that the model has.
 
-    Where the blocks are stacked, layers that the adapter leaves out get paths of zeros. Raises WeightsError, naming file and
-    field, for a missing or damaged file, an adapter that is no plain LoRA, tensors that do not fit the model, and another
-    rank than that of paths which the model already has.
+    Where the blocks are stacked, layers without an adapter get paths of zeros. Raises WeightsError, naming file and field, for
+    a missing or damaged file, an adapter that is not plain LoRA, tensors that do not fit the model, and a rank other than that
+    of the model's own paths.
     """
     folder = Path(folder)
     settings, tensors = _read(folder)
     linears = {(name, layer): linear for name, layer, linear in kernels(model)}
     used: set[str] = set()
-    found: dict[tuple[str, int], tuple[np.ndarray, np.ndarray, float]] = {}
+    paths: dict[tuple[str, int], tuple[np.ndarray, np.ndarray, float]] = {}
     for module, layer, names in _modules(model.config):
         stored = [f"{_PREFIX}{module}.lora_{matrix}.weight" for matrix in "AB"]
         if not set(stored) <= set(tensors):
@@ -65,62 +66,61 @@ def load_adapter(model: Decoder, folder: str | Path) -> None:
         rank = _pattern(settings, "rank_pattern", module, settings["r"])
         if not rank == a.shape[1] == b.shape[0]:
             raise WeightsError(
-                f"{folder}: {module} has rank {a.shape[1]} in lora_A, {b.shape[0]} in lora_B, {rank} in the settings"
+                f"{folder}: {module}: rank {a.shape[1]} in lora_A, {b.shape[0]} in lora_B found, {rank} of the config expected"
             )
         scale = _pattern(settings, "alpha_pattern", module, settings["lora_alpha"]) / rank
         ends = np.cumsum([_kernel(linears, name, layer).kernel.shape[-1] for name in names])[:-1]
         for name, part in zip(names, np.split(b, ends, axis=1)):
-            wanted = _kernel(linears, name, layer).kernel.shape[-2:]
-            if (a.shape[0], part.shape[1]) != wanted:
-                raise WeightsError(f"{folder}: {module} is for a kernel {(a.shape[0], part.shape[1])}, {wanted} wanted")
-            found[name, layer] = a, part, scale
+            shape = _kernel(linears, name, layer).kernel.shape[-2:]
+            if (a.shape[0], part.shape[1]) != shape:
+                raise WeightsError(f"{folder}: {module}: kernel {(a.shape[0], part.shape[1])} found, {shape} expected")
+            paths[name, layer] = a, part, scale
     unused = sorted(set(tensors) - used)
-    if unused or not found:
+    if unused or not paths:
         raise WeightsError(f"{folder}/adapter_model.safetensors: no place for {unused[:3]} in a {model.config.family}")
-    for (name, layer), linear in linears.items():
-        _put(linear, name, layer, found, settings, folder)
+    for (name, kernel_layer), linear in linears.items():
+        _put(linear, name, kernel_layer, paths, settings, folder)
 
 
-def _put(linear: Linear, name: str, layer: int | None, found: dict, settings: dict, folder: Path) -> None:
-    """`layer` None: all layers of a stacked kernel."""
-    parts = {i: part for (other, i), part in found.items() if other == name and layer in (None, i)}
-    if not parts:
+def _put(linear: Linear, name: str, layer: int | None, paths: dict, settings: dict, folder: Path) -> None:
+    """Replaces the path of one kernel; `layer` None: of all layers of a stacked kernel."""
+    by_layer = {i: path for (other, i), path in paths.items() if other == name and layer in (None, i)}
+    if not by_layer:
         linear.lora = None
         return
-    a, b, scale = next(iter(parts.values()))
-    if len({(a.shape, scale) for a, _, scale in parts.values()}) > 1:
-        raise WeightsError(f"{folder}: the layers of {name} differ in rank or alpha, which stacked layers cannot")
+    a, b, scale = next(iter(by_layer.values()))
+    if len({(a.shape, scale) for a, _, scale in by_layer.values()}) > 1:
+        raise WeightsError(f"{folder}: the layers of {name} differ in rank or alpha; set scan_layers to False")
     if layer is None:
-        none = np.zeros_like(a), np.zeros_like(b), scale
-        a, b, _ = map(np.stack, zip(*(parts.get(i, none) for i in range(linear.kernel.shape[0]))))
+        zeros = np.zeros_like(a), np.zeros_like(b), scale
+        a, b, _ = map(np.stack, zip(*(by_layer.get(i, zeros) for i in range(linear.kernel.shape[0]))))
     if linear.lora is not None and linear.lora.a.shape != a.shape:
         raise WeightsError(
-            f"{folder}: rank {a.shape[-1]} found for {name}, {linear.lora.a.shape[-1]} wanted, as the model has it"
+            f"{folder}: rank {a.shape[-1]} found for {name}, the model's rank {linear.lora.a.shape[-1]} expected"
         )
     linear.lora = LowRankPath(jnp.asarray(a), jnp.asarray(b), scale, settings["lora_dropout"], linear.dtype)
 
 
 def _pattern(settings: dict, field: str, module: str, default: float) -> float:
-    """PEFT's exceptions for modules whose names end in a pattern, a regular expression; the first that fits counts."""
+    """PEFT's value for modules whose names end in a pattern, a regular expression; the first match counts."""
     return next((value for end, value in settings[field].items() if re.match(rf"(.*\.)?({end})$", module)), default)
 
 
 def _matrix(tensors: dict[str, np.ndarray], name: str, folder: Path) -> np.ndarray:
-    """Turned as it is used here, float32."""
-    found = tensors[name]
-    if found.ndim != 2 or not jnp.issubdtype(found.dtype, jnp.floating) or not np.isfinite(found).all():
-        raise WeightsError(
-            f"{folder}/adapter_model.safetensors: {name} {found.dtype} {found.shape} found, a matrix of finite numbers expected"
-        )
-    return found.T.astype(np.float32)
+    """The transpose, in float32."""
+    matrix = tensors[name]
+    if matrix.ndim != 2 or not jnp.issubdtype(matrix.dtype, jnp.floating) or not np.isfinite(matrix).all():
+        about = f"{matrix.dtype} {matrix.shape}"
+        raise WeightsError(f"{folder}/adapter_model.safetensors: {name} {about} found, a matrix of finite numbers expected")
+    return matrix.T.astype(np.float32)
 
 
 def save_adapter(model: Decoder, folder: str | Path, *, base: str, grown: bool = False) -> None:
     """Writes the model's LoRA paths as a PEFT folder; `base` names the pretrained model that they belong to.
 
-    `grown`: the vocabulary has new rows, which PEFT keeps in the adapter as the whole embedding (and head). Where a family
-    stores q, k and v as one module, its adapter has the ranks of all three together. Of several processes that share the model
-    all must call, and the first one writes. Raises WeightsError without paths.
+    `grown`: the vocabulary has new rows, for which PEFT keeps the complete embedding (and head) in the adapter. Where a family
+    stores q, k and v as one module, the rank of its adapter is the sum of their ranks. All processes that share the model must
+    call this, and the first one writes. Raises WeightsError for a model without paths.
     """
     folder, model = Path(folder), unstack(model)
     linears = {(name, layer): linear for name, layer, linear in kernels(model)}
@@ -128,9 +128,10 @@ def save_adapter(model: Decoder, folder: str | Path, *, base: str, grown: bool =
     for module, layer, names in _modules(model.config):
         modules.append(module)
         paths = [linears[name, layer].lora for name in names]
-        if all(one is None for one in paths):
+        present = [own for own in paths if own is not None]
+        if not present:
             continue
-        path = next(one for one in paths if one is not None)
+        path = present[0]
         a, b = _side_by_side(paths, [linears[name, layer].kernel.shape[-1] for name in names])
         tensors[f"{_PREFIX}{module}.lora_A.weight"] = np.ascontiguousarray(a.T)
         tensors[f"{_PREFIX}{module}.lora_B.weight"] = np.ascontiguousarray(b.T)
@@ -155,39 +156,40 @@ def save_adapter(model: Decoder, folder: str | Path, *, base: str, grown: bool =
     if jax.process_index():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "adapter_config.json").unlink(missing_ok=True)  # an older one does not belong to the new tensors
+    (folder / "adapter_config.json").unlink(missing_ok=True)  # an older config does not fit the new tensors
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     (folder / "adapter_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
 def _by_target(numbers: dict[str, float], modules: list[str]) -> dict[str, float]:
-    """A number for every module, by the end of the modules' names where all of a kind have the same, else by the whole name."""
-    found = {}
+    """The modules' numbers, by the end of their names where all modules with that end agree, else by full name."""
+    by_target: dict[str, float] = {}
     for target in dict.fromkeys(map(_target, numbers)):
         names = [module for module in modules if _target(module) == target]
-        same = {numbers.get(name) for name in names}
-        found |= {target: same.pop()} if len(same) == 1 else {name: numbers[name] for name in names if name in numbers}
-    return found
+        own = {name: numbers[name] for name in names if name in numbers}
+        agree = len(own) == len(names) and len(set(own.values())) == 1
+        by_target |= {target: next(iter(own.values()))} if agree else own
+    return by_target
 
 
 def _number(value: float) -> float | int:
-    """PEFT's own files have whole alphas without a point."""
+    """An int where the value is whole, as in PEFT's own files."""
     return int(value) if float(value).is_integer() else value
 
 
 def _side_by_side(paths: list[LowRankPath | None], widths: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """One path, scaled as the first, for several kernels that are stored as one module: b is block-diagonal."""
+    """(a, b) of one path for several kernels that are stored as one module: b is block-diagonal, scaled as the first path."""
     first = next(path for path in paths if path is not None)
     if len(paths) == 1:
         return whole(first.a[...]), whole(first.b[...])
     ends = np.cumsum(widths)
-    found = [(path, end - width, end) for path, width, end in zip(paths, widths, ends) if path is not None]
-    b = np.zeros((sum(path.b.shape[0] for path, _, _ in found), ends[-1]), np.float32)
+    spans = [(path, end - width, end) for path, width, end in zip(paths, widths, ends) if path is not None]
+    b = np.zeros((sum(path.b.shape[0] for path, _, _ in spans), ends[-1]), np.float32)
     row = 0
-    for path, start, end in found:
+    for path, start, end in spans:
         b[row : row + path.b.shape[0], start:end] = whole(path.b[...]) * (path.scale / first.scale)
         row += path.b.shape[0]
-    return np.concatenate([whole(path.a[...]) for path, _, _ in found], axis=1), b
+    return np.concatenate([whole(path.a[...]) for path, _, _ in spans], axis=1), b
 
 
 def _read(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
@@ -197,14 +199,14 @@ def _read(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
         tensors = load_file(folder / "adapter_model.safetensors")
     except FileNotFoundError as error:
         raise WeightsError(
-            f"{folder}: no PEFT adapter, {Path(error.filename or 'adapter_model.safetensors').name} is missing"
+            f"{folder}: not a PEFT adapter: {Path(error.filename or 'adapter_model.safetensors').name} is missing"
         ) from error
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise WeightsError(f"{folder}: damaged or truncated: {error}") from error
-    except AttributeError as error:  # numpy has no such type
-        raise WeightsError(f"{folder}/adapter_model.safetensors: tensors of a type that cannot be loaded: {error}") from error
+    except AttributeError as error:  # a dtype that NumPy lacks
+        raise WeightsError(f"{folder}/adapter_model.safetensors: tensors of a dtype that cannot be loaded: {error}") from error
     if not isinstance(settings, dict):
-        raise WeightsError(f"{path}: an object with the adapter's settings expected")
+        raise WeightsError(f"{path}: a JSON object with the adapter's settings expected")
     settings = {"lora_dropout": 0.0} | settings
     settings |= {field: settings.get(field) or {} for field in ("rank_pattern", "alpha_pattern")}
     _check(settings, path)
@@ -212,16 +214,16 @@ def _read(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
 
 
 def _check(settings: dict, path: Path) -> None:
-    """Raises WeightsError for the first setting that cannot be loaded; those that are unknown here have to be empty."""
+    """Raises WeightsError for the first setting that is not supported; settings unknown here must be empty."""
     for field, known in _PLAIN.items():
         if settings.get(field, known[0]) not in known:
-            raise WeightsError(f"{path}: {field} {settings[field]!r:.60} found, one of {known} can be loaded")
+            raise WeightsError(f"{path}: {field} {settings[field]!r:.60} found, one of {known} expected")
     for field, value in settings.items():
         if field not in (*_PLAIN, *_READ, *_IDLE) and value not in (None, False, [], {}, ""):
-            raise WeightsError(f"{path}: {field} {value!r:.60} found; only plain LoRA, which has none, can be loaded")
+            raise WeightsError(f"{path}: {field} {value!r:.60} found, none expected: only plain LoRA can be loaded")
     dropout = settings["lora_dropout"]
     if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise WeightsError(f"{path}: lora_dropout {dropout!r:.60} found, 0 or more, below 1 expected")
+        raise WeightsError(f"{path}: lora_dropout {dropout!r:.60} found, a number from 0 to below 1 expected")
     _check_number(settings.get("r"), int, f"{path}: r")
     _check_number(settings.get("lora_alpha"), int | float, f"{path}: lora_alpha")
     for field, kind in (("rank_pattern", int), ("alpha_pattern", int | float)):
@@ -232,10 +234,10 @@ def _check(settings: dict, path: Path) -> None:
             try:
                 re.compile(f"({pattern})")
             except re.error as error:
-                raise WeightsError(f"{path}: {field}: {pattern!r:.60} is no regular expression: {error}") from error
+                raise WeightsError(f"{path}: {field}: {pattern!r:.60} found, a regular expression expected: {error}") from error
 
 
-def _check_number(value: object, kind: type, where: str) -> None:
+def _check_number(value: object, kind: type | UnionType, where: str) -> None:
     if not isinstance(value, kind) or isinstance(value, bool) or not 0 < value < 2**31:
         raise WeightsError(f"{where} {value!r:.60} found, a {'whole ' if kind is int else ''}number above 0 expected")
 
@@ -243,14 +245,14 @@ def _check_number(value: object, kind: type, where: str) -> None:
 def _modules(config: DecoderConfig) -> list[tuple[str, int, tuple[str, ...]]]:
     """(PEFT's module, layer, our kernels in it) of every linear map in the blocks."""
     family = FAMILIES[config.family]
-    found = []
+    modules = []
     for module, (ours, layout) in family.names.items():
         if layout in (LINEAR, CONV1D):
             head, _, rest = ours.removeprefix("blocks/{i}/").partition("(")
             names = tuple(head + part for part in rest.removesuffix(")").split("|"))
             if config.gated or names != ("mlp/gate",):
-                found += [(family.prefix + module.format(i=i), i, names) for i in range(config.layers)]
-    return found
+                modules += [(family.prefix + module.format(i=i), i, names) for i in range(config.layers)]
+    return modules
 
 
 def _kernel(linears: dict, name: str, layer: int) -> Linear:
@@ -258,6 +260,6 @@ def _kernel(linears: dict, name: str, layer: int) -> Linear:
 
 
 def _target(module: str) -> str:
-    """PEFT matches the end of a module's name; GPT-2 has a c_proj in attention and in the MLP."""
+    """The end of a module's name, which PEFT matches; GPT-2 has a c_proj in attention and another in the MLP."""
     parts = module.split(".")
     return ".".join(parts[-2:]) if parts[-1] == "c_proj" else parts[-1]

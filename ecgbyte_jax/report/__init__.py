@@ -1,1 +1,1 @@
-"""Pictures and the HTML report, made from results on disk."""
+"""Pictures and the HTML report, made from results."""

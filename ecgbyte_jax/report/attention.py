@@ -1,4 +1,4 @@
-"""Attention over the trace: each sample's weight as the colour behind it.
+"""Attention over the trace: each sample's weight as the colour beneath it.
 
 Axes of arrays: T samples of a segment.
 """
@@ -12,7 +12,7 @@ from ecgbyte_jax.ecg.records import LEADS
 from ecgbyte_jax.report.paper import draw_head, draw_traces, lay_out, new_sheet
 
 _FOOT = 14.0  # mm for the colour bar
-_CLIP = 99.5  # percentile of |weight| that gets the strongest colour: one token of one sample must not pale all others
+_CLIP = 99.5  # percentile of |weight| that gets the strongest colour: a token of one sample must not make all others pale
 _FULL_3X4 = 2.5  # s; longer segments are drawn 12 x 1, so that no sample is left out
 
 
@@ -21,7 +21,7 @@ def draw_attention(
 ) -> Figure:
     """Signal [12, T] in mV at `rate` Hz over `weights` [12, T], each lead with its share of all |weights|.
 
-    Signed weights get two colours around white. Samples where `seen` is False, which the model was not given, are hatched.
+    Signed weights get two colours around white. Samples where `seen` is False, which the model did not get, are hatched.
     """
     sheet = lay_out(signal, rate, "3x4" if signal.shape[1] / rate <= _FULL_3X4 else "12x1", _FOOT)
     figure, axes = new_sheet(sheet, "grey")
@@ -52,7 +52,7 @@ def draw_attention(
 
 
 def _hatch(axes, sheet, panel, seen: np.ndarray) -> None:
-    """Unseen samples stand at a segment's end, for it is cut there; the end of a lead, or all of it."""
+    """Unseen samples are at the end of a segment, where it is cut: the end of a lead, or all of it."""
     first = int(np.argmin(seen)) if not seen.all() else len(seen)
     if first < len(seen):
         x = sheet.x(panel)

@@ -1,4 +1,4 @@
-"""Training and validation curves, from the lines of metrics.jsonl."""
+"""Training and validation curves, from the lines of a metrics log."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,7 +12,7 @@ _AXES = (("grad_norm", "gradient norm"), ("learning_rate", "learning rate"), ("t
 
 
 def draw_training(lines: list[dict]) -> Figure:
-    """Loss of every step and its running mean, validation loss, and below, small, what else the lines hold."""
+    """Each step's loss with its running mean, the validation loss, and small charts of the other figures below."""
     figure = Figure(figsize=(210 * MM, 120 * MM), layout="constrained", facecolor="white")
     grid = figure.add_gridspec(2, len(_AXES), height_ratios=(2, 1))
     main = figure.add_subplot(grid[0, :])
@@ -39,8 +39,8 @@ def draw_training(lines: list[dict]) -> Figure:
 
 
 def _series(lines: list[dict], name: str) -> tuple[np.ndarray, np.ndarray]:
-    found = [(line["step"], line[name]) for line in lines if isinstance(line.get(name), int | float)]
-    return np.array([step for step, _ in found]), np.array([value for _, value in found], float)
+    points = [(line["step"], line[name]) for line in lines if isinstance(line.get(name), int | float)]
+    return np.array([step for step, _ in points]), np.array([value for _, value in points], float)
 
 
 def _running_mean(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,6 @@
-"""The report as one HTML file: what it says, as plain values, and the template that shows them.
+"""The report as one HTML file: its content as plain values, and the template that shows them.
 
-Everything that comes from data is escaped by the template; the file asks the network for nothing, as its content policy says.
+The template escapes everything that comes from data; the file loads nothing from the network, as its content policy states.
 """
 
 import base64
@@ -16,14 +16,14 @@ from PIL import Image
 from ecgbyte_jax.report.save import small_png
 
 _DPI = 150
-_CSS_DPI = 96  # pixels of a browser in an inch: pictures are shown true to scale where there is room
+_CSS_DPI = 96  # a browser's pixels per inch: pictures are shown true to scale where there is room
 _FOLDER = Path(__file__).parent
 _SECTIONS = ("scores", "examples", "training", "data", "tokenizer", "settings")
 
 
 @dataclass(frozen=True)
 class Table:
-    """A caption, the columns' names, and rows of texts, the first of which names the row."""
+    """A caption, the columns' names, and rows of texts; the first text names the row."""
 
     caption: str
     head: tuple[str, ...]
@@ -32,7 +32,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture as a data URI, its size in browser pixels; alt tells those who cannot see it what it shows."""
+    """A picture as a data URI, its size in browser pixels; alt describes it for those who cannot see it."""
 
     uri: str
     width: int
@@ -62,7 +62,7 @@ class Example:
 
 @dataclass
 class Page:
-    """All that the report says; what a run lacks is told in the notes."""
+    """The report's content; the notes name what a run lacks."""
 
     title: str
     evaluated: str
@@ -82,6 +82,7 @@ class Page:
 
     @property
     def types(self) -> list[str]:
+        """The question types of the examples."""
         return sorted({example.type for example in self.examples})
 
 
@@ -108,5 +109,5 @@ def render(page: Page) -> bytes:
         script=script,
         script_hash=f"sha256-{digest}",
     )
-    # Half a character, as broken data may hold, is shown as a question mark.
+    # An unpaired surrogate, as damaged data may hold, is shown as a question mark.
     return html.encode("utf-8", errors="replace")

@@ -1,6 +1,6 @@
 """A 12-lead ECG on standard paper: 25 mm/s, 10 mm/mV, true to scale in the saved picture.
 
-One axes covers the whole figure, and its unit is the millimetre. Axes of arrays: T samples of a segment.
+One matplotlib axes with the unit of a millimetre covers the figure. Axes of arrays: T samples of a segment.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ MM_PER_S, MM_PER_MV = 25.0, 10.0
 LAYOUTS = ("3x4", "12x1")
 _COLUMNS = (("I", "II", "III"), ("aVR", "aVL", "aVF"), ("V1", "V2", "V3"), ("V4", "V5", "V6"))
 _RHYTHM = "II"
-_WHOLE_LEADS = 2.5  # s; up to here a column of 3 x 4 has room for the whole lead, and a rhythm strip would repeat it
+_WHOLE_LEADS = 2.5  # s; a column of 3 x 4 has room for so much of a lead, and a rhythm strip would repeat it
 _MARGIN, _HEAD, _PULSE, _GAP = 5.0, 10.0, 10.0, 2.5  # mm: around everything, the title, the calibration pulse, between columns
 _ROOM = 4.0  # mm above and below a row's traces
 _ROW = {"3x4": 25.0, "12x1": 15.0}  # mm, the least height of a row
@@ -42,7 +42,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A laid-out page in mm; pulses: where each row's calibration pulse begins and its 0 mV."""
+    """The layout of a page in mm; pulses: (left, 0 mV) of each row's calibration pulse."""
 
     width: float
     height: float
@@ -51,18 +51,18 @@ class Sheet:
     pulses: tuple[tuple[float, float], ...]
 
     def x(self, panel: Panel) -> np.ndarray:
-        """mm of a panel's samples."""
+        """The places of a panel's samples in mm."""
         return panel.left + np.arange(panel.stop - panel.start) / self.rate * MM_PER_S
 
 
 def lay_out(signal: np.ndarray, rate: float, layout: str = "3x4", foot: float = 0.0) -> Sheet:
-    """Where everything of signal [12, T] in mV at `rate` Hz goes; `foot` mm are left below.
+    """The layout of signal [12, T] in mV at `rate` Hz; `foot` mm are left free below.
 
     "3x4": four columns of a quarter of the time each, above lead II in full; a recording of up to 2.5 s has every lead in
-    full instead. "12x1": every lead in full below the other. Raises RecordError for another shape or layout.
+    full instead. "12x1": every lead in full, one below the other. Raises RecordError for another shape or layout.
     """
     if signal.ndim != 2 or signal.shape[0] != len(LEADS) or not signal.shape[1] or layout not in LAYOUTS:
-        raise RecordError(f"a signal {signal.shape} in layout {layout!r} found, [12, samples] and one of {LAYOUTS} wanted")
+        raise RecordError(f"a signal {signal.shape} in layout {layout!r} found, [12, samples] and one of {LAYOUTS} expected")
     rows = _rows(signal.shape[1], rate, layout)
     heights, zeros = zip(*(_height(signal, row, layout) for row in rows))
     lengths = [sum(stop - start for _, start, stop in row) / rate * MM_PER_S + _GAP * (len(row) - 1) for row in rows]
@@ -80,7 +80,7 @@ def lay_out(signal: np.ndarray, rate: float, layout: str = "3x4", foot: float = 
 
 
 def _rows(samples: int, rate: float, layout: str) -> list[list[tuple[int, int, int]]]:
-    """Of each row the (lead, start, stop) from left to right."""
+    """The (lead, start, stop) of each row from left to right."""
     if layout == "12x1":
         return [[(lead, 0, samples)] for lead in range(len(LEADS))]
     whole = samples / rate <= _WHOLE_LEADS
@@ -91,7 +91,7 @@ def _rows(samples: int, rate: float, layout: str) -> list[list[tuple[int, int, i
 
 
 def _height(signal: np.ndarray, row: list[tuple[int, int, int]], layout: str) -> tuple[float, float]:
-    """(mm of a row, mm of its 0 mV above its bottom), so that no trace leaves it; on the grid's lines."""
+    """(height of a row, height of its 0 mV above its bottom) in mm, on the grid's lines, so that no trace leaves the row."""
     low = min(float(signal[lead, start:stop].min()) for lead, start, stop in row)
     high = max(float(signal[lead, start:stop].max()) for lead, start, stop in row)
     below, above = _ROOM - min(low, 0.0) * MM_PER_MV, _ROOM + max(high, 1.0) * MM_PER_MV  # 1 mV: the pulse
@@ -117,7 +117,7 @@ def new_sheet(sheet: Sheet, grid: str = "pink") -> tuple[Figure, Axes]:
 
 @matplotlib.rc_context(EVERY_SAMPLE)
 def draw_traces(axes: Axes, sheet: Sheet, signal: np.ndarray, notes: dict[int, str] | None = None) -> None:
-    """The leads with their names (and a note behind each), and the calibration pulses of 1 mV and 0.2 s."""
+    """The leads with their names (and a note after each), and the calibration pulses of 1 mV and 0.2 s."""
     for left, zero in sheet.pulses:
         x, y = left + np.array([0, 1, 1, 6, 6, 7]), zero + MM_PER_MV * np.array([0, 0, 1, 1, 0, 0])
         axes.plot(x, y, color="black", linewidth=0.8, zorder=4)
@@ -130,7 +130,7 @@ def draw_traces(axes: Axes, sheet: Sheet, signal: np.ndarray, notes: dict[int, s
 
 
 def draw_head(axes: Axes, sheet: Sheet, title: str) -> None:
-    """The title and the paper's scale, in the line above everything."""
+    """The title and the paper's scale, at the top."""
     scale = f"{MM_PER_S:g} mm/s   {MM_PER_MV:g} mm/mV"
     box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
     place = {"fontsize": 8, "va": "center", "zorder": 5, "bbox": box}

@@ -12,7 +12,7 @@ from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.files import write_whole
 
 MM = 1 / 25.4  # inches
-EVERY_SAMPLE = {"path.simplify": False}  # read where a path is made: at plotting, and of a long trace at saving again
+EVERY_SAMPLE = {"path.simplify": False}  # read when a path is made: at plotting, and for a long trace again at saving
 _STYLE = {"svg.hashsalt": "ecgbyte-jax", "font.family": "DejaVu Sans"} | EVERY_SAMPLE
 _DPI = 200
 _NO_DATES = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
@@ -21,14 +21,14 @@ _NOT_IN_XML = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 def title_text(title: str) -> str:
-    """A title that comes from data, in one line that an SVG can hold, and no formula."""
+    """A title that comes from data as one line that an SVG can hold and that is not read as a formula."""
     return _NOT_IN_XML.sub("\ufffd", title).replace("$", r"\$")
 
 
 def check_picture(path: str | Path, what: str) -> None:
-    """Raises ConfigError, naming `what` asked for it, where a picture's name has no ending that is known."""
+    """Raises ConfigError, naming the setting `what`, where a picture's name has an unknown ending."""
     if Path(path).suffix[1:].lower() not in KINDS:
-        raise ConfigError(f"{what}: '{path}' found, a name that ends in .png or .svg wanted")
+        raise ConfigError(f"{what}: '{path}' found, a name that ends in .png or .svg expected")
 
 
 def picture_bytes(figure: Figure, kind: str = "png", dpi: int = _DPI) -> bytes:
@@ -48,6 +48,6 @@ def small_png(figure: Figure, dpi: int) -> bytes:
 
 
 def save_picture(figure: Figure, path: Path) -> None:
-    """Writes the kind of picture that the name's ending says; raises ConfigError for others, OSError."""
+    """Writes PNG or SVG by the name's ending; raises ConfigError for other names, OSError."""
     check_picture(path, "picture")
     write_whole(path, [picture_bytes(figure, "svg") if path.suffix.lower() == ".svg" else small_png(figure, _DPI)])

@@ -1,6 +1,6 @@
-"""Pictures of the ECG tokenizer: tokens over a trace, how often and how long tokens are, how well more merges compress.
+"""Pictures of the ECG tokenizer: tokens over a trace, their frequencies and lengths, compression by number of merges.
 
-Axes of arrays: T samples of a segment, n tokens of it, V ECG vocabulary.
+Axes of arrays: T samples of a segment, V ECG vocabulary.
 """
 
 import colorsys
@@ -15,15 +15,15 @@ from ecgbyte_jax.ecg.records import LEADS
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.report.save import EVERY_SAMPLE, MM, title_text
 
-_GOLDEN = 0.618033988749895  # of a turn: neighbouring ids get far hues
+_GOLDEN = 0.618033988749895  # of the colour circle: neighbouring ids get distant hues
 _BLUE, _ORANGE = "#0072b2", "#b34700"
 
 
 @matplotlib.rc_context(EVERY_SAMPLE)
 def draw_tokens(signal: np.ndarray, rate: float, tokenizer: ECGTokenizer, *, title: str = "") -> Figure:
-    """Signal [12, T] in mV at `rate` Hz in grey, and over it what its tokens restore: a colour a token, a tick a boundary.
+    """Signal [12, T] in mV at `rate` Hz in grey, and over it what its tokens restore, with a tick where each begins.
 
-    A token has the same colour wherever it stands.
+    A token has the same colour everywhere.
     """
     ids, offsets = tokenizer.encode(signal, return_offsets=True)
     restored = tokenizer.decode(ids)
@@ -64,7 +64,7 @@ def _colour(id: int) -> tuple[float, float, float]:
 
 
 def draw_usage(counts: np.ndarray, lengths: np.ndarray) -> Figure:
-    """How often each token is used, by rank, and how many samples tokens stand for; counts and lengths int [V]."""
+    """The frequency of each token, by rank, and the lengths of tokens in samples; counts and lengths int [V]."""
     figure = _chart(2)
     left, right = figure.axes
     used = np.sort(counts[counts > 0])[::-1]
@@ -84,7 +84,7 @@ def draw_usage(counts: np.ndarray, lengths: np.ndarray) -> Figure:
 
 
 def draw_compression(symbols_a_token: dict[int, float]) -> Figure:
-    """{number of merges: samples a token}."""
+    """The compression curve; symbols_a_token: number of merges -> samples a token."""
     figure = _chart(1)
     (axes,) = figure.axes
     merges = sorted(symbols_a_token)
@@ -98,7 +98,7 @@ def draw_compression(symbols_a_token: dict[int, float]) -> Figure:
 
 
 def _chart(columns: int) -> Figure:
-    """A plain chart of so many axes beside each other."""
+    """A plain chart of several axes side by side."""
     figure = Figure(figsize=((90 * columns + 30) * MM, 80 * MM), layout="constrained", facecolor="white")
     for axes in np.ravel(figure.subplots(1, columns)):
         axes.grid(color="#e5e5e5", linewidth=0.6)

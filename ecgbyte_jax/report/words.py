@@ -1,4 +1,4 @@
-"""What the report says in words and tables, from the files of a run."""
+"""The report's sentences and tables, from the contents of a run's files."""
 
 from collections.abc import Iterable
 
@@ -27,17 +27,17 @@ def evaluated(results: dict) -> str:
     by = f"checkpoint {step}" if step is not None else f"'{results.get('checkpoint')}'"
     text = "{sequences} answers about {patients} patients of the split '{split}'".format(**known)
     seeds = results.get("seeds")
-    more = f", seeds {', '.join(map(str, seeds))}" if isinstance(seeds, list) and len(seeds) > 1 else ""
-    return f"{text}, by {by}{more}. {known['empty_answers']} answers are empty; they count as wrong."
+    seed_list = f", seeds {', '.join(map(str, seeds))}" if isinstance(seeds, list) and len(seeds) > 1 else ""
+    return f"{text}, by {by}{seed_list}. {known['empty_answers']} answers are empty; they count as wrong."
 
 
 def score_tables(results: dict) -> list[Table]:
-    """Every table of scores that results.json holds, in %."""
+    """Every table of scores in an evaluation's results, in %."""
     scores, intervals = results["scores"], _dict(results.get("intervals"))
     metrics = list(dict.fromkeys(metric for row in scores.values() for metric in row))
     rows = [(name, *(_cell(row.get(m), _dict(intervals.get(name)).get(m)) for m in metrics)) for name, row in scores.items()]
-    told = ", with 95% intervals (bootstrap over patients)" if intervals else ""
-    tables = [Table(f"Scores in %{told}", ("system", *map(_metric, metrics)), tuple(rows))]
+    how = ", with 95% intervals (bootstrap over patients)" if intervals else ""
+    tables = [Table(f"Scores in %{how}", ("system", *map(_metric, metrics)), tuple(rows))]
     seeds = _dict(results.get("over_seeds"))
     if seeds:
         metrics = list(dict.fromkeys(metric for row in seeds.values() for metric in _dict(row)))
@@ -53,11 +53,10 @@ def score_tables(results: dict) -> list[Table]:
         ("perturbed", "The model on spoilt ECGs, in %"),
         ("macro_f1", "Macro F1 over the answers of closed questions, in %"),
     ):
-        found = _dict(results.get(name))
-        if found:
-            tables.append(
-                _plain(caption, {key: row if isinstance(row, dict) else {"macro F1": row} for key, row in found.items()})
-            )
+        part = _dict(results.get(name))
+        if part:
+            rows_by_name = {key: row if isinstance(row, dict) else {"macro F1": row} for key, row in part.items()}
+            tables.append(_plain(caption, rows_by_name))
     return tables
 
 
@@ -66,13 +65,13 @@ def score_notes(results: dict) -> list[str]:
     notes = [f"{_metric(str(name))} is missing: {reason}" for name, reason in _dict(results.get("missing")).items()]
     baselines = (
         "'another patient's ECG' is the same model given the ECG of another patient: what it loses there it had read from "
-        "the ECG. 'commonest answer' always gives the answer commonest in training."
+        "the ECG. 'commonest answer' always gives the commonest answer in training."
     )
     return [*notes, baselines]
 
 
 def split_table(manifest: dict) -> Table:
-    """What each split holds, from shards/manifest.json."""
+    """What each split holds, from the manifest of the shards."""
     rows = []
     for name, split in _dict(manifest.get("splits")).items():
         mean = split.get("tokens", 0) / max(split.get("sequences", 0), 1)
@@ -83,7 +82,7 @@ def split_table(manifest: dict) -> Table:
 
 
 def aside_table(reasons: list[tuple[str, int]]) -> Table:
-    """What was set aside, the commonest reasons."""
+    """How many examples were set aside, by the commonest reasons."""
     rows = [(reason, f"{count:,}") for reason, count in reasons[:_REASONS]]
     if len(reasons) > _REASONS:
         rows.append(("other reasons", f"{sum(count for _, count in reasons[_REASONS:]):,}"))
@@ -99,11 +98,11 @@ def settings_tables(config: dict) -> list[Table]:
     ]
 
 
-def _plain(caption: str, found: dict[str, dict]) -> Table:
+def _plain(caption: str, scores: dict[str, dict]) -> Table:
     metrics = list(
-        dict.fromkeys(metric for row in found.values() for metric in row if not isinstance(row[metric], dict | list))
+        dict.fromkeys(metric for row in scores.values() for metric in row if not isinstance(row[metric], dict | list))
     )
-    rows = [(str(key), *(_value(metric, row.get(metric)) for metric in metrics)) for key, row in found.items()]
+    rows = [(str(key), *(_value(metric, row.get(metric)) for metric in metrics)) for key, row in scores.items()]
     return Table(caption, ("name", *map(_metric, metrics)), tuple(rows))
 
 
@@ -117,28 +116,28 @@ def _cell(value: object, interval: object = None) -> str:
     return f"{100 * value:.1f}{_interval(interval)}"
 
 
-def _seed_cell(found: object) -> str:
-    """Of {mean, std, t95: [low, high]}."""
-    found = _dict(found)
-    if not isinstance(found.get("mean"), int | float):
+def _seed_cell(value: object) -> str:
+    """A cell for {mean, std, t95: [low, high]}."""
+    over = _dict(value)
+    if not isinstance(over.get("mean"), int | float):
         return "-"
-    std = f"\u00a0±\u00a0{100 * found['std']:.1f}" if isinstance(found.get("std"), int | float) else ""
-    return f"{100 * found['mean']:.1f}{std}{_interval(found.get('t95'))}"
+    std = f"\u00a0±\u00a0{100 * over['std']:.1f}" if isinstance(over.get("std"), int | float) else ""
+    return f"{100 * over['mean']:.1f}{std}{_interval(over.get('t95'))}"
 
 
-def _interval(found: object) -> str:
-    """A cell may break before it, and nowhere in it."""
-    low_high = _numbers(found)
+def _interval(value: object) -> str:
+    """A cell may break before it, but not within it."""
+    low_high = _numbers(value)
     return " [{:.1f},\u00a0{:.1f}]".format(*(100 * bound for bound in low_high)) if len(low_high) == 2 else ""
 
 
-def _numbers(found: object) -> list[float]:
-    return list(found) if isinstance(found, Iterable) and all(isinstance(one, int | float) for one in found) else []
+def _numbers(value: object) -> list[float]:
+    return list(value) if isinstance(value, Iterable) and all(isinstance(item, int | float) for item in value) else []
 
 
 def _metric(name: str) -> str:
     return _NAMES.get(name, name.replace("_", " "))
 
 
-def _dict(found: object) -> dict:
-    return found if isinstance(found, dict) else {}
+def _dict(value: object) -> dict:
+    return value if isinstance(value, dict) else {}

@@ -1,7 +1,8 @@
 """The lock of a run's folder: one command at a time writes there.
 
-A file names the host and the process that hold it. On one machine the kernel's lock on this file tells whether the holder still
-lives, and ends with it. The holder on another machine cannot be asked, so its lock counts until someone removes the file.
+A file names the host and the process that hold the lock. On one machine the kernel's lock on this file shows whether the holder
+is still alive, for it ends with its process. A holder on another machine cannot be checked, so its lock counts until someone
+removes the file.
 """
 
 import fcntl
@@ -11,45 +12,53 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
 from ecgbyte_jax.errors import LockedError
 
-_NAME = "run.lock"
-_BOOT = Path("/proc/sys/kernel/random/boot_id")  # the same in all containers of a machine, which have host names of their own
-_WAITS, _WAIT = 20, 0.1  # s, for a file that was just made to be written
+_BOOT = Path("/proc/sys/kernel/random/boot_id")  # the same in all containers of a machine, whose host names differ
+_WAITS, _WAIT = 20, 0.1  # how often and how long, in s, to wait until a new file is written
 
 
 @contextmanager
-def holding(workdir: Path) -> Iterator[None]:
-    """Holds the folder's lock; raises LockedError, naming host and process, where another command holds it."""
-    path = workdir / _NAME
-    file = _make(path)
+def holding(path: Path) -> Iterator[None]:
+    """Holds the lock file; raises LockedError, naming host and process, where another command holds it."""
+    file = _lock(path)
     try:
-        with suppress(OSError):  # a file system without such locks: then the process number counts
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "boot": _boot()}).encode())
         file.flush()
         yield
     finally:
         if _is_at(file, path):
-            path.unlink()  # before the kernel's lock ends, so that nobody has taken it yet
+            path.unlink()  # while the kernel's lock still holds, so that nobody else has taken the file
+        file.close()
+
+
+def _lock(path: Path) -> BinaryIO:
+    """The new file with the kernel's lock on it; made again where another command took it for a dead one's meanwhile."""
+    while True:
+        file = _make(path)
+        with suppress(OSError):  # a file system without such locks: then the process number counts
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_at(file, path):
+            return file
         file.close()
 
 
 def _make(path: Path) -> BinaryIO:
-    """The new file; of several commands that start at once one makes it, on a network file system too."""
-    for number in count():
+    """The new file; of several commands that start at once only one creates it, on a network file system too."""
+    number = 0
+    while True:
         try:
             return path.open("x+b")
         except FileExistsError:
             _remove_dead(path, patient=number < _WAITS)
+            number += 1
 
 
 def _remove_dead(path: Path, patient: bool) -> None:
-    """Removes the file that a killed command left; raises LockedError where its holder lives, or may live."""
+    """Removes the file that a killed command left; raises LockedError where its holder is, or may be, alive."""
     try:
         file = path.open("r+b")
     except FileNotFoundError:
@@ -59,17 +68,17 @@ def _remove_dead(path: Path, patient: bool) -> None:
         if not owner and patient:
             time.sleep(_WAIT)
         elif not (_is_here(owner) and _is_dead(owner, file)):
-            gone = "" if _is_here(owner) else f"; if that host is gone, remove '{path}'"
+            advice = "" if _is_here(owner) else f"; if that host is gone, remove '{path}'"
             raise LockedError(
                 f"{path.parent}: process {owner.get('pid')} on host '{owner.get('host')}' is at work in this run folder; "
-                f"wait for its end, or give another --workdir{gone}"
+                f"wait for its end, or give another --workdir{advice}"
             )
         elif _is_at(file, path):
             path.unlink()
 
 
 def _read(file: BinaryIO) -> dict:
-    """Who holds it; {} where nobody has written it yet."""
+    """The holder; {} where the file is not written yet."""
     try:
         owner = json.loads(file.read())
     except ValueError:
@@ -82,17 +91,17 @@ def _is_here(owner: dict) -> bool:
 
 
 def _is_dead(owner: dict, file: BinaryIO) -> bool:
-    """Of a holder on this machine; where it is dead the kernel's lock is this command's as long as the file is open."""
+    """Whether a holder on this machine is dead; then this command has the kernel's lock for as long as the file is open."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:  # a file system without such locks
-        return not _lives(owner.get("pid"))
+        return not _is_alive(owner.get("pid"))
     return True
 
 
-def _lives(pid: object) -> bool:
+def _is_alive(pid: object) -> bool:
     if not isinstance(pid, int) or pid <= 0 or pid == os.getpid():
         return False
     try:
@@ -100,7 +109,7 @@ def _lives(pid: object) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass  # another user's
+        pass  # it is another user's
     return True
 
 

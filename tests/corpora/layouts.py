@@ -1,4 +1,4 @@
-"""Data in the layouts of other sets, written from real PTB-XL recordings."""
+"""Data in the layouts of other data sets, written from real PTB-XL recordings."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ def mimic_name(patient: int, study: int) -> str:
 
 
 def write_mimic(root: Path, originals: list[Path], patients: list[int]) -> list[int]:
-    """The recordings in MIMIC's folders, order of leads and gain, with its two tables; returns the study ids."""
+    """Writes recordings with MIMIC's folders, lead order, gain and two tables; returns the study ids."""
     studies = [40_000_000 + number for number in range(len(originals))]
     rows = []
     for original, patient, study in zip(originals, patients, studies):

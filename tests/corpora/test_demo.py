@@ -47,8 +47,8 @@ def test_answers_follow_from_the_parameters(tmp_path):
 
 def test_the_reports_are_read_as_ptbxl_s(tmp_path):
     write_demo(tmp_path / "ptbxl", tmp_path / "ecgqa", 20, seed=0)
-    found = list(read_reports(tmp_path / "ptbxl", 500, "why?"))
-    assert all(isinstance(e, Example) for e in found) and {e.split for e in found} == {"train", "valid", "test"}
+    examples = list(read_reports(tmp_path / "ptbxl", 500, "why?"))
+    assert all(isinstance(e, Example) for e in examples) and {e.split for e in examples} == {"train", "valid", "test"}
 
 
 def test_the_same_seed_writes_the_same_files(tmp_path):

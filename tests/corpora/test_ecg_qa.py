@@ -27,7 +27,7 @@ def read(demo, types=SINGLE, wording="template", split="official"):
 
 
 def edit(demo, change):
-    """Applies `change` to the first training question and writes the file again."""
+    """Applies `change` to the first training question and rewrites the file."""
     path = demo[0] / "ptbxl/template/train/00000.json"
     rows = json.loads(path.read_text())
     rows[0] = change(rows[0])
@@ -43,14 +43,14 @@ def test_questions_are_joined_with_their_recordings(demo):
     )  # fmt: skip
 
 
-def test_only_the_types_asked_for_are_read(demo):
+def test_only_the_requested_types_are_read(demo):
     assert len(read(demo, ("single-query",))) == 20 and len(read(demo)) == 80
 
 
 def test_a_comparison_has_both_recordings_and_patients(demo):
     edit(demo, lambda row: row | {"ecg_id": [1, 5], "question_type": "comparison_irrelevant-verify"})
-    (found,) = read(demo, ("comparison_irrelevant-verify",))
-    assert [record.name for record in found.records] == ["00001_hr", "00005_hr"] and found.patients == ("1", "3")
+    (example,) = read(demo, ("comparison_irrelevant-verify",))
+    assert [record.name for record in example.records] == ["00001_hr", "00005_hr"] and example.patients == ("1", "3")
 
 
 def test_a_comparison_across_folds_is_rejected(demo):
@@ -59,17 +59,17 @@ def test_a_comparison_across_folds_is_rejected(demo):
     assert read(demo)[0].split == "train"
 
 
-def test_no_types_given_takes_all(demo):
+def test_without_types_all_are_read(demo):
     edit(demo, lambda row: row | {"question_type": "comparison_consecutive-query"})
     assert len(read(demo, ())) == 80 and len(read(demo)) == 79
 
 
-def test_types_of_which_there_is_no_question_are_named(demo):
-    with pytest.raises(CorpusError, match=r"data\.question_types: \('single-veryfy',\) found, of which .*'single-verify'"):
+def test_types_without_questions_are_named(demo):
+    with pytest.raises(CorpusError, match=r"data\.question_types: \('single-veryfy',\) found, one of .*'single-verify'"):
         read(demo, ("single-veryfy",))
 
 
-def test_several_answers_are_joined_by_one_space(demo):
+def test_several_answers_are_joined_by_a_space(demo):
     edit(demo, lambda row: row | {"answer": ["rr interval", "qt interval"]})
     assert read(demo)[0].answer == "rr interval qt interval"
 
@@ -84,7 +84,7 @@ def test_official_split_is_the_folder_and_folds_are_ptbxl_s(demo):
     [
         (lambda row: "text", "an object with the fields"),
         (lambda row: {k: v for k, v in row.items() if k != "answer"}, "an object with the fields"),
-        (lambda row: row | {"ecg_id": [1, 2, 3]}, "a list of one id wanted"),
+        (lambda row: row | {"ecg_id": [1, 2, 3]}, "a list of one id expected"),
         (lambda row: row | {"ecg_id": [999]}, "ecg_id 999 is not in the database"),
         (lambda row: row | {"question": 5}, "not texts"),
         (lambda row: row | {"question_type": None}, "question_type None found, a text expected"),
@@ -95,25 +95,25 @@ def test_official_split_is_the_folder_and_folds_are_ptbxl_s(demo):
         (lambda row: row | {"answer": []}, "the answer is empty"),
     ],
 )
-def test_a_bad_question_is_rejected_and_the_rest_goes_on(demo, change, reason):
+def test_a_bad_question_is_rejected_and_the_others_are_read(demo, change, reason):
     edit(demo, change)
-    found = read(demo)
-    assert len(found) == 80 and [reason in r.reason for r in found if isinstance(r, Rejected)] == [True]
+    items = read(demo)
+    assert len(items) == 80 and [reason in r.reason for r in items if isinstance(r, Rejected)] == [True]
 
 
-def test_a_number_of_5000_digits_costs_its_question_alone(demo):
+def test_a_number_of_5000_digits_affects_only_its_question(demo):
     path = demo[0] / "ptbxl/template/train/00000.json"
     path.write_text(path.read_text().replace('"template_id": 0', f'"template_id": {"7" * 5000}', 1))
-    found = read(demo)
-    assert len(found) == 80 and ["not finite" in r.reason for r in found if isinstance(r, Rejected)] == [True]
+    items = read(demo)
+    assert len(items) == 80 and ["not finite" in r.reason for r in items if isinstance(r, Rejected)] == [True]
 
 
-def test_a_broken_file_is_rejected_and_the_other_files_go_on(demo):
+def test_a_broken_file_is_rejected_and_the_others_are_read(demo):
     path = demo[0] / "ptbxl/template/train/00000.json"
     path.write_text(path.read_text()[:-30])
-    found = read(demo)
-    assert [r.file for r in found if isinstance(r, Rejected)] == [str(path)]
-    assert {e.split for e in found if isinstance(e, Example)} == {"valid", "test"}
+    items = read(demo)
+    assert [r.file for r in items if isinstance(r, Rejected)] == [str(path)]
+    assert {e.split for e in items if isinstance(e, Example)} == {"valid", "test"}
 
 
 def test_missing_folder_and_unknown_settings_are_named(demo, tmp_path):
@@ -125,13 +125,13 @@ def test_missing_folder_and_unknown_settings_are_named(demo, tmp_path):
 
 def test_the_real_questions_are_read(shared):
     recordings = read_database(shared / "data/ptbxl", 500)
-    found = list(read_questions(shared / "data/ecgqa/ptbxl", recordings, "paraphrased", SINGLE, "folds"))
-    assert all(isinstance(e, Example) for e in found)
-    assert Counter(e.split for e in found) == {"train": 239, "valid": 86, "test": 88}
+    items = list(read_questions(shared / "data/ecgqa/ptbxl", recordings, "paraphrased", SINGLE, "folds"))
+    assert all(isinstance(e, Example) for e in items)
+    assert Counter(e.split for e in items) == {"train": 239, "valid": 86, "test": 88}
 
 
 def published(folder):
-    """What the released code does, in words: single questions of both wordings by path, split twice by scikit-learn."""
+    """Like the released code: single questions of both wordings by path, split twice by scikit-learn."""
     split = pytest.importorskip("sklearn.model_selection").train_test_split
     paths = sorted(str(path) for wording in ("template", "paraphrased") for path in folder.glob(f"{wording}/*/*.json"))
     rows = [(Path(path), i, row) for path in paths for i, row in enumerate(json.loads(Path(path).read_text()))]
@@ -145,21 +145,21 @@ def published(folder):
 
 def test_the_published_split_is_drawn_over_both_wordings(shared):
     recordings = list(read_database(shared / "data/ptbxl", 500))
-    found = list(read_published_questions(shared / "data/ecgqa/ptbxl", recordings, SINGLE))
+    items = list(read_published_questions(shared / "data/ecgqa/ptbxl", recordings, SINGLE))
     expected = published(shared / "data/ecgqa/ptbxl")
-    assert {e.id: (e.split, e.question) for e in found} == expected and len(expected) == 826
+    assert {e.id: (e.split, e.question) for e in items} == expected and len(expected) == 826
     assert Counter(split for split, _ in expected.values()) == {"train": 578, "test": 149, "valid": 99}
 
 
-def test_the_published_split_counts_questions_that_cannot_be_used_or_are_not_asked_for(demo):
+def test_the_published_split_counts_unusable_and_unrequested_questions(demo):
     folder = demo[0] / "ptbxl"
     shutil.copytree(folder / "template", folder / "paraphrased")
     edit(demo, lambda row: row | {"ecg_id": [999]})
     expected = published(folder)
-    found = list(read_published_questions(folder, read_database(demo[1], 500), ("single-verify", "single-query")))
-    (bad,) = (r for r in found if isinstance(r, Rejected))
+    items = list(read_published_questions(folder, read_database(demo[1], 500), ("single-verify", "single-query")))
+    (bad,) = (r for r in items if isinstance(r, Rejected))
     assert bad.id == "template/train/00000/0" and "ecg_id 999 is not in" in bad.reason
-    good = {e.id: (e.split, e.question) for e in found if isinstance(e, Example)}
+    good = {e.id: (e.split, e.question) for e in items if isinstance(e, Example)}
     assert good.items() < expected.items() and len(good) == 79 and len(expected) == 160
 
 
@@ -175,10 +175,10 @@ def test_the_published_split_needs_every_file(demo):
 
 def test_the_real_comparisons_are_read(shared):
     recordings = read_database(shared / "data/ptbxl", 500)
-    found = list(read_questions(shared / "data/ecgqa/ptbxl", recordings, "template", (), "official"))
-    assert all(isinstance(e, Example) for e in found)
-    assert Counter((e.split, len(e.records)) for e in found) == {("train", 1): 413, ("train", 2): 166, ("valid", 2): 10}
-    last = found[578]
+    items = list(read_questions(shared / "data/ecgqa/ptbxl", recordings, "template", (), "official"))
+    assert all(isinstance(e, Example) for e in items)
+    assert Counter((e.split, len(e.records)) for e in items) == {("train", 1): 413, ("train", 2): 166, ("valid", 2): 10}
+    last = items[578]
     assert [record.name for record in last.records] == ["00191_hr", "00328_hr"] and last.answer.startswith(
         "pr interval rr interval"
     )

@@ -32,8 +32,8 @@ def test_the_published_split_is_scikit_learn_s():
         train, rest = sklearn.train_test_split(np.arange(count), test_size=0.3, random_state=42)
         valid, test = sklearn.train_test_split(rest, test_size=0.6, random_state=42)
         splits = published_splits(count)
-        for name, wanted in (("train", train), ("valid", valid), ("test", test)):
-            assert [i for i, split in enumerate(splits) if split == name] == sorted(wanted.tolist())
+        for name, numbers in (("train", train), ("valid", valid), ("test", test)):
+            assert [i for i, split in enumerate(splits) if split == name] == sorted(numbers.tolist())
 
 
 def test_half_a_character_is_refused():

@@ -7,7 +7,7 @@ from tests.corpora.layouts import mimic_name, write_csv
 
 
 def write(root, *changes, reports=True):
-    """Three studies of two patients; `changes` go into their rows of record_list.csv."""
+    """Three studies of two patients; `changes` apply to their rows of record_list.csv."""
     rows = [
         {"subject_id": p, "study_id": s, "path": mimic_name(p, s)} for p, s in ((10000032, 1), (10000032, 2), (10000099, 3))
     ]
@@ -21,10 +21,10 @@ def write(root, *changes, reports=True):
 
 def test_a_recording_becomes_an_example_with_its_lines_joined(tmp_path):
     write(tmp_path)
-    found = list(read_reports(tmp_path, "why?"))
+    items = list(read_reports(tmp_path, "why?"))
     record = tmp_path / "files/p1000/p10000032/s1/1"
-    assert found[0] == Example("1", "10000032", split_of("10000032"), (record,), "why?", "Line 1. End")
-    assert len(found) == 3 and found[0].split == found[1].split
+    assert items[0] == Example("1", "10000032", split_of("10000032"), (record,), "why?", "Line 1. End")
+    assert len(items) == 3 and items[0].split == items[1].split
 
 
 @pytest.mark.parametrize(
@@ -32,17 +32,17 @@ def test_a_recording_becomes_an_example_with_its_lines_joined(tmp_path):
     [
         ({"path": "../../etc/passwd"}, "inside the data's root"),
         ({"subject_id": ""}, "the subject_id is empty"),
-        ({"study_id": "9"}, "no row of this study_id"),
-        ({"path": mimic_name(10000032, 1)}, "stands in a row before it"),
+        ({"study_id": "9"}, "no row with this study_id"),
+        ({"path": mimic_name(10000032, 1)}, "is in an earlier row"),
     ],
 )
-def test_a_bad_row_is_rejected_and_the_rest_goes_on(tmp_path, change, reason):
+def test_a_bad_row_is_rejected_and_the_others_are_read(tmp_path, change, reason):
     write(tmp_path, {}, change)
     first, bad, last = read_reports(tmp_path, "why?")
     assert isinstance(first, Example) and isinstance(last, Example) and isinstance(bad, Rejected) and reason in bad.reason
 
 
-def test_missing_tables_tell_where_to_get_them(tmp_path):
+def test_missing_tables_say_where_to_get_them(tmp_path):
     with pytest.raises(CorpusError, match=r"no record_list\.csv .*physionet"):
         list(read_reports(tmp_path, "why?"))
     write(tmp_path, reports=False)

@@ -23,21 +23,21 @@ def jsonl(path, *rows):
 
 def test_csv_and_jsonl_give_the_same_examples(tmp_path):
     write_csv(tmp_path / "t.csv", [GOOD])
-    (found,) = read_table(tmp_path / "t.csv", tmp_path)
-    assert found == Example("line 2", "P7", "valid", (tmp_path / "a/r1",), "why?", "so")
+    (example,) = read_table(tmp_path / "t.csv", tmp_path)
+    assert example == Example("line 2", "P7", "valid", (tmp_path / "a/r1",), "why?", "so")
     (same,) = jsonl(tmp_path / "t.jsonl", GOOD | {"id": "line 2"})
-    assert same == found
+    assert same == example
 
 
 def test_without_a_split_patients_are_split_by_a_hash_and_other_fields_are_kept(tmp_path):
     row = {k: v for k, v in GOOD.items() if k != "split"} | {"age": 60}
-    (found,) = jsonl(tmp_path / "t.jsonl", row)
-    assert found.split == split_of("P7") and found.meta == {"age": 60}
+    (example,) = jsonl(tmp_path / "t.jsonl", row)
+    assert example.split == split_of("P7") and example.meta == {"age": 60}
 
 
 def test_two_records_are_a_comparison(tmp_path):
-    (found,) = jsonl(tmp_path / "t.jsonl", GOOD | {"record": ["r1", "r2"]})
-    assert found.records == (tmp_path / "r1", tmp_path / "r2")
+    (example,) = jsonl(tmp_path / "t.jsonl", GOOD | {"record": ["r1", "r2"]})
+    assert example.records == (tmp_path / "r1", tmp_path / "r2")
 
 
 @pytest.mark.parametrize(
@@ -45,11 +45,11 @@ def test_two_records_are_a_comparison(tmp_path):
     [
         (GOOD | {"answer": ""}, r"['answer'] are missing or empty"),
         ({k: v for k, v in GOOD.items() if k != "answer"}, "['answer'] are missing or empty"),
-        (GOOD | {"answer": 7}, "as texts wanted"),
-        (GOOD | {"record": ["a", "b", "c"]}, "as texts wanted"),
+        (GOOD | {"answer": 7}, "as texts expected"),
+        (GOOD | {"record": ["a", "b", "c"]}, "as texts expected"),
         (GOOD | {"record": "../../etc/passwd"}, "inside the data's root"),
         (GOOD | {"split": "dev"}, "split 'dev' found"),
-        (GOOD | {"id": "again"}, "stand in a row before it"),
+        (GOOD | {"id": "again"}, "are in an earlier row"),
         (GOOD | {"patient": "  "}, "patient '  ' found"),
         (GOOD | {"patient": True}, "patient True found"),
         (GOOD | {"patient": ["P7"]}, "patient ['P7'] found"),
@@ -61,7 +61,7 @@ def test_two_records_are_a_comparison(tmp_path):
         (GOOD | {"record": ["r1", "r2"], "patients": ["P7", "P8", "P9"]}, "a list of 1 to 2 names"),
     ],
 )
-def test_a_bad_row_is_rejected_and_the_rest_goes_on(tmp_path, bad, reason):
+def test_a_bad_row_is_rejected_and_the_others_are_read(tmp_path, bad, reason):
     first, second, third = jsonl(tmp_path / "t.jsonl", GOOD, bad, GOOD | {"question": "what?"})
     assert (
         isinstance(first, Example) and isinstance(third, Example) and isinstance(second, Rejected) and reason in second.reason
@@ -86,13 +86,13 @@ def test_a_bad_row_is_rejected_and_the_rest_goes_on(tmp_path, bad, reason):
         ({"attribute_type": ["noise"]}, "attribute_type ['noise'] found, a text expected"),
     ],
 )
-def test_what_no_later_stage_can_hold_is_set_aside(tmp_path, fields, reason):
+def test_what_later_stages_cannot_store_is_rejected(tmp_path, fields, reason):
     bad, good = jsonl(tmp_path / "t.jsonl", GOOD | fields, GOOD)
     assert isinstance(bad, Rejected) and reason in bad.reason and isinstance(good, Example)
     json.dumps([bad.id, bad.reason], ensure_ascii=False).encode()
 
 
-def test_numbers_of_5000_digits_are_set_aside(tmp_path):
+def test_numbers_of_5000_digits_are_rejected(tmp_path):
     rows = [
         json.dumps(GOOD | {name: 1}).replace(f'"{name}": 1', f'"{name}": {"7" * 5000}') for name in ("id", "patient", "age")
     ]
@@ -102,27 +102,27 @@ def test_numbers_of_5000_digits_are_set_aside(tmp_path):
     assert isinstance(good, Example)
 
 
-def test_fields_of_the_largest_size_are_kept_and_null_is_no_field(tmp_path):
+def test_the_largest_values_are_kept_and_null_is_not_a_field(tmp_path):
     kept = {"age": 2**64 - 1, "low": -(2**63), "deep": nested(31), "question_type": "single-verify", "ü": 1e300}
-    (found,) = jsonl(tmp_path / "t.jsonl", GOOD | kept | {"attribute_type": None})
-    assert found.meta == kept
-    one = Sequence("a", "b", 0, "c", "d", found.meta, (), np.zeros(1, np.int32), np.zeros(1, np.int32))
-    assert Sequence.from_bytes(one.to_bytes([]), None).meta == kept
+    (example,) = jsonl(tmp_path / "t.jsonl", GOOD | kept | {"attribute_type": None})
+    assert example.meta == kept
+    sequence = Sequence("a", "b", 0, "c", "d", example.meta, (), np.zeros(1, np.int32), np.zeros(1, np.int32))
+    assert Sequence.from_bytes(sequence.to_bytes([]), None).meta == kept
 
 
 def test_names_of_patients_are_stripped_and_numbers_are_names(tmp_path):
     write_csv(tmp_path / "t.csv", [GOOD | {"patient": " P7\u00a0"}])
-    (found,) = read_table(tmp_path / "t.csv", tmp_path)
-    assert found.patients == ("P7",) and found.split == "valid"
-    (found,) = jsonl(tmp_path / "t.jsonl", GOOD | {"patient": 7})
-    assert found.patients == ("7",)
+    (example,) = read_table(tmp_path / "t.csv", tmp_path)
+    assert example.patients == ("P7",) and example.split == "valid"
+    (example,) = jsonl(tmp_path / "t.jsonl", GOOD | {"patient": 7})
+    assert example.patients == ("7",)
 
 
-def test_the_patients_of_a_comparison_are_named_in_a_field_of_their_own(tmp_path):
-    (found,) = jsonl(tmp_path / "t.jsonl", GOOD | {"record": ["r1", "r2"], "patients": [" P7", "P8 "]})
-    assert found.patients == ("P7", "P8") and found.patient == "P7"
-    (found,) = jsonl(tmp_path / "t.jsonl", GOOD | {"record": ["r1", "r2"], "patients": ["P7", "P7"]})
-    assert found.patients == ("P7",) and found.meta == {}
+def test_the_patients_of_a_comparison_have_their_own_field(tmp_path):
+    (example,) = jsonl(tmp_path / "t.jsonl", GOOD | {"record": ["r1", "r2"], "patients": [" P7", "P8 "]})
+    assert example.patients == ("P7", "P8") and example.patient == "P7"
+    (example,) = jsonl(tmp_path / "t.jsonl", GOOD | {"record": ["r1", "r2"], "patients": ["P7", "P7"]})
+    assert example.patients == ("P7",) and example.meta == {}
 
 
 def test_a_column_patients_does_not_replace_the_patient(tmp_path):
@@ -132,14 +132,14 @@ def test_a_column_patients_does_not_replace_the_patient(tmp_path):
     assert good.patients == ("P7",) and good.meta == {}
 
 
-def test_a_comparison_of_patients_whom_the_hash_parts_is_set_aside(tmp_path):
-    one, other = (next(f"p{n}" for n in range(99) if split_of(f"p{n}") == split) for split in ("train", "test"))
-    row = {"record": ["r1", "r2"], "question": "why?", "answer": "so", "patient": one, "patients": [one, other]}
+def test_a_comparison_of_patients_in_different_splits_is_rejected(tmp_path):
+    first, second = (next(f"p{n}" for n in range(99) if split_of(f"p{n}") == split) for split in ("train", "test"))
+    row = {"record": ["r1", "r2"], "question": "why?", "answer": "so", "patient": first, "patients": [first, second]}
     bad, good = jsonl(tmp_path / "t.jsonl", row, row | {"split": "train"})
     assert isinstance(bad, Rejected) and "are split into ['test', 'train']" in bad.reason and good.split == "train"
 
 
-def test_another_ending_a_missing_file_or_folder_is_named(tmp_path):
+def test_a_wrong_extension_and_a_missing_file_or_folder_are_named(tmp_path):
     with pytest.raises(CorpusError, match=r"no \.csv or \.jsonl file"):
         list(read_table(tmp_path / "t.xlsx", tmp_path))
     write_csv(tmp_path / "t.csv", [GOOD])

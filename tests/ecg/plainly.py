@@ -1,4 +1,4 @@
-"""The published rules in their plainest form, to hold the fast code against."""
+"""The published rules in their simplest form, as a reference for the fast code."""
 
 from collections import Counter
 from itertools import pairwise
@@ -12,7 +12,7 @@ def symbols(text: str) -> np.ndarray:
 
 
 def train_plainly(parts: list[np.ndarray], num_merges: int) -> list[tuple[int, int, int]]:
-    """Every pair recounted at every merge, within parts that no token crosses: (left, right, count)."""
+    """Recounts every pair at every merge, within parts that no token crosses: (left, right, count)."""
     streams, made = [part.tolist() for part in parts], []
     for new in range(26, 26 + num_merges):
         pairs = Counter(pair for stream in streams for pair in pairwise(stream))
@@ -46,7 +46,7 @@ def encode_plainly(tokens: list[np.ndarray], text: np.ndarray) -> list[int]:
 
 
 def filter_exactly(signal: np.ndarray, rate: float) -> np.ndarray:
-    """The published notches, band-pass and high-pass of [N], forward and backward, in numbers of 400 bits after the point."""
+    """The published notches, band-pass and high-pass of [N], forward and backward, in fixed point with 400 fractional bits."""
     import mpmath
 
     with mpmath.workdps(80):
@@ -61,7 +61,7 @@ def _fixed(value) -> int:
 
 
 def _notch(frequency: float, rate: float) -> tuple[list, list]:
-    """Polynomials (b, a) of quality 30, as of `scipy.signal.iirnotch`."""
+    """Polynomials (b, a) of quality 30, as in `scipy.signal.iirnotch`."""
     import mpmath
 
     angle = 2 * mpmath.pi * frequency / mpmath.mpf(rate)
@@ -70,7 +70,7 @@ def _notch(frequency: float, rate: float) -> tuple[list, list]:
 
 
 def _butterworth(edges: list[float], rate: float) -> tuple[list, list]:
-    """Polynomials (b, a) of order 4: a high-pass of one edge, a band-pass of two; `edges` are the floats' own values."""
+    """Polynomials (b, a) of order 4: high-pass for one edge, band-pass for two; `edges` are exact floats."""
     import mpmath
 
     twice = 2 * mpmath.mpf(rate)
@@ -93,22 +93,22 @@ def _polynomial(roots: list) -> list:
 
     coefficients = [mpmath.mpc(1)]
     for root in roots:
-        coefficients = [one - root * other for one, other in zip([*coefficients, 0], [0, *coefficients])]
+        coefficients = [high - root * low for high, low in zip([*coefficients, 0], [0, *coefficients])]
     return [mpmath.re(c) for c in coefficients]
 
 
 def _forward_backward(b: list, a: list, samples: list[int]) -> list[int]:
-    """`scipy.signal.filtfilt` of integers that count 2^-400."""
+    """`scipy.signal.filtfilt` on integers in units of 2^-400."""
     n, settled, state = 3 * len(b), sum(b) / sum(a), [0]
-    for one, other in zip(b[:0:-1], a[:0:-1]):
-        state.insert(0, one - other * settled + state[0])
+    for b_k, a_k in zip(b[:0:-1], a[:0:-1]):
+        state.insert(0, b_k - a_k * settled + state[0])
     padded = [2 * samples[0] - s for s in samples[n:0:-1]] + samples + [2 * samples[-1] - s for s in samples[-2 : -n - 2 : -1]]
     b, a, state = list(map(_fixed, b)), list(map(_fixed, a)), list(map(_fixed, state))
     for _ in range(2):
         waiting, output = [(s * padded[0]) >> 400 for s in state], []
         for value in padded:
-            found = ((b[0] * value) >> 400) + waiting[0]
-            waiting = [((p * value - q * found) >> 400) + w for p, q, w in zip(b[1:], a[1:], waiting[1:])] + [0]
-            output.append(found)
+            filtered = ((b[0] * value) >> 400) + waiting[0]
+            waiting = [((p * value - q * filtered) >> 400) + w for p, q, w in zip(b[1:], a[1:], waiting[1:])] + [0]
+            output.append(filtered)
         padded = output[::-1]
     return padded[n:-n]

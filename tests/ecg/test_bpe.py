@@ -81,17 +81,17 @@ def test_offsets_of_a_batch():
     assert [row.tolist() for row in offsets] == [[0, 3], [0, 1]]
 
 
-def test_of_two_tokens_spelled_alike_the_later_wins():
+def test_the_later_of_two_tokens_with_equal_spelling_wins():
     bpe = BPE.of_merges(np.array([[0, 0], [26, 0], [0, 26]]), np.array([3, 2, 1]))  # aa, aa+a, a+aa
     assert bpe.encode(symbols("aaa")).tolist() == [28]
 
 
-def test_training_stops_when_no_pair_is_left_and_says_how_many_were_made():
+def test_training_stops_when_no_pair_is_left_and_reports_the_number_of_merges():
     with pytest.warns(UserWarning, match="2 of 50 merges made"):
         assert BPE.train(symbols("abab"), 50).merges.tolist() == [[0, 1], [26, 26]]
 
 
-def test_progress_tells_merges_and_the_share_of_the_work():
+def test_progress_reports_merges_and_the_fraction_of_the_work():
     seen = []
     BPE.train(np.tile(symbols("aaaabc"), 50), 5, progress=lambda made, share: seen.append((made, share)))
     made, shares = zip(*seen)
@@ -99,7 +99,7 @@ def test_progress_tells_merges_and_the_share_of_the_work():
     assert list(shares) == sorted(shares) and shares[0] > 0 and shares[-1] == 1
 
 
-def test_an_interrupted_training_leaves_the_corpus_alone():
+def test_an_interrupted_training_leaves_the_corpus_unchanged():
     corpus = np.tile(symbols("aaaabc"), 50)
     before = corpus.copy()
 
@@ -117,27 +117,27 @@ def test_the_hash_seed_does_not_matter():
         "import numpy as np; from ecgbyte_jax.ecg.bpe import BPE;"
         "bpe = BPE.train(np.random.default_rng(0).integers(0, 26, 400).astype(np.uint8), 200); print(bpe.merges.tolist())"
     )
-    found = [
+    outputs = [
         subprocess.run([sys.executable, "-c", program], env={"PYTHONHASHSEED": seed}, capture_output=True, check=True).stdout
         for seed in ("1", "2")
     ]
-    assert found[0] == found[1] and found[0].startswith(b"[[")
+    assert outputs[0] == outputs[1] and outputs[0].startswith(b"[[")
 
 
 @pytest.mark.parametrize(
     "corpus, merges, message",
     [
-        (np.array([0, 26], np.uint8), 1, "symbol 26 found, 0 to 25 wanted"),
-        (np.array([0, 1], np.int64), 1, "type int64 found, uint8 wanted"),
+        (np.array([0, 26], np.uint8), 1, "symbol 26 found, 0 to 25 expected"),
+        (np.array([0, 1], np.int64), 1, "type int64 found, uint8 expected"),
         (np.empty(0, np.uint8), 1, "the corpus to train on is empty"),
         (iter([]), 1, "the corpus to train on is empty"),
         (np.empty((2, 12, 0), np.uint8), 1, "the corpus to train on is empty"),
-        (symbols("ab"), 0, "num_merges 0 found, 1 to 65509 wanted"),
+        (symbols("ab"), 0, "num_merges 0 found, 1 to 65509 expected"),
         (symbols("ab"), -3, "num_merges -3 found"),
-        (symbols("ab"), 65510, "num_merges 65510 found, 1 to 65509 wanted, so that ids fit into 16 bits"),
+        (symbols("ab"), 65510, "num_merges 65510 found, 1 to 65509 expected, so that ids fit in 16 bits"),
     ],
 )
-def test_what_cannot_be_trained_on_is_refused(corpus, merges, message):
+def test_an_invalid_corpus_or_number_of_merges_is_refused(corpus, merges, message):
     with pytest.raises(TokenizerError, match=message):
         BPE.train(corpus, merges)
 
@@ -147,20 +147,20 @@ def test_records_of_no_samples_add_nothing(boundary):
     with pytest.raises(TokenizerError, match="the corpus to train on is empty"):
         BPE.train(np.empty((2, 12, 0), np.uint8), 1, boundary=boundary)
     records = [np.empty((12, 0), np.uint8), symbols("abab").reshape(1, 4), np.empty((0, 4), np.uint8)]
-    found = BPE.train(records, 2, boundary=boundary)
-    assert found.merges.tolist() == BPE.train(records[1:2], 2, boundary=boundary).merges.tolist()
+    bpe = BPE.train(records, 2, boundary=boundary)
+    assert bpe.merges.tolist() == BPE.train(records[1:2], 2, boundary=boundary).merges.tolist()
 
 
 @pytest.mark.parametrize(
     "encode, message",
     [
-        (lambda bpe: bpe.encode(symbols("ab")[None]), r"shape \(1, 2\) found, one axis wanted"),
+        (lambda bpe: bpe.encode(symbols("ab")[None]), r"shape \(1, 2\) found, \[N\] expected"),
         (lambda bpe: bpe.encode_batch(symbols("ab")), r"shape \(2,\) found"),
         (lambda bpe: bpe.encode(np.array([0, 30], np.uint8)), "symbol 30 found"),
         (lambda bpe: bpe.encode(np.array([0.5])), "type float64 found"),
-        (lambda bpe: bpe.decode(np.array([0, 27])), "token id 27 found, 0 to 26 wanted"),
+        (lambda bpe: bpe.decode(np.array([0, 27])), "token id 27 found, 0 to 26 expected"),
         (lambda bpe: bpe.decode(np.array([-1])), "token id -1 found"),
-        (lambda bpe: bpe.decode(np.array([1.0])), "type float64 found, integers wanted"),
+        (lambda bpe: bpe.decode(np.array([1.0])), "type float64 found, integers expected"),
     ],
 )
 def test_wrong_symbols_and_ids_are_refused(encode, message):
@@ -168,7 +168,7 @@ def test_wrong_symbols_and_ids_are_refused(encode, message):
         encode(BPE.train(symbols("aab"), 1))
 
 
-def test_nothing_is_encoded_and_decoded_to_nothing():
+def test_empty_input_encodes_and_decodes_to_nothing():
     bpe = BPE.train(symbols("aab"), 1)
     assert bpe.encode(np.empty(0, np.uint8)).tolist() == []
     assert bpe.decode(np.array([], np.int32)).tolist() == []
@@ -177,10 +177,10 @@ def test_nothing_is_encoded_and_decoded_to_nothing():
 @pytest.mark.parametrize(
     "merges, message",
     [
-        ([[0, 26]], "merge 0 joins 0 and 26, only 26 ids exist then"),
+        ([[0, 26]], "merge 0 joins 0 and 26, ids below 26 expected"),
         ([[0, 1], [-1, 0]], "merge 1 joins -1 and 0"),
         ([[0, 1 << 40]], "merge 0 joins 0 and 1099511627776"),
-        ([[0, 0]] + [[26 + k, 26 + k] for k in range(60)], "spell .* symbols, 67108864 at most wanted"),
+        ([[0, 0]] + [[26 + k, 26 + k] for k in range(60)], "spell .* symbols, at most 67108864 expected"),
     ],
 )
 def test_impossible_merges_are_refused(merges, message):

@@ -1,10 +1,10 @@
-"""Headers damaged at random: read, or refused by a RecordError, and never anything else."""
+"""Randomly damaged headers are either read or refused with a RecordError."""
 
 import numpy as np
 import pytest
 import wfdb
 
-from ecgbyte_jax.ecg.own import read_own
+from ecgbyte_jax.ecg.formats import read_own
 from ecgbyte_jax.ecg.records import LEADS, read_record
 from ecgbyte_jax.ecg.signal import clean
 from ecgbyte_jax.errors import RecordError
@@ -68,7 +68,7 @@ ODD += [
 
 
 def write_records(folder, rng) -> list[str]:
-    """The texts of headers, whose signal files are in `folder`: many formats, frames, skew, and segments."""
+    """Writes signal files to `folder` and returns header texts: many formats, frames, skew, and segments."""
     for number, form in enumerate(FORMATS):
         samples = np.cumsum(rng.integers(-3, 4, (600, 12)), axis=0).clip(-100, 100)
         wfdb.wrsamp(

@@ -13,11 +13,11 @@ LETTERS = [np.array([letter], np.uint8) for letter in range(26)]
 def runs(letters: int, longest: int, most: int) -> st.SearchStrategy[np.ndarray]:
     run = st.tuples(st.integers(0, letters - 1), st.integers(1, longest))
     return st.lists(run, min_size=1, max_size=most).map(
-        lambda found: np.concatenate([np.full(length, letter, np.uint8) for letter, length in found])
+        lambda pairs: np.concatenate([np.full(length, letter, np.uint8) for letter, length in pairs])
     )
 
 
-# Any set of tokens, not only such as merges make: prefixes of tokens that are none, tokens within tokens, some twice.
+# Arbitrary vocabularies, not only those of merges: missing prefixes, nested tokens, duplicates.
 vocabularies = st.integers(1, 4).flatmap(lambda letters: st.lists(runs(letters, 40, 4), max_size=12))
 
 
@@ -31,14 +31,14 @@ def test_encoding_is_the_longest_match(vocabulary, texts, side_by_side):
         if side_by_side:
             for name, value in {"_FEW_ROWS": 0, "_LANES": 4, "_BLOCK": 3, "_STEPS": 6}.items():
                 patch.setattr(matching, name, value)
-        found = automaton.encode(rows)
-    assert len(found) == len(rows)
-    for ids, row in zip(found, rows):
+        encoded = automaton.encode(rows)
+    assert len(encoded) == len(rows)
+    for ids, row in zip(encoded, rows):
         assert ids.dtype == np.int32 and ids.tolist() == encode_plainly(LETTERS + vocabulary, row)
 
 
-def test_what_is_left_of_a_text_is_matched_anew():
-    # 'abcde' breaks off at x: 'abc' was the longest token on the way, and 'de' is left of the text, one more.
+def test_the_rest_of_a_failed_match_is_matched_again():
+    # 'abcde' fails at x: 'abc' was the longest token so far, and the rest, 'de', is another.
     automaton = Automaton.of([*LETTERS, symbols("abc"), symbols("abcdef"), symbols("de")])
     assert automaton.encode(symbols("abcdex")[None])[0].tolist() == [26, 28, 23]
 

@@ -10,7 +10,7 @@ from tests.ecg.plainly import symbols, train_plainly
 
 @st.composite
 def corpora(draw) -> np.ndarray:
-    """uint8 [records, leads, samples]: alphabets of 1 to 26, short and long runs, so that ties and overlaps are everywhere."""
+    """uint8 [records, leads, samples]: alphabets of 1 to 26, short and long runs, with many ties and overlaps."""
     shape = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 40))
     letters, longest = draw(st.integers(1, 26)), draw(st.integers(1, 12))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -30,17 +30,17 @@ def parts(corpus: np.ndarray, boundary: str | None) -> list[np.ndarray]:
     st.integers(1, 40),
     st.sampled_from([None, "record", "lead"]),
     st.integers(2, 60),
-    st.sampled_from([1, 2, 7, 1e9]),  # indexed at once, on the way, never
+    st.sampled_from([1, 2, 7, 1e9]),  # indexed immediately, midway, never
 )
 def test_every_merge_and_count_follows_the_rule(corpus, num_merges, boundary, chunk, shrink):
     merges, counts = find_merges(corpus, num_merges, boundary, chunk=chunk, shrink=shrink)
-    found = [(*pair, count) for pair, count in zip(merges.tolist(), counts.tolist())]
-    assert found == train_plainly(parts(corpus, boundary), num_merges)
+    merged = [(*pair, count) for pair, count in zip(merges.tolist(), counts.tolist())]
+    assert merged == train_plainly(parts(corpus, boundary), num_merges)
 
 
 @pytest.mark.parametrize("shrink", [7, 1e9])
 def test_more_merges_than_a_byte_holds_follow_the_rule(rng, shrink):
-    # 229 merges fill the bytes that the stream is scanned in; no repeated symbols, so it does not shrink before.
+    # 229 merges exhaust the byte ids of the scan; random symbols keep the stream from shrinking first.
     corpus = rng.integers(0, 26, 3000).astype(np.uint8)
     merges, counts = find_merges(corpus, 300, shrink=shrink)
     assert [(*pair, count) for pair, count in zip(merges.tolist(), counts.tolist())] == train_plainly([corpus], 300)
@@ -53,9 +53,9 @@ def test_arrays_files_and_iterators_give_the_same_merges(rng, tmp_path, boundary
     file = np.load(tmp_path / "corpus.npy", mmap_mode="r")
     expected = find_merges(corpus, 30, boundary)
     for same in (file, list(corpus), (record for record in corpus), np.asfortranarray(corpus)):
-        for found, wanted in zip(find_merges(same, 30, boundary), expected, strict=True):
-            np.testing.assert_array_equal(found, wanted)
-    np.testing.assert_array_equal(corpus, np.load(tmp_path / "corpus.npy"))  # it was only read
+        for result, reference in zip(find_merges(same, 30, boundary), expected, strict=True):
+            np.testing.assert_array_equal(result, reference)
+    np.testing.assert_array_equal(corpus, np.load(tmp_path / "corpus.npy"))  # only read
 
 
 def test_the_stream_is_marked_at_its_ends_and_boundaries():
@@ -67,10 +67,10 @@ def test_the_stream_is_marked_at_its_ends_and_boundaries():
 
 
 def test_an_unknown_boundary_is_refused():
-    with pytest.raises(TokenizerError, match="boundary 'segment' found, None, 'record' or 'lead' wanted"):
+    with pytest.raises(TokenizerError, match="boundary 'segment' found, None, 'record' or 'lead' expected"):
         find_merges(symbols("abab"), 1, "segment")
 
 
-def test_a_wrong_symbol_behind_the_first_chunk_is_refused():
+def test_a_wrong_symbol_after_the_first_chunk_is_refused():
     with pytest.raises(TokenizerError, match="symbol 26 found"):
         find_merges([symbols("abab"), np.array([3, 26], np.uint8)], 1, chunk=2)

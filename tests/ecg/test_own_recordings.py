@@ -1,4 +1,4 @@
-"""Own recordings: the same signal by any file, and what is refused with what to do."""
+"""Users' own recordings: the same signal from any file format, and refusals that say what to do."""
 
 import dataclasses
 import re
@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from ecgbyte_jax.ecg.own import check_plausible, read_own
+from ecgbyte_jax.ecg.formats import check_plausible, read_own
 from ecgbyte_jax.ecg.records import LEADS, Record, read_record
 from ecgbyte_jax.errors import RecordError
 
@@ -39,7 +39,7 @@ def test_wfdb_csv_and_npy_give_the_same_signal(record, tmp_path):
     np.save(tmp_path / "a.npy", signal)
     np.save(tmp_path / "b.npy", 1000 * signal.T)
     times = np.arange(signal.shape[1])[None] / 500
-    found = [
+    records = [
         read_own(stem),
         read_own(f"{stem}.hea"),
         read_own(write_csv(tmp_path / "a.csv", signal, names), 500),
@@ -48,13 +48,13 @@ def test_wfdb_csv_and_npy_give_the_same_signal(record, tmp_path):
         read_own(tmp_path / "a.npy", 500, names),
         read_own(tmp_path / "b.npy", 500, names, "uV"),
     ]
-    for one in found:
-        assert one.sample_rate == 500 and set(one.leads) == set(LEADS)
+    for read in records:
+        assert read.sample_rate == 500 and set(read.leads) == set(LEADS)
         for lead in LEADS:
-            np.testing.assert_allclose(one.signal[one.leads.index(lead)], known.signal[known.leads.index(lead)], atol=1e-5)
+            np.testing.assert_allclose(read.signal[read.leads.index(lead)], known.signal[known.leads.index(lead)], atol=1e-5)
 
 
-def test_what_cannot_be_right_is_refused_with_what_to_do(record, tmp_path):
+def test_an_implausible_recording_is_refused_with_what_to_do(record, tmp_path):
     known, stem = record
     names = list(known.leads)
     np.save(tmp_path / "a.npy", known.signal)
@@ -96,22 +96,22 @@ def test_what_cannot_be_right_is_refused_with_what_to_do(record, tmp_path):
         ((tmp_path / "wide.csv", 500), "field larger than field limit"),
         ((tmp_path / "a.npy", 500, [*names[:11], "X"]), r"leads \['V6'\] are missing"),
         ((text, 0), "--sample_rate=500"),
-        ((text, 500, names), "leave --leads out"),
+        ((text, 500, names), "omit --leads"),
         ((plain, 500), "neither a header nor --leads"),
-        ((timed, 500), "column 't' tells 250 Hz"),
+        ((timed, 500), "column 't' implies 250 Hz"),
         ((broken, 500), r"broken.csv, row 3: 'x,x"),
-        ((stem, 500), "its header tells"),
+        ((stem, 500), "its header gives"),
         ((tmp_path / "nothing",), "no such recording"),
         ((tmp_path / "nothing.csv", 500), "no such file"),
     ):
-        with pytest.raises(RecordError, match=message) as told:
+        with pytest.raises(RecordError, match=message) as caught:
             read_own(*arguments)
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("rate", [100, 2500])
 def test_a_rate_at_which_no_heart_beats_is_refused(rate):
-    """75 beats a minute at 500 Hz, told to be at others."""
+    """75 beats per minute at 500 Hz, declared at other rates."""
     seconds = np.arange(5000) / 500
     beat = np.exp(-(((seconds[:, None] - np.arange(0.4, 10, 0.8)) / 0.02) ** 2)).sum(axis=1)
     signal = (np.linspace(0.5, 1.5, 12)[:, None] * beat).astype(np.float32)
@@ -124,10 +124,10 @@ def test_rates_of_real_recordings_pass_and_most_wrong_ones_do_not(shared):
     paths = sorted((shared / "data/ptbxl/records500").rglob("*.hea"))[::8]
     refused = {0.2: 0, 1.0: 0, 5.0: 0}
     for path in paths:
-        found = read_record(path)
+        original = read_record(path)
         for factor in refused:
             try:
-                check_plausible(dataclasses.replace(found, sample_rate=500 * factor), path)
+                check_plausible(dataclasses.replace(original, sample_rate=500 * factor), path)
             except RecordError:
                 refused[factor] += 1
     assert refused[1.0] == 0
@@ -150,23 +150,23 @@ def with_column(path, record, name, values):
     "name, factor, places",
     [("Time (s)", 1, 6), ("sec", 1, 3), ("time[ms]", 1000, 0), ("timestamp", 1000, 1), ("clock", 1e6, 0)],
 )
-def test_a_column_of_time_fits_the_rate_and_is_left_out(record, tmp_path, name, factor, places):
-    """In s, ms or us, from any beginning, and rounded."""
+def test_a_time_column_must_match_the_rate_and_is_dropped(record, tmp_path, name, factor, places):
+    """In s, ms or us, from any start, and rounded."""
     known, _ = record
     times = np.round(np.arange(known.signal.shape[1]) / 500 * factor + 3, places)
     path = with_column(tmp_path / "t.csv", known, name, times)
     assert read_own(path, 500).leads == known.leads
-    with pytest.raises(RecordError, match=f"column '{re.escape(name)}' tells .* Hz, --sample_rate 1000 Hz"):
+    with pytest.raises(RecordError, match=f"column '{re.escape(name)}' implies .* Hz, --sample_rate 1000 Hz"):
         read_own(path, 1000)
 
 
 @pytest.mark.parametrize("name", ["", "sample"])
-def test_a_column_that_counts_samples_is_left_out(record, tmp_path, name):
+def test_a_column_that_counts_samples_is_dropped(record, tmp_path, name):
     """pandas writes one without a name."""
     known, _ = record
     count = np.arange(known.signal.shape[1])
     assert read_own(with_column(tmp_path / "t.csv", known, name, count), 500).leads == known.leads
-    with pytest.raises(RecordError, match=f"column '{name}' tells"):
+    with pytest.raises(RecordError, match=f"column '{name}' implies"):
         read_own(with_column(tmp_path / "t.csv", known, name, 3 * count), 500)
 
 
@@ -174,11 +174,11 @@ def test_times_in_an_array_are_checked_too(record, tmp_path):
     known, _ = record
     np.save(tmp_path / "t.npy", np.concatenate([np.arange(known.signal.shape[1])[None] / 500, known.signal]))
     assert read_own(tmp_path / "t.npy", 500, ["time", *known.leads]).leads == known.leads
-    with pytest.raises(RecordError, match="column 'time' tells 500 Hz, --sample_rate 250 Hz"):
+    with pytest.raises(RecordError, match="column 'time' implies 500 Hz, --sample_rate 250 Hz"):
         read_own(tmp_path / "t.npy", 250, ["time", *known.leads])
 
 
-def test_other_columns_are_no_time(record, tmp_path):
+def test_other_columns_are_not_time(record, tmp_path):
     """A trigger, a count of beats and a flat line."""
     known, _ = record
     beats = np.arange(known.signal.shape[1]) // 400
@@ -188,7 +188,7 @@ def test_other_columns_are_no_time(record, tmp_path):
 
 
 @pytest.mark.parametrize("start", [0, 1])
-def test_a_header_of_column_numbers_is_no_sample(record, tmp_path, start):
+def test_a_header_of_column_numbers_is_not_a_sample(record, tmp_path, start):
     """As pandas writes an array."""
     known, _ = record
     path = write_csv(tmp_path / "n.csv", known.signal, [str(i + start) for i in range(12)])

@@ -29,7 +29,7 @@ def test_published_tokenizers_give_the_published_ids(shared, name, length):
     tokenizer = ECGTokenizer.from_published(shared / f"data/ecg_byte_tokenizers/{name}.pkl", -0.5, 0.5)
     segments = published[f"segments_{length}"]
     segments = segments.reshape(len(segments), -1)
-    padded = np.resize(segments, (40, segments.shape[1]))  # enough to be walked side by side
+    padded = np.resize(segments, (40, segments.shape[1]))  # enough rows to be walked in parallel
     for batch in (segments, padded):
         for i, ids in enumerate(tokenizer.bpe.encode_batch(batch)[: len(segments)]):
             np.testing.assert_array_equal(published_id(ids), published[f"{name}.{length}.{i}"])
@@ -61,7 +61,7 @@ def test_saving_a_published_tokenizer_keeps_its_tokens(tmp_path):
 
 
 class Touch:
-    """Unpickled the usual way it makes a file."""
+    """Creates a file when unpickled."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -74,10 +74,10 @@ def test_a_malicious_pickle_does_nothing(tmp_path):
     trap, made = tmp_path / "trap.pkl", tmp_path / "made"
     for content in (Touch(made), (VOCAB, [Touch(made)]), ({97: Touch(made)}, [])):
         write(trap, content)
-        with pytest.raises(TokenizerError, match=r"trap.pkl: the pickle asks for posix.system; only dict, list, tuple"):
+        with pytest.raises(TokenizerError, match=r"trap.pkl: the pickle needs posix.system; only dict, list, tuple"):
             read_published(trap)
     assert not made.exists()
-    # The trap works where it is read the usual way.
+    # The trap works with the standard unpickler.
     subprocess.run([sys.executable, "-c", f"import pickle; pickle.load(open({str(trap)!r}, 'rb'))"], check=True)
     assert made.exists()
 
@@ -91,12 +91,12 @@ def test_other_pickles_are_refused(tmp_path, content):
 @pytest.mark.parametrize(
     "vocab, merges, message",
     [
-        (VOCAB | {97: "b"}, MERGES, "token 97 is 'b' in the vocabulary, otherwise in the merges"),
-        (VOCAB | {257: "ab"}, MERGES, "token 257 is 'ab' in the vocabulary, otherwise"),
-        (VOCAB | {257: "a+"}, MERGES, "token 257 is 'a\\+', a string of the letters a to z wanted"),
+        (VOCAB | {97: "b"}, MERGES, "token 97 is 'b' in the vocabulary, a different string in the merges"),
+        (VOCAB | {257: "ab"}, MERGES, "token 257 is 'ab' in the vocabulary, a different string"),
+        (VOCAB | {257: "a+"}, MERGES, "token 257 is 'a\\+', a string of the letters a to z expected"),
         (VOCAB | {257: ""}, MERGES, "token 257 is ''"),
         (VOCAB | {257: 5}, MERGES, "token 257 is 5"),
-        (VOCAB, MERGES[:1], "token 257 found, but only 1 merges"),
+        (VOCAB, MERGES[:1], "token 257 found, 256 expected as the last of 1 merges"),
         ({97: "a"}, [], "not a published tokenizer.*98"),
         (VOCAB, 7, "not a published tokenizer"),
         (VOCAB, [([97, 1 << 40], 256)], "not a published tokenizer"),

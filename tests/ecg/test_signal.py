@@ -14,7 +14,7 @@ RECORDS = ["00197_hr", "00122_hr", "00241_hr"]
 
 @pytest.fixture
 def record(rng) -> Record:
-    """Ten seconds of noise at 500 Hz, in steps of 1 uV as a recorder stores them."""
+    """Ten seconds of noise at 500 Hz, in steps of 1 uV, as recorders store them."""
     return Record((rng.integers(-2000, 2000, (12, 5000)) / 1000).astype(np.float32), 500.0, LEADS)
 
 
@@ -29,13 +29,13 @@ def test_every_step_matches_the_published_figures(shared, name):
     np.testing.assert_allclose(signal.clean(record).T, published[f"{name}.resampled"], rtol=0, atol=1e-9)
 
 
-def test_clean_takes_leads_by_name(record, rng):
+def test_clean_selects_leads_by_name(record, rng):
     order = rng.permutation(12)
     shuffled = Record(record.signal[order], 500.0, tuple(LEADS[i] for i in order))
     np.testing.assert_array_equal(signal.clean(shuffled), signal.clean(record))
 
 
-def test_clean_gives_250_hz_in_float64(record):
+def test_clean_returns_250_hz_in_float64(record):
     cleaned = signal.clean(record)
     assert cleaned.shape == (12, 2500) and cleaned.dtype == np.float64
 
@@ -51,7 +51,7 @@ def test_clean_removes_mains_and_wander_and_keeps_the_heart():
 
 
 @pytest.mark.parametrize("rate", [100.0, 500.0, 1000.0])
-def test_filters_begin_in_their_steady_state(rate):
+def test_filters_start_in_their_steady_state(rate):
     for _, run in signal._filters(rate, signal.CleanConfig()):
         output = run(np.ones((1, 50)))
         np.testing.assert_allclose(output, output[0, 0], atol=1e-6)
@@ -66,12 +66,14 @@ def beats(rate: float, seconds: float, rng) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "rate, off", [(500.0, 1e-3), (512.0, 1e-8), (1000.0, 1e-8), (2048.0, 1e-8), (3000.0, 1e-8), (1e4, 1e-8)]
+    "rate, tolerance", [(500.0, 1e-3), (512.0, 1e-8), (1000.0, 1e-8), (2048.0, 1e-8), (3000.0, 1e-8), (1e4, 1e-8)]
 )
-def test_filters_are_near_exact_ones_up_to_10_khz(rng, rate, off):
+def test_filters_are_close_to_exact_ones_up_to_10_khz(rng, rate, tolerance):
     pytest.importorskip("mpmath")
-    found = beats(rate, 2.0, rng)
-    np.testing.assert_allclose(signal.filter_bands(found[None], rate)[0], filter_exactly(found, rate), rtol=0, atol=off)
+    original = beats(rate, 2.0, rng)
+    np.testing.assert_allclose(
+        signal.filter_bands(original[None], rate)[0], filter_exactly(original, rate), rtol=0, atol=tolerance
+    )
 
 
 @pytest.mark.parametrize("rate", [2e5, 5e8, np.inf])
@@ -89,8 +91,8 @@ def test_steeper_or_lower_filters_are_stable_at_500_hz(rng, change):
 @pytest.mark.parametrize(
     "wrong, message", [(np.nan, r"after cleaning, leads \['V1'\] hold"), (21.0, "after cleaning.*21.0 mV")]
 )
-def test_what_cleaning_spoils_is_refused(record, monkeypatch, wrong, message):
-    monkeypatch.setattr(signal, "denoise", lambda found, *_: np.where(np.arange(12)[:, None] == 6, wrong, found))
+def test_a_signal_spoilt_by_cleaning_is_refused(record, monkeypatch, wrong, message):
+    monkeypatch.setattr(signal, "denoise", lambda original, *_: np.where(np.arange(12)[:, None] == 6, wrong, original))
     with pytest.raises(RecordError, match=message):
         signal.clean(record)
 
@@ -101,14 +103,14 @@ def test_other_sample_rates_are_cleaned_at_their_own_rate(rng, rate, samples):
     assert cleaned.shape == (12, 2500) and np.isfinite(cleaned).all()
 
 
-def test_resample_goes_through_a_cubic_exactly():
+def test_resample_is_exact_for_a_cubic():
     time = np.linspace(0, 2, 1000)
-    wanted = np.linspace(0, 2, 500)
+    grid = np.linspace(0, 2, 500)
     resampled = signal.resample(np.stack([time**3 - time, time**2]), 500.0, 250.0)
-    np.testing.assert_allclose(resampled, np.stack([wanted**3 - wanted, wanted**2]), atol=1e-12)
+    np.testing.assert_allclose(resampled, np.stack([grid**3 - grid, grid**2]), atol=1e-12)
 
 
-def test_segment_cuts_whole_segments_from_the_start():
+def test_segment_cuts_complete_segments_from_the_start():
     segments = signal.segment(np.arange(24.0).reshape(2, 12), 5)
     np.testing.assert_array_equal(segments, [[[0, 1, 2, 3, 4], [12, 13, 14, 15, 16]], [[5, 6, 7, 8, 9], [17, 18, 19, 20, 21]]])
 
@@ -131,18 +133,18 @@ def test_nan_is_refused_by_name(record):
 
 
 @pytest.mark.parametrize("samples", [1, 20, 27])
-def test_too_short_a_recording_is_refused(rng, samples):
+def test_a_recording_that_is_too_short_is_refused(rng, samples):
     with pytest.raises(RecordError):
         signal.clean(Record(rng.standard_normal((12, samples)).astype(np.float32), 500.0, LEADS))
 
 
 def test_a_recording_shorter_than_a_segment_is_refused():
-    with pytest.raises(RecordError, match="at least one segment of 500 wanted"):
+    with pytest.raises(RecordError, match="at least one segment of 500 expected"):
         signal.segment(np.zeros((12, 499)), 500)
 
 
-def test_a_doubled_lead_is_refused_by_name(record):
-    with pytest.raises(RecordError, match=r"\['II'\] stand there twice"):
+def test_a_duplicate_lead_is_refused_by_name(record):
+    with pytest.raises(RecordError, match=r"\['II'\] are there twice"):
         signal.clean(Record(record.signal, 500.0, ("II", *LEADS[1:])))
 
 
@@ -153,7 +155,7 @@ def test_amplitudes_beyond_20_mv_are_refused_by_name(record):
     assert signal.clean(record, signal.CleanConfig(max_amplitude=0)).shape == (12, 2500)
 
 
-def test_every_step_can_be_left_out(record):
+def test_every_step_can_be_omitted(record):
     raw = signal.select_leads(record)
     nothing = signal.CleanConfig(target_rate=0, notches=(), band=(), highpass=0, wavelet="")
     np.testing.assert_array_equal(signal.clean(record, nothing), raw)
@@ -164,11 +166,11 @@ def test_every_step_can_be_left_out(record):
 
 @pytest.mark.parametrize("samples, rate", [(5000, 500.0), (1000, 100.0), (4321, 360.0), (7, 500.0), (2002, 500.0)])
 def test_resample_is_scipy_s_spline(rng, samples, rate):
-    found = rng.standard_normal((12, samples))
+    original = rng.standard_normal((12, samples))
     duration = samples / rate
-    spline = make_interp_spline(np.linspace(0, duration, samples), found.T, k=3)
-    wanted = spline(np.linspace(0, duration, int(samples * 250 / rate))).T
-    np.testing.assert_allclose(signal.resample(found, rate, 250.0), wanted, rtol=0, atol=1e-12)
+    spline = make_interp_spline(np.linspace(0, duration, samples), original.T, k=3)
+    expected = spline(np.linspace(0, duration, int(samples * 250 / rate))).T
+    np.testing.assert_allclose(signal.resample(original, rate, 250.0), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -178,6 +180,6 @@ def test_the_resampled_length_is_rounded_once(samples, rate, left):
     assert signal.resample(np.zeros((12, samples)), rate, 250.0).shape == (12, left)
 
 
-def test_too_short_a_time_for_one_sample_is_refused():
+def test_a_duration_below_one_sample_is_refused():
     with pytest.raises(RecordError, match=r"1e-07 s found, at least 0\.004 s expected"):
         signal.resample(np.zeros((12, 50)), 5e8, 250.0)

@@ -22,7 +22,7 @@ def test_worked_example():
 
 
 @given(st.lists(st.floats(-1.29, 1.29), min_size=1))
-def test_bin_centres_are_off_by_half_a_bin_at_most(values):
+def test_bin_centres_are_within_half_a_bin(values):
     quantizer = Quantizer(-0.8, 0.8)
     restored = quantizer.decode(quantizer.encode(np.array(values)))
     assert np.abs(restored - values).max() <= 0.05 + 1e-6
@@ -35,11 +35,11 @@ def test_fit_finds_the_percentiles_of_all_signals(rng):
     np.testing.assert_allclose([fitted.percentile_1, fitted.percentile_99], exact, atol=0.03)
 
 
-def test_fit_takes_every_sample_where_there_are_few():
+def test_fit_uses_every_sample_of_a_small_corpus():
     assert Quantizer.fit([np.arange(101.0)]) == Quantizer(1.0, 99.0)
 
 
-def test_fit_draws_late_and_early_signals_alike():
+def test_fit_draws_late_and_early_signals_equally():
     fitted = Quantizer.fit([np.full(300_000, 0.0), np.full(300_000, 1.0)], seed=1)
     assert (fitted.percentile_1, fitted.percentile_99) == (0.0, 1.0)
 
@@ -67,9 +67,9 @@ def test_percentiles_in_the_wrong_order_are_refused():
 
 def test_long_signals_are_quantized_as_short_ones(rng):
     quantizer, signal = Quantizer(-1.0, 1.0), rng.normal(size=(3, 30_000))
-    whole = quantizer.encode(signal)
+    symbols = quantizer.encode(signal)
     for start in range(0, 30_000, 7000):
-        np.testing.assert_array_equal(whole[:, start : start + 7000], quantizer.encode(signal[:, start : start + 7000]))
+        np.testing.assert_array_equal(symbols[:, start : start + 7000], quantizer.encode(signal[:, start : start + 7000]))
     signal[2, 29_999] = np.nan
     with pytest.raises(TokenizerError, match="not finite"):
         quantizer.encode(signal)
@@ -87,5 +87,5 @@ def test_spelling_and_parsing():
 
 @pytest.mark.parametrize("text", ["", "aB", "a1", "a b", "é", "a\n"])
 def test_other_characters_are_not_parsed(text):
-    with pytest.raises(TokenizerError, match="a string of the letters a to z wanted"):
+    with pytest.raises(TokenizerError, match="a string of the letters a to z expected"):
         parse(text)

@@ -56,7 +56,7 @@ def test_bigeminy_alternates_and_low_voltage_is_low():
     assert np.ptp(lead(Heart(voltage=0.3, **QUIET), "II")) < 0.5 < np.ptp(lead(Heart(**QUIET), "II"))
 
 
-def test_disturbances_reach_the_signal():
+def test_artefacts_appear_in_the_signal():
     def power(frequency: float, **noise) -> float:
         return np.abs(np.fft.rfft(lead(Heart(**(QUIET | noise)), "V3")))[int(frequency * 10)]
 

@@ -27,7 +27,7 @@ def tokenizer(signal) -> ECGTokenizer:
     return ECGTokenizer(quantizer, BPE.train(quantizer.encode(signal), 40), training)
 
 
-def test_decoding_gives_every_sample_back_within_half_a_bin(tokenizer, signal):
+def test_decoding_restores_every_sample_within_half_a_bin(tokenizer, signal):
     restored = tokenizer.decode(tokenizer.encode(signal))
     assert restored.shape == signal.shape
     assert np.abs(restored - signal).max() <= 1 / 26 + 1e-6  # half of 2 mV / 26
@@ -57,7 +57,7 @@ def test_ids_of_broken_leads_are_refused(tokenizer):
         tokenizer.decode(np.zeros(13, np.int32))
 
 
-def test_offsets_are_places_in_the_flattened_leads(tokenizer, signal):
+def test_offsets_are_positions_in_the_flattened_leads(tokenizer, signal):
     ids, offsets = tokenizer.encode(signal, return_offsets=True)
     symbols = tokenizer.quantizer.encode(signal).ravel()
     for id, start in zip(ids, offsets):
@@ -78,8 +78,8 @@ def test_a_signal_with_nan_is_refused(tokenizer, signal):
     "change, message",
     [
         ({"version": 4}, "version 4 found, 3 expected; a newer file needs a newer ecgbyte_jax"),
-        ({"version": 2}, "version 2 found, 3 expected.*an older one is made again"),
-        ({"format": "other"}, "no ECG tokenizer"),
+        ({"version": 2}, "version 2 found, 3 expected.*an older one is rebuilt"),
+        ({"format": "other"}, "not an ECG tokenizer"),
         ({"percentile_1_mv": None}, "percentiles"),
         ({"percentile_1_mv": "0.1"}, "percentiles"),
         ({"percentile_1_mv": True}, "percentiles"),
@@ -95,7 +95,7 @@ def test_a_signal_with_nan_is_refused(tokenizer, signal):
         ({"merges": [[0, True, 1]]}, "'merges' holds"),
         ({"merges": [[0, 1, -2]]}, "'merges' holds"),
         ({"merges": [[0, 1, 1 << 70]]}, "'merges' holds"),
-        ({"tokens": ["aa"]}, "fields .*'merges' or 'tokens' wanted"),
+        ({"tokens": ["aa"]}, "fields .*'merges' or 'tokens' expected"),
         ({"training": {"num_merges": 40}}, "field 'training' is"),
         ({"training": []}, "field 'training' is"),
         ({"merges": "abc"}, "merges"),
@@ -146,10 +146,10 @@ def test_another_token_or_count_is_refused(tokenizer, tmp_path):
     path = tmp_path / "t.json"
     for bpe in (tokenizer.bpe, BPE(tokenizer.bpe.tokens)):
         ECGTokenizer(tokenizer.quantizer, bpe).save(path)
-        found = json.loads(path.read_text())
-        rows = found.get("merges") or found["tokens"]
-        rows[-1] = [*rows[-1][:2], rows[-1][2] + 1] if "merges" in found else rows[-1] + "a"
-        path.write_text(json.dumps(found))
+        content = json.loads(path.read_text())
+        rows = content.get("merges") or content["tokens"]
+        rows[-1] = [*rows[-1][:2], rows[-1][2] + 1] if "merges" in content else rows[-1] + "a"
+        path.write_text(json.dumps(content))
         with pytest.raises(TokenizerError, match=r"t\.json: .*'sha256'.*damaged"):
             ECGTokenizer.load(path)
 
@@ -162,7 +162,7 @@ def test_a_number_of_5000_digits_is_refused(tokenizer, tmp_path):
         ECGTokenizer.load(path)
 
 
-def test_float32_percentiles_are_saved_as_they_are(tokenizer, signal, tmp_path):
+def test_float32_percentiles_are_saved_exactly(tokenizer, signal, tmp_path):
     rounded = ECGTokenizer(Quantizer(np.float32(-0.4), np.float32(0.3)), tokenizer.bpe)
     rounded.save(tmp_path / "t.json")
     loaded = ECGTokenizer.load(tmp_path / "t.json")
@@ -176,12 +176,12 @@ def test_an_empty_batch_gives_no_ids(tokenizer):
     assert tokenizer.encode(np.empty((12, 0))).tolist() == []
 
 
-def equal(found: ECGTokenizer, expected: ECGTokenizer) -> bool:
+def equal(loaded: ECGTokenizer, expected: ECGTokenizer) -> bool:
     return (
-        (found.quantizer, found.training) == (expected.quantizer, expected.training)
-        and np.array_equal(found.bpe.merges, expected.bpe.merges)
-        and np.array_equal(found.bpe.counts, expected.bpe.counts)
-        and list(map(bytes, found.bpe.tokens)) == list(map(bytes, expected.bpe.tokens))
+        (loaded.quantizer, loaded.training) == (expected.quantizer, expected.training)
+        and np.array_equal(loaded.bpe.merges, expected.bpe.merges)
+        and np.array_equal(loaded.bpe.counts, expected.bpe.counts)
+        and list(map(bytes, loaded.bpe.tokens)) == list(map(bytes, expected.bpe.tokens))
     )
 
 
@@ -200,7 +200,7 @@ ODD_VALUES = (None, True, -1, 0, 7, 2.5, 1e999, -(10**400), 1 << 62, "", "aa", [
 
 
 def edit_json(content: bytes, rng: np.random.Generator) -> bytes:
-    """One value at a random place is replaced, taken away, doubled or moved."""
+    """Replaces, removes, duplicates or changes one value at a random place."""
     tree = part = json.loads(content)
     while True:
         places = list(part) if isinstance(part, dict) else range(len(part))
@@ -266,7 +266,7 @@ def test_damaged_bytes_give_a_typed_error_or_the_same_tokenizer(tmp_path_factory
         assert "t.json" in str(error)
 
 
-def test_the_encoder_s_tables_lie_beside_the_tokenizer_and_are_used(tokenizer, signal, tmp_path, monkeypatch):
+def test_the_encoder_s_tables_are_saved_next_to_the_tokenizer_and_used(tokenizer, signal, tmp_path, monkeypatch):
     for name in ("a", "b"):
         tokenizer.save(tmp_path / name / "t.json")
     tables = [tmp_path / name / "t.automaton.npz" for name in ("a", "b")]
@@ -278,7 +278,7 @@ def test_the_encoder_s_tables_lie_beside_the_tokenizer_and_are_used(tokenizer, s
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "bits", "pickle", "other tokens", "other version"])
-def test_without_their_tables_they_are_built_anew(tokenizer, signal, tmp_path, damage):
+def test_missing_or_damaged_tables_are_rebuilt(tokenizer, signal, tmp_path, damage):
     tokenizer.save(tmp_path / "t.json")
     tables = tmp_path / "t.automaton.npz"
     content = bytearray(tables.read_bytes())

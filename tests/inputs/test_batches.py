@@ -26,7 +26,7 @@ ECGS = [np.array([1, 2]), np.array([3, 4, 5]), np.array([6])]
 
 
 def sequence(number: int) -> Sequence:
-    """One whose answer token tells its number."""
+    """A sequence whose answer token encodes its number."""
     return Sequence(
         f"e{number}", f"p{number}", 0, "why?", f"a{number}", {"n": number}, (ECGS[number % 3],), np.array([50]),
         np.array([1000 + number]),
@@ -80,7 +80,7 @@ def test_manifest_counts_what_was_written(folder):
     assert all(file.bytes == (folder / name).stat().st_size for name, file in written.items())
 
 
-def test_ecg_tokens_survive_their_bytes():
+def test_ecg_tokens_survive_serialisation():
     ids = np.array([0, 25, 26, 65535], np.int32)
     assert read_ecg(ecg_to_bytes(ids)).tolist() == ids.tolist()
 
@@ -106,7 +106,7 @@ def test_a_changed_byte_is_found_by_the_checksum(folder):
         verify(folder, manifest)
 
 
-def test_a_shard_that_cannot_be_written_whole_is_not_there(tmp_path):
+def test_an_interrupted_shard_leaves_no_file(tmp_path):
     def records():
         yield b"one"
         raise KeyboardInterrupt
@@ -116,7 +116,7 @@ def test_a_shard_that_cannot_be_written_whole_is_not_there(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_whole_split_comes_back_in_order(folder):
+def test_a_split_is_read_completely_and_in_order(folder):
     dataset = open_split(folder, read_manifest(folder), "train")
     assert [dataset[i].id for i in range(len(dataset))] == [f"e{n}" for n in range(10)]
 
@@ -127,17 +127,17 @@ def test_every_epoch_holds_every_sequence_in_another_order(folder):
     assert sorted(order[:10]) == sorted(order[10:]) == list(range(10)) and order[:10] != order[10:]
 
 
-def test_batches_depend_on_the_seed_and_step_alone(folder):
+def test_batches_depend_only_on_seed_and_step(folder):
     first, second = training(folder, epochs=3), training(folder, epochs=3)
     assert [answers(first[i]) for i in range(10)] == [answers(second[9 - i]) for i in range(10)][::-1]
     resumed = iter(second[4:].to_iter_dataset())
     assert answers(next(resumed)) == answers(first[4])
 
 
-def test_some_rows_of_a_batch_are_those_of_the_whole_one(folder):
-    whole, some = training(folder, batch_size=4), training(folder, batch_size=4, rows=np.array([1, 2]))
+def test_a_subset_of_rows_equals_those_of_the_full_batch(folder):
+    full, subset = training(folder, batch_size=4), training(folder, batch_size=4, rows=np.array([1, 2]))
     for step in range(2):
-        assert answers(some[step]) == answers(whole[step])[1:3]
+        assert answers(subset[step]) == answers(full[step])[1:3]
 
 
 def test_shapes_and_types(folder):
@@ -145,7 +145,7 @@ def test_shapes_and_types(folder):
     assert {k: (v.shape, v.dtype.name) for k, v in batch.items()} == {
         "input_ids": ((3, 12), "int32"),
         "positions": ((3, 12), "int32"),
-        "segments": ((3, 12), "int32"),
+        "segment_ids": ((3, 12), "int32"),
         "answer_places": ((3, 8), "int32"),
         "targets": ((3, 8), "int32"),
         "answer_mask": ((3, 8), "bool"),
@@ -154,12 +154,12 @@ def test_shapes_and_types(folder):
 
 def test_a_packed_epoch_holds_every_sequence_once_in_fewer_rows(folder):
     batches = training(folder, batch_size=1, layout=Layout(20, packing=True))
-    found = [answers(batches[i]) for i in range(len(batches))]
-    assert sorted(number for row in found for number in row) == list(range(10)) and len(found) == 5
-    assert {(batches[i]["segments"].max()) for i in range(5)} == {2}
+    rows = [answers(batches[i]) for i in range(len(batches))]
+    assert sorted(number for row in rows for number in row) == list(range(10)) and len(rows) == 5
+    assert {(batches[i]["segment_ids"].max()) for i in range(5)} == {2}
 
 
-def test_rows_of_a_bucket_are_as_long_as_the_longest_needs(folder):
+def test_rows_have_the_length_of_the_shortest_bucket_that_fits(folder):
     batches = training(folder, batch_size=2, layout=Layout(12, buckets=(7, 8)))
     shapes = [batches[i]["input_ids"].shape for i in range(len(batches))]
     assert sorted(shapes) == [(2, 7), (2, 8), (2, 8), (2, 12), (2, 12)]  # lengths 7 7 7 8 8 8 8 9 9 9, in pairs
@@ -185,23 +185,23 @@ def test_a_missing_file_or_manifest_is_named(folder):
         read_manifest(folder)
 
 
-def test_prompts_share_their_beginnings_and_the_last_one_fills_missing_rows():
+def test_prompts_share_prefixes_and_the_last_one_fills_unused_rows():
     one, two = (np.array([1]),), (np.array([2, 1]),)
     prompts = [(one, np.array([50])), (two, np.array([51])), (one, np.array([52, 53]))]
     batch, rows = prompt_batch(IDS, prompts, 6, 8, each=2)
     assert batch["input_ids"][:, -2:].tolist() == [[0, 50], [52, 53]] + [[0, 51]] * 4
     assert batch["attention_mask"].sum(axis=1).tolist() == [1, 2, 1, 1, 1, 1] and rows == [0, 2, 1]
-    starts, there = batch["shared"]
+    starts, mask = batch["shared"]
     assert starts.tolist() == [[0] * 4 + [1, 3, 101, 4]] + [[0] * 3 + [1, 3, 102, 101, 4]] * 2
-    assert there.sum(axis=1).tolist() == [4, 5, 5]
+    assert mask.sum(axis=1).tolist() == [4, 5, 5]
 
 
-def test_an_ecg_that_is_cut_for_a_longer_question_is_shared_up_to_the_cut():
+def test_an_ecg_truncated_for_a_longer_question_is_shared_up_to_the_cut():
     ecgs = (np.array([1, 1, 2]),)
     batch, rows = prompt_batch(IDS, [(ecgs, np.array([50])), (ecgs, np.array([50, 51]))], 2, 8, each=2)
     assert rows == [0, 1] and batch["input_ids"][:, -3:].tolist() == [[102, 4, 50], [4, 50, 51]]
-    starts, there = batch["shared"]
-    assert starts.tolist() == [[0, 0, 0, 0, 1, 3, 101, 101]] and there.sum() == 4
+    starts, mask = batch["shared"]
+    assert starts.tolist() == [[0, 0, 0, 0, 1, 3, 101, 101]] and mask.sum() == 4
 
 
 def test_the_same_question_twice_leaves_a_token_to_each():

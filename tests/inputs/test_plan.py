@@ -18,7 +18,7 @@ def rows(planned: Plan) -> list[list[int]]:
 
 
 def test_packing_by_hand():
-    # 6 + 4, 5 + 5, 3 + 3 + 3: the tightest room is taken first.
+    # 6 + 4, 5 + 5, 3 + 3 + 3: the tightest row is filled first.
     rows_of = pack(np.array([3, 5, 6, 3, 4, 5, 3]), 10)
     assert rows_of[0] == rows_of[3] == rows_of[6] and rows_of[1] == rows_of[5] and rows_of[2] == rows_of[4]
     assert sorted({*rows_of.tolist()}) == [0, 1, 2]
@@ -29,34 +29,34 @@ def test_packing_by_hand():
 def test_packing_fills_every_row_and_never_overfills(lengths):
     filled = sorted(np.bincount(pack(lengths, 64), lengths))
     assert sum(filled) == sum(lengths) and filled[0] > 0 and filled[-1] <= 64
-    # Best fit leaves no two rows that would go into one.
+    # Best fit leaves no two rows that would fit into one.
     assert len(filled) < 2 or filled[0] + filled[1] > 64
 
 
 @given(LENGTHS, st.integers(1, 4), st.booleans())
 def test_an_epoch_of_any_layout_holds_every_sequence_once(lengths, batch_size, packing):
     layout = Layout(64, packing, () if packing else (16, 32))
-    whole = plan(lengths, layout, 1)
-    assert sorted(number for row in rows(whole) for number in row) == list(range(len(lengths)))
-    if len(whole) < batch_size:
+    single = plan(lengths, layout, 1)
+    assert sorted(number for row in rows(single) for number in row) == list(range(len(lengths)))
+    if len(single) < batch_size:
         return
     for step in range(len(planned := plan(lengths, layout, batch_size))):
         assert max(lengths[row].sum() for row in planned[step].rows) <= planned[step].length
 
 
-def test_a_step_depends_on_the_seed_and_its_number_alone():
+def test_a_step_depends_only_on_its_number_and_the_seed():
     lengths = np.random.default_rng(0).integers(1, 60, 500)
     for layout in (Layout(64), Layout(64, packing=True), Layout(64, buckets=(16, 32))):
         first, second = plan(lengths, layout, 3, 2.5), plan(lengths, layout, 3, 2.5)
         backwards = [second[step] for step in reversed(range(len(second)))][::-1]
-        for step, found in enumerate(backwards):
-            assert [row.tolist() for row in found.rows] == [row.tolist() for row in first[step].rows]
+        for step, planned in enumerate(backwards):
+            assert [row.tolist() for row in planned.rows] == [row.tolist() for row in first[step].rows]
         assert rows(first) != rows(plan(lengths, layout, 3, 2.5, seed=1))
 
 
-def test_epochs_are_shuffled_anew_and_a_part_of_one_is_a_part():
-    found = rows(plan(np.full(20, 8), Layout(64), batch_size=5, epochs=2.5))
-    assert len(found) == 50 and sorted(found[:20]) == sorted(found[20:40]) and found[:20] != found[20:40]
+def test_each_epoch_is_reshuffled_and_may_be_partial():
+    planned = rows(plan(np.full(20, 8), Layout(64), batch_size=5, epochs=2.5))
+    assert len(planned) == 50 and sorted(planned[:20]) == sorted(planned[20:40]) and planned[:20] != planned[20:40]
 
 
 def test_buckets_bring_similar_lengths_together():

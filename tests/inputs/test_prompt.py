@@ -33,13 +33,13 @@ def test_an_ecg_that_does_not_fit_is_cut_at_its_end():
     assert sequence.tolist() == [1, 3, 107, 108, 4, 50, 51, 60, 2] and mask.sum() == 2
 
 
-def test_two_ecgs_stand_one_after_the_other():
+def test_two_ecgs_follow_each_other():
     sequence, mask = render(IDS, [ECG, ECG[:2]], QUESTION, ANSWER, 20)
     assert sequence.tolist() == [1, 3, 107, 108, 109, 4, 3, 107, 108, 4, 50, 51, 60, 2]
     assert mask.tolist() == [False] * 12 + [True] * 2
 
 
-def test_two_ecgs_share_the_room_evenly_and_a_short_one_leaves_its_rest():
+def test_two_ecgs_share_the_room_evenly_and_a_short_one_leaves_room_to_the_other():
     sequence, _ = render(IDS, [ECG, ECG], QUESTION, ANSWER, 13)
     assert sequence.tolist() == [1, 3, 107, 108, 4, 3, 107, 108, 4, 50, 51, 60, 2]
     assert share_room(5, [9, 1]) == [4, 1] and share_room(5, [1, 9]) == [1, 4] and share_room(5, [9, 9]) == [2, 3]
@@ -54,17 +54,17 @@ def test_texts_that_leave_no_room_are_refused():
 def test_padding_is_on_the_left_and_positions_count_tokens():
     row = lay_out([render(IDS, [ECG[:1]], QUESTION[:1], ANSWER, 10)], 10, 3, IDS.pad)
     assert row["input_ids"].tolist() == [0, 0, 0, 1, 3, 107, 4, 50, 60, 2]
-    assert row["segments"].tolist() == [0] * 3 + [1] * 7
+    assert row["segment_ids"].tolist() == [0] * 3 + [1] * 7
     assert row["positions"].tolist() == [0, 0, 0, 0, 1, 2, 3, 4, 5, 6]
     assert row["answer_places"].tolist() == [7, 8, 0] and row["targets"].tolist() == [60, 2, 0]
     assert row["answer_mask"].tolist() == [True, True, False]
 
 
-def test_two_examples_in_a_row_are_told_apart():
-    one = render(IDS, [ECG[:1]], QUESTION[:1], ANSWER, 10)
-    row = lay_out([one, one], 15, 4, IDS.pad)
+def test_two_examples_in_a_row_are_distinguished():
+    rendered = render(IDS, [ECG[:1]], QUESTION[:1], ANSWER, 10)
+    row = lay_out([rendered, rendered], 15, 4, IDS.pad)
     assert row["input_ids"].tolist() == [0] + 2 * [1, 3, 107, 4, 50, 60, 2]
-    assert row["segments"].tolist() == [0] + [1] * 7 + [2] * 7
+    assert row["segment_ids"].tolist() == [0] + [1] * 7 + [2] * 7
     assert row["positions"].tolist() == [0] + 2 * list(range(7))
     assert row["answer_places"].tolist() == [5, 6, 12, 13] and row["targets"].tolist() == [60, 2, 60, 2]
 
@@ -72,7 +72,7 @@ def test_two_examples_in_a_row_are_told_apart():
 TEXTS = ["Does this ECG show atrial fibrillation?", "sinusrhythmus, lagetyp normal", "nÖdvÄndig"] * 3
 
 
-def test_text_tokenizer_gives_any_text_back_and_survives_saving(tmp_path):
+def test_text_tokenizer_restores_any_text_and_survives_saving(tmp_path):
     tokenizer = train_text_tokenizer(TEXTS, 400)
     add_ecg_tokens(tokenizer, 30)
     tokenizer.save_pretrained(tmp_path)
@@ -113,5 +113,5 @@ def test_the_light_encoder_gives_the_ids_of_transformers(tmp_path):
     add_ecg_tokens(tokenizer, 30)
     tokenizer.save_pretrained(tmp_path)
     expected = tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
-    found = encode_texts(load_encoder(tmp_path / "tokenizer.json"), texts)
-    assert [ids.tolist() for ids in found] == expected and tokenizer.bos_token_id not in expected[3]
+    encoded = encode_texts(load_encoder(tmp_path / "tokenizer.json"), texts)
+    assert [ids.tolist() for ids in encoded] == expected and tokenizer.bos_token_id not in expected[3]

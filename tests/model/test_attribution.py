@@ -42,7 +42,7 @@ def jitted_weights(graphdef, state, ids):
     return jnp.stack([mean for _, mean in weights])
 
 
-def test_every_place_attends_to_itself_and_those_before_it_in_all_by_1(model):
+def test_a_token_s_weights_are_on_itself_and_earlier_tokens_and_sum_to_1(model):
     weights = layer_weights(model, np.concatenate([PROMPT, ANSWER]))
     np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-6)
     assert (np.triu(weights, 1) == 0).all() and (weights >= 0).all()
@@ -50,23 +50,23 @@ def test_every_place_attends_to_itself_and_those_before_it_in_all_by_1(model):
     assert (weights[1][back >= 5] == 0).all() and weights[0][back >= 5].max() > 0  # the second layer's window
 
 
-def test_the_rows_are_those_of_the_places_that_chose_the_answer(model):
-    found = attribute(model, PROMPT, ANSWER)
+def test_rows_are_those_of_the_tokens_that_predicted_the_answer(model):
+    attribution = attribute(model, PROMPT, ANSWER)
     weights = layer_weights(model, np.concatenate([PROMPT, ANSWER]))
-    np.testing.assert_allclose(found.attention, weights.mean(axis=0)[16:19, :17], atol=1e-6)
-    np.testing.assert_allclose(found.attention[0].sum(), 1, atol=1e-6)  # nothing of the answer is there yet
+    np.testing.assert_allclose(attribution.attention, weights.mean(axis=0)[16:19, :17], atol=1e-6)
+    np.testing.assert_allclose(attribution.attention[0].sum(), 1, atol=1e-6)  # no answer token precedes the first one
     logits = model(np.concatenate([PROMPT, ANSWER])[None])[0]
     expected = [jax.nn.log_softmax(logits[16 + i])[token] for i, token in enumerate(ANSWER)]
-    np.testing.assert_allclose(found.log_probs, expected, atol=1e-5)
+    np.testing.assert_allclose(attribution.log_probs, expected, atol=1e-5)
 
 
 def test_layers_and_heads_can_be_chosen(model):
-    every = [[attribute(model, PROMPT, ANSWER, [i], [j]).attention for j in range(4)] for i in range(3)]
-    some = attribute(model, PROMPT, ANSWER, layers=(0, 2), heads=(1, 3)).attention
-    np.testing.assert_allclose(some, np.mean([every[i][j] for i in (0, 2) for j in (1, 3)], axis=0), atol=1e-6)
-    assert np.abs(some - attribute(model, PROMPT, ANSWER).attention).max() > 1e-3
+    single = [[attribute(model, PROMPT, ANSWER, [i], [j]).attention for j in range(4)] for i in range(3)]
+    chosen = attribute(model, PROMPT, ANSWER, layers=(0, 2), heads=(1, 3)).attention
+    np.testing.assert_allclose(chosen, np.mean([single[i][j] for i in (0, 2) for j in (1, 3)], axis=0), atol=1e-6)
+    assert np.abs(chosen - attribute(model, PROMPT, ANSWER).attention).max() > 1e-3
     for wrong in ({"layers": [3]}, {"heads": [-1]}):
-        with pytest.raises(ConfigError, match="of this model wanted"):
+        with pytest.raises(ConfigError, match="numbers from 0 to"):
             attribute(model, PROMPT, ANSWER, **wrong)
 
 
@@ -76,13 +76,13 @@ def test_rollout_is_that_of_abnar_and_zuidema(model):
     for weights in layer_weights(model, np.concatenate([PROMPT, ANSWER])).astype(np.float64):
         mixed = 0.5 * weights + 0.5 * np.eye(20)
         rollout = mixed / mixed.sum(axis=-1, keepdims=True) @ rollout
-    found = attribute(model, PROMPT, ANSWER)
-    np.testing.assert_allclose(found.rollout, rollout[16:19, :17], atol=1e-6)
-    np.testing.assert_allclose(found.rollout[0].sum(), 1, atol=1e-6)
+    attribution = attribute(model, PROMPT, ANSWER)
+    np.testing.assert_allclose(attribution.rollout, rollout[16:19, :17], atol=1e-6)
+    np.testing.assert_allclose(attribution.rollout[0].sum(), 1, atol=1e-6)
 
 
 def test_gradient_times_input_is_the_slope_of_the_log_probability_along_each_token(model):
-    """d/ds log p(answer | token t's embedding times 1 + s), by central differences."""
+    """By central differences: d/ds of log p(answer | token t's embedding times 1 + s)."""
     ids = jnp.asarray(np.concatenate([PROMPT, ANSWER]))[None]
     positions = jnp.arange(20)[None]
     embedded = model.embed(ids, positions)
@@ -99,7 +99,7 @@ def test_gradient_times_input_is_the_slope_of_the_log_probability_along_each_tok
 
 
 def test_the_length_of_the_padding_changes_nothing(model):
-    """64 tokens and 65 stand on both sides of a bucket's end."""
+    """64 and 65 tokens are padded to different lengths."""
     for length in (61, 62):
         prompt = np.resize(PROMPT, length)
         weights = layer_weights(model, np.concatenate([prompt, ANSWER])).mean(axis=0)
@@ -107,7 +107,7 @@ def test_the_length_of_the_padding_changes_nothing(model):
 
 
 @pytest.mark.slow
-def test_stacked_and_lora_models_are_looked_at_as_they_answer(model):
+def test_stacked_and_lora_models_are_attributed_as_they_answer(model):
     stacked = Decoder(DecoderConfig(**{**vars(CONFIG), "scan_layers": True}), nnx.Rngs(0))
     np.testing.assert_allclose(
         attribute(stacked, PROMPT, ANSWER).attention,
@@ -120,24 +120,24 @@ def test_stacked_and_lora_models_are_looked_at_as_they_answer(model):
     np.testing.assert_allclose(attribute(adapted, PROMPT, ANSWER).attention, plain.attention, atol=1e-6)  # b is 0
     for block in adapted.blocks:
         block.attention.q.lora.b[...] += 0.3
-    found = attribute(adapted, PROMPT, ANSWER)
-    assert np.abs(found.attention - plain.attention).max() > 1e-3
+    changed = attribute(adapted, PROMPT, ANSWER)
+    assert np.abs(changed.attention - plain.attention).max() > 1e-3
     logits = adapted(np.concatenate([PROMPT, ANSWER])[None])[0]
-    np.testing.assert_allclose(found.log_probs[0], jax.nn.log_softmax(logits[16])[ANSWER[0]], atol=1e-5)
+    np.testing.assert_allclose(changed.log_probs[0], jax.nn.log_softmax(logits[16])[ANSWER[0]], atol=1e-5)
 
 
-def test_nothing_to_attribute_is_told(model):
+def test_empty_and_overlong_sequences_are_refused(model):
     for prompt, answer in (([], [1]), ([1], [])):
-        with pytest.raises(ConfigError, match="at least one each wanted"):
+        with pytest.raises(ConfigError, match="at least one token each expected"):
             attribute(model, prompt, answer)
-    with pytest.raises(ConfigError, match="at most the model's 100"):
+    with pytest.raises(ConfigError, match="at most the model's 100 positions expected"):
         attribute(model, np.ones(99), np.ones(2))
 
 
 @pytest.mark.parametrize(
     "name", ["gemma2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("llama3", "mistral", "qwen3", "gpt2", "opt"))]
 )
-def test_the_weights_are_transformers_own(shared, name):
+def test_weights_match_transformers(shared, name):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
     transformers = pytest.importorskip("transformers")
     folder = shared / "fixtures/hf_torch" / name
@@ -148,5 +148,5 @@ def test_the_weights_are_transformers_own(shared, name):
     model, _ = load_pretrained(folder)
     for layer, weights in enumerate(expected):
         for head in range(weights.shape[1]):
-            found = attribute(model, ids[:21], ids[21:], [layer], [head]).attention
-            np.testing.assert_allclose(found, weights[0, head, 20:23, :21], atol=2e-5)
+            attention = attribute(model, ids[:21], ids[21:], [layer], [head]).attention
+            np.testing.assert_allclose(attention, weights[0, head, 20:23, :21], atol=2e-5)

@@ -33,7 +33,7 @@ def test_logits_are_float32_of_the_vocabulary(ids):
     assert logits.shape == (3, 12, 50) and logits.dtype == jnp.float32
 
 
-def test_a_token_sees_only_what_stands_before_it(ids):
+def test_a_token_sees_only_earlier_tokens(ids):
     model, changed = make(), ids.copy()
     changed[:, 7:] = (changed[:, 7:] + 1) % 50
     before, after = model(ids), model(changed)
@@ -95,16 +95,16 @@ def test_stacked_layers_are_the_same_model(ids, changes):
     np.testing.assert_array_equal(generate(scanned, ids, mask, 5), generate(looped, ids, mask, 5))
 
 
-def test_a_window_hides_what_lies_further_back(ids):
+def test_a_window_hides_tokens_further_back(ids):
     model, changed = make(windows=(3, 3)), ids.copy()
     changed[:, 0] = (changed[:, 0] + 1) % 50
     difference = np.abs(model(ids) - model(changed)).max(axis=(0, 2))
-    assert (difference[:5] > 1e-6).all()  # two layers of three places reach four back
+    assert (difference[:5] > 1e-6).all()  # two layers with windows of three reach four back
     np.testing.assert_array_equal(difference[5:], 0)
 
 
 def test_more_tokens_than_positions_are_refused():
-    with pytest.raises(ConfigError, match="rows of 65 tokens found, at most the model's 64 positions wanted"):
+    with pytest.raises(ConfigError, match="rows of 65 tokens found, at most the model's 64 positions expected"):
         make()(np.zeros((1, 65), np.int32))
 
 
@@ -116,18 +116,18 @@ def test_more_tokens_than_positions_are_refused():
         ({"input_ids": [[1, 2]], "positions": [[0, 64]]}, "positions: 64 found, 0 to 63"),
     ],
 )
-def test_ids_and_positions_outside_of_the_tables_are_refused(given, message):
+def test_ids_and_positions_outside_the_tables_are_refused(given, message):
     with pytest.raises(ConfigError, match=message):
         make(rope_theta=None)(**{name: np.array(numbers) for name, numbers in given.items()})
 
 
-def test_a_model_called_inside_of_jit_with_known_ids_is_not_held_up(ids):
+def test_a_model_called_inside_jit_accepts_concrete_ids(ids):
     model = make(rope_theta=None)
     mask = jnp.ones((3, 12), int)
     np.testing.assert_allclose(jax.jit(lambda: model(ids, mask, np.tile(np.arange(12), (3, 1))))(), model(ids), atol=1e-5)
 
 
-def test_merging_lora_keeps_the_logits_and_unmerging_brings_the_paths_back(ids):
+def test_merging_lora_keeps_the_logits_and_unmerging_restores_the_paths(ids):
     model = make()
     add_lora(model, LORA, jax.random.key(1))
     for block in model.blocks:
@@ -141,29 +141,29 @@ def test_merging_lora_keeps_the_logits_and_unmerging_brings_the_paths_back(ids):
     np.testing.assert_allclose(model(ids), before, atol=1e-4)
 
 
-def test_generation_with_the_cache_is_generation_without_it(ids):
+def test_generation_with_the_cache_equals_generation_without_it(ids):
     model = make()
     mask = np.arange(12) >= np.array([[0], [3], [7]])
     new = np.asarray(generate(model, ids, mask, 6))
-    # One pass over the finished rows: every token is the likeliest behind those before it.
+    # One pass over the finished rows: every new token is the likeliest after its predecessors.
     rows, seen = np.concatenate([ids, new], 1), np.pad(mask, ((0, 0), (0, 6)), constant_values=True)
     np.testing.assert_array_equal(model(rows, seen).argmax(-1)[:, 11:-1], new)
 
 
-def test_a_row_that_has_ended_is_padded_and_the_others_go_on(ids):
+def test_a_row_that_has_ended_is_padded_while_the_others_go_on(ids):
     model = make()
     free = np.asarray(generate(model, ids, np.ones_like(ids), 8))
     stop = int(free[0, 2])
     stopped = np.asarray(generate(model, ids, np.ones_like(ids), 8, stop_ids=(stop,), pad_id=49))
-    for row, whole in zip(stopped, free, strict=True):
-        ends = np.flatnonzero(whole == stop)
+    for row, free_row in zip(stopped, free, strict=True):
+        ends = np.flatnonzero(free_row == stop)
         end = ends[0] + 1 if ends.size else 8
-        np.testing.assert_array_equal(row[:end], whole[:end])
+        np.testing.assert_array_equal(row[:end], free_row[:end])
         assert (row[end:] == 49).all()
     assert (stopped[0, 3:] == 49).all()
 
 
-def test_lora_has_no_effect_at_first_and_trains_its_own_parameters_alone(ids):
+def test_lora_has_no_effect_at_first_and_only_its_parameters_are_trained(ids):
     model = make()
     before = model(ids)
     add_lora(model, LORA, jax.random.key(1))
@@ -197,20 +197,20 @@ def test_dropout_needs_a_key_and_keeps_the_mean():
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.3])
-def test_dropout_silences_its_share_of_the_inputs_and_scales_the_others_up(rate):
+def test_dropout_zeroes_its_share_of_the_inputs_and_scales_the_others_up(rate):
     path = LowRankPath(jnp.eye(24), jnp.eye(24), 1.0, rate, "float32")
     dropped = np.asarray(path(jnp.ones((1000, 24)), jax.random.key(0)))
     assert np.mean(dropped == 0) == pytest.approx(rate, rel=0.1)
     np.testing.assert_allclose(dropped[dropped != 0], 1 / (1 - rate), rtol=1e-6)
 
 
-def test_unknown_lora_target_is_refused():
-    with pytest.raises(ConfigError, match=r"\['query'\]"):
-        add_lora(make(), replace(LORA, targets=("q", "query")), jax.random.key(0))
+def test_a_lora_target_that_the_model_lacks_is_refused():
+    with pytest.raises(ConfigError, match=r"lora\.targets: \['gate'\] found, some of this model's kernels"):
+        add_lora(make(gated=False), replace(LORA, targets=("q", "gate")), jax.random.key(0))
 
 
 @pytest.mark.parametrize("changes", [{}, {"windows": (30, 0)}, {"attention_cap": 3.0}])
-def test_blocks_of_queries_are_attention_in_one_piece(rng, monkeypatch, changes):
+def test_attention_in_blocks_of_queries_equals_attention_at_once(rng, monkeypatch, changes):
     model = make(max_positions=400, **changes)
     ids, mask = rng.integers(0, 50, (2, 300)), np.arange(300) >= np.array([[0], [170]])
     blocked = model(ids, mask)

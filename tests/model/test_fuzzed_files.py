@@ -1,4 +1,4 @@
-"""Damaged and unusual files of models and adapters: a typed error, or what transformers and PEFT make of the same files."""
+"""Damaged and unusual files of models and adapters: a typed error, or the result of transformers and PEFT."""
 
 import copy
 import json
@@ -24,17 +24,18 @@ pytestmark = pytest.mark.slow
 
 FAMILIES = ("llama3", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gpt2", "opt")
 CASES = 3000  # of config.json over all families, of index files, and of adapters
+COMPARED_EVERY = 4  # configs with transformers, which takes most of the time
 IDS = np.arange(1, 18)[None]
 VALUES = (
     *(None, True, False, 0, 1, 2, 3, 4, 8, -1, 0.5, 1e-5, 1e-6, 1e4, 5e5, math.nan, math.inf, 2**31, 10**400, "", "6", "1e-5"),
     *("silu", "gelu", "relu", "gelu_new", "sliding_attention", "llama", [], {}, [1], [None, "x"], {"a": 1}, "\ud800", "x\0y"),
 )
-# Decided by what PEFT puts beside the model; here the file's tensors say it.
+# PEFT decides by these where adapters go; here the file's tensors decide.
 PLACES = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "inference_mode", "task_type"}
 
 
 def mutated(settings: dict, rng: np.random.Generator, kept: set[str] = frozenset()) -> str:
-    """One or two fields changed, swapped, taken away or added, and sometimes characters of the text itself."""
+    """The JSON with one or two fields changed, swapped, removed or added, and sometimes with damaged characters."""
     changed = copy.deepcopy(settings)
     for _ in range(rng.integers(1, 3)):
         parts = [changed, *(value for value in changed.values() if isinstance(value, dict) and value)]
@@ -59,17 +60,17 @@ def mutated(settings: dict, rng: np.random.Generator, kept: set[str] = frozenset
 
 
 def flipped(data: bytes, rng: np.random.Generator) -> bytes:
-    """A bit or a few changed, or the end cut off."""
+    """The data with up to three bits flipped, or cut off."""
     if rng.random() < 0.2:
         return data[: rng.integers(len(data))]
-    found = bytearray(data)
-    for place in rng.integers(len(found), size=rng.integers(1, 4)):
-        found[place] ^= 1 << rng.integers(8)
-    return bytes(found)
+    damaged = bytearray(data)
+    for place in rng.integers(len(damaged), size=rng.integers(1, 4)):
+        damaged[place] ^= 1 << rng.integers(8)
+    return bytes(damaged)
 
 
 def their_logits(folder) -> np.ndarray | None:
-    """None where transformers does not load the folder either."""
+    """The logits of transformers, or None where it does not load the folder either."""
     try:
         model, about = transformers.AutoModelForCausalLM.from_pretrained(
             folder, attn_implementation="eager", dtype=torch.float32, output_loading_info=True
@@ -78,7 +79,7 @@ def their_logits(folder) -> np.ndarray | None:
             return None
         with torch.no_grad():
             return model.eval()(torch.tensor(IDS)).logits.numpy()
-    except Exception:  # whatever it says to a damaged file
+    except Exception:  # a damaged file may raise anything
         return None
 
 
@@ -95,14 +96,14 @@ def test_a_changed_config_is_refused_or_gives_transformers_logits(family, shared
         except WeightsError as error:
             assert "\n" not in str(error), (seed, str(error))
             continue
-        if config not in known:
-            with jax.disable_jit():
-                known[config] = np.asarray(ours(IDS))
-        theirs = their_logits(tmp_path)
+        theirs = their_logits(tmp_path) if seed % COMPARED_EVERY == 0 else None
         if theirs is not None:
+            if config not in known:
+                with jax.disable_jit():
+                    known[config] = np.asarray(ours(IDS))
             np.testing.assert_allclose(known[config], theirs, atol=5e-4, err_msg=f"{family}, seed {seed}: {text}")
             compared += 1
-    assert compared > CASES // len(FAMILIES) // 20
+    assert compared > CASES // len(FAMILIES) // COMPARED_EVERY // 20
 
 
 def test_a_changed_index_is_refused_or_gives_the_same_model(shared, tmp_path):
@@ -111,9 +112,9 @@ def test_a_changed_index_is_refused_or_gives_the_same_model(shared, tmp_path):
     tensors = load_file(source / "model.safetensors")
     names = sorted(tensors)
     files = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
-    for file, some in files.items():
-        save_file({name: tensors[name] for name in some}, tmp_path / file)
-    index = {"metadata": {"total_size": 1}, "weight_map": {name: file for file, some in files.items() for name in some}}
+    for file, part in files.items():
+        save_file({name: tensors[name] for name in part}, tmp_path / file)
+    index = {"metadata": {"total_size": 1}, "weight_map": {name: file for file, part in files.items() for name in part}}
     expected = load_pretrained(source)[0].embedding[...]
     loaded = 0
     for seed in range(CASES):
@@ -129,38 +130,38 @@ def test_a_changed_index_is_refused_or_gives_the_same_model(shared, tmp_path):
 
 
 def changed_tensors(tensors: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
-    names, found = sorted(tensors), dict(tensors)
+    names, changed = sorted(tensors), dict(tensors)
     name, other = (names[i] for i in rng.integers(len(names), size=2))
     match rng.integers(7):
         case 0:
-            del found[name]
+            del changed[name]
         case 1:
-            found[name] = np.ascontiguousarray(found[name].T)
+            changed[name] = np.ascontiguousarray(changed[name].T)
         case 2:
-            found[name] = found[name].astype([np.float16, np.float64, np.int8, bool][rng.integers(4)])
+            changed[name] = changed[name].astype([np.float16, np.float64, np.int8, bool][rng.integers(4)])
         case 3:
-            found[name] = np.full_like(found[name], [np.nan, np.inf][rng.integers(2)])
+            changed[name] = np.full_like(changed[name], [np.nan, np.inf][rng.integers(2)])
         case 4:
-            found[name], found[other] = found[other], found[name]
+            changed[name], changed[other] = changed[other], changed[name]
         case 5:
-            found[name] = found[name].ravel() if rng.random() < 0.5 else found[name][:, :0]
+            changed[name] = changed[name].ravel() if rng.random() < 0.5 else changed[name][:, :0]
         case _:
-            found[name.replace("model.", "modle.", 1)] = found.pop(name)
-    return found
+            changed[name.replace("model.", "modle.", 1)] = changed.pop(name)
+    return changed
 
 
 def their_weights(base, folder) -> dict[str, np.ndarray] | None:
-    """The kernels with the adapter in them; None where PEFT does not load it."""
+    """The kernels with PEFT's adapter merged in, or None where PEFT does not load it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = peft.PeftModel.from_pretrained(copy.deepcopy(base), folder)
-        found = {}
+        kernels = {}
         for name, layer in model.get_base_model().named_modules():
             if isinstance(layer, peft.tuners.lora.Linear):
-                found[name] = (layer.base_layer.weight + layer.get_delta_weight("default")).detach().numpy()
-        return found
-    except Exception:  # whatever it says to a damaged file
+                kernels[name] = (layer.base_layer.weight + layer.get_delta_weight("default")).detach().numpy()
+        return kernels
+    except Exception:  # a damaged file may raise anything
         return None
 
 
@@ -202,7 +203,7 @@ def test_a_changed_adapter_is_refused_or_gives_peft_s_weights(tmp_path):
         for name, layer, linear in kernels(ours):
             if linear.lora is not None:
                 change = linear.lora.scale * np.asarray(linear.lora.a[...]) @ np.asarray(linear.lora.b[...])
-                found = (np.asarray(linear.kernel[...]) + change).T
+                adapted = (np.asarray(linear.kernel[...]) + change).T
                 expected = theirs[f"model.layers.{layer}.{places[name]}"]
-                np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5, err_msg=f"seed {seed}: {text}")
+                np.testing.assert_allclose(adapted, expected, rtol=1e-4, atol=1e-5, err_msg=f"seed {seed}: {text}")
     assert compared > CASES // 20

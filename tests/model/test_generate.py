@@ -32,25 +32,25 @@ def prompt(rng):
 def test_log_probabilities_are_those_of_the_chosen_tokens(model, prompt):
     ids, mask = prompt
     tokens, log_probs = generate(model, ids, mask, 5, return_log_probs=True)
-    whole = jax.nn.log_softmax(model(np.concatenate([ids, tokens], axis=1)))[:, 8:-1]
+    all_log_probs = jax.nn.log_softmax(model(np.concatenate([ids, tokens], axis=1)))[:, 8:-1]
     np.testing.assert_allclose(
-        log_probs, np.take_along_axis(np.asarray(whole), np.asarray(tokens)[..., None], 2)[..., 0], atol=1e-5
+        log_probs, np.take_along_axis(np.asarray(all_log_probs), np.asarray(tokens)[..., None], 2)[..., 0], atol=1e-5
     )
 
 
-def test_behind_a_row_s_end_log_probabilities_are_zero(model, prompt):
+def test_after_a_row_s_end_log_probabilities_are_zero(model, prompt):
     stop = int(generate(model, *prompt, 5)[0, 0])
     tokens, log_probs = generate(model, *prompt, 5, stop_ids=(stop,), return_log_probs=True)
     assert tokens[0, 0] == stop and log_probs[0, 0] < 0 and (np.asarray(log_probs)[0, 1:] == 0).all()
 
 
-def test_the_same_key_draws_the_same_tokens_and_another_key_others(model, prompt):
+def test_the_same_key_draws_the_same_tokens_and_another_key_different_ones(model, prompt):
     drawn = [np.asarray(generate(model, *prompt, 12, temperature=1.5, key=jax.random.key(k))) for k in (1, 1, 2)]
     np.testing.assert_array_equal(drawn[0], drawn[1])
     assert (drawn[0] != drawn[2]).any()
 
 
-def test_the_likeliest_token_alone_is_left_by_top_k_1_and_by_a_small_top_p(model, prompt):
+def test_top_k_1_and_a_small_top_p_leave_only_the_likeliest_token(model, prompt):
     greedy = generate(model, *prompt, 6)
     for only in ({"top_k": 1}, {"top_p": 1e-6}):
         drawn = generate(model, *prompt, 6, temperature=1.0, key=jax.random.key(0), **only)
@@ -59,7 +59,7 @@ def test_the_likeliest_token_alone_is_left_by_top_k_1_and_by_a_small_top_p(model
 
 @settings(max_examples=30)
 @given(st.integers(0, 1000), st.integers(0, 6), st.floats(0.05, 1.0), st.sampled_from([0.5, 1.0, 2.0]))
-def test_drawn_tokens_are_those_that_top_k_and_top_p_leave(seed, top_k, top_p, temperature):
+def test_only_tokens_that_top_k_and_top_p_leave_are_drawn(seed, top_k, top_p, temperature):
     logits = np.random.default_rng(seed).normal(size=10).astype(np.float32) * 2
     order = np.argsort(-logits)
     left = order[: top_k or 10]
@@ -86,7 +86,7 @@ def test_prompts_are_rounded_to_few_lengths(length, target):
     np.testing.assert_array_equal(ids[1, -length:], np.arange(600 - length, 600))
 
 
-def test_prompts_of_like_lengths_share_one_program(model, rng):
+def test_prompts_of_similar_lengths_share_one_program(model, rng):
     before = module._generate._cache_size()
     rows = {}
     for length in (37, 38, 40):
@@ -94,8 +94,8 @@ def test_prompts_of_like_lengths_share_one_program(model, rng):
         rows[length] = ids, generate(model, ids, np.ones_like(ids), 3)
     assert module._generate._cache_size() == before + 1
     for ids, tokens in rows.values():
-        whole = np.concatenate([ids, tokens], axis=1)
-        np.testing.assert_array_equal(model(whole).argmax(-1)[:, -4:-1], tokens)
+        finished = np.concatenate([ids, tokens], axis=1)
+        np.testing.assert_array_equal(model(finished).argmax(-1)[:, -4:-1], tokens)
 
 
 def left_padded(rows, length):
@@ -110,38 +110,38 @@ def left_padded(rows, length):
     [{}, {"windows": (6,)}, {"rope_theta": None, "position_offset": 2}, {"heads": 4, "kv_heads": 2, "scan_layers": True}],
     ids=["rotary", "window", "learned", "stacked"],
 )
-def test_prompts_with_shared_beginnings_are_answered_as_whole_ones(rng, changes):
+def test_prompts_with_shared_prefixes_are_answered_as_complete_ones(rng, changes):
     model = Decoder(replace(CONFIG, **changes), nnx.Rngs(1))
-    beginnings = [rng.integers(0, 40, length) for length in (21, 3, 34)]
+    prefixes = [rng.integers(0, 40, length) for length in (21, 3, 34)]
     ends = [rng.integers(0, 40, length) for length in (1, 9, 5, 12, 2, 3)]
-    whole = left_padded([np.concatenate([beginnings[b // 2], end]) for b, end in enumerate(ends)], 50)
-    expected, expected_log_probs = generate(model, *whole, 7, return_log_probs=True)
-    apart = {"shared": left_padded(beginnings, 40), "return_log_probs": True}
-    tokens, log_probs = generate(model, *left_padded(ends, 14), 7, **apart)
+    complete = left_padded([np.concatenate([prefixes[b // 2], end]) for b, end in enumerate(ends)], 50)
+    expected, expected_log_probs = generate(model, *complete, 7, return_log_probs=True)
+    options = {"shared": left_padded(prefixes, 40), "return_log_probs": True}
+    tokens, log_probs = generate(model, *left_padded(ends, 14), 7, **options)
     np.testing.assert_array_equal(tokens, expected)
     np.testing.assert_allclose(log_probs, expected_log_probs, atol=2e-5)
 
 
-def test_a_prefill_in_pieces_gives_the_same(model, rng, monkeypatch):
+def test_a_prefill_in_pieces_changes_nothing(model, rng, monkeypatch):
     prompts = left_padded([rng.integers(0, 40, length) for length in (40, 31, 8, 25)], 40)
-    whole = generate(model, *prompts, 6, return_log_probs=True)
-    extended, extend = [], Decoder.extend
-    monkeypatch.setattr(Decoder, "extend", lambda self, ids, *more: extended.append(ids.shape) or extend(self, ids, *more))
+    at_once = generate(model, *prompts, 6, return_log_probs=True)
+    shapes, extend = [], Decoder.extend
+    monkeypatch.setattr(Decoder, "extend", lambda self, ids, *rest: shapes.append(ids.shape) or extend(self, ids, *rest))
     monkeypatch.setattr(module, "_PIECE", 39)
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     module._generate.clear_cache()
     tokens, log_probs = generate(model, *prompts, 6, return_log_probs=True)
-    assert extended[:4] == [(1, 39)] * 4
-    np.testing.assert_array_equal(tokens, whole[0])
-    np.testing.assert_allclose(log_probs, whole[1], atol=1e-5)
+    assert shapes[:4] == [(1, 39)] * 4
+    np.testing.assert_array_equal(tokens, at_once[0])
+    np.testing.assert_allclose(log_probs, at_once[1], atol=1e-5)
 
 
-def test_shared_beginnings_are_held_to_the_model_s_positions(model):
+def test_shared_prefixes_count_towards_the_model_s_positions(model):
     shared = left_padded([[1] * 60, [2] * 10], 64)
     generate(model, *left_padded([[3] * 5, [3] * 15], 16), 15, shared=shared)
     with pytest.raises(ConfigError, match="a prompt of 65 tokens and 16 new ones found"):
         generate(model, *left_padded([[3] * 5, [3] * 15], 16), 16, shared=shared)
-    with pytest.raises(ConfigError, match="row 1 is padding alone"):
+    with pytest.raises(ConfigError, match="row 1 found with only padding"):
         generate(model, *left_padded([[3], [3]], 16), 3, shared=left_padded([[2], []], 4))
     with pytest.raises(ConfigError, match="P divides B"):
         generate(model, *left_padded([[3]] * 3, 16), 3, shared=shared)
@@ -154,34 +154,34 @@ def test_ids_on_padding_do_not_count(model, prompt):
     np.testing.assert_array_equal(generate(model, ids, mask, 3), expected)
 
 
-@pytest.mark.parametrize("how", [{}, {"temperature": 5.0, "key": jax.random.key(0)}, {"temperature": 5.0, "top_k": 40}])
-def test_rows_that_stand_for_no_token_are_never_generated(prompt, how):
+@pytest.mark.parametrize("options", [{}, {"temperature": 5.0, "key": jax.random.key(0)}, {"temperature": 5.0, "top_k": 40}])
+def test_rows_that_are_no_token_are_never_generated(prompt, options):
     model = Decoder(CONFIG, nnx.Rngs(0))
-    free = np.asarray(generate(model, *prompt, 12, **{"key": jax.random.key(0)} | how))
+    free = np.asarray(generate(model, *prompt, 12, **{"key": jax.random.key(0)} | options))
     spare = 40 - int(free.max())
     model.config = replace(CONFIG, spare_rows=spare)
-    tokens, log_probs = generate(model, *prompt, 12, return_log_probs=True, **{"key": jax.random.key(0)} | how)
+    tokens, log_probs = generate(model, *prompt, 12, return_log_probs=True, **{"key": jax.random.key(0)} | options)
     assert np.asarray(tokens).max() < 40 - spare and np.isfinite(log_probs).all()
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"attention_mask": np.zeros((2, 9), bool)}, "row 0 is padding alone"),
+        ({"attention_mask": np.zeros((2, 9), bool)}, "row 0 found with only padding, at least one token expected"),
         ({"attention_mask": np.ones((2, 8), bool)}, r"input_ids \(2, 9\) and attention_mask \(2, 8\)"),
-        ({"attention_mask": np.arange(9) < np.array([[9], [5]])}, "row 1 found with padding behind a token"),
-        ({"attention_mask": np.arange(9) != np.array([[3], [0]])}, "row 0 found with padding behind a token"),
-        ({"input_ids": np.full((2, 9), 40)}, "input_ids: row 0 holds ids outside of the model's 40 tokens"),
-        ({"input_ids": np.arange(18).reshape(2, 9) - 9}, "input_ids: row 0 holds ids outside"),
+        ({"attention_mask": np.arange(9) < np.array([[9], [5]])}, "row 1 found with padding after a token"),
+        ({"attention_mask": np.arange(9) != np.array([[3], [0]])}, "row 0 found with padding after a token"),
+        ({"input_ids": np.full((2, 9), 40)}, "input_ids: row 0 found with ids outside the vocabulary, 0 to 39 expected"),
+        ({"input_ids": np.arange(18).reshape(2, 9) - 9}, "input_ids: row 0 found with ids outside"),
         ({"input_ids": np.ones((2, 9))}, "input_ids: float64 found, whole numbers expected"),
-        ({"input_ids": np.ones((0, 9), int), "attention_mask": np.ones((0, 9), int)}, "none of them 0"),
-        ({"input_ids": np.ones((2, 0), int), "attention_mask": np.ones((2, 0), int)}, "none of them 0"),
+        ({"input_ids": np.ones((0, 9), int), "attention_mask": np.ones((0, 9), int)}, "no size may be 0"),
+        ({"input_ids": np.ones((2, 0), int), "attention_mask": np.ones((2, 0), int)}, "no size may be 0"),
         ({"max_new_tokens": 72}, "a prompt of 9 tokens and 72 new ones found, at most the model's 80 positions"),
         ({"max_new_tokens": 0}, "max_new_tokens: 0 found, 1 or more"),
         ({"temperature": -1.0}, "temperature: -1.0 found"),
         ({"top_k": 41}, "top_k: 41 found"),
         ({"top_p": 0.0}, "top_p: 0.0 found"),
-        ({"temperature": 1.0}, "needs a `key`"),
+        ({"temperature": 1.0}, "temperature: 1.0 found without a `key`"),
     ],
 )
 def test_impossible_requests_are_refused(model, prompt, changes, message):

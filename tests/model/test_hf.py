@@ -21,8 +21,8 @@ from ecgbyte_jax.model.decoder import NewRows
 from ecgbyte_jax.model.generate import generate
 from ecgbyte_jax.model.hf import grow_vocabulary, load_pretrained, save_pretrained
 from ecgbyte_jax.model.lora import LoraConfig, add_lora
+from ecgbyte_jax.model.sharding import make_mesh, parameter_shardings
 from ecgbyte_jax.model.stored import stored_tensors
-from ecgbyte_jax.run.sharding import make_mesh, parameter_shardings
 
 FLAX = [f"hf_flax/{name}" for name in ("llama", "mistral", "gemma", "gpt2", "opt")]
 TORCH = [f"hf_torch/{name}" for name in ("llama3", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gpt2", "opt")]
@@ -75,9 +75,9 @@ def test_greedy_generation_matches_transformers_with_and_without_the_cache(share
     ids, mask, greedy = expected["input_ids"], expected["attention_mask"], expected["greedy"]
     new = greedy.shape[1] - ids.shape[1]
     np.testing.assert_array_equal(generate(model, ids, mask, new), greedy[:, ids.shape[1] :])
-    # One pass over the finished rows: every token is the likeliest behind those before it.
-    whole = np.concatenate([mask, np.ones((len(mask), new), mask.dtype)], axis=1)
-    likeliest = np.asarray(model(greedy, whole).argmax(-1))
+    # One pass over the finished rows: every new token is the likeliest after its predecessors.
+    full_mask = np.concatenate([mask, np.ones((len(mask), new), mask.dtype)], axis=1)
+    likeliest = np.asarray(model(greedy, full_mask).argmax(-1))
     np.testing.assert_array_equal(likeliest[:, ids.shape[1] - 1 : -1], greedy[:, ids.shape[1] :])
 
 
@@ -98,9 +98,9 @@ def test_weights_split_over_a_mesh_give_the_same_logits(shared, name, layout, sc
     mesh = make_mesh(*layout)
     split, _ = load_pretrained(shared / "fixtures" / name, scan_layers=scan, shard=partial(parameter_shardings, mesh=mesh))
     for path, leaf in nnx.to_flat_state(nnx.state(split)):
-        wanted = parameter_shardings({"/".join(map(str, path)): leaf[...]}, mesh).popitem()[1]
-        assert leaf[...].sharding == wanted
-        if path[-1] in ("kernel", "embedding"):  # 32 and more wide: every layout divides them
+        expected_sharding = parameter_shardings({"/".join(map(str, path)): leaf[...]}, mesh).popitem()[1]
+        assert leaf[...].sharding == expected_sharding
+        if path[-1] in ("kernel", "embedding"):  # at least 32 wide: every layout divides them
             parts = layout[1] * layout[2] if all(size % 8 == 0 for size in leaf.shape[-2:]) else layout[1]
             assert leaf[...].addressable_shards[0].data.size * parts == leaf[...].size, path
     with jax.set_mesh(mesh):
@@ -110,7 +110,7 @@ def test_weights_split_over_a_mesh_give_the_same_logits(shared, name, layout, sc
 
 
 def test_tensors_are_read_one_at_a_time(shared, monkeypatch):
-    """Only the tensor at hand is on the host: what was placed is let go before the next one is read."""
+    """Only the current tensor is on the host: a placed one is released before the next one is read."""
     alive, most = [], 0
 
     def watched(folder):
@@ -135,8 +135,8 @@ def test_saving_and_loading_gives_the_same_model(shared, name, tmp_path):
     model, config = load_pretrained(shared / "fixtures" / name, scan_layers=True)
     save_pretrained(model, tmp_path, shard_bytes=8000)
     assert len([*tmp_path.glob("*.safetensors")]) > 2
-    again, found = load_pretrained(tmp_path)
-    assert replace(found, scan_layers=True) == config
+    again, again_config = load_pretrained(tmp_path)
+    assert replace(again_config, scan_layers=True) == config
     np.testing.assert_allclose(again(expected["input_ids"]), model(expected["input_ids"]), atol=1e-5)
 
 
@@ -174,7 +174,7 @@ def test_a_gated_model_s_error_says_what_to_do(monkeypatch):
 
 @pytest.mark.parametrize("name", ["/nowhere/at/all", "../no-such-folder", "a/b/c"])
 def test_what_is_neither_folder_nor_hub_id_is_refused(name):
-    with pytest.raises(WeightsError, match="a folder or a hub id wanted"):
+    with pytest.raises(WeightsError, match="a folder or a hub id expected"):
         load_pretrained(name)
 
 
@@ -188,15 +188,15 @@ def test_several_files_with_an_index_are_one_model(shared, folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     (folder / "model.safetensors").unlink()
     expected = np.load(shared / "fixtures/hf_torch/llama3/expected.npz")
-    whole, _ = load_pretrained(shared / "fixtures/hf_torch/llama3")
+    original, _ = load_pretrained(shared / "fixtures/hf_torch/llama3")
     split, _ = load_pretrained(folder)
-    np.testing.assert_array_equal(split(expected["input_ids"]), whole(expected["input_ids"]))
+    np.testing.assert_array_equal(split(expected["input_ids"]), original(expected["input_ids"]))
     (folder / "model-00002.safetensors").unlink()
     with pytest.raises(WeightsError, match=r"model-00002"):
         load_pretrained(folder)
 
 
-def test_missing_and_unexpected_tensors_stand_in_one_error(folder):
+def test_missing_and_unexpected_tensors_are_named_in_one_error(folder):
     def change(tensors):
         tensors["model.layers.7.odd.weight"] = tensors.pop("model.norm.weight")
 
@@ -207,7 +207,9 @@ def test_missing_and_unexpected_tensors_stand_in_one_error(folder):
 
 def test_a_config_that_does_not_fit_the_weights_is_refused_by_name(folder):
     edit_config(folder, intermediate_size=65)
-    with pytest.raises(WeightsError, match=r"down_proj\.weight gives blocks/0/mlp/down/kernel \(64, 32\), \(65, 32\) wanted"):
+    with pytest.raises(
+        WeightsError, match=r"down_proj\.weight has shape \(64, 32\) for blocks/0/mlp/down/kernel, \(65, 32\) expected"
+    ):
         load_pretrained(folder)
 
 
@@ -221,7 +223,7 @@ def test_a_config_that_does_not_fit_the_weights_is_refused_by_name(folder):
         ({"rope_parameters": {"rope_type": "default"}}, "field 'rope_theta' is missing"),
         ({"rope_scaling": {"rope_type": "default"}}, "rope_parameters and rope_scaling found, one of them expected"),
         ({"rope_parameters": {"rope_theta": 1e-5}}, "rope_theta 1e-05 found, a number from 1 on expected"),
-        ({"hidden_size": 2, "head_dim": None}, "head_dim 0 found, an even number wanted"),
+        ({"hidden_size": 2, "head_dim": None}, "head_dim 0 found, an even number expected"),
         ({"rope_parameters": [1]}, r"rope_parameters or rope_scaling \[1\] found, an object expected"),
         ({"rope_parameters": {"rope_theta": "1e4"}}, "rope_theta '1e4' found, a number above 0"),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5 found"),
@@ -236,29 +238,29 @@ def test_a_config_that_does_not_fit_the_weights_is_refused_by_name(folder):
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings 'false' found"),
         ({"attention_bias": "no"}, "attention_bias 'no' found"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config .*fp8.* found"),
-        ({"head_dim": 7}, "head_dim 7 found, an even number wanted"),
+        ({"head_dim": 7}, "head_dim 7 found, an even number expected"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type 'yarn'"),
     ],
 )
-def test_what_this_decoder_cannot_do_is_refused_by_field(folder, change, message):
+def test_what_this_decoder_does_not_support_is_refused_by_field(folder, change, message):
     edit_config(folder, **change)
     with pytest.raises(WeightsError, match=message):
         load_pretrained(folder)
 
 
-def test_a_llama_that_names_no_rope_theta_has_llama_2_s(shared, tmp_path):
+def test_a_llama_without_rope_theta_has_that_of_llama_2(shared, tmp_path):
     raw = json.loads((shared / "fixtures/hf_torch/llama3/config.json").read_text())
     del raw["rope_parameters"]
     (tmp_path / "config.json").write_text(json.dumps(raw))
-    found = hf.read_config(tmp_path)
-    assert found.rope_theta == 10_000.0 and found.rope_scaling is None
+    config = hf.read_config(tmp_path)
+    assert config.rope_theta == 10_000.0 and config.rope_scaling is None
     (tmp_path / "config.json").write_text(json.dumps(raw | {"model_type": "mistral"}))
     with pytest.raises(WeightsError, match="field 'rope_theta' is missing"):
         hf.read_config(tmp_path)
 
 
 @pytest.mark.parametrize("files", [(1, 8000), (8000, 1), (20_000, 8000)])
-def test_a_folder_is_written_anew_over_another_model_s(shared, tmp_path, files):
+def test_a_folder_of_another_model_is_overwritten(shared, tmp_path, files):
     ids = np.load(shared / "fixtures/hf_torch/llama3/expected.npz")["input_ids"]
     for seed, size in enumerate(files):
         model, _ = load_pretrained(shared / "fixtures/hf_torch/llama3")
@@ -270,15 +272,15 @@ def test_a_folder_is_written_anew_over_another_model_s(shared, tmp_path, files):
     assert {file.name for file in tmp_path.glob("*.safetensors")} == known
 
 
-def test_a_model_cut_off_in_writing_is_not_read(shared, tmp_path, monkeypatch):
+def test_a_partly_written_model_is_not_read(shared, tmp_path, monkeypatch):
     model, _ = load_pretrained(shared / "fixtures/hf_torch/llama3")
     save_pretrained(model, tmp_path, shard_bytes=8000)
     written = []
 
-    def cut_off(*arguments, **more):
+    def cut_off(*arguments, **options):
         if len(written) == 2:
             raise KeyboardInterrupt
-        written.append(save_file(*arguments, **more))
+        written.append(save_file(*arguments, **options))
 
     monkeypatch.setattr(hf, "save_file", cut_off)
     with pytest.raises(KeyboardInterrupt):
@@ -291,14 +293,14 @@ def test_a_model_cut_off_in_writing_is_not_read(shared, tmp_path, monkeypatch):
     "weight_map",
     [{"a": 5}, {"a": None}, {"a": "../model.safetensors"}, {"a": "/etc/passwd"}, {"a": "x\0y"}, {}, [1], "x", None],
 )
-def test_an_index_of_other_than_file_names_is_refused(folder, weight_map):
+def test_an_index_with_anything_but_file_names_is_refused(folder, weight_map):
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(WeightsError, match=r"index\.json: field 'weight_map'"):
         load_pretrained(folder)
 
 
-def test_quantised_weights_are_named_with_their_type(folder):
+def test_quantised_weights_are_named_with_their_dtype(folder):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
     from safetensors.torch import load_file as load_torch
     from safetensors.torch import save_file as save_torch
@@ -307,16 +309,16 @@ def test_quantised_weights_are_named_with_their_type(folder):
     tensors = load_torch(folder / "model.safetensors")
     for kind, message in (
         (torch.float8_e4m3fn, r"up_proj\.weight is of type F8_E4M3, float32, float16 or bfloat16 expected"),
-        (torch.int8, r"up_proj\.weight holds int8, not the float32"),
+        (torch.int8, r"up_proj\.weight holds int8, not float32"),
     ):
         save_torch(tensors | {name: tensors[name].to(kind)}, folder / "model.safetensors")
         with pytest.raises(WeightsError, match=message):
             load_pretrained(folder)
 
 
-def test_a_tensor_that_stands_there_twice_is_refused(folder):
+def test_a_tensor_that_is_stored_twice_is_refused(folder):
     edit_tensors(folder, lambda tensors: tensors.update({"norm.weight": 2 * tensors["model.norm.weight"]}))
-    with pytest.raises(WeightsError, match=r"norm\.weight stands there twice, or with and without 'model\.'"):
+    with pytest.raises(WeightsError, match=r"norm\.weight is stored twice, or with and without 'model\.'"):
         load_pretrained(folder)
 
 
@@ -376,7 +378,7 @@ def test_growing_the_vocabulary_keeps_the_old_logits_and_adds_rows_near_their_me
     np.testing.assert_allclose(grown(expected["input_ids"])[..., :160], before, atol=1e-5)
 
 
-def test_new_rows_have_the_mean_and_the_covariance_of_the_old_ones_and_do_not_depend_on_their_number(rng):
+def test_new_rows_have_the_old_ones_mean_and_covariance_and_do_not_depend_on_their_number(rng):
     old = jnp.asarray(rng.normal(size=(300, 3)) @ np.array([[2, 1, 0], [0, 1, 0], [0, 0, 3]]) + [0, 5, -5], jnp.float32)
     new = np.asarray(hf._append_rows(old, 20_000, jax.random.key(0))[300:], np.float64)
     exact = np.asarray(old, np.float64)
@@ -391,8 +393,8 @@ def test_new_rows_are_mixed_in_pieces(layout):
     mesh = make_mesh(*layout, jax.devices()[: np.prod(layout)])
     rows = jax.ShapeDtypeStruct((20_000, 8), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("tensor", "fsdp")))
     program = jax.jit(lambda rows, key: hf._append_rows(rows, 4000, key)).lower(rows, jax.random.key(0)).compile()
-    whole = 4 * 20_000 * 4000  # bytes of a mixture [added, V]
-    assert program.memory_analysis().temp_size_in_bytes < whole / 4
+    mixture_bytes = 4 * 20_000 * 4000  # [added, V]
+    assert program.memory_analysis().temp_size_in_bytes < mixture_bytes / 4
 
 
 def test_a_vocabulary_that_is_large_enough_is_kept(shared):
@@ -401,17 +403,17 @@ def test_a_vocabulary_that_is_large_enough_is_kept(shared):
 
 
 @pytest.mark.parametrize("name", ["hf_torch/llama3", "hf_flax/llama"])
-def test_new_rows_of_their_own_change_nothing_and_are_written_in_their_place(shared, name, tmp_path):
+def test_separate_new_rows_change_nothing_and_are_written_into_the_embedding(shared, name, tmp_path):
     expected = np.load(shared / "fixtures" / name / "expected.npz")
     ids = np.concatenate([expected["input_ids"], np.full((3, 2), 170)], axis=1)
-    plain, parted = (load_pretrained(shared / "fixtures" / name)[0] for _ in range(2))
+    plain, separate = (load_pretrained(shared / "fixtures" / name)[0] for _ in range(2))
     grow_vocabulary(plain, 200, jax.random.key(0))
-    grow_vocabulary(parted, 200, jax.random.key(0), train_from=150)
-    np.testing.assert_allclose(parted(ids), plain(ids), atol=1e-5)
-    trained = {path[-1]: leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(parted, NewRows))}
-    wanted = {"new_rows": (50, 32)} | ({} if name == "hf_torch/llama3" else {"new_head_rows": (50, 32)})
-    assert trained == wanted and parted.embedding.shape == (150, 32)
-    save_pretrained(parted, tmp_path)
+    grow_vocabulary(separate, 200, jax.random.key(0), train_from=150)
+    np.testing.assert_allclose(separate(ids), plain(ids), atol=1e-5)
+    trained = {path[-1]: leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(separate, NewRows))}
+    shapes = {"new_rows": (50, 32)} | ({} if name == "hf_torch/llama3" else {"new_head_rows": (50, 32)})
+    assert trained == shapes and separate.embedding.shape == (150, 32)
+    save_pretrained(separate, tmp_path)
     np.testing.assert_allclose(load_pretrained(tmp_path)[0](ids), plain(ids), atol=1e-5)
 
 
@@ -441,7 +443,7 @@ def test_pickled_weights_are_not_read(folder):
         load_pretrained(folder)
 
 
-def test_large_flax_arrays_are_put_together_again(shared, tmp_path, monkeypatch):
+def test_chunked_flax_arrays_are_reassembled(shared, tmp_path, monkeypatch):
     source = shared / "fixtures/hf_flax/llama"
     monkeypatch.setattr("flax.serialization.MAX_CHUNK_SIZE", 1000)
     tree = serialization.msgpack_restore((source / "flax_model.msgpack").read_bytes())

@@ -1,4 +1,4 @@
-"""Against transformers and PEFT in PyTorch, on models made on the spot: weights out, and adapters both ways."""
+"""Comparison with transformers and PEFT in PyTorch on small random models: weights, and adapters in both directions."""
 
 import json
 
@@ -92,7 +92,7 @@ def torch_logits(model, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_weights_go_in_and_out_with_the_same_logits(name, rng, tmp_path):
+def test_loading_and_saving_weights_keeps_the_logits(name, rng, tmp_path):
     theirs, (ids, mask) = reference(name), rows(rng)
     theirs.save_pretrained(tmp_path / "theirs", max_shard_size="40KB")
     expected = torch_logits(theirs, ids, mask)[mask == 1]
@@ -105,7 +105,7 @@ def test_weights_go_in_and_out_with_the_same_logits(name, rng, tmp_path):
 
 
 def our_adapter(model, targets) -> None:
-    """LoRA paths that do something: b is not zero."""
+    """Adds LoRA paths with an effect: b is not zero."""
     add_lora(model, LoraConfig(3, 6.0, 0.0, targets), jax.random.key(0))
     fill(model)
 
@@ -127,7 +127,7 @@ def fill(model) -> None:
     ],
 )
 @pytest.mark.parametrize("scan", [False, True])
-def test_an_adapter_made_here_loads_in_peft(name, targets, scan, rng, tmp_path):
+def test_our_adapter_loads_in_peft(name, targets, scan, rng, tmp_path):
     theirs, (ids, mask) = reference(name), rows(rng)
     theirs.save_pretrained(tmp_path / "base")
     ours, _ = load_pretrained(tmp_path / "base", scan_layers=scan)
@@ -146,7 +146,7 @@ def test_an_adapter_made_here_loads_in_peft(name, targets, scan, rng, tmp_path):
 
 
 @pytest.mark.parametrize("name, targets", [("mistral, window", ["q_proj", "down_proj"]), ("gpt2", ["c_attn", "c_fc"])])
-def test_an_adapter_made_by_peft_loads_here(name, targets, rng, tmp_path):
+def test_an_adapter_of_peft_loads_here(name, targets, rng, tmp_path):
     theirs, (ids, mask) = reference(name), rows(rng)
     theirs.save_pretrained(tmp_path / "base")
     settings = peft.LoraConfig(
@@ -162,7 +162,7 @@ def test_an_adapter_made_by_peft_loads_here(name, targets, rng, tmp_path):
 
 
 def peft_adapter(tmp_path, name="llama, 5:1", **settings):
-    """(PEFT's model with an adapter that does something, the folder of its base, the folder of the adapter)."""
+    """(PEFT's model with an adapter that has an effect, the folder of its base, the folder of the adapter)."""
     theirs = reference(name)
     theirs.save_pretrained(tmp_path / "base")
     settings = {"r": 4, "lora_alpha": 12, "target_modules": ["q_proj", "down_proj"]} | settings
@@ -188,14 +188,14 @@ def peft_adapter(tmp_path, name="llama, 5:1", **settings):
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_an_adapter_that_is_no_plain_lora_is_refused_by_field(settings, message, tmp_path):
+def test_an_adapter_other_than_plain_lora_is_refused_by_field(settings, message, tmp_path):
     _, base, folder = peft_adapter(tmp_path, "llama, biases", **settings)
     with pytest.raises(WeightsError, match=r"adapter_config\.json: " + message):
         load_adapter(load_pretrained(base)[0], folder)
 
 
 @pytest.mark.parametrize("settings", [{"init_lora_weights": how} for how in (True, False, "gaussian", "orthogonal")])
-def test_ways_to_initialise_that_leave_the_base_alone_load_here(settings, rng, tmp_path):
+def test_initialisations_that_do_not_change_the_base_load_here(settings, rng, tmp_path):
     adapted, base, folder = peft_adapter(tmp_path, **settings)
     ours, (ids, mask) = load_pretrained(base)[0], rows(rng)
     load_adapter(ours, folder)
@@ -215,7 +215,7 @@ def test_ways_to_initialise_that_leave_the_base_alone_load_here(settings, rng, t
         {"layers_to_transform": [0, 2], "layers_pattern": "layers"},
     ],
 )
-def test_patterns_and_layers_are_peft_s_in_and_out(patterns, rng, tmp_path):
+def test_patterns_and_layers_are_read_and_written_as_by_peft(patterns, rng, tmp_path):
     adapted, base, folder = peft_adapter(tmp_path, **patterns)
     ours, (ids, mask) = load_pretrained(base)[0], rows(rng)
     load_adapter(ours, folder)
@@ -229,7 +229,7 @@ def test_patterns_and_layers_are_peft_s_in_and_out(patterns, rng, tmp_path):
     )
 
 
-def test_stacked_layers_take_an_adapter_of_some_layers(rng, tmp_path):
+def test_stacked_layers_accept_an_adapter_of_single_layers(rng, tmp_path):
     adapted, base, folder = peft_adapter(tmp_path, layers_to_transform=[0, 2])
     ours, (ids, mask) = load_pretrained(base, scan_layers=True)[0], rows(rng)
     load_adapter(ours, folder)
@@ -256,7 +256,7 @@ def test_paths_of_several_ranks_and_scales_in_one_module_load_in_peft(rng, tmp_p
     np.testing.assert_allclose(torch_logits(loaded, ids, mask)[mask == 1], adapted, atol=5e-4)
 
 
-def test_an_adapter_takes_the_place_of_another(rng, tmp_path):
+def test_an_adapter_replaces_another(rng, tmp_path):
     adapted, base, folder = peft_adapter(tmp_path, target_modules=["q_proj"])
     ours, (ids, mask) = load_pretrained(base)[0], rows(rng)
     add_lora(ours, LoraConfig(4, 8.0, 0.0, ("q", "v")), jax.random.key(0))
@@ -266,7 +266,7 @@ def test_an_adapter_takes_the_place_of_another(rng, tmp_path):
     np.testing.assert_allclose(np.asarray(ours(ids, mask))[mask == 1], expected, atol=5e-4)
 
 
-def test_the_fixture_s_adapter_gives_peft_s_logits(shared, rng):
+def test_the_fixture_s_adapter_has_the_logits_of_peft(shared, rng):
     folder, (ids, mask) = shared / "fixtures/recipe/lora/adapter_final", rows(rng)
     base = shared / "fixtures/hf_torch/llama3"
     theirs = transformers.AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager")
@@ -295,7 +295,7 @@ def test_an_adapter_with_new_tokens_loads_on_a_resized_base(rng, tmp_path):
     "change, message",
     [
         ({"use_dora": True}, r"adapter_config\.json: use_dora True found"),
-        ({"r": 5}, "q_proj has rank 3 in lora_A, 3 in lora_B, 5 in the settings"),
+        ({"r": 5}, "q_proj: rank 3 in lora_A, 3 in lora_B found, 5 of the config expected"),
         ({"r": None}, "r None found, a whole number above 0 expected"),
         ({"bias": "all"}, "bias 'all' found"),
     ],
@@ -319,13 +319,13 @@ def test_an_adapter_of_another_rank_or_model_is_refused(tmp_path):
     our_adapter(ours, ("q", "v"))
     save_adapter(ours, tmp_path / "adapter", base="base")
     add_lora(ours, LoraConfig(8, 8.0, 0.0, ("q", "v")), jax.random.key(0))
-    with pytest.raises(WeightsError, match="rank 3 found for attention/q, 8 wanted"):
+    with pytest.raises(WeightsError, match="rank 3 found for attention/q, the model's rank 8 expected"):
         load_adapter(ours, tmp_path / "adapter")
-    with pytest.raises(WeightsError, match=r"is for a kernel \(40, 80\), \(36, 30\) wanted"):
+    with pytest.raises(WeightsError, match=r"kernel \(40, 80\) found, \(36, 30\) expected"):
         load_adapter(load_pretrained(tmp_path / "other")[0], tmp_path / "adapter")
     with pytest.raises(WeightsError, match=r"no place for .*in a gpt2"):
         load_adapter(load_pretrained(tmp_path / "gpt2")[0], tmp_path / "adapter")
-    with pytest.raises(WeightsError, match=r"no PEFT adapter, adapter_config\.json is missing"):
+    with pytest.raises(WeightsError, match=r"not a PEFT adapter: adapter_config\.json is missing"):
         load_adapter(ours, tmp_path)
     (tmp_path / "adapter/adapter_model.safetensors").write_bytes(b"\x10")
     with pytest.raises(WeightsError, match="damaged or truncated"):

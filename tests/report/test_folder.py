@@ -20,30 +20,34 @@ def write(folder, rows, results=None):
     (folder / "eval/results.json").write_text(json.dumps(results or {"scores": {"model": {"exact_match": 0.5}}}))
 
 
+def read(folder) -> tuple[dict, list[dict]]:
+    return read_evaluation(folder / "eval/results.json", folder / "eval/generations.jsonl")
+
+
 def test_without_an_evaluation_one_line_says_what_to_do(tmp_path):
-    with pytest.raises(ReportError, match=r"no finished evaluation .* add eval to --stage"):
-        read_evaluation(tmp_path)
+    with pytest.raises(ReportError, match=r"no finished evaluation .*; add eval to --stage"):
+        read(tmp_path)
     write(tmp_path, [row(1)])
     (tmp_path / "eval/results.json").unlink()
     with pytest.raises(ReportError, match="add eval to --stage"):
-        read_evaluation(tmp_path)
+        read(tmp_path)
 
 
 def test_damage_is_named_by_file_and_line(tmp_path):
     write(tmp_path, [row(1), {"id": "x"}])
     with pytest.raises(ReportError, match=r"generations.jsonl, line 2: field 'segment'"):
-        read_evaluation(tmp_path)
+        read(tmp_path)
     path = tmp_path / "eval/generations.jsonl"
     path.write_bytes(b'{"id": 1\n' + path.read_bytes())
     with pytest.raises(ReportError, match="line 1: not readable as JSON"):
-        read_evaluation(tmp_path)
+        read(tmp_path)
     (tmp_path / "eval/results.json").write_text("[1]")
-    with pytest.raises(ReportError, match=r"results.json: a JSON object wanted"):
-        read_evaluation(tmp_path)
+    with pytest.raises(ReportError, match=r"results.json: no JSON object found, one expected"):
+        read(tmp_path)
     path.write_text("")
     (tmp_path / "eval/results.json").write_text('{"scores": {}}')
     with pytest.raises(ReportError, match="no scores, or no answers"):
-        read_evaluation(tmp_path)
+        read(tmp_path)
 
 
 def test_a_last_line_that_was_cut_is_left_out(tmp_path):

@@ -102,7 +102,7 @@ def test_no_trace_leaves_its_row_or_the_paper(signal):
 
 def test_other_shapes_are_refused(signal):
     for wrong, layout in ((signal[:11], "3x4"), (signal[:, :0], "3x4"), (signal, "6x2"), (signal[0], "3x4")):
-        with pytest.raises(RecordError, match="wanted"):
+        with pytest.raises(RecordError, match="expected"):
             lay_out(wrong, RATE, layout)
 
 

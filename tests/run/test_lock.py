@@ -10,13 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ecgbyte_jax.errors import LockedError
-from ecgbyte_jax.run import lock, pipeline
-from tests.run.conftest import small_config
-from tests.run.launch import start_two
+from ecgbyte_jax.run import lock
+from ecgbyte_jax.run.workdir import Workdir
+from ecgbyte_jax.stages import pipeline
+from tests.launch import start_two
+from tests.small import small_config
 from tests.test_main import ROOT
 
 HOLD = "import sys; from pathlib import Path; from ecgbyte_jax.run.lock import holding\n"
-HOLD += "with holding(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+HOLD += "with holding(Path(sys.argv[1]) / 'run.lock'): print('held', flush=True); sys.stdin.read()"
 
 
 def hold(workdir) -> subprocess.Popen:
@@ -29,11 +31,14 @@ def hold(workdir) -> subprocess.Popen:
 
 def test_a_folder_in_use_is_refused_with_host_and_process_and_free_afterwards(tmp_path):
     process = hold(tmp_path)
-    with pytest.raises(LockedError, match=rf"process {process.pid} on host '.+' is at work") as told, lock.holding(tmp_path):
+    with (
+        pytest.raises(LockedError, match=rf"process {process.pid} on host '.+' is at work") as told,
+        lock.holding(Workdir(tmp_path).lock),
+    ):
         pass
     assert "remove" not in str(told.value)  # on one machine nobody has to
     process.communicate()
-    with lock.holding(tmp_path):
+    with lock.holding(Workdir(tmp_path).lock):
         assert json.loads((tmp_path / "run.lock").read_text())["pid"] > 0
     assert not list(tmp_path.iterdir())
 
@@ -43,27 +48,30 @@ def test_a_killed_command_leaves_no_lock(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert (tmp_path / "run.lock").exists()
-    with lock.holding(tmp_path):
+    with lock.holding(Workdir(tmp_path).lock):
         pass
     (tmp_path / "run.lock").touch()  # killed as it began
-    with lock.holding(tmp_path):
+    with lock.holding(Workdir(tmp_path).lock):
         pass
 
 
 def test_another_host_s_lock_is_refused_until_it_is_removed(tmp_path):
     file = tmp_path / "run.lock"
     file.write_text(json.dumps({"host": "node17", "pid": 4711, "boot": "another"}))
-    with pytest.raises(LockedError, match=r"process 4711 on host 'node17'.* remove '.*run\.lock'"), lock.holding(tmp_path):
+    with (
+        pytest.raises(LockedError, match=r"process 4711 on host 'node17'.* remove '.*run\.lock'"),
+        lock.holding(Workdir(tmp_path).lock),
+    ):
         pass
     file.unlink()
-    with lock.holding(tmp_path):
+    with lock.holding(Workdir(tmp_path).lock):
         pass
 
 
 def test_a_container_of_this_machine_that_is_gone_leaves_no_lock(tmp_path):
     """Containers have host names of their own, and one kernel."""
     (tmp_path / "run.lock").write_text(json.dumps({"host": "0b1c2d3e", "pid": 7, "boot": lock._boot()}))
-    with lock.holding(tmp_path):
+    with lock.holding(Workdir(tmp_path).lock):
         pass
 
 
@@ -73,11 +81,11 @@ def test_without_kernel_locks_the_process_number_counts(tmp_path, monkeypatch):
 
     monkeypatch.setattr(lock.fcntl, "flock", none)
     process = hold(tmp_path)
-    with pytest.raises(LockedError, match=f"process {process.pid}"), lock.holding(tmp_path):
+    with pytest.raises(LockedError, match=f"process {process.pid}"), lock.holding(Workdir(tmp_path).lock):
         pass
     process.kill()
     process.communicate()
-    with lock.holding(tmp_path):
+    with lock.holding(Workdir(tmp_path).lock):
         pass
 
 
@@ -89,7 +97,7 @@ def test_of_many_that_start_at_once_one_holds_it(tmp_path, left):
 
     def work(_) -> bool:
         try:
-            with lock.holding(tmp_path):
+            with lock.holding(Workdir(tmp_path).lock):
                 inside.append(1)
                 most.append(len(inside))
                 time.sleep(0.3)
@@ -120,7 +128,7 @@ def test_a_run_is_refused_beside_another_and_a_look_is_not(tmp_path, monkeypatch
 def test_two_processes_of_one_run_are_refused_together(tmp_path):
     process = hold(tmp_path)
     for number, other in enumerate(start_two(tmp_path)):
-        told = [line for line in other.communicate(timeout=120)[0].splitlines() if not line.startswith("[Gloo]")]
-        assert other.returncode == 1 and len(told) == 1 and "at work in this run folder" in told[0], told
-        assert (f"process {process.pid} on host" if number == 0 else "process 0 names it") in told[0]
+        lines = [line for line in other.communicate(timeout=120)[0].splitlines() if not line.startswith("[Gloo]")]
+        assert other.returncode == 1 and len(lines) == 1 and "at work in this run folder" in lines[0], lines
+        assert f"process {process.pid} on host" in lines[0] and ("process 0 has failed" in lines[0]) == bool(number)
     process.communicate()

@@ -1,0 +1,69 @@
+"""The corpora by name: the only place to register a new data set."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from ecgbyte_jax.corpora import mimic, ptbxl
+from ecgbyte_jax.corpora.ecg_chat import CONVERSATIONS, read_conversations
+from ecgbyte_jax.corpora.ecg_qa import PUBLISHED_TYPES, QUESTION_TYPES, read_published_questions, read_questions
+from ecgbyte_jax.corpora.example import Example, Recording, Rejected
+from ecgbyte_jax.corpora.own import read_table
+from ecgbyte_jax.errors import SettingsError
+from ecgbyte_jax.settings import DataSettings
+
+CORPORA = ("ptbxl", "mimic", "ecg_qa", "ecg_qa_mimic", "ecg_chat", "own")
+
+
+def check_data(data: DataSettings) -> None:
+    """Raises SettingsError that lists the data settings that the corpus does not support."""
+    problems = []
+    if data.corpus not in CORPORA:
+        problems.append(f"data.corpus: {data.corpus!r} found, one of {CORPORA} expected")
+    if not set(data.question_types) <= set(QUESTION_TYPES):
+        problems.append(f"data.question_types: {data.question_types} found, some of {QUESTION_TYPES} expected")
+    if data.published_split and data.corpus == "own":
+        problems.append("data.published_split: your own data has no published split; its table's field 'split' is used")
+    if data.published_split and data.corpus in ("ecg_qa", "ecg_qa_mimic"):
+        problems += _published_problems(data)
+    if problems:
+        raise SettingsError(problems)
+
+
+def _published_problems(data: DataSettings) -> Iterator[str]:
+    """Settings that contradict ECG-Byte's own split of ECG-QA: both wordings, three types of questions."""
+    if not data.question_types or not set(data.question_types) <= set(PUBLISHED_TYPES):
+        problem = f"data.published_split: data.question_types {data.question_types} found"
+        yield f"{problem}, some of {PUBLISHED_TYPES} expected"
+    if data.wording != "template":
+        yield f"data.published_split: data.wording {data.wording!r} found, which has no effect here: both wordings are used"
+
+
+def read_corpus(data: DataSettings, root: Path, ecgqa_root: Path) -> Iterator[Example | Rejected]:
+    """Yields every example of the corpus `data.corpus`, or what is wrong with it.
+
+    root: the folder of the recordings; ecgqa_root: that of ECG-QA. Raises CorpusError, or SettingsError for an unknown corpus.
+    """
+    match data.corpus:
+        case "ptbxl":
+            translations = Path(data.translations) if data.translations else None
+            return ptbxl.read_reports(root, data.sample_rate, data.question, translations, data.published_split)
+        case "mimic":
+            return mimic.read_reports(root, data.question)
+        case "ecg_qa":
+            return _read_questions(data, ecgqa_root / "ptbxl", ptbxl.read_database(root, data.sample_rate))
+        case "ecg_qa_mimic":
+            return _read_questions(data, ecgqa_root / "mimic-iv-ecg", mimic.read_record_list(root))
+        case "ecg_chat":
+            return read_conversations(Path(data.conversations or root / CONVERSATIONS), root, data.published_split)
+        case "own":
+            return read_table(Path(data.table), root)
+        case other:
+            raise SettingsError([f"data.corpus: {other!r} found, one of {CORPORA} expected"])
+
+
+def _read_questions(
+    data: DataSettings, folder: Path, recordings: Iterable[tuple[str, Recording | Rejected]]
+) -> Iterator[Example | Rejected]:
+    if data.published_split:
+        return read_published_questions(folder, recordings, data.question_types)
+    return read_questions(folder, recordings, data.wording, data.question_types, data.split)

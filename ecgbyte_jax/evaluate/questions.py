@@ -1,0 +1,155 @@
+"""The questions that are answered: which, of which other patient's ECG too, and in which batches."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain, groupby
+
+import grain
+import numpy as np
+
+from ecgbyte_jax.errors import ConfigError, ScoresError
+from ecgbyte_jax.inputs.batches import key_of, open_split
+from ecgbyte_jax.inputs.prepared import Prepared
+from ecgbyte_jax.inputs.shards import Sequence, read_manifest
+from ecgbyte_jax.run.workdir import Workdir
+from ecgbyte_jax.settings import EvalSettings
+
+_NEIGHBOURS = 32  # ECGs of similar length that another patient's is drawn from
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """A question's sequence, the other patient's sequence whose ECGs it is also asked of, its index in the split."""
+
+    sequence: Sequence
+    other: Sequence
+    place: int
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Items that are answered together, `each` rows for every ECG (or for every two that are compared)."""
+
+    items: list[Item]
+    each: int
+
+
+def choose(eval_settings: EvalSettings, seed: int, prepared: Prepared) -> list[Item]:
+    """The questions to be answered, those with the shortest ECGs first and all about the same ECGs together.
+
+    Raises ScoresError for one without a reference, ConfigError for one whose ECGs no other patient's can replace.
+    """
+    dataset = open_split(prepared.shards, prepared.manifest, eval_settings.split)
+    count = min(eval_settings.max_sequences or len(dataset), len(dataset))
+    places = np.sort(np.random.default_rng(seed).choice(len(dataset), count, replace=False))
+    sequences = [dataset[int(place)] for place in places]
+    empty = [sequence.id for sequence in sequences if not sequence.answer.strip()]
+    if empty:
+        raise ScoresError(
+            f"{prepared.shards}: {len(empty)} of {len(sequences)} references of split '{eval_settings.split}' are empty, for "
+            f"example that of {empty[0]!r}; nothing to score answers against: run --stage=prepare again"
+        )
+    by_ecgs: dict[tuple[str, tuple[bytes, ...]], list[int]] = {}
+    for i, sequence in enumerate(sequences):
+        by_ecgs.setdefault((sequence.patient, key_of(sequence.ecgs)), []).append(i)
+    groups = sorted(by_ecgs.values(), key=lambda group: sum(map(len, sequences[group[0]].ecgs)))
+    others = _other_patients([sequences[group[0]] for group in groups], seed, dataset)
+    return [Item(sequences[i], other, int(places[i])) for group, other in zip(groups, others) for i in group]
+
+
+def _other_patients(sequences: list[Sequence], seed: int, split: grain.MapDataset | tuple = ()) -> list[Sequence]:
+    """For every sequence, in order of length, one with as many ECGs, of none of its patients, and nearly as long.
+
+    It is drawn from about 32, so that its length tells a model nothing and a batch needs no more room for it; where these share
+    a patient, it is the nearest one, or the first one of the whole split. Raises ConfigError where there is none.
+    """
+    rng = np.random.default_rng(seed)
+    patients = [_patients(sequence) for sequence in sequences]
+    others: dict[int, Sequence] = {}
+    for count in sorted({len(sequence.ecgs) for sequence in sequences}):
+        places = [place for place, sequence in enumerate(sequences) if len(sequence.ecgs) == count]
+        for near in _neighbours(places, patients):
+            for place in near:
+                foreign = [other for other in near if patients[place].isdisjoint(patients[other])]
+                if foreign:
+                    others[place] = sequences[foreign[rng.integers(len(foreign))]]
+                else:
+                    nearest = sorted(places, key=lambda other, place=place: abs(other - place))
+                    elsewhere = (split[number] for number in range(len(split)))
+                    others[place] = _first_foreign(sequences[place], chain((sequences[other] for other in nearest), elsewhere))
+    return [others[place] for place in range(len(sequences))]
+
+
+def _neighbours(places: list[int], patients: list[frozenset[str]]) -> list[list[int]]:
+    """Consecutive places in groups of at least 32 and of different patients, where there are so many."""
+    groups: list[list[int]] = [[]]
+    for place in places:
+        if len(groups[-1]) >= _NEIGHBOURS and len({patients[other] for other in groups[-1]}) > 1:
+            groups.append([])
+        groups[-1].append(place)
+    if len(groups) > 1 and len({patients[other] for other in groups[-1]}) == 1:
+        last = groups.pop()
+        groups[-1] += last
+    return groups
+
+
+def _first_foreign(sequence: Sequence, others: Iterable[Sequence]) -> Sequence:
+    for other in others:
+        if len(other.ecgs) == len(sequence.ecgs) and _patients(sequence).isdisjoint(_patients(other)):
+            return other
+    raise ConfigError(
+        f"eval.split: question {sequence.id!r} shows {len(sequence.ecgs)} ECG(s), and no other question about as many is of "
+        "other patients; one patient alone cannot be evaluated, since every question is also asked of another patient's ECG"
+    )
+
+
+def _patients(sequence: Sequence) -> frozenset[str]:
+    """Everyone whose ECG the sequence shows."""
+    return frozenset(sequence.meta.get("patients", (sequence.patient,)))
+
+
+def in_batches(items: list[Item], size: int, parts: int) -> list[Batch]:
+    """The items in their order in batches of at most `size` rows, which a mesh splits into `parts`.
+
+    Rows per ECG are a power of two that minimises computed tokens; busy ECGs take several slots, others leave rows empty.
+    """
+    groups = by_ecgs(items)
+    counts = np.array([len(group) for group in groups])
+    ecg = np.mean([sum(map(len, item.sequence.ecgs)) for item in items])
+    question = np.mean([len(item.sequence.question_ids) for item in items])
+    choices = [2**power for power in range(size.bit_length()) if size // parts % 2**power == 0]
+    each = min(choices, key=lambda each: (-(-counts // each)).sum() * (ecg + each * question))
+    batches: list[Batch] = []
+    slots_left = 0
+    for group in groups:
+        for start in range(0, len(group), each):
+            if slots_left == 0:
+                batches.append(Batch([], each))
+                slots_left = size // each
+            batches[-1].items.extend(group[start : start + each])
+            slots_left -= 1
+    return batches
+
+
+def by_ecgs(items: list[Item]) -> list[list[Item]]:
+    """The items in groups of consecutive ones that ask about the same ECGs."""
+    return [list(group) for _, group in groupby(items, key=lambda item: key_of(item.sequence.ecgs))]
+
+
+def find_sequences(workdir: Workdir, split: str, rows: list[dict]) -> dict[tuple[str, int], Sequence]:
+    """The shards' sequences of evaluated rows, by id and segment; raises ConfigError where one is missing."""
+    missing = {(row["id"], row["segment"]) for row in rows}
+    sequences: dict[tuple[str, int], Sequence] = {}
+    manifest = read_manifest(workdir.shards)
+    if split not in manifest.splits:
+        raise ConfigError(
+            f"{workdir.results}: split {split!r} found, one of {list(manifest.splits)} expected; run --stage=eval again"
+        )
+    for sequence in open_split(workdir.shards, manifest, split):
+        key = sequence.id, sequence.segment
+        if key in missing:
+            missing.remove(key)
+            sequences[key] = sequence
+            if not missing:
+                return sequences
+    raise ConfigError(f"{workdir.shards}: no {sorted(missing)[:3]}, found in {workdir.generations}; run --stage=eval again")

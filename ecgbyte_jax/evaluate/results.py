@@ -1,0 +1,85 @@
+"""The results of an evaluation: the scores of its answers and of the baselines, with their intervals."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ecgbyte_jax.evaluate.intervals import bootstrap, interval, over_seeds
+from ecgbyte_jax.evaluate.metrics import PairScores, Scorers, is_closed, macro_f1, measure
+
+MODEL, OTHER_ECG, COMMONEST = "model", "another patient's ECG", "commonest answer"
+_FIELDS = {MODEL: "answer", OTHER_ECG: "answer_to_other_ecg", COMMONEST: "commonest_answer"}
+_GROUPS = {"by_question_type": "question_type", "by_attribute": "attribute_type"}
+
+
+def make_results(rows: list[dict], scorers: Scorers, resamples: int, seed: int) -> dict:
+    """The results, except for what was evaluated, from the rows of generations; `scores` are means over the seeds."""
+    seeds = list(dict.fromkeys(row["seed"] for row in rows))
+    by_seed = [[row for row in rows if row["seed"] == seed] for seed in seeds]
+    patients = [row["patient"] for row in by_seed[0]]
+    measured = {system: _measure(by_seed, lambda row, f=field: row[f], scorers) for system, field in _FIELDS.items()}
+    results = {
+        "sequences": len(by_seed[0]),
+        "patients": len(set(patients)),
+        "empty_answers": sum(not row["answer"] for row in rows),
+        "seeds": seeds,
+        "scores": {system: mean(pairs) for system, pairs in measured.items()},
+        "intervals": {
+            system: {name: interval(values) for name, values in bootstrap(pairs, patients, resamples, seed).items()}
+            for system, pairs in measured.items()
+        },
+    }
+    if len(seeds) > 1:
+        results["over_seeds"] = {
+            system: {name: over_seeds(values) for name, values in _each(pairs).items()} for system, pairs in measured.items()
+        }
+    for group, field in _GROUPS.items():
+        results |= _parts(group, [row["meta"].get(field) for row in by_seed[0]], measured)
+    results |= _closed(by_seed)
+    names = rows[0].get("answers_perturbed", {})
+    perturbed = {name: mean(_measure(by_seed, lambda row, n=name: row["answers_perturbed"][n], scorers)) for name in names}
+    return results | {"perturbed": perturbed, "missing": scorers.missing or {}}
+
+
+def _measure(by_seed: list[list[dict]], text: Callable[[dict], str], scorers: Scorers) -> list[PairScores]:
+    return [measure([row["reference"] for row in rows], [text(row) for row in rows], scorers) for rows in by_seed]
+
+
+def _each(seeds: list[PairScores]) -> dict[str, list[float]]:
+    """Name -> the score of each seed."""
+    overall = [pairs.overall() for pairs in seeds]
+    return {name: [scores[name] for scores in overall] for name in overall[0]}
+
+
+def mean(seeds: list[PairScores]) -> dict[str, float]:
+    """Name -> the mean score over the seeds."""
+    return {name: float(np.mean(values)) for name, values in _each(seeds).items()}
+
+
+def _parts(group: str, kinds: list[str | None], measured: dict[str, list[PairScores]]) -> dict[str, dict]:
+    """The scores of the rows of each kind: the model's, and separately those of the baselines."""
+    results: dict[str, dict] = {group: {}, f"{group}_baselines": {}}
+    for kind in sorted({kind for kind in kinds if kind is not None}):
+        chosen = np.flatnonzero([kind == other for other in kinds])
+        scores = {system: mean([pairs.rows(chosen) for pairs in seeds]) for system, seeds in measured.items()}
+        results[group][kind] = {"sequences": len(chosen), **scores.pop(MODEL)}
+        results[f"{group}_baselines"][kind] = scores
+    return results
+
+
+def _closed(by_seed: list[list[dict]]) -> dict[str, dict[str, float]]:
+    """macro_f1 of every system over the questions that list their answers; {} where there are none."""
+    closed = [[row for row in rows if is_closed(row["meta"].get("question_type", ""))] for rows in by_seed]
+    if not closed[0]:
+        return {}
+    return {
+        "macro_f1": {
+            system: float(np.mean([macro_f1([r["reference"] for r in rows], [r[field] for r in rows]) for rows in closed]))
+            for system, field in _FIELDS.items()
+        }
+    }
+
+
+def answered_by(results: dict) -> str:
+    """The checkpoint, or the folder, that gave the answers of an evaluation's results."""
+    return str(results["checkpoint"] if results["checkpoint_step"] is None else results["checkpoint_step"])

@@ -1,0 +1,84 @@
+"""The explanation of an answer: from a trained model's attributions to views of its ECGs and its question.
+
+Axes: P tokens of a prompt, A of the answer, n of an ECG.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import jax
+import numpy as np
+
+from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
+from ecgbyte_jax.evaluate.questions import find_sequences
+from ecgbyte_jax.explain.views import EcgView, View, file_stem, save_view, split_words, spread
+from ecgbyte_jax.inputs.prompt import render
+from ecgbyte_jax.model.attribution import attribute
+from ecgbyte_jax.run.console import progress
+from ecgbyte_jax.run.workdir import Workdir
+from ecgbyte_jax.settings import AttendSettings, Settings
+from ecgbyte_jax.train.restore import Trained
+
+
+def look(trained: Trained, ecgs: Sequence[np.ndarray], question: str, answer: np.ndarray, attend: AttendSettings) -> View:
+    """Attributes an answer (text ids [A]) to the ECGs (compact ids [n] each) and the question.
+
+    Several answer tokens count alike. For an empty answer the end of the sequence is attributed, and for an answer that exceeds
+    the model's positions its beginning.
+    """
+    encoded = trained.text_tokenizer(question, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+    question_ids = np.array(encoded.input_ids, np.int32)
+    prompt, _ = render(trained.ids, ecgs, question_ids, None, trained.max_length)
+    # A text may take more tokens than were generated, where those were no whole characters.
+    room = trained.model.config.max_positions - len(prompt)
+    answer = answer[:room] if len(answer) else np.array([trained.ids.eos])
+    with jax.set_mesh(trained.mesh):
+        attribution = attribute(trained.model, prompt, answer, attend.layers, attend.heads)
+    weights = {"attention": attribution.attention.mean(axis=0), "rollout": attribution.rollout.mean(axis=0)}
+    weights["gradient_input"] = attribution.gradient_input
+    starts = np.flatnonzero(prompt == trained.ids.sig_start)[: len(ecgs)] + 1
+    ends = np.flatnonzero(prompt == trained.ids.sig_end)[: len(ecgs)]
+    ecg_views = tuple(
+        _view(trained.ecg_tokenizer, ecg, {name: values[start:end] for name, values in weights.items()})
+        for ecg, start, end in zip(ecgs, starts, ends)
+    )
+    words, word_of = split_words(question, encoded.offset_mapping)
+    tail = {name: values[len(prompt) - len(question_ids) :] for name, values in weights.items()}
+    word_weights = {name: np.bincount(word_of, values, len(words)).astype(np.float32) for name, values in tail.items()}
+    return View(ecg_views, words, word_weights, weights, float(attribution.log_probs.sum()))
+
+
+def _view(tokenizer: ECGTokenizer, ids: np.ndarray, weights: dict[str, np.ndarray]) -> EcgView:
+    signal = tokenizer.decode(ids).astype(np.float32)
+    offsets = tokenizer.bpe.offsets(ids)
+    lengths = np.diff(np.append(offsets, signal.size))
+    kept = len(weights["attention"])
+    seen = np.arange(signal.size) < lengths[:kept].sum()
+    samples = {name: spread(values, lengths, signal.shape) for name, values in weights.items()}
+    return EcgView(signal, seen.reshape(signal.shape), offsets, weights, samples)
+
+
+def views(
+    trained: Trained, attend: AttendSettings, workdir: Workdir, split: str, rows: list[dict]
+) -> Iterable[tuple[dict, View]]:
+    """Attributes the answers of rows of generations one by one, and writes `Workdir.attention`/<example>.npz for each."""
+    sequences = find_sequences(workdir, split, rows)
+    with progress("attention", len(rows)) as report:
+        for done, row in enumerate(rows, start=1):
+            sequence = sequences[row["id"], row["segment"]]
+            view = look(trained, sequence.ecgs, sequence.question, _answer_ids(trained, row), attend)
+            save_view(view, row, workdir.attention / f"{file_stem(row)}.npz")
+            report(done)
+            yield row, view
+
+
+def _answer_ids(trained: Trained, row: dict) -> np.ndarray:
+    """The answer's tokens without eos, int32 [A]: those that were generated, where the row has them."""
+    tokens = row.get("tokens")
+    if not isinstance(tokens, list):
+        tokens = trained.text_tokenizer(row["answer"], add_special_tokens=False, split_special_tokens=True).input_ids
+    return np.array([token for token in tokens if token != trained.ids.eos], np.int32)
+
+
+def rate_of(settings: Settings) -> float:
+    """Hz of the segments; where each recording keeps its own rate, that of PTB-XL's set, whatever the corpus."""
+    return float(settings.signal.target_rate or settings.data.sample_rate)

@@ -1,0 +1,46 @@
+"""Opens the results of preparation: shards, manifest, tokenizers and the prompt's ids."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
+from ecgbyte_jax.errors import ShardsError
+from ecgbyte_jax.inputs.prompt import PromptIds
+from ecgbyte_jax.inputs.shards import Manifest, read_manifest
+from ecgbyte_jax.inputs.text import load_text_tokenizer
+from ecgbyte_jax.run.workdir import Workdir
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The shards' folder and manifest, the text tokenizer, and the ids of prompts."""
+
+    shards: Path
+    manifest: Manifest
+    text_tokenizer: "PreTrainedTokenizerFast"
+    ids: PromptIds
+
+
+def load_prepared(workdir: Workdir) -> Prepared:
+    """Opens the shards and tokenizers; raises ShardsError or TokenizerError, naming the file, if one is missing."""
+    ecg_vocab_size = ECGTokenizer.load(workdir.ecg_tokenizer).bpe.vocab_size
+    text_tokenizer = load_text_tokenizer(workdir.text_tokenizer)
+    ids = PromptIds.of(text_tokenizer, ecg_vocab_size)
+    manifest = read_manifest(workdir.shards)
+    for name, digest in tokenizer_digests(workdir).items():
+        if manifest.digests[name] != digest:
+            raise ShardsError(
+                f"{workdir.shards}: written with a {name} other than that in {workdir.tokenizers}; run --stage=prepare again"
+            )
+    return Prepared(workdir.shards, manifest, text_tokenizer, ids)
+
+
+def tokenizer_digests(workdir: Workdir) -> dict[str, str]:
+    """Returns the SHA-256 of the tokenizers, by name."""
+    files = {"ecg_tokenizer": workdir.ecg_tokenizer, "text_tokenizer": workdir.text_tokenizer / "tokenizer.json"}
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items() if file.is_file()}

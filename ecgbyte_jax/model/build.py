@@ -1,0 +1,114 @@
+"""The model that the settings describe, on the mesh, divided into what is trained and what is frozen."""
+
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from ecgbyte_jax.errors import ConfigError
+from ecgbyte_jax.model.config import DecoderConfig, LoraConfig, ModelConfig
+from ecgbyte_jax.model.decoder import Decoder
+from ecgbyte_jax.model.hf import grow_vocabulary, load_pretrained, locate, read_config
+from ecgbyte_jax.model.lora import add_lora
+from ecgbyte_jax.model.sharding import abstract, make_sharded, parameter_shardings, place
+
+_COMPUTED_AS = ("dtype", "param_dtype", "remat", "scan_layers")  # settings that hold for a pretrained model too
+_NOT_OF_THE_DECODER = ("pretrained", "vocab_multiple", "train_new_embeddings")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A model in parts: `nnx.merge(graphdef, trained, frozen)` is the model at its start."""
+
+    config: DecoderConfig
+    graphdef: Any
+    trained: nnx.State
+    frozen: nnx.State
+
+    def model(self, trained: nnx.State) -> Decoder:
+        """The model with other trained parameters in place."""
+        return nnx.merge(self.graphdef, trained, self.frozen)
+
+
+def build_model(
+    model: ModelConfig,
+    lora: LoraConfig,
+    seed: int,
+    positions: int,
+    vocab_size: int,
+    mesh: Mesh,
+    first_new_id: int | None = None,
+    *,
+    to_restore: bool = False,
+) -> Parts:
+    """The model at its start: `model.pretrained` with rows for new tokens, or random weights of `model`'s sizes.
+
+    `positions`: of a prompt with its answer. The same settings and seed give the same weights on any mesh, up to float32's last
+    bit. With `lora.rank` > 0 only the LoRA paths are trained, and with `model.train_new_embeddings` the embeddings from
+    `first_new_id` on. `to_restore` leaves the trained parameters abstract (jax.ShapeDtypeStruct with a sharding), for a
+    checkpoint to be read into.
+    """
+    trained = nnx.LoRAParam if lora.rank else nnx.Param
+    weights_key, rows_key, lora_key = jax.random.split(jax.random.key(seed), 3)
+    train_from = first_new_id if lora.rank and model.train_new_embeddings else None
+    config = _decoder_config(model, lora, positions, vocab_size)
+    tokens = max(config.vocab_size, vocab_size)
+    unused = -tokens % model.vocab_multiple
+    grown = replace(config, vocab_size=tokens + unused, spare_rows=unused)
+
+    def adapt(decoder: Decoder) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+        decoder = grow_vocabulary(decoder, grown.vocab_size, rows_key, train_from=train_from)
+        decoder.config = grown
+        if lora.rank:
+            add_lora(decoder, replace(lora, targets=_targets(lora, grown)), lora_key)
+        return nnx.split(decoder, trained, ...)
+
+    if to_restore and not lora.rank:  # nothing is frozen, so no weight is made or read
+        parts = jax.eval_shape(lambda: adapt(Decoder(config, nnx.Rngs(weights_key))))
+    elif model.pretrained:
+        how = {name: getattr(config, name) for name in _COMPUTED_AS}
+        decoder, _ = load_pretrained(model.pretrained, shard=partial(parameter_shardings, mesh=mesh), **how)
+        parts = place(adapt(decoder), mesh)
+    else:
+        parts = make_sharded(lambda: adapt(Decoder(config, nnx.Rngs(weights_key))), mesh)
+    graphdef, trained_state, frozen = parts
+    return Parts(grown, graphdef, abstract(trained_state, mesh) if to_restore else trained_state, frozen)
+
+
+def check_fit(model: ModelConfig, lora: LoraConfig, positions: int, found: DecoderConfig) -> None:
+    """Raises ConfigError where the settings ask for more than a pretrained model has: positions, or kernels for LoRA."""
+    if found.max_positions < positions:
+        raise ConfigError(
+            f"prompt.max_length + eval.max_new_tokens: {positions} found, at most the {found.max_positions} positions of "
+            f"'{model.pretrained}' expected"
+        )
+    if lora.rank and not _targets(lora, found):
+        raise ConfigError(f"lora.targets: {lora.targets} found, some of this model's kernels {found.kernels} expected")
+
+
+def left_out_targets(lora: LoraConfig, found: DecoderConfig) -> tuple[str, ...]:
+    """Those of `lora.targets` that the model does not have; none without LoRA."""
+    return tuple(name for name in lora.targets if name not in found.kernels) if lora.rank else ()
+
+
+def count(state: Any) -> int:
+    """The number of parameters in a tree."""
+    return sum(leaf.size for leaf in jax.tree.leaves(state))
+
+
+def _targets(lora: LoraConfig, found: DecoderConfig) -> tuple[str, ...]:
+    """Those of `lora.targets` that the model has: GPT-2 and OPT, for example, have no gate."""
+    return tuple(name for name in lora.targets if name in found.kernels)
+
+
+def _decoder_config(model: ModelConfig, lora: LoraConfig, positions: int, vocab_size: int) -> DecoderConfig:
+    """The decoder before rows are added: a pretrained one's own, else one with `vocab_size` tokens."""
+    sizes = {name: value for name, value in asdict(model).items() if name not in _NOT_OF_THE_DECODER}
+    if not model.pretrained:
+        return DecoderConfig(vocab_size=vocab_size, max_positions=positions, **sizes)
+    found = read_config(locate(model.pretrained))
+    check_fit(model, lora, positions, found)
+    return replace(found, **{name: sizes[name] for name in _COMPUTED_AS})

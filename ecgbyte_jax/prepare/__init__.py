@@ -1,0 +1,1 @@
+"""From recordings to token shards: cleaning, quantising, training the tokenizer, writing; no jax."""

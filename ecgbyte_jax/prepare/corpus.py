@@ -1,0 +1,206 @@
+"""The examples of a run: where its recordings are, which examples are usable, and which are rejected and why."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from ecgbyte_jax.corpora.demo import write_demo
+from ecgbyte_jax.corpora.example import Example, Rejected, published_splits
+from ecgbyte_jax.corpora.read import read_corpus
+from ecgbyte_jax.errors import ConfigError, CorpusError
+from ecgbyte_jax.files import write_whole
+from ecgbyte_jax.prepare.symbol_cache import record_key
+from ecgbyte_jax.run.console import console, progress
+from ecgbyte_jax.run.stage import Stage
+from ecgbyte_jax.run.workdir import Workdir
+from ecgbyte_jax.settings import DataSettings, Settings
+
+
+@dataclass(frozen=True)
+class Folders:
+    """The folders of preparation: recordings, ECG-QA's questions, and the cache.
+
+    made_by: the digest of the settings by which this project made the recordings; "" for recordings from elsewhere.
+    """
+
+    root: Path
+    ecgqa_root: Path
+    cache: Path
+    made_by: str = ""
+
+    @classmethod
+    def of(cls, settings: Settings, workdir: Workdir) -> "Folders":
+        """Finds the folders that the settings name."""
+        data, cache = settings.data, Path(settings.prepare.cache or workdir.cache)
+        if data.synthetic_records:
+            return cls(workdir.synthetic / "ptbxl", workdir.synthetic / "ecgqa", cache)
+        root = Path(data.root)
+        return cls(root, Path(data.ecgqa_root or Path(os.path.abspath(root)).parent / "ecgqa"), cache)
+
+
+@dataclass
+class Corpus:
+    """The usable examples, and the rejected ones with the reason; `read` counts both and never changes."""
+
+    read: int
+    examples: list[Example]
+    rejected: list[Rejected]
+    folders: Folders
+    quarantine: Path
+    max_bad_fraction: float
+    _keys: dict[Path, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        items: Iterable[Example | Rejected],
+        folders: Folders,
+        quarantine: Path,
+        max_bad_fraction: float,
+        published_split: bool = False,
+    ) -> "Corpus":
+        """Collects the examples; of those with the same id all but the first are rejected.
+
+        Raises CorpusError if a patient or recording is in two splits (`published_split`: a warning), or a recording belongs to
+        two patients.
+        """
+        examples: dict[str, Example] = {}
+        rejected: list[Rejected] = []
+        for item in items:
+            if isinstance(item, Rejected):
+                rejected.append(item)
+            elif item.id in examples:
+                rejected.append(Rejected(item.id, str(item.records[0]), "an earlier example has the same id"))
+            else:
+                examples[item.id] = item
+        corpus = cls(len(examples) + len(rejected), list(examples.values()), rejected, folders, quarantine, max_bad_fraction)
+        corpus.check_patients(published_split)
+        corpus.check_recordings(published_split)
+        return corpus
+
+    def check_patients(self, published_split: bool) -> None:
+        """Raises CorpusError, or with `published_split` warns, if patients are in more than one split."""
+        splits: dict[str, str] = {}
+        shared: dict[str, set[str]] = {}
+        for example in self.examples:
+            for patient in example.patients:
+                if splits.setdefault(patient, example.split) != example.split:
+                    shared.setdefault(patient, {splits[patient]}).add(example.split)
+        if not shared:
+            return
+        first = min(shared)
+        problem = f"{len(shared)} of {len(splits)} patients are in more than one split, for example {first!r} in"
+        problem += f" {sorted(shared[first])}"
+        if not published_split:
+            raise CorpusError(f"{problem}; their scores would be on patients seen in training. Split by patient")
+        console.print(f"warning: {problem} (data.published_split): scores are not those of unseen patients")
+
+    def check_recordings(self, published_split: bool) -> None:
+        """Raises CorpusError, naming two examples, if a recording has two patients or, unless as published, two splits."""
+        first: dict[Path, Example] = {}
+        for example in self.examples:
+            for record in example.records:
+                earlier = first.setdefault(record, example)
+                owners = earlier.owner(record), example.owner(record)
+                if owners[0] != owners[1] or (earlier.split != example.split and not published_split):
+                    raise CorpusError(
+                        f"recording '{record}': example {earlier.id!r} of patient {owners[0]!r} is in split {earlier.split!r}, "
+                        f"{example.id!r} of patient {owners[1]!r} in split {example.split!r}; one patient and one split "
+                        "expected: correct them, or name both patients of a comparison in the field patients"
+                    )
+
+    def records(self, split: str | None = None) -> list[Path]:
+        """Returns the distinct recordings (of one split), in order of first use."""
+        return list(dict.fromkeys(record for e in self.examples if split in (None, e.split) for record in e.records))
+
+    def keys(self, records: list[Path]) -> np.ndarray:
+        """Returns the cache's keys of recordings, uint64 [R]; each file is examined only once, as networks are slow."""
+        for record in records:
+            if record not in self._keys:
+                self._keys[record] = record_key(record, self.folders.root, self.folders.made_by)
+        return np.array([self._keys[record] for record in records], np.uint64)
+
+    def set_aside(self, bad: list[Rejected]) -> None:
+        """Rejects examples and writes all rejected ones to the quarantine file.
+
+        Raises CorpusError if they are too many, or no training example is left.
+        """
+        ids = {rejected.id for rejected in bad}
+        self.examples = [example for example in self.examples if example.id not in ids]
+        self.rejected += bad
+        lines = (json.dumps(asdict(rejected), ensure_ascii=False, default=str) + "\n" for rejected in self.rejected)
+        # Paths that are not UTF-8 are written with JSON escapes.
+        write_whole(self.quarantine, (line.encode(errors="backslashreplace") for line in lines))
+        if len(self.rejected) > self.max_bad_fraction * self.read:
+            first = self.rejected[0]
+            raise CorpusError(
+                f"{len(self.rejected)} of {self.read} examples cannot be used, more than data.max_bad_fraction "
+                f"{self.max_bad_fraction}; the first: {first.file}: {first.reason}; all of them: {self.quarantine}"
+            )
+        if not any(example.split == "train" for example in self.examples):
+            raise CorpusError(f"{self.read} examples read, none of them usable for training; rejected: {self.quarantine}")
+
+    def digest(self) -> str:
+        """SHA-256 of the examples and of their recordings' keys."""
+        total = hashlib.sha256()
+        for example in self.examples:
+            names = [os.path.relpath(record, self.folders.root) for record in example.records]
+            row = [example.id, example.patient, example.split, names, example.question, example.answer, example.meta]
+            total.update(json.dumps(row).encode() + b"\n")
+        for rejected in self.rejected:
+            total.update(json.dumps(rejected.id).encode() + b"\n")
+        total.update(self.keys(self.records()).tobytes())
+        return total.hexdigest()
+
+
+def open_corpus(settings: Settings, workdir: Workdir, synthetic: Stage) -> Corpus:
+    """Reads the corpus that the settings name; first makes synthetic recordings, as stage `synthetic`, if requested.
+
+    Raises CorpusError, or SettingsError for an unknown corpus.
+    """
+    data, folders = settings.data, Folders.of(settings, workdir)
+    if folders.cache.exists() and not folders.cache.is_dir():
+        raise ConfigError(f"prepare.cache: '{folders.cache}' is a file, a folder expected")
+    if data.synthetic_records:
+        folders = replace(folders, made_by=synthetic.digest())
+        _make_demo_data(data, folders, settings.seed, synthetic)
+    items = read_corpus(data, folders.root, folders.ecgqa_root)
+    if data.published_split and data.corpus in ("mimic", "ecg_chat"):
+        items = _published_split(items)
+    return Corpus.of(items, folders, workdir.quarantine, data.max_bad_fraction, data.published_split)
+
+
+def _make_demo_data(data: DataSettings, folders: Folders, seed: int, stage: Stage) -> None:
+    if stage.finished():
+        return
+    folder = stage.marker.parent
+    if folder.exists() and not stage.marker.exists():
+        raise CorpusError(
+            f"{folder}: this folder is not this project's, but the synthetic recordings need its path; move it away"
+        )
+    stage.begin()
+    for old in (folders.root, folders.ecgqa_root):
+        if old.exists():
+            shutil.rmtree(old)
+    with progress("make synthetic recordings", data.synthetic_records) as report:
+        write_demo(folders.root, folders.ecgqa_root, data.synthetic_records, seed, progress=report)
+    stage.finish([folders.root, folders.ecgqa_root])
+
+
+def _published_split(examples: Iterable[Example | Rejected]) -> Iterator[Example | Rejected]:
+    """Replaces the split by ECG-Byte's own, drawn over all recordings or conversations, usable or not."""
+    groups = [list(items) for _, items in groupby(examples, _conversation)]
+    for split, items in zip(published_splits(len(groups)), groups):
+        yield from (replace(item, split=split) if isinstance(item, Example) else item for item in items)
+
+
+def _conversation(item: Example | Rejected) -> str:
+    """The conversation of an example, or its id if it has none."""
+    return item.meta.get("conversation", item.id) if isinstance(item, Example) else item.id

@@ -1,0 +1,193 @@
+"""The sections of the report: what each says and draws, from data or from files that the caller names.
+
+Axes: T samples of a segment, V ECG vocabulary, n tokens of a segment.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from ecgbyte_jax.ecg.bpe import BPE
+from ecgbyte_jax.ecg.records import LEADS
+from ecgbyte_jax.ecg.symbols import ALPHABET_SIZE
+from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
+from ecgbyte_jax.explain.views import METHODS, EcgView, View
+from ecgbyte_jax.report import words
+from ecgbyte_jax.report.attention import draw_attention
+from ecgbyte_jax.report.curves import draw_training
+from ecgbyte_jax.report.folder import Chosen, read_json, read_lines, set_aside
+from ecgbyte_jax.report.page import Example, Page, Picture, Table, picture
+from ecgbyte_jax.report.paper import draw_ecg
+from ecgbyte_jax.report.tokens import draw_compression, draw_tokens, draw_usage
+
+_NOT_OF_TRAINING = ("eval", "export", "attend")  # parts of the settings that a checkpoint was saved with
+_RECODED = 100  # segments that compression is measured on
+_LEVELS = (0, 100, 500, 1000, 2000, 3500, 5000, 10_000)  # merges
+_STRONGEST = 0.6  # opacity of a word's colour; black text stays readable on it
+
+
+def make_page(title: str, results: dict) -> Page:
+    """The page with the section of scores alone."""
+    return Page(
+        title=title,
+        evaluated=words.evaluated(results),
+        scores=words.score_tables(results),
+        score_notes=words.score_notes(results),
+    )
+
+
+def add_settings(page: Page, trained: dict, evaluated: dict) -> None:
+    """Those that the checkpoint was trained with ({} where unknown), and those of the evaluation."""
+    page.settings += words.settings_tables({name: part for name, part in trained.items() if name not in _NOT_OF_TRAINING})
+    page.settings += words.settings_tables({"eval": evaluated})
+
+
+def make_example(chosen: Chosen, view: View | None, rate: float) -> Example:
+    """An example with what its view holds: pictures, and attention where there is any; a rate in Hz."""
+    row = chosen.row
+    right = row["answer"].strip() == row["reference"].strip()
+    probability = f", probability {np.exp(row['log_prob']):.2f}" if isinstance(row.get("log_prob"), int | float) else ""
+    others = (("To another's ECG", "answer_to_other_ecg"), ("Commonest answer", "commonest_answer"))
+    return Example(
+        id=f"{row['id']}, segment {row['segment'] + 1}",
+        type=chosen.question_type or "all questions",
+        why=chosen.why,
+        question=row["question"],
+        reference=row["reference"],
+        answer=row["answer"],
+        verdict=f"({'right' if right else 'wrong'}: {chosen.score:.0%} of the words{probability})",
+        right=right,
+        words=_coloured_words(view) if view else (),
+        others=tuple((name, row[key]) for name, key in others if isinstance(row.get(key), str)),
+        pictures=tuple(_ecg_pictures(view, rate)) if view else (),
+        shares=_shares(view) if view and view.words else (),
+    )
+
+
+def _coloured_words(view: View) -> tuple[tuple[str, float], ...]:
+    if not view.words:
+        return ()
+    weights = view.word_weights["attention"]
+    return tuple((word, round(_STRONGEST * float(w / (weights.max() or 1)), 3)) for word, w in zip(view.words, weights))
+
+
+def _ecg_pictures(view: View, rate: float) -> Iterable[Picture]:
+    for number, ecg in enumerate(view.ecgs, start=1):
+        which = f"ECG {number} of {len(view.ecgs)}" if len(view.ecgs) > 1 else "The ECG"
+        seconds = ecg.signal.shape[1] / rate
+        low, high = ecg.signal.min(), ecg.signal.max()
+        alt = f"{which}: 12 leads, {seconds:g} s on paper of 25 mm/s and 10 mm/mV, from {low:.1f} to {high:.1f} mV."
+        caption = f"{which} as its tokens restore it, {seconds:g} s at {rate:g} Hz."
+        yield picture(draw_ecg(ecg.signal, rate), f"{which} on paper", alt, caption)
+        if ecg.samples:
+            yield _attention_picture(ecg, rate, which)
+
+
+def _attention_picture(ecg: EcgView, rate: float, which: str) -> Picture:
+    weights = ecg.samples["attention"]
+    share = weights.sum(axis=1) / (weights.sum() or 1)
+    most = ", ".join(f"{LEADS[i]} {share[i]:.0%}" for i in np.argsort(-share, kind="stable")[:3])
+    cut = "" if ecg.seen.all() else f" The prompt cut off the hatched {1 - ecg.seen.mean():.0%}."
+    figure = draw_attention(ecg.signal, weights, rate, seen=ecg.seen, label="attention of the answer, a sample")
+    alt = f"{which} with the attention of the answer as colour beneath it; most of it on the leads {most}.{cut}"
+    caption = f"Attention over the trace; beside each lead its share of what went to this ECG. Most: {most}.{cut}"
+    return picture(figure, f"Attention over {which[0].lower() + which[1:]}", alt, caption)
+
+
+def _shares(view: View) -> tuple[Table, ...]:
+    """The shares of the answer by each method: of ECGs, question and the rest, and of the question's words."""
+    names = [name.replace("_", " x ") for name in METHODS]
+    totals = {name: float(np.abs(view.prompt[name]).sum()) or 1.0 for name in METHODS}
+    rows = [
+        (f"ECG {number}" if len(view.ecgs) > 1 else "ECG", *(_percent(ecg.tokens[name], totals[name]) for name in METHODS))
+        for number, ecg in enumerate(view.ecgs, start=1)
+    ]
+    rows.append(("question", *(_percent(view.word_weights[name], totals[name]) for name in METHODS)))
+    by_word = [
+        (word, *(f"{view.word_weights[name][i] / totals[name]:+.1%}" for name in METHODS)) for i, word in enumerate(view.words)
+    ]
+    return (
+        Table("Share of the whole; the rest is on the markers around them", ("part", *names), tuple(rows)),
+        Table("The question's words", ("word", *names), tuple(by_word)),
+    )
+
+
+def _percent(weights: np.ndarray, total: float) -> str:
+    return f"{np.abs(weights).sum() / total:.1%}"
+
+
+def add_curves(page: Page, metrics: Path) -> None:
+    """The training's curves, from its log."""
+    lines = [line for line in read_lines(metrics) if isinstance(line.get("step"), int)]
+    losses = [line["loss"] for line in lines if isinstance(line.get("loss"), int | float)]
+    if not losses:
+        page.curve_notes.append(f"No {metrics.name} in the run's folder: there are no curves to show.")
+        return
+    valid = [line["valid_loss"] for line in lines if isinstance(line.get("valid_loss"), int | float)]
+    end = f"Training loss from {losses[0]:.3g} to {losses[-1]:.3g} nats a token in {lines[-1]['step']} steps" + (
+        f"; validation loss {valid[-1]:.3g} at the end" if valid else "; no validation"
+    )
+    page.curves.append(picture(draw_training(lines), "Training curves", f"Curves. {end}.", f"{end}."))
+
+
+def add_data(page: Page, manifest: Path, quarantine: Path) -> None:
+    """What was prepared, from the shards' manifest, and what was set aside."""
+    content = read_json(manifest)
+    if content:
+        page.data.append(words.split_table(content))
+    else:
+        page.data_notes.append("No shards in the run's folder.")
+    if not quarantine.is_file():
+        page.data_notes.append(f"What was set aside is unknown: {quarantine.parent.name}/{quarantine.name} is missing.")
+    elif reasons := set_aside(quarantine):
+        page.data.append(words.aside_table(reasons))
+    else:
+        page.data_notes.append("Nothing was set aside: every example of the corpus could be used.")
+
+
+def add_tokenizer(page: Page, tokenizer: ECGTokenizer) -> None:
+    """The table of the tokenizer's properties."""
+    low, high = tokenizer.quantizer.low, tokenizer.quantizer.high
+    rows = [
+        ("merges", f"{tokenizer.bpe.vocab_size - ALPHABET_SIZE:,}"),
+        ("range of the 26 letters", f"{low:.2f} to {high:.2f} mV"),
+    ]
+    if tokenizer.training:
+        share = tokenizer.training.clipped / max(tokenizer.training.symbols, 1)
+        rows.append(("trained on", f"{tokenizer.training.segments:,} segments, {tokenizer.training.symbols:,} samples"))
+        rows.append(("samples outside the range", f"{share:.2%}"))
+    page.tokenizer.append(Table("The tokenizer", ("property", "value"), tuple(rows)))
+
+
+def add_token_statistics(page: Page, bpe: BPE, segments: list[np.ndarray]) -> None:
+    """How tokens are used in segments (compact ids [n] each), and how well these are compressed by the number of merges."""
+    lengths = np.array([len(token) for token in bpe.tokens])
+    counts = np.bincount(np.concatenate(segments), minlength=bpe.vocab_size)
+    mean = float((counts * lengths).sum() / counts.sum())
+    occur = f"{int((counts > 0).sum())} of {bpe.vocab_size} tokens occur in {len(segments)} segments"
+    caption = f"Frequencies and lengths of tokens: {occur}; a token has {mean:.1f} samples on average."
+    page.tokenizer_pictures.append(picture(draw_usage(counts, lengths), "Use and length of tokens", caption, caption))
+    if bpe.merges is None:
+        page.tokenizer_notes.append(
+            "A published tokenizer does not contain its merges: compression by their number is unknown."
+        )
+        return
+    made = bpe.vocab_size - ALPHABET_SIZE
+    symbols = np.stack([bpe.decode(ids) for ids in segments[:: max(1, len(segments) // _RECODED)]])
+    rates = {}
+    for level in [*(level for level in _LEVELS if level < made), made]:
+        shorter = BPE.of_merges(bpe.merges[:level], bpe.counts[:level])
+        rates[level] = symbols.size / sum(map(len, shorter.encode_batch(symbols)))
+    caption = (
+        f"Compression by the number of merges, on {len(symbols)} segments: {rates[made]:.1f} samples a token with all {made}."
+    )
+    page.tokenizer_pictures.append(picture(draw_compression(rates), "Compression by merges", caption, caption))
+
+
+def add_token_trace(page: Page, tokenizer: ECGTokenizer, name: str, signal: np.ndarray, rate: float) -> None:
+    """The tokens over the segment `signal` [12, T] in mV at `rate` Hz of a recording."""
+    figure = draw_tokens(signal, rate, tokenizer, title=name)
+    alt = f"The twelve leads of {name} in grey, and over them what the tokens restore, a colour a token."
+    caption = f"Tokens over a trace: {name}, its first segment. Ticks mark where a token begins; tokens may cross leads."
+    page.tokenizer_pictures.append(picture(figure, "Tokens over a trace", alt, caption))

@@ -1,0 +1,187 @@
+"""The layout of a run's folder: the one place that spells its paths."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Workdir:
+    """Every file and folder of the run in `root`, whether it is there or not."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The settings of the last stage that worked here."""
+        return self.root / "config.json"
+
+    @property
+    def compiled(self) -> Path:
+        """Programs that took long to compile."""
+        return self.root / "compiled"
+
+    @property
+    def lock(self) -> Path:
+        """There while a command works in this folder."""
+        return self.root / "run.lock"
+
+    # What preparation makes.
+
+    @property
+    def synthetic(self) -> Path:
+        """Recordings and questions that are made where none are given."""
+        return self.root / "synthetic"
+
+    @property
+    def synthetic_marker(self) -> Path:
+        """The marker of the synthetic recordings."""
+        return self.synthetic / "stage.json"
+
+    @property
+    def cache(self) -> Path:
+        """Symbols of cleaned recordings, unless `prepare.cache` names a folder that several runs share."""
+        return self.root / "cache"
+
+    @property
+    def prepare_marker(self) -> Path:
+        """The marker of stage `prepare`."""
+        return self.root / "prepare" / "stage.json"
+
+    @property
+    def quarantine(self) -> Path:
+        """The examples that were set aside, with the reasons."""
+        return self.root / "prepare" / "quarantine.jsonl"
+
+    @property
+    def summaries(self) -> Path:
+        """What each task of preparation has written so far."""
+        return self.root / "prepare" / "shards"
+
+    @property
+    def tokenizers(self) -> Path:
+        """The folder of both tokenizers."""
+        return self.root / "tokenizer"
+
+    @property
+    def ecg_tokenizer(self) -> Path:
+        """The ECG tokenizer: percentiles and byte pair encoding in one JSON file."""
+        return self.tokenizers / "ecg_tokenizer.json"
+
+    @property
+    def text_tokenizer(self) -> Path:
+        """A folder as transformers writes it."""
+        return self.tokenizers / "text"
+
+    @property
+    def tokenizer_marker(self) -> Path:
+        """The marker of the ECG tokenizer."""
+        return self.tokenizers / "stage.json"
+
+    @property
+    def tokenizer_report(self) -> Path:
+        """What --stage=tokenizer measured."""
+        return self.tokenizers / "report.json"
+
+    @property
+    def tokenizer_report_marker(self) -> Path:
+        """The marker of stage `tokenizer`."""
+        return self.tokenizers / "report_stage.json"
+
+    @property
+    def merges(self) -> Path:
+        """The merges as a table, where `tokenizer.merges_csv` asks for it."""
+        return self.tokenizers / "merges.csv"
+
+    @property
+    def shards(self) -> Path:
+        """The token shards with their manifest."""
+        return self.root / "shards"
+
+    @property
+    def manifest(self) -> Path:
+        """What the shards hold, in JSON."""
+        return self.shards / "manifest.json"
+
+    # What training makes.
+
+    @property
+    def checkpoints(self) -> Path:
+        """The training's checkpoints."""
+        return self.root / "checkpoints"
+
+    @property
+    def train_marker(self) -> Path:
+        """The marker of stage `train`."""
+        return self.checkpoints / "stage.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line a training step."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's files."""
+        return self.root / "tensorboard"
+
+    @property
+    def profile(self) -> Path:
+        """A JAX profile, where --profile_steps asks for one."""
+        return self.root / "profile"
+
+    @property
+    def wandb_run(self) -> Path:
+        """The id of the training's run at Weights & Biases."""
+        return self.root / "wandb_run.txt"
+
+    # What evaluation and the stages after it make.
+
+    @property
+    def eval(self) -> Path:
+        """The folder of an evaluation."""
+        return self.root / "eval"
+
+    @property
+    def answers_marker(self) -> Path:
+        """The marker of the answers."""
+        return self.eval / "answers.json"
+
+    @property
+    def scores_marker(self) -> Path:
+        """The marker of stage `eval`."""
+        return self.eval / "stage.json"
+
+    @property
+    def evaluated(self) -> Path:
+        """Which checkpoint and split the answers are of."""
+        return self.eval / "checkpoint.json"
+
+    @property
+    def generations(self) -> Path:
+        """One JSON line a question, segment and seed."""
+        return self.eval / "generations.jsonl"
+
+    @property
+    def results(self) -> Path:
+        """The scores."""
+        return self.eval / "results.json"
+
+    @property
+    def attention(self) -> Path:
+        """What --stage=attend writes."""
+        return self.root / "attention"
+
+    @property
+    def report(self) -> Path:
+        """The page of --stage=report."""
+        return self.root / "report.html"
+
+    @property
+    def report_marker(self) -> Path:
+        """The marker of stage `report`."""
+        return self.root / "report_stage.json"
+
+    @property
+    def export(self) -> Path:
+        """The model that --stage=export writes."""
+        return self.root / "export"

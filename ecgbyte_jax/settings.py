@@ -1,0 +1,348 @@
+"""Every setting of a run, once: type, default, meaning with unit, and rule; published defaults, where there are any.
+
+An experiment is a ConfigDict of the same names (`get_defaults` in `experiments/common.py`), which becomes `Settings` when the
+pipeline starts; each library takes the part that it needs. Spans in samples are at `signal.target_rate`.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from ml_collections import ConfigDict
+
+from ecgbyte_jax.ecg.clean_config import CleanConfig
+from ecgbyte_jax.ecg.perturb import PERTURBATIONS
+from ecgbyte_jax.errors import SettingsError
+from ecgbyte_jax.model.config import LoraConfig, ModelConfig
+from ecgbyte_jax.rules import Rule, above, at_least, between, check, one_of, setting, some_of
+
+SPLITS = ("train", "valid", "test")
+
+_BELOW_1 = Rule(lambda share: 0 <= share < 1, "0 or more, below 1")
+_WHOLE = Rule(lambda values: all(value >= 0 for value in values), "whole numbers from 0")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which examples a run is about, and how they are batched."""
+
+    corpus: str = setting(
+        "ptbxl", '"ptbxl", "mimic": reports; "ecg_qa", "ecg_qa_mimic": ECG-QA; "ecg_chat"; "own": a table of your own'
+    )
+    root: str = setting(
+        "data/ptbxl", "folder of the recordings: with ptbxl_database.csv, record_list.csv, or your own", is_path=True
+    )
+    sample_rate: int = setting(500, "which of PTB-XL's two sets is read, Hz", one_of(100, 500))
+    ecgqa_root: str = setting("", 'the folder ecgqa of ECG-QA; "" is the folder ecgqa beside data.root', is_path=True)
+    question: str = setting("Could you please help me explain my ECG?", "ptbxl, mimic: asked of every recording")
+    translations: str = setting(
+        "", "ptbxl: CSV file with ecg_id and report, whose reports replace the German ones", is_path=True
+    )
+    conversations: str = setting("", 'ecg_chat: its JSON file; "" is pretrain_mimic.json in data.root', is_path=True)
+    table: str = setting(
+        "", "own: CSV or JSONL file with record, question, answer, patient, and maybe split and id", is_path=True
+    )
+    # PTB-XL's folds 1-7, 8, 9-10 where there is a diagnostic superclass; ECG-QA's questions in both wordings, ECG-Chat's
+    # conversations and MIMIC's recordings 70/12/18%, whoever the patient, instead of `split` and `wording`.
+    published_split: bool = setting(False, "ECG-Byte's own split, in which patients are in training and test at once")
+    question_types: tuple[str, ...] = setting(("single-verify", "single-choose", "single-query"), "ecg_qa; () takes all")
+    wording: str = setting("template", "ecg_qa: template or paraphrased questions", one_of("template", "paraphrased"))
+    split: str = setting(
+        "official", "ecg_qa: its own split, or by the recordings' folds (PTB-XL's 1-8, 9, 10)", one_of("official", "folds")
+    )
+    synthetic_records: int = setting(
+        0, "above 0: this many recordings and their questions are made in the work directory", at_least(0)
+    )
+    max_segments: int = setting(0, "segments taken from each recording, from its start; 0: all", at_least(0))
+    max_bad_fraction: float = setting(0.05, "preparation fails if a larger share of the examples is set aside", between(0, 1))
+    sequences_per_file: int = setting(20_000, "sequences in a file of token shards", at_least(1))
+    packing: bool = setting(False, "several sequences in one row of a batch; train.batch_size then counts rows")
+    length_buckets: tuple[int, ...] = setting(
+        (320, 384, 448, 512, 640, 768),
+        "without packing: rows are as long as the shortest of these that holds them, tokens; (): prompt.max_length",
+        Rule(lambda sizes: list(sizes) == sorted(set(sizes)) and all(size > 0 for size in sizes), "rising lengths above 0"),
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class SignalSettings(CleanConfig):
+    """How recordings are cleaned and cut."""
+
+    segment_length: int = setting(500, "samples of a segment: 2 s", at_least(1))
+
+
+@dataclass(frozen=True)
+class PrepareSettings:
+    """Where preparation runs; its outputs do not depend on it."""
+
+    workers: int = setting(1, "processes on this machine; more than 1 need the extra `cluster`", at_least(1))
+    scheduler: str = setting("", "tcp://host:8786: a Dask scheduler whose workers see the same files")
+    task_records: int = setting(256, "recordings of one task", between(1, 10_000))
+    cache: str = setting(
+        "", 'folder of cleaned symbols, which several runs may share; "" is cache/ in the work directory', is_path=True
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class TokenizerSettings:
+    """How the ECG tokenizer is trained."""
+
+    file: str = setting("", 'an ecg_tokenizer.json to be used as it is; "": one is trained', is_path=True)
+    num_merges: int = setting(3500, "merges of the byte pair encoding", between(1, 20_000))
+    boundary: str = setting(
+        "",
+        'what no token crosses: "" nothing, as published; "record": ends of segments; "lead": ends of leads',
+        one_of("", "record", "lead"),
+    )
+    sampling: str = setting(
+        "all",
+        "training recordings that the encoding is trained on: all, some at random, or evenly over clusters of morphology",
+        one_of("all", "random", "stratified"),
+    )
+    sample_records: int = setting(10_000, "how many, where not all; each takes up to 100 KB of memory", at_least(1))
+    max_clusters: int = setting(100, "stratified: 2 to this many clusters are tried; needs the extra `sampling`", at_least(2))
+    percentile_records: int = setting(
+        1000, "training recordings, drawn at random, that the percentiles 1 and 99 come from", at_least(1)
+    )
+    merges_csv: bool = setting(False, "--stage=tokenizer also writes tokenizer/merges.csv")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """How ECG, question and answer become one sequence."""
+
+    max_length: int = setting(1024, "tokens; longer ECGs are cut at their end", at_least(8))
+    # At least the 256 bytes and the special tokens.
+    text_vocab_size: int = setting(2000, "entries of the text tokenizer, where no pretrained one is used", at_least(260))
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class OptimSettings:
+    """The optimizer."""
+
+    preset: str = setting(
+        "ecg_byte", '"ecg_byte": as published; "adamw": decoupled decay and the settings below', one_of("ecg_byte", "adamw")
+    )
+    peak_rate: float = setting(1e-3, "adamw: highest learning rate; the published schedule follows from the width", above(0))
+    schedule: str = setting("cosine", "adamw: how the rate falls to 0 at the last step", one_of("cosine", "linear"))
+    warmup: int = setting(500, "steps", at_least(1))
+    b1: float = setting(0.9, "decay of Adam's first moment", _BELOW_1)
+    b2: float = setting(0.99, "decay of Adam's second moment", _BELOW_1)
+    weight_decay: float = setting(1e-2, "weight decay", at_least(0))
+    clip_norm: float = setting(1.0, "largest global norm of the gradient", above(0))
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How long training lasts, and what it leaves."""
+
+    batch_size: int = setting(2, "rows a step, over all devices", at_least(1))
+    accumulate: int = setting(1, "parts of a batch that go through the model one after the other", at_least(1))
+    epochs: float = setting(1.0, "times that every sequence is seen", above(0))
+    checkpoint_every: int = setting(1000, "steps between checkpoints, and validations", at_least(1))
+    valid_batches: int = setting(50, "batches of the validation split, at most", at_least(1))
+    valid_answers: int = setting(0, "validation questions that are answered for an exact match; 0: none", at_least(0))
+    patience: int = setting(0, "validations without a better loss until training ends; published: 5; 0: never", at_least(0))
+    patience_delta: float = setting(0.01, "nats by which a loss must exceed the best one to count as worse", at_least(0))
+    keep_checkpoints: int = setting(
+        2, "newest checkpoints kept; the one with the least validation loss is kept beside them", at_least(1)
+    )
+    wandb_project: str = setting("", 'Weights & Biases, with the extra `wandb`; "": off')
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class MeshSettings:
+    """Devices along each axis; -1, once, takes what the others leave."""
+
+    data: int = setting(-1, "rows of the batch are split, parameters repeated")
+    fsdp: int = setting(1, "rows of the batch and parameters are split")
+    tensor: int = setting(1, "parameters are split, rows repeated")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class DistributedSettings:
+    """Several processes that work as one."""
+
+    initialize: bool = setting(False, "this process is one of several, started with the same command")
+    address: str = setting("", 'host:port of process 0; "": what jax finds (Slurm, TPU, GKE)')
+    processes: int = setting(0, "number of processes; 0: what jax finds", at_least(0))
+    process: int = setting(-1, "number of this process, from 0; -1: what jax finds")
+    timeout: int = setting(300, "s to wait for the others at the start", at_least(1))
+    heartbeat: int = setting(30, "s without a sign of life until a process counts as dead and the others end", at_least(1))
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """What --stage=export writes."""
+
+    checkpoint: str = setting(
+        "last",
+        '"last", "best" (by validation loss) or a step',
+        Rule(lambda which: which in ("last", "best") or which.isdecimal(), '"last", "best" or a step'),
+    )
+    adapter: bool = setting(False, "with LoRA: False merges it into the weights, True writes a PEFT adapter")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """Which questions are answered, how, and how the answers are scored."""
+
+    split: str = setting("test", "split of the corpus", one_of(*SPLITS))
+    checkpoint: str = setting(
+        "last",
+        '"last", "best" (by validation loss), a step, or a Hugging Face folder',
+        Rule(
+            lambda which: which in ("last", "best") or which.isdecimal() or (which and Path(which).is_dir()),
+            '"last", "best", a step or a Hugging Face folder',
+        ),
+        is_path=True,
+    )
+    batch_size: int = setting(16, "questions answered together", at_least(1))
+    max_new_tokens: int = setting(128, "tokens of an answer, at most", at_least(1))
+    max_sequences: int = setting(0, "sequences drawn at random; 0: all", at_least(0))
+    temperature: float = setting(0.0, "0: always the likeliest token; above: drawn at random", at_least(0))
+    top_k: int = setting(0, "drawn from this many likeliest tokens; 0: all", at_least(0))
+    top_p: float = setting(
+        1.0,
+        "and of those from the fewest that hold this share of the probability",
+        Rule(lambda share: 0 < share <= 1, "above 0, 1 at most"),
+    )
+    seeds: tuple[int, ...] = setting(
+        (0,),
+        "of the draws; several need a temperature above 0. Published: 0, 42, 123, 456, 789",
+        Rule(
+            lambda seeds: seeds and len(set(seeds)) == len(seeds) and min(seeds) >= 0 and max(seeds) < 2**32,
+            "one whole number or more, none twice, each from 0 to 4294967295",
+        ),
+    )
+    perturb: tuple[str, ...] = setting(
+        (), "faults of recordings that the model is also asked with, to measure how scores fall", some_of(*PERTURBATIONS)
+    )
+    bootstrap: int = setting(1000, "resamples of the patients for the 95% intervals", at_least(1))
+    bertscore_model: str = setting(
+        "", 'a Hugging Face folder (published: roberta-large); "": no BERTScore; needs the extra `bertscore`', is_path=True
+    )
+
+    def __post_init__(self) -> None:
+        same = len(self.seeds) > 1 and self.temperature == 0
+        one = "one seed, or a temperature above 0 expected"
+        check(self, [f"seeds: {self.seeds} found with temperature 0, which answers the same for all; {one}" if same else ""])
+
+
+@dataclass(frozen=True)
+class AttendSettings:
+    """Whose attention --stage=attend and the report show."""
+
+    examples: tuple[str, ...] = setting((), "ids of evaluated examples; (): the report's ten")
+    layers: tuple[int, ...] = setting((), "layers that the attention is averaged over, counted from 0; (): all", _WHOLE)
+    heads: tuple[int, ...] = setting((), "heads that the attention is averaged over; (): all", _WHOLE)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of a run; raises SettingsError that lists every one that cannot work."""
+
+    seed: int = setting(0, "of everything random", between(0, 2**32 - 1))
+    data: DataSettings = field(default_factory=DataSettings)
+    signal: SignalSettings = field(default_factory=SignalSettings)
+    prepare: PrepareSettings = field(default_factory=PrepareSettings)
+    tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
+    prompt: PromptSettings = field(default_factory=PromptSettings)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    mesh: MeshSettings = field(default_factory=MeshSettings)
+    distributed: DistributedSettings = field(default_factory=DistributedSettings)
+    export: ExportSettings = field(default_factory=ExportSettings)
+    eval: EvalSettings = field(default_factory=EvalSettings)
+    attend: AttendSettings = field(default_factory=AttendSettings)
+
+    def __post_init__(self) -> None:
+        wander = "wander" in self.eval.perturb and not self.signal.target_rate
+        rate = "eval.perturb: 'wander' needs one sample rate of all recordings: signal.target_rate above 0 expected"
+        check(self, [rate if wander else ""])
+
+    @classmethod
+    def of(cls, config: ConfigDict) -> "Settings":
+        """The settings of an experiment; raises SettingsError that lists every one that is unknown or cannot work."""
+        values: dict[str, Any] = {}
+        problems: list[str] = []
+        given, known = _plain(config.to_dict()), {part.name: part for part in fields(cls)}
+        for name in sorted(given.keys() - known.keys()):
+            problems.append(f"{name}: no such setting")
+        for name, part in known.items():
+            if name not in given or not isinstance(part.default_factory, type):
+                values |= {name: given[name]} if name in given else {}
+                continue
+            try:
+                values[name] = _make_part(part.default_factory, given[name])
+            except SettingsError as error:
+                problems += [f"{name}.{problem}" for problem in error.problems]
+        if problems:
+            raise SettingsError(problems)
+        return cls(**values)
+
+
+def default_config() -> ConfigDict:
+    """The defaults as an experiment starts from them; unknown names are refused."""
+    return ConfigDict(asdict(Settings()))
+
+
+def _make_part(part: type, given: object) -> Any:
+    if not isinstance(given, Mapping):
+        raise SettingsError([f"{given!r} found, a part with settings of its own expected"])
+    unknown = sorted(given.keys() - {f.name for f in fields(part)})
+    if unknown:
+        raise SettingsError([f"{name}: no such setting" for name in unknown])
+    types, paths = get_type_hints(part), {f.name for f in fields(part) if f.metadata["is_path"]}
+    return part(**{name: _convert(value, types[name], name in paths) for name, value in given.items()})
+
+
+def _convert(value: Any, kind: Any, is_path: bool) -> Any:
+    """Expands ~ in a path, and makes whole numbers floats where these are expected: equal settings have one identity."""
+    if is_path and isinstance(value, str):
+        return os.path.expanduser(value)
+    if get_origin(kind) is tuple and isinstance(value, tuple):
+        return tuple(_convert(item, get_args(kind)[0], False) for item in value)
+    small = kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53
+    return float(value) if small else value
+
+
+def _plain(value: Any) -> Any:
+    """Dicts and tuples throughout: a config that was read from JSON has lists."""
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in value.items()}
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value

@@ -1,0 +1,55 @@
+"""Stage `attend`: where in the ECG and in the question the answers of chosen examples come from."""
+
+from ecgbyte_jax.errors import ConfigError
+from ecgbyte_jax.evaluate.results import answered_by
+from ecgbyte_jax.explain.explain import rate_of, views
+from ecgbyte_jax.explain.views import file_stem
+from ecgbyte_jax.report.attention import draw_attention
+from ecgbyte_jax.report.folder import choose_examples, first_seed, read_evaluation, read_json
+from ecgbyte_jax.report.save import save_picture
+from ecgbyte_jax.run.console import banner
+from ecgbyte_jax.run.stage import outputs_digest
+from ecgbyte_jax.run.workdir import Workdir
+from ecgbyte_jax.settings import AttendSettings, Settings
+from ecgbyte_jax.stages import lineage
+from ecgbyte_jax.train.restore import open_trained
+
+
+def attend(settings: Settings, workdir: Workdir) -> None:
+    """Writes <example>.npz, .png and .svg for the evaluated examples `attend.examples`, or the report's ten."""
+    results, rows = read_evaluation(workdir.results, workdir.generations)
+    rows = choose_rows(rows, settings.attend, settings.seed, workdir)
+    check_evaluated(workdir, results)
+    lineage.trained(settings, workdir).require()
+    trained = open_trained(settings, workdir, answered_by(results))
+    written = {}
+    for row, view in views(trained, settings.attend, workdir, results["split"], rows):
+        file = workdir.attention / f"{file_stem(row)}.npz"
+        for number, ecg in enumerate(view.ecgs, start=1):
+            title, label = f"{row['id']}: {row['question']} {row['answer']}", "attention a sample"
+            figure = draw_attention(
+                ecg.signal, ecg.samples["attention"], rate_of(settings), seen=ecg.seen, label=label, title=title
+            )
+            for kind in ("png", "svg"):
+                save_picture(figure, file.with_name(f"{file.stem}{'' if number == 1 else f'_{number}'}.{kind}"))
+        written[row["id"]] = file
+    banner("attention", written)
+
+
+def check_evaluated(workdir: Workdir, results: dict) -> None:
+    """Raises ConfigError where an evaluation's answers come from a checkpoint of another training than the one here."""
+    inputs = (read_json(workdir.answers_marker) or {}).get("inputs")
+    if results["checkpoint_step"] is not None and inputs != outputs_digest(workdir.train_marker):
+        raise ConfigError(
+            f"{workdir.eval}: the answers are not of the training in {workdir.checkpoints}; run --stage=eval again"
+        )
+
+
+def choose_rows(rows: list[dict], attend: AttendSettings, seed: int, workdir: Workdir) -> list[dict]:
+    """The rows of `attend.examples`, all segments of each, or the report's; raises ConfigError for one not evaluated."""
+    if not attend.examples:
+        return [chosen.row for chosen in choose_examples(rows, seed)]
+    unknown = sorted(set(attend.examples) - {row["id"] for row in rows})
+    if unknown:
+        raise ConfigError(f"attend.examples: {unknown} found, ids of examples in {workdir.generations} expected")
+    return [row for row in first_seed(rows) if row["id"] in attend.examples]

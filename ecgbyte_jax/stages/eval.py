@@ -1,0 +1,113 @@
+"""Stage `eval`: from a checkpoint on disk to generations, scores and the table that compares them with baselines."""
+
+import json
+from dataclasses import asdict
+
+import jax
+
+from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
+from ecgbyte_jax.evaluate.answers import Answerer
+from ecgbyte_jax.evaluate.generations import read_rows
+from ecgbyte_jax.evaluate.metrics import Scorers
+from ecgbyte_jax.evaluate.questions import choose
+from ecgbyte_jax.evaluate.results import MODEL, make_results
+from ecgbyte_jax.files import write_whole
+from ecgbyte_jax.inputs.prepared import load_prepared
+from ecgbyte_jax.model.sharding import check_batch_size, make_mesh
+from ecgbyte_jax.run.console import banner, console, number_table
+from ecgbyte_jax.run.processes import agree, leads, wait_for_all
+from ecgbyte_jax.run.stage import Stage, outputs_digest
+from ecgbyte_jax.run.workdir import Workdir
+from ecgbyte_jax.settings import Settings
+from ecgbyte_jax.stages import lineage
+from ecgbyte_jax.train.restore import restore_model
+
+
+def evaluate(settings: Settings, workdir: Workdir) -> None:
+    """Runs the stage where it is not done, on the checkpoint asked for, and shows the table of scores.
+
+    Answers that are there whole are kept, also where only the scoring changed; answers of other settings are moved aside.
+    """
+    answers = lineage.answered(settings, workdir)
+    if leads():
+        answers.take_back(workdir.eval)
+    wait_for_all("earlier answers are back in their place")
+    scores = lineage.scored(settings, workdir, answers)
+    if agree(answers.finished() and scores.finished()):
+        console.print("eval: settings and inputs have not changed, nothing to do")
+    else:
+        # Before hours of work: the folder of a model may be wrong.
+        scorers = Scorers.load(settings.eval.bertscore_model) if leads() else Scorers()
+        if not agree(answers.finished()):
+            _answer(settings, workdir, answers)
+        if leads():
+            _score(settings, workdir, scores, scorers)
+        wait_for_all("scores")
+    if leads():
+        _show(workdir)
+
+
+def _answer(settings: Settings, workdir: Workdir, stage: Stage) -> None:
+    """Writes `generations.jsonl`, going on from what an earlier run of the same settings left."""
+    mesh = make_mesh(**asdict(settings.mesh))
+    check_batch_size(mesh, settings.eval.batch_size, "eval.batch_size")
+    prepared, tokenizer = load_prepared(workdir), ECGTokenizer.load(workdir.ecg_tokenizer)
+    items = choose(settings.eval, settings.seed, prepared)
+    with jax.set_mesh(mesh):
+        model, step = restore_model(settings, workdir, prepared, mesh, settings.eval.checkpoint)
+        if leads():
+            if not stage.begun():
+                stage.move_aside(workdir.eval)
+            stage.begin()
+            about = {"split": settings.eval.split, "checkpoint": settings.eval.checkpoint, "checkpoint_step": step}
+            about["prepared"] = outputs_digest(workdir.prepare_marker)
+            write_whole(workdir.evaluated, [json.dumps(about).encode()])
+        Answerer(settings, prepared, tokenizer, model, mesh).write(items, workdir.generations)
+    if leads():
+        stage.finish([workdir.generations, workdir.evaluated])
+
+
+def _score(settings: Settings, workdir: Workdir, stage: Stage, scorers: Scorers) -> None:
+    stage.begin()
+    about = json.loads(workdir.evaluated.read_text())
+    results = about | make_results(read_rows(workdir.generations), scorers, settings.eval.bootstrap, settings.seed)
+    write_whole(workdir.results, [f"{json.dumps(results, indent=1, ensure_ascii=False)}\n".encode()])
+    lineage.keep_settings(settings, workdir, "eval")
+    stage.finish([workdir.results])
+
+
+def _show(workdir: Workdir) -> None:
+    """The table of scores, and where everything lies."""
+    results = json.loads(workdir.results.read_text())
+    step = results["checkpoint_step"]
+    checkpoint = f"checkpoint {step}" if step is not None else results["checkpoint"]
+    title = f"{{split}}: {{sequences}} sequences of {{patients}} patients, {checkpoint}, in %".format(**results)
+    number_table(title, "", _table(results), ".1f")
+    if "macro_f1" in results:
+        shown = "  ".join(f"{system} {100 * value:.1f}" for system, value in results["macro_f1"].items())
+        console.print(f"  macro F1 of closed questions: {shown}")
+    if results["empty_answers"]:
+        console.print(f"  empty answers, counted as wrong: {results['empty_answers']}")
+    for name, why in results["missing"].items():
+        console.print(f"  no {name}: {why}")
+    made = (workdir.results, workdir.generations, workdir.metrics, workdir.checkpoints, workdir.shards, workdir.tokenizers)
+    banner("written", {str(path.relative_to(workdir.root)): path for path in (*made, workdir.config)})
+
+
+def _table(results: dict) -> dict[str, dict[str, float | str]]:
+    """Rows of numbers in %: the model with half its intervals, baselines, perturbed signals, kinds of questions."""
+
+    def percent(scores: dict[str, float]) -> dict[str, float]:
+        return {name.replace("_", " "): 100 * value for name, value in scores.items() if name != "sequences"}
+
+    def margins(intervals: dict[str, list[float]]) -> dict[str, str]:
+        return {name.replace("_", " "): f"±{50 * (high - low):.1f}" for name, (low, high) in intervals.items()}
+
+    rows = {MODEL: percent(results["scores"][MODEL]), "  95%, by patient": margins(results["intervals"][MODEL])}
+    if "over_seeds" in results:
+        seeds = results["over_seeds"][MODEL]
+        rows["  std over seeds"] = percent({name: found["std"] for name, found in seeds.items()})
+        rows["  95% t, over seeds"] = margins({name: found["t95"] for name, found in seeds.items()})
+    rows |= {system: percent(scores) for system, scores in results["scores"].items() if system != MODEL}
+    rows |= {f"with {name}": percent(scores) for name, scores in results["perturbed"].items()}
+    return rows | {f"{kind} ({found['sequences']})": percent(found) for kind, found in results["by_question_type"].items()}

@@ -1,0 +1,86 @@
+"""Stage `export`: the trained model as a Hugging Face folder, or its LoRA paths as a PEFT adapter."""
+
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import jax
+from safetensors import SafetensorError
+
+from ecgbyte_jax.errors import ConfigError, WeightsError
+from ecgbyte_jax.inputs.prepared import load_prepared
+from ecgbyte_jax.model.hf import save_pretrained
+from ecgbyte_jax.model.lora import merge_lora
+from ecgbyte_jax.model.peft import save_adapter
+from ecgbyte_jax.model.sharding import make_mesh
+from ecgbyte_jax.run.console import banner, console
+from ecgbyte_jax.run.processes import agree, leads
+from ecgbyte_jax.run.stage import MARKER, free_name, not_made_by
+from ecgbyte_jax.run.workdir import Workdir
+from ecgbyte_jax.settings import Settings
+from ecgbyte_jax.stages import lineage
+from ecgbyte_jax.train.restore import restore_model
+
+
+def export(settings: Settings, workdir: Workdir) -> None:
+    """Runs the stage where it is not done: writes `export/` with the weights of a checkpoint and both tokenizers.
+
+    Several processes that share the model gather it tensor by tensor, and the leader writes.
+    Raises ConfigError where an adapter is asked for and there is no LoRA on a pretrained model.
+    """
+    if settings.export.adapter and not (settings.lora.rank and settings.model.pretrained):
+        raise ConfigError("export.adapter: True found, which needs LoRA (lora.rank above 0) on a pretrained model")
+    folder = workdir.export.resolve()  # which may lie on another disk, by a link
+    if agree(lineage.exported(settings, workdir, folder / MARKER).finished()):
+        console.print("export: settings and inputs have not changed, nothing to do")
+        return
+    partial = folder.with_name(f"{folder.name}.partial")
+    stage = lineage.exported(settings, workdir, partial / MARKER)
+    if leads():
+        if partial.exists():
+            shutil.rmtree(partial)
+        stage.begin()
+    try:
+        rows = {"folder": workdir.export, **_write(settings, workdir, partial)}
+    except SafetensorError as error:
+        raise WeightsError(f"{partial}: cannot be written: {error}; the export before is as it was") from error
+    if leads():
+        lineage.keep_settings(settings, workdir, "export")
+        stage.finish(path for path in partial.rglob("*") if path != stage.marker)
+        _put_in_place(partial, folder)
+    banner("exported", rows)
+
+
+def _write(settings: Settings, workdir: Workdir, folder: Path) -> dict[str, object]:
+    """Everything but the marker; returns what to say about it."""
+    mesh = make_mesh(**asdict(settings.mesh))
+    with jax.set_mesh(mesh):
+        prepared = load_prepared(workdir)
+        model, step = restore_model(settings, workdir, prepared, mesh, settings.export.checkpoint)
+        rows = {"checkpoint": step, "vocabulary": model.config.vocab_size}
+        if settings.export.adapter:
+            save_adapter(model, folder, base=settings.model.pretrained, grown=True)
+            if leads():
+                prepared.text_tokenizer.save_pretrained(folder)
+            rows["to load it"] = f"base.resize_token_embeddings({model.config.vocab_size}), then PeftModel.from_pretrained"
+        else:
+            merge_lora(model)
+            save_pretrained(model, folder, text_tokenizer=prepared.text_tokenizer)
+            rows["to load it"] = "transformers.AutoModelForCausalLM.from_pretrained"
+    if leads():
+        shutil.copyfile(workdir.ecg_tokenizer, folder / "ecg_tokenizer.json")  # `restore_model` compares it
+    return rows
+
+
+def _put_in_place(partial: Path, folder: Path) -> None:
+    """Gives the finished export its name; the one before is removed, or kept aside where anything there is a user's own."""
+    old = free_name(folder)
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(partial, folder)
+    own = not_made_by(old / MARKER)
+    if own:
+        console.print(f"export: {own[0]} is not of the export before; all of that is kept in {old}")
+    elif old.exists():
+        shutil.rmtree(old)

@@ -1,0 +1,251 @@
+"""What each stage's outputs depend on: one table of settings. What a stage reads counts by its content, never by its path."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+from ecgbyte_jax.errors import ScoresError, TokenizerError
+from ecgbyte_jax.files import write_whole
+from ecgbyte_jax.run.stage import Stage, content_digest, file_digest, json_digest
+from ecgbyte_jax.run.workdir import Workdir
+from ecgbyte_jax.settings import Settings
+
+# The examples and signals of a run: what the symbols and the ECG tokenizer depend on.
+_TOKENIZER = (
+    "seed",
+    "data.corpus",
+    "data.sample_rate",
+    "data.question",
+    "data.published_split",
+    "data.question_types",
+    "data.wording",
+    "data.split",
+    "data.synthetic_records",
+    "data.max_segments",
+    "signal",
+    "tokenizer.num_merges",
+    "tokenizer.boundary",
+    "tokenizer.sampling",
+    "tokenizer.sample_records",
+    "tokenizer.max_clusters",
+    "tokenizer.percentile_records",
+)
+# Stage -> the settings, single ones or whole parts, that its outputs depend on beside those of the stages before it.
+FIELDS: dict[str, tuple[str, ...]] = {
+    "synthetic data": ("seed", "data.synthetic_records"),
+    "tokenizer": _TOKENIZER,
+    "tokenizer report": (*_TOKENIZER, "tokenizer.merges_csv"),
+    "prepare": (*_TOKENIZER, "prompt", "data.sequences_per_file"),
+    "train": (
+        "seed",
+        "prompt",
+        "data.packing",
+        "data.length_buckets",
+        "model.width",
+        "model.layers",
+        "model.heads",
+        "model.kv_heads",
+        "model.head_dim",
+        "model.mlp_width",
+        "model.rope_theta",
+        "model.dtype",
+        "model.param_dtype",
+        "model.remat",
+        "model.scan_layers",
+        "model.vocab_multiple",
+        "model.train_new_embeddings",
+        "lora",
+        "optim",
+        "train.batch_size",
+        "train.accumulate",
+        "train.epochs",
+        "train.patience",
+        "train.patience_delta",
+    ),
+    "early stopping": ("train.checkpoint_every", "train.valid_batches"),  # part of `train` where patience ends it
+    "answers": (
+        "seed",
+        "eval.split",
+        "eval.checkpoint",
+        "eval.batch_size",
+        "eval.max_new_tokens",
+        "eval.max_sequences",
+        "eval.temperature",
+        "eval.top_k",
+        "eval.top_p",
+        "eval.seeds",
+        "eval.perturb",
+    ),
+    "eval": ("eval.bootstrap", "eval.bertscore_model"),
+    "report": ("seed", "attend"),
+    "export": ("export", "eval.max_new_tokens"),
+}
+# Where things lie and run, what is logged, and what a stage reads, whose content counts.
+CHANGES_NO_OUTPUT = (
+    "data.root",
+    "data.ecgqa_root",
+    "data.translations",
+    "data.conversations",
+    "data.table",
+    "data.max_bad_fraction",
+    "tokenizer.file",
+    "prepare",
+    "model.pretrained",
+    "train.valid_answers",
+    "train.keep_checkpoints",
+    "train.wandb_project",
+    "mesh",
+    "distributed",
+)
+# The parts of config.json that a stage writes: what its outputs were made with, and where and how it ran.
+_KEPT = {
+    "tokenizer report": ("seed", "data", "signal", "tokenizer", "prepare"),
+    "prepare": ("seed", "data", "signal", "tokenizer", "prepare", "prompt"),
+    "train": ("seed", "data", "signal", "tokenizer", "prepare", "prompt", "model", "lora", "optim", "train", "mesh",
+              "distributed"),
+    "eval": ("eval",),
+    "export": ("export",),
+}  # fmt: skip
+# What transformers may read a text tokenizer from; config.json names its class where nothing else does.
+_TEXT_FILES = ("*token*", "vocab*", "merges*", "*.model", "config.json")
+# Of a stage's outputs; to be raised where the same settings and inputs give others than before.
+_VERSIONS = {
+    "synthetic data": 1,
+    "tokenizer": 4,
+    "tokenizer report": 1,
+    "prepare": 5,
+    "train": 4,
+    "answers": 5,
+    "eval": 5,
+    "report": 3,
+    "export": 3,
+}
+
+
+def depends_on(stage: str, settings: Settings) -> dict:
+    """The version and the settings that a stage's outputs depend on, as plain values."""
+    names = FIELDS[stage]
+    if stage == "train" and settings.train.patience:
+        names += FIELDS["early stopping"]
+    everything, chosen = asdict(settings), {"version": _VERSIONS[stage]}
+    for name in names:
+        part, _, field = name.partition(".")
+        if field:
+            chosen.setdefault(part, {})[field] = everything[part][field]
+        else:
+            chosen[part] = everything[part]
+    return chosen
+
+
+def synthetic(settings: Settings, workdir: Workdir) -> Stage:
+    """The recordings that are made where none are given."""
+    return Stage("synthetic data", workdir.synthetic_marker, depends_on("synthetic data", settings), "")
+
+
+def tokenizer(settings: Settings, workdir: Workdir, corpus: str) -> Stage:
+    """The ECG tokenizer of a corpus with this digest; raises TokenizerError where a given one is not there."""
+    inputs = json_digest([corpus, _given_tokenizer(settings.tokenizer.file)])
+    return Stage("tokenizer", workdir.tokenizer_marker, depends_on("tokenizer", settings), inputs)
+
+
+def tokenizer_report(settings: Settings, workdir: Workdir, corpus: str) -> Stage:
+    """What --stage=tokenizer prints of it."""
+    inputs = tokenizer(settings, workdir, corpus).inputs
+    return Stage("tokenizer report", workdir.tokenizer_report_marker, depends_on("tokenizer report", settings), inputs)
+
+
+def preparation(settings: Settings, workdir: Workdir, corpus: str) -> Stage:
+    """The preparation of a corpus with this digest; raises WeightsError where a pretrained text tokenizer is not there."""
+    inputs = json_digest([tokenizer(settings, workdir, corpus).inputs, _text_tokenizer(settings.model.pretrained)])
+    return Stage("prepare", workdir.prepare_marker, depends_on("prepare", settings), inputs)
+
+
+def prepared(settings: Settings, workdir: Workdir) -> Stage:
+    """The preparation that was run here, for the stages that read its outputs alone."""
+    return Stage.on_disk("prepare", workdir.prepare_marker, depends_on("prepare", settings))
+
+
+def trained(settings: Settings, workdir: Workdir) -> Stage:
+    """The training on what preparation left here; raises ConfigError where that has not finished or had other settings.
+
+    The pretrained weights count by their content: of several processes all must call.
+    """
+    inputs = json_digest([prepared(settings, workdir).require(), *_weights(settings.model.pretrained)])
+    return Stage("train", workdir.train_marker, depends_on("train", settings), inputs)
+
+
+def answered(settings: Settings, workdir: Workdir) -> Stage:
+    """The answers of the checkpoint asked for: those of the training here, or of a folder's model to the prepared questions."""
+    which, settings_of_answers = settings.eval.checkpoint, depends_on("answers", settings)
+    if which in ("last", "best") or which.isdecimal():
+        inputs = trained(settings, workdir).require()
+    else:
+        files = sorted(path for path in Path(which).iterdir() if path.is_file())
+        inputs = json_digest([prepared(settings, workdir).require(), content_digest(files)])
+        settings_of_answers["eval"]["checkpoint"] = "folder"
+        settings_of_answers["model"] = {"dtype": settings.model.dtype, "param_dtype": settings.model.param_dtype}
+    return Stage("answers", workdir.answers_marker, settings_of_answers, inputs)
+
+
+def scored(settings: Settings, workdir: Workdir, answers: Stage) -> Stage:
+    """The scores of these answers; WordNet may have come since."""
+    from ecgbyte_jax.evaluate.meteor import find_wordnet
+
+    try:
+        wordnet = bool(find_wordnet())
+    except ScoresError:
+        wordnet = False
+    settings_of_scores = depends_on("eval", settings) | {"wordnet": wordnet}
+    return Stage("eval", workdir.scores_marker, settings_of_scores, answers.digest())
+
+
+def exported(settings: Settings, workdir: Workdir, marker: Path) -> Stage:
+    """The export of the training here, with its marker where it is written; raises ConfigError where there is no training."""
+    return Stage("export", marker, depends_on("export", settings), trained(settings, workdir).require())
+
+
+def reported(settings: Settings, workdir: Workdir, inputs: Iterable[Path], processes: int) -> Stage:
+    """The report of these files, by a number of processes."""
+    files = [file if file.is_file() else None for file in inputs]
+    digest = json_digest([file and content_digest([file]) for file in files])
+    settings_of_report = depends_on("report", settings) | {"processes": processes}
+    return Stage("report", workdir.report_marker, settings_of_report, digest)
+
+
+def keep_settings(settings: Settings, workdir: Workdir, stage: str) -> None:
+    """Writes the parts of the settings that this stage has worked with into config.json, and leaves the others there."""
+    try:
+        kept = json.loads(workdir.config.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        kept = {}
+    given = asdict(settings)
+    write_whole(workdir.config, [json.dumps(kept | {part: given[part] for part in _KEPT[stage]}, indent=1).encode()])
+
+
+def _given_tokenizer(file: str) -> str:
+    """SHA-256 of the file `tokenizer.file`; "" where none is given. Raises TokenizerError where it is not there."""
+    try:
+        return file_digest(Path(file)) if file else ""
+    except OSError as error:
+        raise TokenizerError(f"tokenizer.file: {file}: {error.strerror}") from error
+
+
+def _text_tokenizer(pretrained: str) -> str:
+    """Of what a pretrained text tokenizer's files hold; raises WeightsError where they are missing, before hours of work."""
+    if not pretrained:
+        return ""
+    from ecgbyte_jax.model.hf import locate  # which imports JAX: it takes a second, and most preparation does without
+
+    folder = locate(pretrained)
+    return content_digest(sorted({file for pattern in _TEXT_FILES for file in folder.glob(pattern) if file.is_file()}))
+
+
+def _weights(pretrained: str) -> tuple[str, ...]:
+    """Of what a pretrained folder's weights and config.json hold."""
+    if not pretrained:
+        return ()
+    from ecgbyte_jax.model.hf import locate
+    from ecgbyte_jax.train.restore import weights_digest
+
+    return weights_digest(pretrained), content_digest(locate(pretrained).glob("config.json"))

@@ -1,0 +1,162 @@
+"""The stages of a run, one after the other: the door where an experiment's ConfigDict becomes `Settings`."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from ecgbyte_jax.corpora.read import check_data
+from ecgbyte_jax.errors import ConfigError, OutOfMemoryError
+from ecgbyte_jax.run.lock import holding
+from ecgbyte_jax.run.workdir import Workdir
+from ecgbyte_jax.settings import Settings
+from ecgbyte_jax.stages.inquiry import Inquiry
+
+STAGES = ("tokenizer", "prepare", "inspect", "train", "eval", "attend", "report", "export", "ask")
+_TOGETHER = ("train", "eval", "export")  # every process takes part; the other stages are the leader's, and the others wait
+_ALONE = ("attend", "ask")  # one process holds the whole model
+_LOOKERS = ("inspect", "ask")  # write nothing into the run's folder, so they may run beside another command
+
+
+def run(
+    config: ConfigDict,
+    folder: Path,
+    stages: list[str],
+    profile_steps: tuple[int, int] = (0, 0),
+    inquiry: Inquiry = Inquiry(()),
+) -> None:
+    """Runs the named stages of an experiment in a run's folder, in their order; answers the inquiry where `ask` is among them.
+
+    Each stage does nothing where it is already done. Raises ConfigError for settings that cannot work, for other stages and for
+    an inquiry without `ask`, LockedError where another command is at work in the folder.
+    profile_steps: the first and the last training step that a JAX profile is written of.
+    """
+    unknown = sorted(set(stages) - set(STAGES))
+    if unknown or not stages:
+        raise ConfigError(f"--stage: {unknown} found, any of {[*STAGES]} expected")
+    if inquiry != Inquiry(()) and "ask" not in stages:
+        raise ConfigError("--record, --question and what belongs to them: found without --stage=ask")
+    settings, workdir = Settings.of(config), Workdir(folder)
+    check_data(settings.data)
+    if settings.model.pretrained and "prepare" in stages:
+        _check_pretrained(settings)
+    alone = not settings.distributed.initialize
+    if not alone and {*_ALONE} & {*stages}:
+        raise ConfigError(
+            f"--stage: {[name for name in _ALONE if name in stages]} found with distributed.initialize; "
+            "give it by itself, without that, to one process whose devices hold the whole model"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--workdir: '{folder}' cannot be made or is no folder: {error.strerror}") from error
+    _check_links(folder)
+    with _together(settings, alone):
+        writes = any(name not in _LOOKERS for name in stages) and (alone or _leads())
+        with holding(workdir.lock) if writes else nullcontext():
+            _run_stages(settings, workdir, stages, profile_steps, inquiry)
+
+
+def _together(settings: Settings, alone: bool) -> AbstractContextManager[None]:
+    """Makes this process one of several, where it is; in the context, they end together."""
+    if alone:
+        return nullcontext()
+    from ecgbyte_jax.run import processes  # which imports JAX: preparation does without
+
+    given = asdict(settings.distributed)
+    del given["initialize"]
+    processes.join(**given)
+    return processes.ending_together(settings.distributed.heartbeat)
+
+
+def _check_pretrained(settings: Settings) -> None:
+    """Looks at the folder of `model.pretrained`, config.json, tokenizer and files of weights, before any work is done for it.
+
+    Raises WeightsError or TokenizerError that names the file at fault, ConfigError for settings that do not fit the model.
+    """
+    from ecgbyte_jax.inputs.text import load_text_tokenizer  # these take seconds to import, and most preparation does without
+    from ecgbyte_jax.model.build import check_fit
+    from ecgbyte_jax.model.hf import locate, read_config
+    from ecgbyte_jax.model.stored import weight_files
+    from ecgbyte_jax.train.restore import positions
+
+    folder = locate(settings.model.pretrained)
+    check_fit(settings.model, settings.lora, positions(settings), read_config(folder))
+    weight_files(folder)
+    load_text_tokenizer(folder)
+
+
+def _check_links(folder: Path) -> None:
+    """Raises ConfigError for a folder that is a link, for example to another disk, whose end is gone."""
+    for path in folder.iterdir():
+        if path.is_symlink() and not path.exists() and not path.name.startswith("."):
+            raise ConfigError(
+                f"'{path}': a link to '{path.readlink()}', which is not there; make that folder or remove the link"
+            )
+
+
+def _run_stages(
+    settings: Settings, workdir: Workdir, stages: list[str], profile_steps: tuple[int, int], inquiry: Inquiry
+) -> None:
+    alone = not settings.distributed.initialize
+    for name in (name for name in STAGES if name in stages):
+        if alone or _leads() or name in _TOGETHER:
+            _run_stage(name, settings, workdir, {"train": (profile_steps,), "ask": (inquiry,)}.get(name, ()))
+        if not alone:
+            _wait_for_all(name)
+
+
+def _leads() -> bool:
+    from ecgbyte_jax.run.processes import leads
+
+    return leads()
+
+
+def _wait_for_all(name: str) -> None:
+    from ecgbyte_jax.run.processes import wait_for_all
+
+    wait_for_all(name)
+
+
+def _run_stage(name: str, settings: Settings, workdir: Workdir, extra: tuple) -> None:
+    """Each stage imports what it needs itself: preparation is spared the seconds that JAX and all of training take."""
+    match name:
+        case "tokenizer":
+            from ecgbyte_jax.stages.tokenizer import tokenizer as stage
+        case "prepare":
+            from ecgbyte_jax.stages.prepare import prepare as stage
+        case "inspect":
+            from ecgbyte_jax.stages.inspect import inspect as stage
+        case "train":
+            from ecgbyte_jax.stages.train import train as stage
+        case "eval":
+            from ecgbyte_jax.stages.eval import evaluate as stage
+        case "attend":
+            from ecgbyte_jax.stages.attend import attend as stage
+        case "report":
+            from ecgbyte_jax.stages.report import report as stage
+        case "export":
+            from ecgbyte_jax.stages.export import export as stage
+        case "ask":
+            from ecgbyte_jax.stages.ask import ask as stage
+    if name not in ("tokenizer", "prepare", "inspect"):
+        _keep_compiled(workdir)
+    try:
+        stage(settings, workdir, *extra)
+    except (MemoryError, RuntimeError, ValueError) as error:  # jax's errors are of the second kind, on CPUs of the third too
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        why = (str(error).splitlines() or ["on the host"])[0]
+        raise OutOfMemoryError(
+            f"{name}: out of memory ({why}); a smaller batch_size of the stage, a larger train.accumulate, model.remat, or "
+            "a mesh with more fsdp or tensor takes less"
+        ) from error
+
+
+def _keep_compiled(workdir: Workdir) -> None:
+    """Programs that took a second or more to compile are kept for the next run, unless JAX_COMPILATION_CACHE_DIR says where."""
+    import jax
+
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(workdir.compiled.resolve()))

@@ -1,0 +1,54 @@
+"""Batches on their way to the devices: threads read ahead, and the next batch is transferred while a step runs."""
+
+import time
+
+import grain
+import jax
+from jax.sharding import Mesh
+
+from ecgbyte_jax.inputs.batches import open_split, training_batches
+from ecgbyte_jax.inputs.plan import Layout, Plan
+from ecgbyte_jax.inputs.prepared import Prepared
+from ecgbyte_jax.inputs.shards import read_lengths
+from ecgbyte_jax.model.sharding import put_batch, rows_here
+from ecgbyte_jax.settings import Settings
+
+
+def plan_batches(
+    settings: Settings, prepared: Prepared, split: str, epochs: float, mesh: Mesh | None = None
+) -> tuple[Plan, grain.MapDataset]:
+    """The plan of `epochs` shuffled epochs of a split, and its batches; item n belongs to step n.
+
+    On a mesh a batch holds the rows that this process' devices need, see `sharding.rows_here`.
+    """
+    data, batch_size = settings.data, settings.train.batch_size
+    layout = Layout(settings.prompt.max_length, data.packing, () if data.packing else data.length_buckets)
+    lengths = read_lengths(prepared.shards, prepared.manifest, split)
+    plan = Plan(lengths, layout, batch_size, epochs, settings.seed)
+    sequences = open_split(prepared.shards, prepared.manifest, split)
+    rows = None if mesh is None else rows_here(mesh, batch_size)
+    return plan, training_batches(sequences, plan, prepared.ids, layout.max_length, rows)
+
+
+class Feed:
+    """The batches of the steps after `start`; `waited` is the time in s for which the last one was not ready."""
+
+    def __init__(self, batches: grain.MapDataset, start: int, mesh: Mesh):
+        ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+        self._iterator = iter(batches[start:].to_iter_dataset(ahead))
+        self._mesh, self._next = mesh, None
+        self.waited = 0.0
+
+    def take(self) -> dict[str, jax.Array]:
+        """The next step's batch as global arrays."""
+        if self._next is None:
+            self.prefetch()
+        batch, self._next = self._next, None
+        return batch
+
+    def prefetch(self) -> None:
+        """Puts the next batch, where there is one, onto the devices; to be called while a step runs."""
+        before = time.monotonic()
+        rows = next(self._iterator, None)
+        self.waited = time.monotonic() - before
+        self._next = None if rows is None else put_batch(rows, self._mesh)

@@ -1,0 +1,102 @@
+"""report.html in a headless browser: Chromium with its driver, where they are installed."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--hide-scrollbars",
+)  # fmt: skip
+
+
+@pytest.fixture
+def browser(tmp_path):
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install -e '.[test]'")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("no browser: neither chromium nor chromedriver is found; apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield found
+    found.quit()
+
+
+def requests(browser) -> list[str]:
+    """The addresses of everything that the page asked for."""
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    sent = [m["params"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    # The browser's own new tab, which was open before, asks too.
+    return [one["request"]["url"] for one in sent if not one.get("documentURL", "").startswith("chrome://")]
+
+
+@pytest.fixture
+def page(finished, tmp_path) -> Path:
+    """The report of a small run, with the evaluation's rows given two question types."""
+    from ecgbyte_jax.stages.report import report
+    from tests.stages.test_report import small_settings
+
+    workdir = tmp_path / "w"
+    shutil.copytree(finished[0], workdir)
+    rows = [json.loads(line) for line in (workdir / "eval/generations.jsonl").open()]
+    for number, row in enumerate(rows):
+        row["meta"] = {"question_type": ("single-verify", "single-choose <b>")[number % 2]}
+    (workdir / "eval/generations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report(small_settings(), workdir)
+    return workdir / "report.html"
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_report_shows_and_filters_and_asks_for_nothing(browser, page, width):
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    # What a window cannot be made narrow enough for, the device's metrics do.
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get(page.as_uri())
+    pictures = browser.find_elements(By.TAG_NAME, "img")
+    assert len(pictures) == 24 and all(int(p.get_property("naturalWidth")) > 100 for p in pictures)
+    assert all(p.get_attribute("alt") for p in pictures)
+    root = "return document.documentElement"
+    assert browser.execute_script(f"{root}.scrollWidth") <= width, "the page itself must not scroll sideways"
+
+    def shown() -> list:
+        return [a for a in browser.find_elements(By.TAG_NAME, "article") if a.is_displayed()]
+
+    assert len(shown()) == 10
+
+    def press(*keys: str) -> None:
+        ActionChains(browser).send_keys(*keys).perform()
+
+    press(Keys.TAB)
+    assert browser.switch_to.active_element.get_attribute("class") == "skip"
+    select = browser.find_element(By.ID, "type")
+    for _ in range(40):  # to the filter by the keyboard alone
+        if browser.switch_to.active_element == select:
+            break
+        press(Keys.TAB)
+    assert browser.switch_to.active_element == select
+    press("single-c")
+    chosen = shown()
+    assert 0 < len(chosen) < 10 and {a.get_attribute("data-type") for a in chosen} == {"single-choose <b>"}
+    assert browser.find_element(By.ID, "count").text == f"{len(chosen)} of 10 shown"
+    press(Keys.HOME)
+    assert len(shown()) == 10
+    press(Keys.TAB, "worst")
+    assert [a.get_attribute("data-why") for a in shown()] == ["worst"] * 3
+    shown()[0].find_element(By.TAG_NAME, "summary").click()
+    time.sleep(0.3)  # for what would still be asked for
+    asked = requests(browser)
+    assert asked and all(url.startswith("data:") or url == page.as_uri() for url in asked), asked
+    console = [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+    assert not console, console

@@ -1,0 +1,52 @@
+"""The table of settings that stages depend on."""
+
+from dataclasses import asdict, replace
+
+import pytest
+
+from ecgbyte_jax.settings import Settings
+from ecgbyte_jax.stages.lineage import CHANGES_NO_OUTPUT, FIELDS, depends_on
+
+
+def covered(name: str, listed: set[str]) -> bool:
+    return name in listed or name.partition(".")[0] in listed
+
+
+def every_setting() -> list[str]:
+    names = []
+    for part, value in asdict(Settings()).items():
+        names += [f"{part}.{field}" for field in value] if isinstance(value, dict) else [part]
+    return names
+
+
+def test_every_setting_is_in_a_stages_list_or_changes_no_output():
+    of_stages = {name for names in FIELDS.values() for name in names}
+    for name in every_setting():
+        assert covered(name, of_stages) != covered(name, set(CHANGES_NO_OUTPUT)), name
+
+
+def test_no_list_names_a_setting_that_does_not_exist():
+    known = {*every_setting(), *asdict(Settings())}
+    assert {name for names in (*FIELDS.values(), CHANGES_NO_OUTPUT) for name in names} <= known
+
+
+@pytest.mark.parametrize("change", [{"accumulate": 2}, {"batch_size": 4}, {"patience": 1}])
+def test_training_depends_on_what_changes_its_weights(change):
+    settings = Settings()
+    other = replace(settings, train=replace(settings.train, **change))
+    assert depends_on("train", other) != depends_on("train", settings)
+
+
+@pytest.mark.parametrize("change", [{"checkpoint_every": 7}, {"valid_batches": 3}])
+def test_validation_counts_only_where_it_can_end_the_training(change):
+    settings = Settings()
+    patient = replace(settings, train=replace(settings.train, patience=5))
+    for one, counts in ((settings, False), (patient, True)):
+        other = replace(one, train=replace(one.train, **change))
+        assert (depends_on("train", other) != depends_on("train", one)) == counts
+
+
+def test_export_depends_on_the_positions_that_it_writes():
+    settings = Settings()
+    other = replace(settings, eval=replace(settings.eval, max_new_tokens=7))
+    assert depends_on("export", other) != depends_on("export", settings)

@@ -1,0 +1,224 @@
+"""The way of a Hugging Face folder through all stages, with LoRA and bfloat16 as the published experiments use it."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from ecgbyte_jax.errors import ConfigError, EcgByteError, WeightsError
+from ecgbyte_jax.inputs.prepared import load_prepared
+from ecgbyte_jax.inputs.text import train_text_tokenizer
+from ecgbyte_jax.model.build import Parts, build_model
+from ecgbyte_jax.model.lora import kernels
+from ecgbyte_jax.model.sharding import make_mesh
+from ecgbyte_jax.run.workdir import Workdir
+from ecgbyte_jax.settings import Settings
+from ecgbyte_jax.stages import pipeline, train
+from ecgbyte_jax.stages.pipeline import run
+from ecgbyte_jax.train.restore import build_for, positions, weights_digest
+from tests.launch import ROOT
+
+WIDTH, HEADS, KV_HEADS, HEAD_DIM, MLP, LAYERS = 32, 4, 2, 8, 64, 2
+
+
+@pytest.fixture
+def llama(tmp_path, rng):
+    """A folder as `save_pretrained` leaves it: a tiny random Llama and its text tokenizer."""
+    folder = tmp_path / "llama"
+    tokenizer = train_text_tokenizer(["Does this ECG show sinus rhythm? yes no none"] * 3, 320)
+    tokenizer.save_pretrained(folder)
+    config = {
+        "model_type": "llama", "hidden_act": "silu", "vocab_size": len(tokenizer), "hidden_size": WIDTH,
+        "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS,
+        "head_dim": HEAD_DIM, "intermediate_size": MLP,
+        "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "rope_theta": 1e4, "tie_word_embeddings": True,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    shapes = {"model.embed_tokens.weight": (len(tokenizer), WIDTH), "model.norm.weight": (WIDTH,)}
+    for layer in range(LAYERS):
+        at = f"model.layers.{layer}."
+        shapes |= {at + "input_layernorm.weight": (WIDTH,), at + "post_attention_layernorm.weight": (WIDTH,)}
+        outs = {"q": HEADS * HEAD_DIM, "k": KV_HEADS * HEAD_DIM, "v": KV_HEADS * HEAD_DIM}
+        shapes |= {f"{at}self_attn.{name}_proj.weight": (out, WIDTH) for name, out in outs.items()}
+        shapes |= {at + "self_attn.o_proj.weight": (WIDTH, HEADS * HEAD_DIM), at + "mlp.down_proj.weight": (WIDTH, MLP)}
+        shapes |= {at + "mlp.gate_proj.weight": (MLP, WIDTH), at + "mlp.up_proj.weight": (MLP, WIDTH)}
+    tensors = {name: rng.normal("norm" in name, 0.2, shape).astype(np.float32) for name, shape in shapes.items()}
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def pretrained(config, llama):
+    config.model.pretrained = str(llama)
+    config.model.dtype = config.model.param_dtype = "bfloat16"
+    config.lora.rank = 4
+    config.optim.peak_rate = 1e-2
+    config.optim.warmup = 4
+    config.train.epochs = 1.0
+    return config
+
+
+def build(config) -> Parts:
+    """The model of an experiment with 400 tokens, on eight devices."""
+    settings = Settings.of(config)
+    return build_model(settings.model, settings.lora, settings.seed, positions(settings), 400, make_mesh(8, 1, 1))
+
+
+def test_lora_on_pretrained_weights_runs_to_scores_and_the_loss_falls(pretrained, tmp_path, capsys):
+    run(pretrained, tmp_path / "w", ["prepare", "train", "eval"])
+    lines = [json.loads(line) for line in (tmp_path / "w/metrics.jsonl").open()]
+    assert lines[-1]["loss"] < lines[0]["loss"] - 0.2
+    assert "bfloat16" in capsys.readouterr().out
+    results = json.loads((tmp_path / "w/eval/results.json").read_text())
+    assert results["sequences"] == 16
+
+
+def test_other_pretrained_weights_are_trained_anew_and_the_same_elsewhere_are_not(pretrained, llama, tmp_path, monkeypatch):
+    trainings = []
+    monkeypatch.setattr(train, "_train", lambda *_: (tmp_path, trainings.append(1)))
+    run(pretrained, tmp_path / "w", ["prepare", "train"])
+    run(pretrained, tmp_path / "w", ["prepare", "train"])
+    assert len(trainings) == 1
+    weights = llama.rename(tmp_path / "elsewhere") / "model.safetensors"
+    weights.touch()
+    pretrained.model.pretrained = str(weights.parent)
+    run(pretrained, tmp_path / "w", ["prepare", "train"])
+    assert len(trainings) == 1
+    tensors = load_file(weights)
+    save_file(tensors | {"model.norm.weight": tensors["model.norm.weight"] + 1}, weights)
+    run(pretrained, tmp_path / "w", ["prepare", "train"])
+    assert len(trainings) == 2
+
+
+def test_a_prompt_longer_than_the_model_s_positions_is_refused(pretrained):
+    pretrained.prompt.max_length = 505
+    with pytest.raises(ConfigError, match=r"513 found, at most the 512 positions"):
+        build(pretrained)
+
+
+def test_the_rows_that_round_the_vocabulary_up_are_spare(pretrained):
+    pretrained.model.vocab_multiple = 128
+    for name in (pretrained.model.pretrained, ""):
+        pretrained.model.pretrained = name
+        parts = build(pretrained)
+        config = parts.model(parts.trained).config
+        assert (config.vocab_size, config.spare_rows) == (512, 112)
+
+
+GPT2 = {"vocab_size": 320, "n_embd": WIDTH, "n_layer": 2, "n_head": 4, "n_positions": 512}
+
+
+def test_lora_targets_that_a_family_lacks_are_left_out_with_one_line(pretrained, prepared, tmp_path, capsys):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+    transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2)).save_pretrained(tmp_path / "gpt2")
+    pretrained.model.pretrained = str(tmp_path / "gpt2")
+    parts = build_for(Settings.of(pretrained), load_prepared(Workdir(prepared)), make_mesh(8, 1, 1))
+    found = {name for name, _, linear in kernels(parts.model(parts.trained)) if linear.lora is not None}
+    assert found == {f"attention/{name}" for name in "qkvo"} | {"mlp/up", "mlp/down"}
+    assert "lora.targets: gate left out, which a gpt2 does not have" in capsys.readouterr().out
+    pretrained.lora.targets = ("gate",)
+    with pytest.raises(ConfigError, match=r"lora\.targets: \('gate',\) found, some of this model's kernels \('q', 'k'"):
+        build(pretrained)
+
+
+@pytest.mark.parametrize(
+    "break_it, message",
+    [
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "mamba"}'), "model_type 'mamba' found"),
+        (lambda folder: (folder / "config.json").unlink(), r"config\.json: no such file"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "neither model.safetensors nor"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{"), "not readable as a text tokenizer"),
+        (
+            lambda folder: (folder / "config.json").write_text(
+                (folder / "config.json").read_text().replace('"max_position_embeddings": 512', '"max_position_embeddings": 100')
+            ),
+            "at most the 100 positions",
+        ),
+    ],
+    ids=["family", "config", "weights", "tokenizer", "positions"],
+)
+def test_a_pretrained_folder_at_fault_is_refused_before_preparation(
+    pretrained, llama, break_it, message, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(pipeline, "_run_stage", lambda name, *_: pytest.fail(f"{name} was begun"))
+    break_it(llama)
+    with pytest.raises(EcgByteError, match=message):
+        run(pretrained, tmp_path / "w", ["tokenizer", "prepare", "train"])
+
+
+def test_a_missing_folder_is_named(pretrained, tmp_path):
+    pretrained.model.pretrained = str(tmp_path / "nowhere")
+    with pytest.raises(WeightsError, match=r"no folder '.*nowhere'.*hf download"):
+        run(pretrained, tmp_path / "w", ["prepare", "train"])
+
+
+@pytest.mark.slow
+def test_an_adapter_of_a_pretrained_model_is_exported_with_its_tokens(pretrained, llama, tmp_path):
+    pretrained.export.adapter = True
+    pretrained.model.train_new_embeddings = True
+    run(pretrained, tmp_path / "w", ["prepare", "train", "export"])
+    folder = tmp_path / "w/export"
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == str(llama)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    embedding = tensors["base_model.model.model.embed_tokens.weight"]
+    tokens = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+    assert len(embedding) == max(token["id"] for token in tokens) + 1
+    assert np.abs(tensors["base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"]).max() > 0
+
+
+SCRIPT = """if True:
+    import sys, jax
+    from jax.experimental import multihost_utils
+    port, number, folder = sys.argv[1:]
+    jax.distributed.initialize(f"localhost:{port}", 2, int(number))
+    from ecgbyte_jax.model.build import build_model
+    from ecgbyte_jax.model.sharding import make_mesh
+    from ecgbyte_jax.settings import Settings
+    from ecgbyte_jax.train import restore
+    from tests.small import small_config
+
+    multihost_utils.assert_equal = lambda *_, **__: sys.exit("a tensor was broadcast")
+    digest, hashed = restore.hashlib.file_digest, []
+    restore.hashlib.file_digest = lambda *given: hashed.append(1) or digest(*given)
+    config, mesh = small_config(), make_mesh(1, 2, 1)
+    config.model.pretrained, config.lora.rank = folder, 4
+    for scan in (False, True):
+        config.model.scan_layers = scan
+        settings = Settings.of(config)
+        parts = build_model(settings.model, settings.lora, 0, 512, 400, mesh)
+        kernel = parts.frozen["blocks"]["mlp"]["up"]["kernel"] if scan else parts.frozen["embedding"]
+        print(kernel[...].shape, kernel[...].addressable_shards[0].data.shape)
+    print([restore.weights_digest(folder) for _ in range(2)], len(hashed))
+"""
+
+
+@pytest.mark.slow
+def test_each_of_two_processes_places_and_hashes_its_own_parts(llama):
+    (llama / "more.safetensors").write_bytes(b"another file")
+    together = [run_script(SCRIPT, str(port), str(number), str(llama)) for port in [free_port()] for number in range(2)]
+    alone = weights_digest(str(llama))
+    for process in together:
+        output, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors[-2000:]
+        lines = [line for line in output.splitlines() if not line.startswith("[Gloo]")]
+        assert lines == ["(400, 32) (400, 16)", "(2, 32, 64) (2, 16, 64)", f"{[alone] * 2} 1"]
+    (llama / "more.safetensors").write_bytes(b"another bile")
+    assert weights_digest(str(llama)) != alone
+
+
+def run_script(script: str, *arguments: str) -> subprocess.Popen:
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    command = [sys.executable, "-c", script, *arguments]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]

@@ -1,0 +1,138 @@
+"""Settings: types, rules, and how mistakes are reported."""
+
+import json
+import math
+from dataclasses import fields, replace
+
+import pytest
+
+from ecgbyte_jax.errors import SettingsError
+from ecgbyte_jax.settings import Settings, default_config
+from experiments import demo, ecg_chat, ecg_qa_mimic, ecg_qa_ptb, mimic, own, ptb
+
+
+@pytest.mark.parametrize("experiment", [demo, ecg_chat, ecg_qa_mimic, ecg_qa_ptb, mimic, own, ptb])
+@pytest.mark.parametrize("argument", ["", "tiny"])
+def test_every_experiment_gives_settings(experiment, argument):
+    if experiment is demo and argument:
+        with pytest.raises(ValueError, match="argument 'tiny' found"):
+            experiment.get_config(argument)
+    else:
+        assert Settings.of(experiment.get_config(argument)).seed == 0
+
+
+def test_defaults_are_settings_themselves():
+    assert Settings.of(default_config()) == Settings()
+
+
+def test_all_mistakes_are_reported_at_once_by_their_names():
+    config = default_config()
+    config.train.batch_size = 0
+    config.signal.order = 99
+    config.eval.seeds = (1, 1)
+    with pytest.raises(SettingsError) as error:
+        Settings.of(config)
+    assert error.value.problems == [
+        "signal.order: 99 found, 1 to 10 expected",
+        "train.batch_size: 0 found, at least 1 expected",
+        "eval.seeds: (1, 1) found, one whole number or more, none twice, each from 0 to 4294967295 expected",
+    ]
+
+
+def test_unknown_settings_are_named():
+    config = default_config()
+    with config.unlocked():
+        config.train.batchsize = 64
+        config.trian = 1
+    with pytest.raises(SettingsError, match=r"^trian: no such setting; train\.batchsize: no such setting$"):
+        Settings.of(config)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("train", "batch_size", "four"),
+        ("train", "batch_size", True),
+        ("data", "packing", 1),
+        ("data", "length_buckets", (1.5, 2)),
+        ("train", "epochs", float("inf")),
+        ("train", "epochs", float("nan")),
+        ("model", "kv_heads", 3),
+        ("lora", "targets", ("q", "nose")),
+    ],
+)
+def test_values_of_another_type_or_against_a_rule_are_refused(part, name, value):
+    with pytest.raises(SettingsError, match=f"^{name}: .* found, .* expected$"):
+        replace(getattr(Settings(), part), **{name: value})
+
+
+def test_a_config_that_was_stored_as_json_gives_the_same_settings():
+    config = demo.get_config()
+    stored = type(config)(json.loads(config.to_json_best_effort()))
+    assert Settings.of(stored) == Settings.of(config)
+
+
+def test_every_setting_has_a_meaning():
+    for part in fields(Settings()):
+        for field in fields(getattr(Settings(), part.name)) if part.name != "seed" else [part]:
+            assert field.metadata["meaning"], f"{part.name}.{field.name}"
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("train.epochs", math.inf),
+        ("train.epochs", math.nan),
+        ("optim.peak_rate", math.inf),
+        ("optim.clip_norm", math.inf),
+        ("optim.weight_decay", -0.1),
+        ("optim.b2", 1.0),
+        ("lora.alpha", 0.0),
+        ("model.rope_theta", math.inf),
+        ("eval.temperature", math.inf),
+        ("signal.target_rate", math.inf),
+        ("signal.max_amplitude", math.inf),
+        ("signal.notches", (50.0, math.inf)),
+        ("signal.notches", ("50",)),
+        ("signal.band", (0.5, math.inf)),
+        ("signal.band", ("a", "b")),
+        ("data.length_buckets", (320, "x")),
+    ],
+)
+def test_settings_without_a_meaning_are_refused_by_name(name, value):
+    part, field = name.split(".")
+    with pytest.raises(SettingsError, match=rf"^{field}: .* found, .* expected"):
+        replace(getattr(Settings(), part), **{field: value})
+
+
+def test_settings_that_do_not_fit_each_other_are_refused():
+    defaults = Settings()
+    with pytest.raises(SettingsError, match=r"'wander' needs one sample rate"):
+        replace(defaults, signal=replace(defaults.signal, target_rate=0.0), eval=replace(defaults.eval, perturb=("wander",)))
+    with pytest.raises(SettingsError, match=r"targets: none found"):
+        replace(defaults.lora, rank=4, targets=())
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    config = default_config()
+    paths = [
+        ("data", "root"), ("data", "ecgqa_root"), ("data", "translations"), ("data", "conversations"), ("data", "table"),
+        ("prepare", "cache"), ("tokenizer", "file"), ("model", "pretrained"), ("eval", "bertscore_model"),
+    ]  # fmt: skip
+    for part, name in paths:
+        config[part][name] = "~/folder"
+    settings = Settings.of(config)
+    assert {getattr(getattr(settings, part), name) for part, name in paths} == {"/home/somebody/folder"}
+
+
+def test_whole_numbers_and_floats_are_the_same_settings():
+    config = default_config()
+    config.signal.notches = (50, 60)
+    assert repr(Settings.of(config)) == repr(Settings())
+
+
+@pytest.mark.parametrize("value", ["x" * 5000, "a\0b"])
+def test_a_path_that_no_system_has_is_refused_in_one_line(value):
+    with pytest.raises(SettingsError, match=r"^checkpoint: .* expected"):
+        replace(Settings().eval, checkpoint=value)
