@@ -1,4 +1,4 @@
-# Every target makes the environment it needs: `make demo` and `make test` are all that a new machine takes.
+# Every target creates the environment that it needs: on a new machine `make demo` or `make test` is enough.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,36 +6,37 @@ READY := $(VENV)/ready
 
 .PHONY: demo test test-all lint format lock clean
 
-demo: $(READY)  ## the main job on the embedded default, from recordings to scores
+demo: $(READY)  ## the demo experiment, from synthetic recordings to scores
 	$(BIN)/python main.py --config=experiments/demo.py --workdir=runs/demo
 
-# A process a core, four at most; a file's tests stay together, as they share what they prepare.
+# One process per core, at most four; the tests of a file run in one process, since they share prepared data.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-test: $(READY)  ## the tests, some minutes
+test: $(READY)  ## the quick tests, a few minutes
 	$(PYTEST)
 
-test-all: $(READY)  ## the long ones too
+test-all: $(READY)  ## the slow tests too
 	$(PYTEST) -m ""
 
-lint: $(READY)  ## linter and formatter check
+lint: $(READY)  ## linter, formatter and type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
-format: $(READY)  ## mend what can be mended
+format: $(READY)  ## fix what the linter and the formatter can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: $(READY)  ## pin anew what pyproject.toml allows, for every platform
+lock: $(READY)  ## pin the newest versions that pyproject.toml allows, for every platform
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade pyproject.toml --extra test -o requirements.lock
 
-clean:  ## remove the environment, not the runs
+clean:  ## remove the environment and build outputs, not the runs
 	rm -rf $(VENV) build dist *.egg-info
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "error: $(PYTHON) is older than Python 3.11; call make PYTHON=python3.11" >&2; exit 1; }
+		{ echo "error: $(PYTHON) is older than Python 3.11; run make PYTHON=python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
