@@ -1,4 +1,4 @@
-"""The errors that a user can act on: each message names what, where, what was wanted, and what to do."""
+"""The errors that a user can act on: each message names the place, the value found, the value expected, and what to do."""
 
 
 class EcgByteError(Exception):
@@ -54,7 +54,7 @@ class ReportError(EcgByteError):
 
 
 class TrainingError(EcgByteError):
-    """Training cannot go on (a loss that is not finite, say)."""
+    """Training cannot go on, for example after a loss that is not finite."""
 
 
 class StoppedError(EcgByteError):

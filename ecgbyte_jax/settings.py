@@ -254,8 +254,8 @@ class EvalSettings:
 
     def __post_init__(self) -> None:
         same = len(self.seeds) > 1 and self.temperature == 0
-        one = "one seed, or a temperature above 0 expected"
-        check(self, [f"seeds: {self.seeds} found with temperature 0, which answers the same for all; {one}" if same else ""])
+        remedy = "one seed, or a temperature above 0 expected"
+        check(self, [f"seeds: {self.seeds} found with temperature 0, which answers the same for all; {remedy}" if same else ""])
 
 
 @dataclass(frozen=True)

@@ -78,20 +78,20 @@ def build_model(
     return Parts(grown, graphdef, abstract(trained_state, mesh) if to_restore else trained_state, frozen)
 
 
-def check_fit(model: ModelConfig, lora: LoraConfig, positions: int, found: DecoderConfig) -> None:
+def check_fit(model: ModelConfig, lora: LoraConfig, positions: int, decoder: DecoderConfig) -> None:
     """Raises ConfigError where the settings ask for more than a pretrained model has: positions, or kernels for LoRA."""
-    if found.max_positions < positions:
+    if decoder.max_positions < positions:
         raise ConfigError(
-            f"prompt.max_length + eval.max_new_tokens: {positions} found, at most the {found.max_positions} positions of "
+            f"prompt.max_length + eval.max_new_tokens: {positions} found, at most the {decoder.max_positions} positions of "
             f"'{model.pretrained}' expected"
         )
-    if lora.rank and not _targets(lora, found):
-        raise ConfigError(f"lora.targets: {lora.targets} found, some of this model's kernels {found.kernels} expected")
+    if lora.rank and not _targets(lora, decoder):
+        raise ConfigError(f"lora.targets: {lora.targets} found, some of this model's kernels {decoder.kernels} expected")
 
 
-def left_out_targets(lora: LoraConfig, found: DecoderConfig) -> tuple[str, ...]:
+def left_out_targets(lora: LoraConfig, decoder: DecoderConfig) -> tuple[str, ...]:
     """Those of `lora.targets` that the model does not have; none without LoRA."""
-    return tuple(name for name in lora.targets if name not in found.kernels) if lora.rank else ()
+    return tuple(name for name in lora.targets if name not in decoder.kernels) if lora.rank else ()
 
 
 def count(state: Any) -> int:
@@ -99,9 +99,9 @@ def count(state: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(state))
 
 
-def _targets(lora: LoraConfig, found: DecoderConfig) -> tuple[str, ...]:
+def _targets(lora: LoraConfig, decoder: DecoderConfig) -> tuple[str, ...]:
     """Those of `lora.targets` that the model has: GPT-2 and OPT, for example, have no gate."""
-    return tuple(name for name in lora.targets if name in found.kernels)
+    return tuple(name for name in lora.targets if name in decoder.kernels)
 
 
 def _decoder_config(model: ModelConfig, lora: LoraConfig, positions: int, vocab_size: int) -> DecoderConfig:
@@ -109,6 +109,6 @@ def _decoder_config(model: ModelConfig, lora: LoraConfig, positions: int, vocab_
     sizes = {name: value for name, value in asdict(model).items() if name not in _NOT_OF_THE_DECODER}
     if not model.pretrained:
         return DecoderConfig(vocab_size=vocab_size, max_positions=positions, **sizes)
-    found = read_config(locate(model.pretrained))
-    check_fit(model, lora, positions, found)
-    return replace(found, **{name: sizes[name] for name in _COMPUTED_AS})
+    decoder = read_config(locate(model.pretrained))
+    check_fit(model, lora, positions, decoder)
+    return replace(decoder, **{name: sizes[name] for name in _COMPUTED_AS})

@@ -128,8 +128,8 @@ class Stage:
             shutil.move(folder / other.name, other)
         return bool(moved)
 
-    def _write(self, more: dict) -> None:
-        content = {"digest": self.digest(), "settings": self.settings, "inputs": self.inputs, **more}
+    def _write(self, state: dict) -> None:
+        content = {"digest": self.digest(), "settings": self.settings, "inputs": self.inputs, **state}
         write_whole(self.marker, [json.dumps(content, indent=1).encode()])
 
 

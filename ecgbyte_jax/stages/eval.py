@@ -77,7 +77,7 @@ def _score(settings: Settings, workdir: Workdir, stage: Stage, scorers: Scorers)
 
 
 def _show(workdir: Workdir) -> None:
-    """The table of scores, and where everything lies."""
+    """The table of scores, and where the files are."""
     results = json.loads(workdir.results.read_text())
     step = results["checkpoint_step"]
     checkpoint = f"checkpoint {step}" if step is not None else results["checkpoint"]
@@ -106,8 +106,9 @@ def _table(results: dict) -> dict[str, dict[str, float | str]]:
     rows = {MODEL: percent(results["scores"][MODEL]), "  95%, by patient": margins(results["intervals"][MODEL])}
     if "over_seeds" in results:
         seeds = results["over_seeds"][MODEL]
-        rows["  std over seeds"] = percent({name: found["std"] for name, found in seeds.items()})
-        rows["  95% t, over seeds"] = margins({name: found["t95"] for name, found in seeds.items()})
+        rows["  std over seeds"] = percent({name: spread["std"] for name, spread in seeds.items()})
+        rows["  95% t, over seeds"] = margins({name: spread["t95"] for name, spread in seeds.items()})
     rows |= {system: percent(scores) for system, scores in results["scores"].items() if system != MODEL}
     rows |= {f"with {name}": percent(scores) for name, scores in results["perturbed"].items()}
-    return rows | {f"{kind} ({found['sequences']})": percent(found) for kind, found in results["by_question_type"].items()}
+    by_type = results["by_question_type"]
+    return rows | {f"{kind} ({scores['sequences']})": percent(scores) for kind, scores in by_type.items()}

@@ -31,7 +31,7 @@ def export(settings: Settings, workdir: Workdir) -> None:
     """
     if settings.export.adapter and not (settings.lora.rank and settings.model.pretrained):
         raise ConfigError("export.adapter: True found, which needs LoRA (lora.rank above 0) on a pretrained model")
-    folder = workdir.export.resolve()  # which may lie on another disk, by a link
+    folder = workdir.export.resolve()  # it may be a link to another disk
     if agree(lineage.exported(settings, workdir, folder / MARKER).finished()):
         console.print("export: settings and inputs have not changed, nothing to do")
         return

@@ -81,7 +81,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "report": ("seed", "attend"),
     "export": ("export", "eval.max_new_tokens"),
 }
-# Where things lie and run, what is logged, and what a stage reads, whose content counts.
+# Where things are and run, what is logged, and the paths of what a stage reads, whose content counts.
 CHANGES_NO_OUTPUT = (
     "data.root",
     "data.ecgqa_root",

@@ -158,13 +158,13 @@ def _load_folder(settings: Settings, workdir: Workdir, prepared: Prepared, mesh:
         )
     _check_ecg_tokenizer(Path(folder) / workdir.ecg_tokenizer.name, workdir.ecg_tokenizer)
     types = {"dtype": settings.model.dtype, "param_dtype": settings.model.param_dtype}
-    model, found = load_pretrained(folder, shard=partial(parameter_shardings, mesh=mesh), **types)
-    if found.vocab_size < len(ours) or found.max_positions < positions(settings):
+    model, decoder = load_pretrained(folder, shard=partial(parameter_shardings, mesh=mesh), **types)
+    if decoder.vocab_size < len(ours) or decoder.max_positions < positions(settings):
         raise CheckpointError(
-            f"{folder}: a model of {found.vocab_size} tokens and {found.max_positions} positions found, at least {len(ours)} "
-            f"and prompt.max_length + eval.max_new_tokens = {positions(settings)} expected"
+            f"{folder}: a model of {decoder.vocab_size} tokens and {decoder.max_positions} positions found, at least "
+            f"{len(ours)} and prompt.max_length + eval.max_new_tokens = {positions(settings)} expected"
         )
-    model.config = replace(model.config, spare_rows=found.vocab_size - len(ours))
+    model.config = replace(model.config, spare_rows=decoder.vocab_size - len(ours))
     return model
 
 
