@@ -122,7 +122,7 @@ class Loop:
 
     def _check_first(self, number: int, metrics: dict[str, jax.Array]) -> None:
         """Raises TrainingError where the first step is not finite, before anything is displaced by its training."""
-        bad = next((name for name, value in metrics.items() if not np.isfinite(float(value))), None)
+        bad = next((name for name in ("loss", "grad_norm") if not np.isfinite(float(metrics[name]))), None)
         if bad is not None:
             examples = ", ".join(self.batch_examples(number))
             raise TrainingError(

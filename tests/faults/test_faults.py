@@ -165,7 +165,8 @@ def one_device() -> dict:
     return os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
 
 
-def test_a_damaged_newest_checkpoint_is_moved_aside_and_the_one_before_taken(config, workdirs, capsys):
+@pytest.mark.parametrize("damage", ["an array", "the index"])
+def test_a_damaged_newest_checkpoint_is_moved_aside_and_the_one_before_taken(config, workdirs, capsys, damage):
     whole, damaged = workdirs
     train(Settings.of(config), Workdir(whole))
     train(Settings.of(config), Workdir(damaged))
@@ -173,7 +174,10 @@ def test_a_damaged_newest_checkpoint_is_moved_aside_and_the_one_before_taken(con
     largest = max((damaged / "checkpoints/8").rglob("*"), key=lambda path: path.stat().st_size)
     data = bytearray(largest.read_bytes())
     data[len(data) // 2] ^= 1
-    largest.write_bytes(data)
+    if damage == "an array":
+        largest.write_bytes(data)
+    else:
+        os.truncate(damaged / "checkpoints/8/state/_METADATA", 100)
     with pytest.raises(CheckpointError, match=r"checkpoint 8 is damaged"):
         parameters(config, damaged)
     train(Settings.of(config), Workdir(damaged))

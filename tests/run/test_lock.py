@@ -55,6 +55,21 @@ def test_a_killed_command_leaves_no_lock(tmp_path):
         pass
 
 
+def test_a_lock_that_was_taken_for_a_dead_one_is_made_again(tmp_path, monkeypatch):
+    """As where a command stops for long between making the file and locking it."""
+    flock, stolen = lock.fcntl.flock, []
+
+    def steal_first(*given):
+        if not stolen:
+            stolen.append((tmp_path / "run.lock").unlink())
+        flock(*given)
+
+    monkeypatch.setattr(lock.fcntl, "flock", steal_first)
+    with lock.holding(Workdir(tmp_path).lock):
+        assert json.loads((tmp_path / "run.lock").read_text())["pid"] > 0
+    assert stolen and not list(tmp_path.iterdir())
+
+
 def test_another_host_s_lock_is_refused_until_it_is_removed(tmp_path):
     file = tmp_path / "run.lock"
     file.write_text(json.dumps({"host": "node17", "pid": 4711, "boot": "another"}))

@@ -1,10 +1,13 @@
 """The table of settings that stages depend on."""
 
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 
+from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
+from ecgbyte_jax.stages import lineage
 from ecgbyte_jax.stages.lineage import CHANGES_NO_OUTPUT, FIELDS, depends_on
 
 
@@ -50,3 +53,21 @@ def test_export_depends_on_the_positions_that_it_writes():
     settings = Settings()
     other = replace(settings, eval=replace(settings.eval, max_new_tokens=7))
     assert depends_on("export", other) != depends_on("export", settings)
+
+
+def test_the_answers_of_a_folder_depend_on_its_content_and_number_types(monkeypatch, tmp_path):
+    monkeypatch.setattr(lineage, "prepared", lambda *_: SimpleNamespace(require=lambda: "prepared"))
+    digests = set()
+    for folder, content, dtype in (
+        ("a", "x", "float32"),
+        ("b", "x", "float32"),
+        ("b", "x", "bfloat16"),
+        ("b", "y", "bfloat16"),
+    ):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "model.safetensors").write_text(content)
+        settings = Settings()
+        settings = replace(settings, eval=replace(settings.eval, checkpoint=str(tmp_path / folder)))
+        settings = replace(settings, model=replace(settings.model, dtype=dtype))
+        digests.add(lineage.answered(settings, Workdir(tmp_path)).digest())
+    assert len(digests) == 3

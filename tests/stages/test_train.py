@@ -273,6 +273,15 @@ def test_a_training_that_fails_before_its_first_step_leaves_the_one_before(confi
         assert not list(workdir.glob("checkpoints.old-*")) and lineage.trained(first, Workdir(workdir)).finished()
 
 
+def test_a_first_step_that_is_not_finite_displaces_nothing(config, workdir):
+    train(Settings.of(config), Workdir(workdir))
+    before = contents(workdir / "checkpoints", workdir / "metrics.jsonl")
+    config.model.rope_theta = 1e-200
+    with pytest.raises(TrainingError, match=r"step 1: loss is nan; nothing was written; the batch's examples: "):
+        train(Settings.of(config), Workdir(workdir))
+    assert contents(workdir / "checkpoints", workdir / "metrics.jsonl") == before
+
+
 def test_the_settings_of_an_earlier_training_bring_it_back(config, workdir, monkeypatch, capsys):
     train(Settings.of(config), Workdir(workdir))
     (workdir / "wandb_run.txt").write_text("the first")
