@@ -62,6 +62,7 @@ def _inputs(workdir: Workdir) -> tuple[Path, ...]:
         workdir.answers_marker,
         workdir.metrics,
         workdir.train_marker,
+        workdir.prepare_marker,
         workdir.manifest,
         workdir.ecg_tokenizer,
         workdir.quarantine,
@@ -75,7 +76,22 @@ def _make_page(settings: Settings, workdir: Workdir, results: dict, rows: list[d
     sections.add_curves(page, workdir.metrics)
     sections.add_data(page, workdir.manifest, workdir.quarantine)
     _add_tokenizer(page, settings, workdir)
+    _add_origins(page, workdir, results)
     return page
+
+
+def _add_origins(page: Page, workdir: Workdir, results: dict) -> None:
+    """Says which parts of the page are not of the training and the data that the answers are of."""
+    try:
+        check_evaluated(workdir, results)
+    except ConfigError as error:
+        page.score_notes.append(str(error))
+        page.curve_notes.append(str(error))
+    data = outputs_digest(workdir.prepare_marker)
+    if data and data != results.get("prepared"):
+        note = f"{workdir.shards}: not the data that the answers are about; run --stage=eval again"
+        page.data_notes.append(note)
+        page.tokenizer_notes.append(note)
 
 
 def _add_settings(page: Page, workdir: Workdir, results: dict) -> None:

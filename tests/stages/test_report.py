@@ -115,7 +115,17 @@ def test_answers_of_another_training_get_neither_its_settings_nor_its_attention(
     with pytest.raises(ConfigError, match=r"the answers are not of the training in .*checkpoints; run --stage=eval again"):
         attend(Settings.of(small_settings()), Workdir(copied))
     report(Settings.of(small_settings()), Workdir(copied))
-    assert "Without attention: " in (copied / "report.html").read_text()
+    text = (copied / "report.html").read_text()
+    assert "Without attention: " in text and text.count("the answers are not of the training") >= 3
+
+
+def test_answers_about_other_data_get_no_ecgs_of_the_data_that_is_here_now(copied):
+    marker = copied / "prepare/stage.json"
+    marker.write_text(json.dumps(json.loads(marker.read_text()) | {"result": "of another preparation"}))
+    report(Settings.of(small_settings()), Workdir(copied))
+    text = (copied / "report.html").read_text()
+    assert "Without pictures: " in text and text.count("not the data that the answers are about") == 3
+    assert not json.loads((copied / "report_stage.json").read_text())["finished"]
 
 
 def _settings_alone(folder) -> Page:
