@@ -96,7 +96,8 @@ def test_a_changed_config_is_refused_or_gives_transformers_logits(family, shared
         except WeightsError as error:
             assert "\n" not in str(error), (seed, str(error))
             continue
-        theirs = their_logits(tmp_path) if seed % COMPARED_EVERY == 0 else None
+        compares = seed % COMPARED_EVERY == 0 and config.max_positions >= IDS.size  # longer rows are refused
+        theirs = their_logits(tmp_path) if compares else None
         if theirs is not None:
             if config not in known:
                 with jax.disable_jit():
