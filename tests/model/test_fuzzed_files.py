@@ -47,7 +47,7 @@ def mutated(settings: dict, rng: np.random.Generator, kept: set[str] = frozenset
                 del part[name]
             case 1 if len(names) > 1:
                 part[name] = part[names[rng.integers(len(names))]]
-            case 2 if isinstance(part[name], int | float):
+            case 2 if isinstance(part[name], int | float) and abs(part[name]) < 2**60:
                 part[name] = part[name] * [0.5, 2, -1, 1.0][rng.integers(4)]
             case 3:
                 alike = [value for value in VALUES if type(value) is type(part[name])] or VALUES

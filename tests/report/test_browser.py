@@ -41,6 +41,8 @@ def requests(browser) -> list[str]:
 @pytest.fixture
 def page(finished, tmp_path) -> Path:
     """The report of a small run, with the evaluation's rows given two question types."""
+    from ecgbyte_jax.run.workdir import Workdir
+    from ecgbyte_jax.settings import Settings
     from ecgbyte_jax.stages.report import report
     from tests.stages.test_report import small_settings
 
@@ -50,7 +52,7 @@ def page(finished, tmp_path) -> Path:
     for number, row in enumerate(rows):
         row["meta"] = {"question_type": ("single-verify", "single-choose <b>")[number % 2]}
     (workdir / "eval/generations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    report(small_settings(), workdir)
+    report(Settings.of(small_settings()), Workdir(workdir))
     return workdir / "report.html"
 
 

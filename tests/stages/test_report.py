@@ -163,7 +163,7 @@ def test_attend_writes_arrays_and_pictures_of_named_examples(copied):
     expected = {file_stem(row) + end for row in rows if row["id"] == rows[3]["id"] for end in (".npz", ".png", ".svg")}
     assert {path.name for path in (copied / "attention").iterdir()} == expected
     config.attend.layers = (2,)
-    with pytest.raises(ConfigError, match=r"layers: \(2,\) found, of 0 to 1"):
+    with pytest.raises(ConfigError, match=r"layers: \(2,\) found, numbers from 0 to 1 expected"):
         attend(Settings.of(config), Workdir(copied))
 
 
