@@ -188,7 +188,12 @@ def test_a_mistake_ends_in_one_clear_line(tmp_path, arguments, message):
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and message in done.stderr, done.stderr
 
 
-@pytest.mark.parametrize("stage", ["tokenizer", "prepare", "train", "eval", "attend", "report", "export"])
+SLOW_STAGES = [
+    pytest.param(stage, marks=pytest.mark.slow) for stage in ("prepare", "train", "eval", "attend", "report", "export")
+]
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", *SLOW_STAGES])
 def test_a_folder_that_may_not_be_written_is_one_line(stage):
     done = main(DEMO, "--workdir=/sys", f"--stage={stage}")
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
