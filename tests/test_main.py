@@ -98,6 +98,7 @@ def test_the_same_command_again_does_no_work(finished):
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
+@pytest.mark.slow
 def test_eval_alone_in_a_new_process_gives_the_same_files(finished, tmp_path):
     workdir, _ = finished
     shutil.copytree(workdir, tmp_path / "w")
@@ -127,6 +128,7 @@ def test_without_a_workdir_the_run_goes_to_one_named_after_the_experiment():
     assert done.stderr.startswith("error: runs/ptb_tiny/prepare/stage.json")
 
 
+@pytest.mark.slow
 def test_a_tilde_is_the_home_folder_in_flags_and_settings(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "mine.py").write_text("from experiments.demo import get_config\n")

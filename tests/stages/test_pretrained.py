@@ -69,6 +69,7 @@ def build(config) -> Parts:
     return build_model(settings.model, settings.lora, settings.seed, positions(settings), 400, make_mesh(8, 1, 1))
 
 
+@pytest.mark.slow
 def test_lora_on_pretrained_weights_runs_to_scores_and_the_loss_falls(pretrained, tmp_path, capsys):
     run(pretrained, tmp_path / "w", ["prepare", "train", "eval"])
     lines = [json.loads(line) for line in (tmp_path / "w/metrics.jsonl").open()]
