@@ -205,7 +205,7 @@ def test_a_folder_that_may_not_be_written_is_one_line(stage):
 @pytest.mark.slow
 @pytest.mark.parametrize(("stage", "limit"), [("eval", 5_000), ("report", 100_000), ("export", 50_000)])
 def test_a_full_disk_is_one_line(finished, tmp_path, stage, limit):
-    """A bound on the size of files stands for the full disk: the same system calls fail."""
+    """A limit on the size of files simulates the full disk: the same system calls fail."""
     shutil.copytree(finished[0], tmp_path / "w")
     (tmp_path / "w/report_stage.json").unlink()
     if stage == "eval":

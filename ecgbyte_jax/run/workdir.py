@@ -137,34 +137,34 @@ class Workdir:
     # What evaluation and the stages after it make.
 
     @property
-    def eval(self) -> Path:
+    def evaluation(self) -> Path:
         """The folder of an evaluation."""
         return self.root / "eval"
 
     @property
     def answers_marker(self) -> Path:
         """The marker of the answers."""
-        return self.eval / "answers.json"
+        return self.evaluation / "answers.json"
 
     @property
     def scores_marker(self) -> Path:
         """The marker of stage `eval`."""
-        return self.eval / "stage.json"
+        return self.evaluation / "stage.json"
 
     @property
     def evaluated(self) -> Path:
         """Which checkpoint and split the answers are of."""
-        return self.eval / "checkpoint.json"
+        return self.evaluation / "checkpoint.json"
 
     @property
     def generations(self) -> Path:
         """One JSON line a question, segment and seed."""
-        return self.eval / "generations.jsonl"
+        return self.evaluation / "generations.jsonl"
 
     @property
     def results(self) -> Path:
         """The scores."""
-        return self.eval / "results.json"
+        return self.evaluation / "results.json"
 
     @property
     def attention(self) -> Path:

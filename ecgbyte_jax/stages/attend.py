@@ -41,7 +41,7 @@ def check_evaluated(workdir: Workdir, results: dict) -> None:
     inputs = (read_json(workdir.answers_marker) or {}).get("inputs")
     if results["checkpoint_step"] is not None and inputs != outputs_digest(workdir.train_marker):
         raise ConfigError(
-            f"{workdir.eval}: the answers are not of the training in {workdir.checkpoints}; run --stage=eval again"
+            f"{workdir.evaluation}: the answers are not of the training in {workdir.checkpoints}; run --stage=eval again"
         )
 
 

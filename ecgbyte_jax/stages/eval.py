@@ -30,7 +30,7 @@ def evaluate(settings: Settings, workdir: Workdir) -> None:
     """
     answers = lineage.answered(settings, workdir)
     if leads():
-        answers.take_back(workdir.eval)
+        answers.take_back(workdir.evaluation)
     wait_for_all("earlier answers are back in their place")
     scores = lineage.scored(settings, workdir, answers)
     if agree(answers.finished() and scores.finished()):
@@ -57,7 +57,7 @@ def _answer(settings: Settings, workdir: Workdir, stage: Stage) -> None:
         model, step = restore_model(settings, workdir, prepared, mesh, settings.eval.checkpoint)
         if leads():
             if not stage.begun():
-                stage.move_aside(workdir.eval)
+                stage.move_aside(workdir.evaluation)
             stage.begin()
             about = {"split": settings.eval.split, "checkpoint": settings.eval.checkpoint, "checkpoint_step": step}
             about["prepared"] = outputs_digest(workdir.prepare_marker)

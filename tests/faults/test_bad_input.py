@@ -180,7 +180,7 @@ def test_a_wrong_root_a_missing_table_and_nothing_left_are_named(config, folder,
 
 @pytest.mark.parametrize("limit", [10_000, 60_000])
 def test_a_full_disk_is_one_clear_error_and_the_same_command_goes_on(config, folder, tmp_path, limit):
-    """A bound on the size of files stands for the full disk: the same system calls fail."""
+    """A limit on the size of files simulates the full disk: the same system calls fail."""
     script = (
         "import json, resource, sys\nfrom ml_collections import ConfigDict\n"
         "from ecgbyte_jax.errors import ShardsError\nfrom ecgbyte_jax.stages.prepare import prepare\n"

@@ -147,7 +147,7 @@ def test_a_second_ctrl_c_ends_at_once():
 
 @pytest.mark.slow
 def test_a_full_disk_in_a_save_is_one_line_and_the_same_command_goes_on(config, workdirs):
-    """A bound on the size of files stands for the full disk: the same system calls fail."""
+    """A limit on the size of files simulates the full disk: the same system calls fail."""
     whole, full = workdirs
     limit = f"import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({100_000}, {resource.RLIM_INFINITY})); "
     command = [*SMALL, f"--workdir={full}", "--stage=train", "--config.mesh.data=1"]
