@@ -44,8 +44,9 @@ class DataSettings:
     table: str = setting(
         "", "own: CSV or JSONL file with record, question, answer, patient, and maybe split and id", is_path=True
     )
-    # PTB-XL: folds 1-7, 8 and 9-10 of the recordings with a diagnostic superclass. Elsewhere 70/12/18% regardless of the patient,
-    # drawn over ECG-QA's questions in both wordings, ECG-Chat's conversations or MIMIC's recordings. Replaces `split`, `wording`.
+    # PTB-XL: folds 1-7, 8 and 9-10 of the recordings with a diagnostic superclass. Elsewhere 70/12/18% regardless of the
+    # patient, drawn over ECG-QA's questions in both wordings, ECG-Chat's conversations or MIMIC's recordings. It replaces
+    # `split` and `wording`.
     published_split: bool = setting(False, "ECG-Byte's own split, in which patients are in training and test at once")
     question_types: tuple[str, ...] = setting(("single-verify", "single-choose", "single-query"), "ecg_qa; () takes all")
     wording: str = setting("template", "ecg_qa: template or paraphrased questions", one_of("template", "paraphrased"))
