@@ -29,8 +29,8 @@ def evaluate(settings: Settings, workdir: Workdir) -> None:
     Answers that are there whole are kept, also where only the scoring changed; answers of other settings are moved aside.
     """
     answers = lineage.answered(settings, workdir)
-    if leads():
-        answers.take_back(workdir.evaluation)
+    if leads() and answers.take_back(workdir.evaluation):
+        lineage.keep_settings(settings, workdir, "eval")
     wait_for_all("earlier answers are back in their place")
     scores = lineage.scored(settings, workdir, answers)
     if agree(answers.finished() and scores.finished()):

@@ -379,3 +379,16 @@ def test_wander_needs_one_sample_rate(config):
     config.signal.target_rate, config.eval.perturb = 0.0, ("wander",)
     with pytest.raises(ConfigError, match=r"'wander' needs one sample rate"):
         Settings.of(config)
+
+
+def test_the_settings_of_earlier_answers_bring_them_and_their_config_back(config, workdir, monkeypatch):
+    evaluate(Settings.of(config), Workdir(workdir))
+    before = (workdir / "eval/generations.jsonl").read_bytes()
+    config.eval.max_new_tokens = 4
+    evaluate(Settings.of(config), Workdir(workdir))
+    assert (workdir / "eval/generations.jsonl").read_bytes() != before
+    monkeypatch.setattr(stage, "_answer", lambda *_: pytest.fail("answered again"))
+    config.eval.max_new_tokens = 8
+    evaluate(Settings.of(config), Workdir(workdir))
+    assert (workdir / "eval/generations.jsonl").read_bytes() == before
+    assert json.loads((workdir / "config.json").read_text())["eval"]["max_new_tokens"] == 8
