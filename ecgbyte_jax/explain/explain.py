@@ -20,7 +20,7 @@ from ecgbyte_jax.train.restore import Trained
 
 
 def look(trained: Trained, ecgs: Sequence[np.ndarray], question: str, answer: np.ndarray, attend: AttendSettings) -> View:
-    """Attributes an answer (text ids [A]) to the ECGs (compact ids [n] each) and the question.
+    """Attributes an answer (text ids [A], with or without its eos) to the ECGs (compact ids [n] each) and the question.
 
     Several answer tokens count alike. For an empty answer the end of the sequence is attributed, and for an answer that exceeds
     the model's positions its beginning.
@@ -30,7 +30,8 @@ def look(trained: Trained, ecgs: Sequence[np.ndarray], question: str, answer: np
     prompt, _ = render(trained.ids, ecgs, question_ids, None, trained.max_length)
     # A text may take more tokens than were generated, where those were no whole characters.
     room = trained.model.config.max_positions - len(prompt)
-    answer = answer[:room] if len(answer) else np.array([trained.ids.eos])
+    answer = answer[answer != trained.ids.eos][:room]
+    answer = answer if len(answer) else np.array([trained.ids.eos])
     with jax.set_mesh(trained.mesh):
         attribution = attribute(trained.model, prompt, answer, attend.layers, attend.heads)
     weights = {"attention": attribution.attention.mean(axis=0), "rollout": attribution.rollout.mean(axis=0)}
@@ -72,11 +73,11 @@ def views(
 
 
 def _answer_ids(trained: Trained, row: dict) -> np.ndarray:
-    """The answer's tokens without eos, int32 [A]: those that were generated, where the row has them."""
+    """The answer's tokens int32 [A]: those that were generated, where the row has them."""
     tokens = row.get("tokens")
     if not isinstance(tokens, list):
         tokens = trained.text_tokenizer(row["answer"], add_special_tokens=False, split_special_tokens=True).input_ids
-    return np.array([token for token in tokens if token != trained.ids.eos], np.int32)
+    return np.array(tokens, np.int32)
 
 
 def rate_of(settings: Settings) -> float:

@@ -179,8 +179,7 @@ def _draw(
     trained: Trained, attend: AttendSettings, subject: Subject, question: str, answer: Answer, place: int, path: Path
 ) -> None:
     """The attention picture of the segment `place`, whose answer is shown; one for each of several recordings in one prompt."""
-    answer_ids = np.array([token for token in answer.tokens if token != trained.ids.eos], np.int32)
-    view = look(trained, subject.segments[place], question, answer_ids, attend)
+    view = look(trained, subject.segments[place], question, np.array(answer.tokens, np.int32), attend)
     start = place * subject.seconds
     title = f"{subject.name}, {start:g}-{start + subject.seconds:g} s. {question} {answer.text}"
     for number, (ecg, signal) in enumerate(zip(view.ecgs, subject.signals[place])):

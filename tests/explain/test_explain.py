@@ -124,7 +124,15 @@ def test_of_a_text_longer_than_the_models_positions_the_beginning_is_attributed(
 def test_the_generated_tokens_are_used_where_the_row_has_them(parts):
     np.testing.assert_array_equal(_answer_ids(parts, {"answer": "step"}), answer_ids(parts, 1))
     generated = {"answer": "step", "tokens": [7, 8, parts.ids.eos]}
-    np.testing.assert_array_equal(_answer_ids(parts, generated), [7, 8])
+    np.testing.assert_array_equal(_answer_ids(parts, generated), generated["tokens"])
+
+
+def test_an_eos_after_the_answer_is_not_attributed(parts, rng):
+    ids = parts.ecg_tokenizer.encode(planted(rng, 0)[0])
+    without, with_eos = (look(parts, [ids], QUESTION, np.array(answer), ATTEND) for answer in ([7, 8], [7, 8, parts.ids.eos]))
+    for name in METHODS:
+        np.testing.assert_array_equal(without.prompt[name], with_eos.prompt[name])
+    assert without.log_prob == with_eos.log_prob
 
 
 def test_the_file_holds_the_arrays_under_their_names(parts, rng, tmp_path):
