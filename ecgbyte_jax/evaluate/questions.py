@@ -68,15 +68,14 @@ def _other_patients(sequences: list[Sequence], seed: int, split: grain.MapDatase
     others: dict[int, Sequence] = {}
     for count in sorted({len(sequence.ecgs) for sequence in sequences}):
         places = [place for place, sequence in enumerate(sequences) if len(sequence.ecgs) == count]
-        for near in _neighbours(places, patients):
-            for place in near:
-                foreign = [other for other in near if patients[place].isdisjoint(patients[other])]
-                if foreign:
-                    others[place] = sequences[foreign[rng.integers(len(foreign))]]
-                else:
-                    nearest = sorted(places, key=lambda other, place=place: abs(other - place))
-                    elsewhere = (split[number] for number in range(len(split)))
-                    others[place] = _first_foreign(sequences[place], chain((sequences[other] for other in nearest), elsewhere))
+        for place, near in ((place, group) for group in _neighbours(places, patients) for place in group):
+            foreign = [other for other in near if patients[place].isdisjoint(patients[other])]
+            if foreign:
+                others[place] = sequences[foreign[rng.integers(len(foreign))]]
+                continue
+            nearest = sorted(places, key=lambda other, place=place: abs(other - place))
+            elsewhere = (split[number] for number in range(len(split)))
+            others[place] = _first_foreign(sequences[place], chain((sequences[other] for other in nearest), elsewhere))
     return [others[place] for place in range(len(sequences))]
 
 
