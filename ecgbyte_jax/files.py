@@ -1,4 +1,4 @@
-"""Files written atomically, so that they are complete or absent."""
+"""Files written atomically, so that they are complete or absent, and the digests of their content."""
 
 import hashlib
 import io
@@ -29,6 +29,12 @@ def write_whole(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file's content in hexadecimal. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:

@@ -1,12 +1,12 @@
 """Opens the results of preparation: shards, manifest, tokenizers and the prompt's ids."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.errors import ShardsError
+from ecgbyte_jax.files import file_digest
 from ecgbyte_jax.inputs.prompt import PromptIds
 from ecgbyte_jax.inputs.shards import Manifest, read_manifest
 from ecgbyte_jax.inputs.text import load_text_tokenizer
@@ -43,4 +43,4 @@ def load_prepared(workdir: Workdir) -> Prepared:
 def tokenizer_digests(workdir: Workdir) -> dict[str, str]:
     """Returns the SHA-256 of the tokenizers, by name."""
     files = {"ecg_tokenizer": workdir.ecg_tokenizer, "text_tokenizer": workdir.text_tokenizer / "tokenizer.json"}
-    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items() if file.is_file()}
+    return {name: file_digest(file) for name, file in files.items() if file.is_file()}

@@ -18,7 +18,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from ecgbyte_jax.corpora.example import SPLITS
 from ecgbyte_jax.errors import ShardsError
-from ecgbyte_jax.files import write_whole
+from ecgbyte_jax.files import file_digest, write_whole
 
 SCHEMA = 3
 MANIFEST = "manifest.json"
@@ -104,13 +104,12 @@ def _measure(path: Path, count: int) -> Written:
     """Flushes the file to disk and checks that it holds all records."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     reader = ArrayRecordReader(str(path))
     written = reader.num_records()
     reader.close()
     if written != count:
         raise ShardsError(f"{path}: {written} of {count} records reached the disk; is it full?")
-    return Written(count, path.stat().st_size, digest)
+    return Written(count, path.stat().st_size, file_digest(path))
 
 
 @dataclass
@@ -196,10 +195,6 @@ def read_lengths(folder: Path, manifest: Manifest, split: str) -> np.ndarray:
 
 def verify(folder: Path, manifest: Manifest) -> None:
     """Reads every file; raises ShardsError that names those whose checksum differs from the manifest's."""
-    bad = []
-    for name, written in manifest.written.items():
-        with (folder / name).open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != written.sha256:
-                bad.append(name)
+    bad = [name for name, written in manifest.written.items() if file_digest(folder / name) != written.sha256]
     if bad:
         raise ShardsError(f"{folder}: the files {bad} are damaged (checksum); delete them and run --stage=prepare again")

@@ -3,7 +3,6 @@
 A run that was killed thus resumes where it stopped.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from ecgbyte_jax.files import write_whole
+from ecgbyte_jax.files import file_digest, write_whole
 from ecgbyte_jax.run.console import progress
 from ecgbyte_jax.run.stage import json_digest
 
@@ -57,7 +56,7 @@ def collect(summaries: Iterator[tuple[int, dict]], title: str, sizes: list[int])
 
 def make_targets(shards: Path, summaries: Path, tokenizer: Path, name: str, count: int) -> list[Target]:
     """Names the targets of `count` tasks: NAME-00000, NAME-00001, ..."""
-    digest, files = hashlib.sha256(tokenizer.read_bytes()).hexdigest(), [f"{name}-{number:05d}" for number in range(count)]
+    digest, files = file_digest(tokenizer), [f"{name}-{number:05d}" for number in range(count)]
     return [Target(shards / f"{file}.array_record", summaries / f"{file}.json", tokenizer, digest) for file in files]
 
 

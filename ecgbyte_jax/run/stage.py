@@ -10,10 +10,8 @@ from itertools import count
 from pathlib import Path
 
 from ecgbyte_jax.errors import ConfigError
-from ecgbyte_jax.files import write_whole
+from ecgbyte_jax.files import file_digest, write_whole
 from ecgbyte_jax.run.console import console
-
-MARKER = "stage.json"  # the file that a stage leaves in its folder
 
 
 @dataclass(frozen=True)
@@ -172,12 +170,6 @@ def json_digest(value: object) -> str:
 def content_digest(files: Iterable[Path]) -> str:
     """SHA-256 of the files' names and contents, wherever their folder is."""
     return json_digest([[file.name, file_digest(file)] for file in files])
-
-
-def file_digest(file: Path) -> str:
-    """SHA-256 of a file's content."""
-    with file.open("rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()
 
 
 def _read_marker(path: Path) -> dict | None:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+MARKER = "stage.json"  # the file that a stage leaves in its folder
+
 
 @dataclass(frozen=True)
 class Workdir:
@@ -35,7 +37,7 @@ class Workdir:
     @property
     def synthetic_marker(self) -> Path:
         """The marker of the synthetic recordings."""
-        return self.synthetic / "stage.json"
+        return self.synthetic / MARKER
 
     @property
     def cache(self) -> Path:
@@ -45,7 +47,7 @@ class Workdir:
     @property
     def prepare_marker(self) -> Path:
         """The marker of stage `prepare`."""
-        return self.root / "prepare" / "stage.json"
+        return self.root / "prepare" / MARKER
 
     @property
     def quarantine(self) -> Path:
@@ -75,7 +77,7 @@ class Workdir:
     @property
     def tokenizer_marker(self) -> Path:
         """The marker of the ECG tokenizer."""
-        return self.tokenizers / "stage.json"
+        return self.tokenizers / MARKER
 
     @property
     def tokenizer_report(self) -> Path:
@@ -112,7 +114,7 @@ class Workdir:
     @property
     def train_marker(self) -> Path:
         """The marker of stage `train`."""
-        return self.checkpoints / "stage.json"
+        return self.checkpoints / MARKER
 
     @property
     def metrics(self) -> Path:
@@ -149,7 +151,7 @@ class Workdir:
     @property
     def scores_marker(self) -> Path:
         """The marker of stage `eval`."""
-        return self.evaluation / "stage.json"
+        return self.evaluation / MARKER
 
     @property
     def evaluated(self) -> Path:

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import jax
@@ -16,8 +16,8 @@ from ecgbyte_jax.model.peft import save_adapter
 from ecgbyte_jax.model.sharding import make_mesh
 from ecgbyte_jax.run.console import banner, console
 from ecgbyte_jax.run.processes import agree, leads
-from ecgbyte_jax.run.stage import MARKER, free_name, not_made_by
-from ecgbyte_jax.run.workdir import Workdir
+from ecgbyte_jax.run.stage import free_name, not_made_by
+from ecgbyte_jax.run.workdir import MARKER, Workdir
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.stages import lineage
 from ecgbyte_jax.train.restore import restore_model
@@ -32,11 +32,12 @@ def export(settings: Settings, workdir: Workdir) -> None:
     if settings.export.adapter and not (settings.lora.rank and settings.model.pretrained):
         raise ConfigError("export.adapter: True found, which needs LoRA (lora.rank above 0) on a pretrained model")
     folder = workdir.export.resolve()  # it may be a link to another disk
-    if agree(lineage.exported(settings, workdir, folder / MARKER).finished()):
+    stage = lineage.exported(settings, workdir, folder / MARKER)
+    if agree(stage.finished()):
         console.print("export: settings and inputs have not changed, nothing to do")
         return
     partial = folder.with_name(f"{folder.name}.partial")
-    stage = lineage.exported(settings, workdir, partial / MARKER)
+    stage = replace(stage, marker=partial / MARKER)
     if leads():
         if partial.exists():
             shutil.rmtree(partial)

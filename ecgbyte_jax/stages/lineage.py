@@ -6,8 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ecgbyte_jax.errors import ScoresError, TokenizerError
-from ecgbyte_jax.files import write_whole
-from ecgbyte_jax.run.stage import Stage, content_digest, file_digest, json_digest
+from ecgbyte_jax.files import file_digest, write_whole
+from ecgbyte_jax.run.stage import Stage, content_digest, json_digest
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.errors import CheckpointError
+from ecgbyte_jax.files import file_digest
 from ecgbyte_jax.inputs.prepared import Prepared, load_prepared
 from ecgbyte_jax.inputs.prompt import PromptIds
 from ecgbyte_jax.inputs.text import load_text_tokenizer
@@ -131,9 +132,7 @@ def weights_digest(pretrained: str) -> str:
 @cache
 def _file_digest(file: Path, _size: int, _time: int) -> bytes:
     """SHA-256 of a file's name and content; read once for all stages of a command."""
-    with file.open("rb") as data:
-        content = hashlib.file_digest(data, "sha256").digest()
-    return hashlib.sha256(file.name.encode() + content).digest()
+    return hashlib.sha256(file.name.encode() + bytes.fromhex(file_digest(file))).digest()
 
 
 def _choose(checkpoints: Checkpoints, which: str) -> int:
