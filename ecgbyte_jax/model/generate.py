@@ -66,7 +66,7 @@ def generate(
     (tokens, float32 log-probabilities [B, max_new_tokens]) under the model's own distribution, 0 after a row's end. Prompts
     are cut to the longest one's length, rounded up, so that different lengths share few compiled programs.
 
-    Rows of the vocabulary that are no token (`DecoderConfig.spare_rows`) are never chosen.
+    Rows of the vocabulary that are no token have logits of -inf (`DecoderConfig.spare_rows`), and are never chosen.
 
     Raises ConfigError for no rows, a row of only padding or with padding after a token, ids outside the vocabulary, more tokens
     than the model has positions, and impossible settings.
@@ -181,8 +181,6 @@ def _generate(
     def record(now: _Decoding, hidden: jax.Array) -> _Decoding:
         """Chooses the next token of each row from the last of the hidden states [B, T, D]."""
         logits = model.logits(hidden[:, -1:])[:, 0]  # [B, V]
-        if spare := model.config.spare_rows:
-            logits = jnp.where(jnp.arange(logits.shape[1]) < logits.shape[1] - spare, logits, -jnp.inf)
         token = _choose(logits, sampling, _each(jax.random.fold_in, key)(key, now.step))  # [B]
         chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
         log_prob = jnp.where(now.done, 0.0, chosen - jax.nn.logsumexp(logits, axis=-1))
