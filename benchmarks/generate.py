@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--gb_s", type=float, default=0.0, help="memory bandwidth of the device in GB/s")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        make_folder(Path(folder), arguments.layers, arguments.width, arguments.vocab)
+        make_folder(Path(folder), arguments.layers, arguments.width, arguments.vocab, arguments.dtype)
         ours, theirs = load_both(Path(folder), arguments.dtype)
     print(f"{machine()}; {arguments.layers} layers x {arguments.width}, {arguments.dtype}, ", end="")
     print(f"prompts of {arguments.prompt} tokens, {arguments.new} new ones\n")

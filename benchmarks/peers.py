@@ -28,7 +28,7 @@ def model_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def make_folder(folder: Path, layers: int, width: int, vocab: int) -> None:
+def make_folder(folder: Path, layers: int, width: int, vocab: int, dtype: str) -> None:
     """Writes a Llama with random weights and heads of 64 in transformers' format."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
@@ -36,7 +36,7 @@ def make_folder(folder: Path, layers: int, width: int, vocab: int) -> None:
         num_attention_heads=width // 64, num_key_value_heads=max(1, width // 256), max_position_embeddings=4096,
         tie_word_embeddings=True, bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    transformers.LlamaForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(folder)
 
 
 def load_both(folder: Path, dtype: str) -> tuple:

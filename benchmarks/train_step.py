@@ -2,7 +2,7 @@
 
 All have the same random weights, LoRA of rank 16 on all kernels, optimizer, and examples as long as 2 s ECGs with question and
 answer. Each line is measured in a process of its own. With `--layers=16 --width=2048 --vocab=128256 --dtype=bfloat16
---batch 2 16 64` the model has Llama-3.2-1B's shape, for a GPU.
+--scan_layers --batch 2 8 --examples=96` the model has Llama-3.2-1B's shape, for a GPU.
 """
 
 import argparse
@@ -54,17 +54,18 @@ def main() -> None:
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     first = None
     with tempfile.TemporaryDirectory() as name:
-        make_folder(Path(name), arguments.layers, arguments.width, arguments.vocab)
-        for variant, batch in variants(arguments.batch):
+        make_folder(Path(name), arguments.layers, arguments.width, arguments.vocab, arguments.dtype)
+        for variant, batch in variants(arguments):
             result = run_alone(variant, batch, name)
             first = first or result.get("examples_per_s")
             print(f"| {line(variant, batch, result, first)} |", flush=True)
 
 
-def variants(batches: list[int]) -> list[tuple[str, int]]:
+def variants(arguments: argparse.Namespace) -> list[tuple[str, int]]:
     """(name, rows per step); the first is the published way, with which the others are compared."""
+    batches = arguments.batch
     peers = [("torch eager", batches[0]), *(("torch sdpa", batch) for batch in batches), ("torch sdpa compiled", batches[0])]
-    return peers + [(layout, batch) for batch in batches for layout in LAYOUTS]
+    return peers + [(layout, batch) for batch in batches for layout in arguments.layouts]
 
 
 def line(variant: str, batch: int, result: dict, first: float | None) -> str:
@@ -90,6 +91,9 @@ def parse() -> argparse.Namespace:
     parser.set_defaults(batch=[2])
     parser.add_argument("--examples", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), help="of this project's rows")
+    parser.add_argument("--scan_layers", action="store_true", help="model.scan_layers, in this project")
+    parser.add_argument("--remat", default="", help="model.remat, in this project")
     parser.add_argument(
         "--peak", type=float, default=0.0, help="TFLOP/s of the device, for the utilisation; 0: its data sheet's"
     )
@@ -157,7 +161,9 @@ def laid_out(plan: Plan, step: int, arguments: argparse.Namespace) -> dict[str, 
 def ours(arguments: argparse.Namespace) -> Variant:
     mesh = make_mesh(-1, 1, 1)
     jax.set_mesh(mesh)
-    model, decoder = load_pretrained(arguments.folder, dtype=arguments.dtype, param_dtype=arguments.dtype)
+    form = {"dtype": arguments.dtype, "param_dtype": arguments.dtype}
+    form |= {"remat": arguments.remat, "scan_layers": arguments.scan_layers}
+    model, decoder = load_pretrained(arguments.folder, **form)
     add_lora(model, LoraConfig(16, 32.0, 0.05, KERNELS), jax.random.key(0))
     graphdef, *states = nnx.split(model, nnx.LoRAParam, ...)
     parts = Parts(decoder, graphdef, *jax.device_put(states, parameter_shardings(states, mesh)))
