@@ -5,6 +5,7 @@ pipeline starts; each library takes the part that it needs. Spans in samples are
 """
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -217,6 +218,11 @@ class ExportSettings:
 class EvalSettings:
     """Which questions are answered, how, and how the answers are scored."""
 
+    name: str = setting(
+        "",
+        'of this evaluation, which is then in eval/NAME beside others; "": in eval/ itself',
+        Rule(lambda name: re.fullmatch(r"[A-Za-z0-9_-]{0,64}", name), "letters, digits, _ and -, 64 at most"),
+    )
     split: str = setting("test", "split of the corpus", one_of(*SPLITS))
     checkpoint: str = setting(
         "last",

@@ -16,6 +16,8 @@ from ecgbyte_jax.evaluate.meteor import load_meteor
 from ecgbyte_jax.evaluate.rouge import ROUGE, rouge_scores
 
 BERTSCORE = ("bertscore_precision", "bertscore_recall", "bertscore_f1")
+YES_NO = ("yes", "no")
+_OF_SEVERAL_WORDS = ("bleu", "mean_bleu", "rouge_2")
 PairScore = Callable[[str, str], float]
 
 
@@ -136,6 +138,26 @@ def macro_f1(references: list[str], hypotheses: list[str]) -> float:
     right = Counter(t for t, g in zip(true, given) if t == g and g)
     expected, answered = Counter(true), Counter(given)
     return sum(2 * right[name] / (expected[name] + answered[name]) for name in expected) / len(expected)
+
+
+def yes_no_scores(references: list[str], hypotheses: list[str]) -> dict[str, float | None]:
+    """Sensitivity and specificity over the questions whose reference is 'yes' or 'no', and their mean; None where undefined.
+
+    An answer that is neither counts as wrong.
+    """
+    sensitivity, specificity = (
+        float(np.mean([_is_match(r, h) for r, h in zip(references, hypotheses) if r.strip() == word]))
+        if word in map(str.strip, references)
+        else None
+        for word in YES_NO
+    )
+    both = None if sensitivity is None or specificity is None else (sensitivity + specificity) / 2
+    return {"sensitivity": sensitivity, "specificity": specificity, "balanced_accuracy": both}
+
+
+def uninformative(references: list[str]) -> list[str]:
+    """The scores that say nothing about these references: those of several words in a row, where all are single words."""
+    return [] if any(len(text.split()) > 1 for text in references) else list(_OF_SEVERAL_WORDS)
 
 
 def is_closed(question_type: str) -> bool:

@@ -5,7 +5,18 @@ from collections.abc import Callable
 import numpy as np
 
 from ecgbyte_jax.evaluate.intervals import bootstrap, interval, over_seeds
-from ecgbyte_jax.evaluate.metrics import PairScores, Scorers, is_closed, macro_f1, measure
+from ecgbyte_jax.evaluate.metrics import (
+    YES_NO,
+    PairScores,
+    Scorers,
+    is_closed,
+    macro_f1,
+    measure,
+    uninformative,
+    yes_no_scores,
+)
+from ecgbyte_jax.evaluate.verdict import difference, give_verdict, main_metric
+from ecgbyte_jax.evaluate.votes import by_recording
 
 MODEL, OTHER_ECG, COMMONEST = "model", "another patient's ECG", "commonest answer"
 _FIELDS = {MODEL: "answer", OTHER_ECG: "answer_to_other_ecg", COMMONEST: "commonest_answer"}
@@ -17,28 +28,60 @@ def make_results(rows: list[dict], scorers: Scorers, resamples: int, seed: int) 
     seeds = list(dict.fromkeys(row["seed"] for row in rows))
     by_seed = [[row for row in rows if row["seed"] == seed] for seed in seeds]
     patients = [row["patient"] for row in by_seed[0]]
-    measured = {system: _measure(by_seed, lambda row, f=field: row[f], scorers) for system, field in _FIELDS.items()}
+    measured = _measure_systems(by_seed, scorers)
+    samples = {system: bootstrap(pairs, patients, resamples, seed) for system, pairs in measured.items()}
+    scores = {system: mean(pairs) for system, pairs in measured.items()}
+    references = [row["reference"] for row in by_seed[0]]
     results = {
         "sequences": len(by_seed[0]),
         "patients": len(set(patients)),
         "empty_answers": sum(not row["answer"] for row in rows),
         "seeds": seeds,
-        "scores": {system: mean(pairs) for system, pairs in measured.items()},
-        "intervals": {
-            system: {name: interval(values) for name, values in bootstrap(pairs, patients, resamples, seed).items()}
-            for system, pairs in measured.items()
-        },
+        "verdict": _verdict(main_metric(references), scores, samples, len(set(patients))),
+        "hidden": uninformative(references),
+        "scores": scores,
+        "intervals": _intervals(samples),
+        "by_recording": _by_recording(by_seed, scorers, resamples, seed),
     }
     if len(seeds) > 1:
         results["over_seeds"] = {
             system: {name: over_seeds(values) for name, values in _each(pairs).items()} for system, pairs in measured.items()
         }
     for group, field in _GROUPS.items():
-        results |= _parts(group, [row["meta"].get(field) for row in by_seed[0]], measured)
-    results |= _closed(by_seed)
+        results |= _parts(group, [row["meta"].get(field) for row in by_seed[0]], references, measured)
+    results |= _closed(by_seed) | _yes_no(by_seed)
     names = rows[0].get("answers_perturbed", {})
     perturbed = {name: mean(_measure(by_seed, lambda row, n=name: row["answers_perturbed"][n], scorers)) for name in names}
     return results | {"perturbed": perturbed, "missing": scorers.missing or {}}
+
+
+def _verdict(metric: str, scores: dict[str, dict], samples: dict[str, dict[str, np.ndarray]], patients: int) -> dict:
+    """The verdict on the model, with its differences to both controls."""
+    differences = {
+        system: difference(scores[MODEL][metric], scores[system][metric], samples[MODEL][metric], samples[system][metric])
+        for system in (OTHER_ECG, COMMONEST)
+    }
+    verdict = give_verdict(metric, differences[OTHER_ECG], differences[COMMONEST], patients)
+    return verdict | {"differences": {system: found._asdict() for system, found in differences.items()}}
+
+
+def _by_recording(by_seed: list[list[dict]], scorers: Scorers, resamples: int, seed: int) -> dict:
+    """Scores and intervals of the answers elected over each recording's segments, one a question."""
+    elected = [by_recording(rows) for rows in by_seed]
+    patients = [row["patient"] for row in elected[0]]
+    measured = _measure_systems(elected, scorers)
+    samples = {system: bootstrap(pairs, patients, resamples, seed) for system, pairs in measured.items()}
+    scores = {system: mean(pairs) for system, pairs in measured.items()}
+    return {"questions": len(patients), "scores": scores, "intervals": _intervals(samples)} | _yes_no(elected)
+
+
+def _intervals(samples: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, list[float]]]:
+    return {system: {name: interval(values) for name, values in drawn.items()} for system, drawn in samples.items()}
+
+
+def _measure_systems(by_seed: list[list[dict]], scorers: Scorers) -> dict[str, list[PairScores]]:
+    """The pairs of each seed, of the model and its controls."""
+    return {system: _measure(by_seed, lambda row, f=field: row[f], scorers) for system, field in _FIELDS.items()}
 
 
 def _measure(by_seed: list[list[dict]], text: Callable[[dict], str], scorers: Scorers) -> list[PairScores]:
@@ -56,13 +99,16 @@ def mean(seeds: list[PairScores]) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in _each(seeds).items()}
 
 
-def _parts(group: str, kinds: list[str | None], measured: dict[str, list[PairScores]]) -> dict[str, dict]:
-    """The scores of the rows of each kind: the model's, and separately those of the baselines."""
+def _parts(
+    group: str, kinds: list[str | None], references: list[str], measured: dict[str, list[PairScores]]
+) -> dict[str, dict]:
+    """The scores of the rows of each kind: the model's, with `hidden` as for all rows, and separately the baselines'."""
     results: dict[str, dict] = {group: {}, f"{group}_baselines": {}}
     for kind in sorted({kind for kind in kinds if kind is not None}):
         chosen = np.flatnonzero([kind == other for other in kinds])
         scores = {system: mean([pairs.rows(chosen) for pairs in seeds]) for system, seeds in measured.items()}
-        results[group][kind] = {"sequences": len(chosen), **scores.pop(MODEL)}
+        hidden = uninformative([references[row] for row in chosen])
+        results[group][kind] = {"sequences": len(chosen), "hidden": hidden, **scores.pop(MODEL)}
         results[f"{group}_baselines"][kind] = scores
     return results
 
@@ -78,6 +124,23 @@ def _closed(by_seed: list[list[dict]]) -> dict[str, dict[str, float]]:
             for system, field in _FIELDS.items()
         }
     }
+
+
+def _yes_no(by_seed: list[list[dict]]) -> dict[str, dict]:
+    """yes_no: sensitivity and specificity of every system, means over the seeds; {} without questions of yes or no."""
+    asked = [[row for row in rows if row["reference"] in YES_NO] for rows in by_seed]
+    if not asked[0]:
+        return {}
+    references = [row["reference"] for row in asked[0]]
+    systems = {}
+    for system, field in _FIELDS.items():
+        seeds = [yes_no_scores([row["reference"] for row in rows], [row[field] for row in rows]) for rows in asked]
+        systems[system] = {name: None if value is None else _mean_of(name, seeds) for name, value in seeds[0].items()}
+    return {"yes_no": {"questions": len(references), "yes": references.count(YES_NO[0]), "systems": systems}}
+
+
+def _mean_of(name: str, seeds: list[dict]) -> float:
+    return float(np.mean([scores[name] for scores in seeds]))
 
 
 def answered_by(results: dict) -> str:

@@ -78,8 +78,11 @@ class Stage:
         return "; ".join(changed) or "its inputs are not the same"
 
     def move_aside(self, folder: Path, *others: Path) -> None:
-        """Keeps what other settings or inputs left: `others` go into `folder`, which becomes folder.old-1, -2, ..."""
-        if not folder.exists() or not any(folder.iterdir()):
+        """Keeps what other settings or inputs left: `others` go into `folder`, which becomes folder.old-1, -2, ...
+
+        Subfolders with a marker of the same name are of stages of their own, and stay.
+        """
+        if not folder.exists() or not set(folder.iterdir()) - set(self._inner(folder)):
             return
         target = free_name(folder)
         why = self.changes() or "unknown ones"
@@ -97,12 +100,14 @@ class Stage:
             real.mkdir()
         else:
             os.rename(folder, target)
+        self._put_inner_back(folder)
 
     def take_back(self, folder: Path, *others: Path) -> bool:
         """Puts back what this very stage made here before and `move_aside` kept; what is there now is moved aside.
 
         Returns whether there was anything to put back. Goes on where an earlier call was killed.
         """
+        self._put_inner_back(folder)
         if self.begun():
             return self._move_out(folder, *others)
         marker = self.marker.relative_to(folder)
@@ -112,12 +117,25 @@ class Stage:
                 continue
             self.move_aside(folder, *others)
             if folder.exists():
+                for inner in self._inner(folder):
+                    os.rename(inner, old / inner.name)
                 folder.rmdir()  # empty, or it would have been moved aside
             os.rename(old, folder)
             self._move_out(folder, *others)
             console.print(f"{self.name}: {old.name}/ was made with these settings; it is {folder.name}/ again")
             return True
         return False
+
+    def _inner(self, folder: Path) -> list[Path]:
+        return [path for path in folder.iterdir() if (path / self.marker.name).is_file()]
+
+    def _put_inner_back(self, folder: Path) -> None:
+        """Puts back what was moved along with its outer folder, by this call or by one that was killed."""
+        for old in folder.parent.glob(f"{folder.name}.old-*"):
+            for inner in self._inner(old):
+                if not (folder / inner.name).exists():
+                    folder.mkdir(exist_ok=True)
+                    os.rename(inner, folder / inner.name)
 
     def _move_out(self, folder: Path, *others: Path) -> bool:
         """Puts what `move_aside` moved into the folder back beside it; returns whether there was any."""

@@ -8,9 +8,13 @@ MARKER = "stage.json"  # the file that a stage leaves in its folder
 
 @dataclass(frozen=True)
 class Workdir:
-    """Every file and folder of the run in `root`, whether it is there or not."""
+    """Every file and folder of the run in `root`, whether it is there or not.
+
+    evaluation_name: which of several evaluations is meant; "": the one without a name.
+    """
 
     root: Path
+    evaluation_name: str = ""
 
     @property
     def config(self) -> Path:
@@ -140,8 +144,8 @@ class Workdir:
 
     @property
     def evaluation(self) -> Path:
-        """The folder of an evaluation."""
-        return self.root / "eval"
+        """The folder of an evaluation; those with a name are inside the one without."""
+        return self.root / "eval" / self.evaluation_name
 
     @property
     def answers_marker(self) -> Path:
@@ -171,19 +175,23 @@ class Workdir:
     @property
     def attention(self) -> Path:
         """What --stage=attend writes."""
-        return self.root / "attention"
+        return self.root / "attention" / self.evaluation_name
 
     @property
     def report(self) -> Path:
         """The page of --stage=report."""
-        return self.root / "report.html"
+        return self.root / f"report{self._ending}.html"
 
     @property
     def report_marker(self) -> Path:
         """The marker of stage `report`."""
-        return self.root / "report_stage.json"
+        return self.root / f"report{self._ending}_stage.json"
 
     @property
     def export(self) -> Path:
         """The model that --stage=export writes."""
         return self.root / "export"
+
+    @property
+    def _ending(self) -> str:
+        return f"-{self.evaluation_name}" if self.evaluation_name else ""

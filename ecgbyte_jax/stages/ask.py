@@ -19,6 +19,7 @@ from ecgbyte_jax.ecg.signal import clean, segment
 from ecgbyte_jax.errors import ConfigError, ExampleError, RecordError
 from ecgbyte_jax.evaluate.answers import read_answers
 from ecgbyte_jax.evaluate.generations import Answer
+from ecgbyte_jax.evaluate.votes import elect
 from ecgbyte_jax.explain.explain import look
 from ecgbyte_jax.inputs.batches import prompt_batch
 from ecgbyte_jax.inputs.prompt import ecg_room
@@ -64,7 +65,7 @@ def ask(settings: Settings, workdir: Workdir, inquiry: Inquiry) -> None:
     for number, question in enumerate(_questions(inquiry)):
         for place, subject in enumerate(subjects):
             answers = _answer(trained, settings.eval, subject, question)
-            best = _agreed(answers)
+            best = elect([answer.text for answer in answers], [answer.log_prob for answer in answers])
             _show(subject, question, answers, best)
             if inquiry.picture:
                 path = _picture_path(inquiry.picture, number * len(subjects) + place)
@@ -142,12 +143,6 @@ def _answer(trained: Trained, sampling: EvalSettings, subject: Subject, question
             tokens, log_probs = generate(trained.model, **batch, max_new_tokens=sampling.max_new_tokens, **how)
         answers += read_answers(np.asarray(tokens)[rows], np.asarray(log_probs)[rows], ids.eos, trained.text_tokenizer)
     return answers
-
-
-def _agreed(answers: list[Answer]) -> int:
-    """The segment with the most probable instance of the commonest answer; among equally common ones, the most probable."""
-    texts = [answer.text for answer in answers]
-    return max(range(len(answers)), key=lambda i: (texts.count(texts[i]), answers[i].log_prob, -i))
 
 
 def _show(subject: Subject, question: str, answers: list[Answer], best: int) -> None:

@@ -32,8 +32,8 @@ def compare(runs: list[str], out: Path) -> None:
     """Shows and writes (`out` as JSON, beside it the table as CSV) how the runs score on the examples that all answered.
 
     A difference is the run's score minus the first run's, with the interval that holds 95% of 10,000 samples of the patients.
-    Raises ScoresError for a run without evaluation, for other splits or references, and where `out` holds another comparison or
-    cannot be written.
+    A run is its folder, or that of one of its evaluations with a name. Raises ScoresError for a run without evaluation, for
+    other splits or references, and where `out` holds another comparison or cannot be written.
     """
     if out.suffix.lower() == ".csv" or out.is_dir() or out.with_suffix(".csv").is_dir():
         raise ScoresError(
@@ -69,7 +69,7 @@ def compare(runs: list[str], out: Path) -> None:
 
 
 def _read(run: str) -> Evaluated:
-    workdir = Workdir(Path(run))
+    workdir = _locate(Path(run))
     path = workdir.results
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
@@ -82,6 +82,14 @@ def _read(run: str) -> Evaluated:
     for row in read_rows(workdir.generations):
         rows.setdefault((row["id"], row["segment"]), {})[row["seed"]] = row
     return Evaluated(run, results, rows)
+
+
+def _locate(path: Path) -> Workdir:
+    """Of a run's folder, or of an evaluation's: RUN/eval/NAME."""
+    run = Workdir(path)
+    if run.results.exists() or not (path / run.results.name).is_file():
+        return run
+    return Workdir(path.parent) if path.name == run.evaluation.name else Workdir(path.parents[1], path.name)
 
 
 def _common(runs: list[Evaluated]) -> list[_Example]:

@@ -1,6 +1,7 @@
 """Stage `eval`: from a checkpoint on disk to generations, scores and the table that compares them with baselines."""
 
 import json
+from collections.abc import Container
 from dataclasses import asdict
 
 import jax
@@ -77,12 +78,20 @@ def _score(settings: Settings, workdir: Workdir, stage: Stage, scorers: Scorers)
 
 
 def _show(workdir: Workdir) -> None:
-    """The table of scores, and where the files are."""
+    """The verdict, the table of scores, and where the files are."""
     results = json.loads(workdir.results.read_text())
     step = results["checkpoint_step"]
     checkpoint = f"checkpoint {step}" if step is not None else results["checkpoint"]
     title = f"{{split}}: {{sequences}} sequences of {{patients}} patients, {checkpoint}, in %".format(**results)
     number_table(title, "", _table(results), ".1f")
+    verdict = results["verdict"]
+    metric = verdict["metric"].replace("_", " ")
+    about = f"points of {metric} [95%, by patient]; against another patient's ECG and the commonest answer"
+    console.print(f"verdict: {verdict['sentence']}; {verdict['over_commonest']}", style="bold")
+    console.print(f"  in {about}")
+    if "yes_no" in results:
+        questions, yes = results["yes_no"]["questions"], results["yes_no"]["yes"]
+        number_table(f"{questions} yes/no questions, {yes} of them yes, in %", "", _yes_no_table(results["yes_no"]), ".1f")
     if "macro_f1" in results:
         shown = "  ".join(f"{system} {100 * value:.1f}" for system, value in results["macro_f1"].items())
         console.print(f"  macro F1 of closed questions: {shown}")
@@ -90,25 +99,41 @@ def _show(workdir: Workdir) -> None:
         console.print(f"  empty answers, counted as wrong: {results['empty_answers']}")
     for name, why in results["missing"].items():
         console.print(f"  no {name}: {why}")
-    made = (workdir.results, workdir.generations, workdir.metrics, workdir.checkpoints, workdir.shards, workdir.tokenizers)
-    banner("written", {str(path.relative_to(workdir.root)): path for path in (*made, workdir.config)})
+    made = (workdir.results, workdir.generations, workdir.metrics, workdir.tensorboard, workdir.checkpoints, workdir.shards)
+    made += (workdir.tokenizers, workdir.config)
+    banner("written", {str(path.relative_to(workdir.root)): path for path in made if path.exists()})
+
+
+def _yes_no_table(yes_no: dict) -> dict[str, dict[str, float | str]]:
+    """A row for each system in %; "-" where there is no question of one of the two answers."""
+    return {
+        system: {name.replace("_", " "): "-" if value is None else 100 * value for name, value in scores.items()}
+        for system, scores in yes_no["systems"].items()
+    }
 
 
 def _table(results: dict) -> dict[str, dict[str, float | str]]:
-    """Rows of numbers in %: the model with half its intervals, baselines, perturbed signals, kinds of questions."""
+    """Rows of numbers in %: the model with half its intervals, controls, all of them by recording, perturbed signals, kinds."""
+    names = [name for name in results["scores"][MODEL] if name not in results["hidden"]]
 
-    def percent(scores: dict[str, float]) -> dict[str, float]:
-        return {name.replace("_", " "): 100 * value for name, value in scores.items() if name != "sequences"}
+    def percent(scores: dict[str, float], hidden: Container[str] = ()) -> dict[str, float | str]:
+        return {name.replace("_", " "): "-" if name in hidden else 100 * scores[name] for name in names}
 
     def margins(intervals: dict[str, list[float]]) -> dict[str, str]:
-        return {name.replace("_", " "): f"±{50 * (high - low):.1f}" for name, (low, high) in intervals.items()}
+        return {name.replace("_", " "): f"±{50 * (high - low):.1f}" for name in names for low, high in [intervals[name]]}
 
-    rows = {MODEL: percent(results["scores"][MODEL]), "  95%, by patient": margins(results["intervals"][MODEL])}
+    rows: dict[str, dict] = {MODEL: percent(results["scores"][MODEL])}
+    rows["  95%, by patient"] = margins(results["intervals"][MODEL])
     if "over_seeds" in results:
         seeds = results["over_seeds"][MODEL]
         rows["  std over seeds"] = percent({name: spread["std"] for name, spread in seeds.items()})
         rows["  95% t, over seeds"] = margins({name: spread["t95"] for name, spread in seeds.items()})
     rows |= {system: percent(scores) for system, scores in results["scores"].items() if system != MODEL}
+    voted = results["by_recording"]
+    if voted["questions"] < results["sequences"]:  # else they are the same
+        rows[f"by recording ({voted['questions']})"] = percent(voted["scores"][MODEL])
+        rows["  its 95%, by patient"] = margins(voted["intervals"][MODEL])
+        rows |= {f"  {system}": percent(scores) for system, scores in voted["scores"].items() if system != MODEL}
     rows |= {f"with {name}": percent(scores) for name, scores in results["perturbed"].items()}
     by_type = results["by_question_type"]
-    return rows | {f"{kind} ({scores['sequences']})": percent(scores) for kind, scores in by_type.items()}
+    return rows | {f"{kind} ({scores['sequences']})": percent(scores, scores["hidden"]) for kind, scores in by_type.items()}

@@ -95,6 +95,7 @@ CHANGES_NO_OUTPUT = (
     "train.valid_answers",
     "train.keep_checkpoints",
     "train.wandb_project",
+    "eval.name",
     "mesh",
     "distributed",
 )
@@ -116,8 +117,8 @@ _VERSIONS = {
     "tokenizer report": 1,
     "prepare": 5,
     "train": 4,
-    "answers": 5,
-    "eval": 5,
+    "answers": 6,
+    "eval": 6,
     "report": 3,
     "export": 3,
 }

@@ -37,7 +37,8 @@ def run(
         raise ConfigError(f"--stage: {unknown} found, any of {[*STAGES]} expected")
     if inquiry != Inquiry(()) and "ask" not in stages:
         raise ConfigError("--record, --question and what belongs to them: found without --stage=ask")
-    settings, workdir = Settings.of(config), Workdir(folder)
+    settings = Settings.of(config)
+    workdir = Workdir(folder, settings.eval.name)
     check_data(settings.data)
     if settings.model.pretrained and "prepare" in stages:
         _check_pretrained(settings)

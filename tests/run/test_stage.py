@@ -128,6 +128,52 @@ def test_what_was_moved_aside_comes_back_with_the_settings_that_made_it(tmp_path
     } == {"bread", "log", "bread.old-1"}
 
 
+def bake(folder, heat: int) -> Stage:
+    """Runs a stage as its owner does."""
+    now = Stage("bake", folder / "stage.json", {"heat": heat}, "in")
+    now.take_back(folder)
+    if not now.begun():
+        now.move_aside(folder)
+        folder.mkdir(exist_ok=True)
+        (folder / "bread").write_text(str(heat))
+        now.finish([folder / "bread"])
+    assert now.finished() and (folder / "bread").read_text() == str(heat)
+    return now
+
+
+def test_a_stage_in_a_subfolder_stays_where_it_is_when_the_outer_one_changes(tmp_path):
+    outer, inner = tmp_path / "bread", tmp_path / "bread/rye"
+    bake(outer, 200)
+    named = bake(inner, 150)
+    bake(outer, 180)
+    assert named.finished()
+    bake(outer, 200)
+    assert named.finished() and {path.name for path in inner.iterdir()} == {"bread", "stage.json"}
+    bake(inner, 160)
+    bake(inner, 150)
+    assert {path.name for path in outer.iterdir()} == {"bread", "stage.json", "rye", "rye.old-2"}
+
+
+def test_a_stage_in_a_subfolder_comes_back_after_a_kill(tmp_path, monkeypatch):
+    outer, inner = tmp_path / "bread", tmp_path / "bread/rye"
+    bake(outer, 200)
+    named = bake(inner, 150)
+    with monkeypatch.context() as patch:
+        patch.setattr(Stage, "_put_inner_back", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            Stage("bake", outer / "stage.json", {"heat": 180}, "in").move_aside(outer)
+    assert not named.finished()
+    bake(outer, 180)
+    assert named.finished()
+
+
+def test_a_stage_in_a_subfolder_alone_is_not_moved(tmp_path):
+    (tmp_path / "bread").mkdir()
+    named = bake(tmp_path / "bread/rye", 150)
+    bake(tmp_path / "bread", 200)
+    assert named.finished() and not list(tmp_path.glob("bread.old-*"))
+
+
 def test_a_stage_that_does_nothing_leaves_the_settings_of_what_lies_here(prepared, tmp_path):
     shutil.copytree(prepared, tmp_path / "w")
     before = (tmp_path / "w/config.json").read_bytes()

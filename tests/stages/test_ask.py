@@ -7,7 +7,6 @@ import pytest
 
 from ecgbyte_jax.ecg.records import read_record
 from ecgbyte_jax.errors import ConfigError, RecordError
-from ecgbyte_jax.evaluate.generations import Answer
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.stages import ask as asking
@@ -74,12 +73,6 @@ def test_a_wrong_inquiry_is_refused_before_the_model_is_loaded(finished, records
             ask(Settings.of(small_settings()), Workdir(finished[0]), inquiry)
     with pytest.raises(ConfigError, match="found without --stage=ask"):
         run(small_settings(), finished[0], ["eval"], inquiry=Inquiry((records[0],)))
-
-
-def test_most_segments_decide_and_then_the_surest():
-    answers = [Answer(text, [], log_prob) for text, log_prob in (("yes", -0.1), ("no", -2.0), ("no", -1.0))]
-    assert asking._agreed(answers) == 2
-    assert asking._agreed(answers[:2]) == 0
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -49,6 +50,18 @@ def test_runs_are_compared_on_what_all_of_them_answered(tmp_path, capsys):
     assert written == [difference["mean"], *difference["interval"]]
     shown = capsys.readouterr().out
     assert "32 sequences of 8 patients" in shown and str(out) in shown
+
+
+def test_named_evaluations_of_one_run_are_compared(tmp_path):
+    run, named = make_run(tmp_path / "a", share(0.3)), make_run(tmp_path / "b", share(0.9))
+    shutil.move(tmp_path / "b/eval", tmp_path / "a/eval/best")
+    best = f"{run}/eval/best"
+    compare([run, best], tmp_path / "c.json")
+    found = json.loads((tmp_path / "c.json").read_text())["runs"]
+    assert set(found) == {run, best} and found[best]["differences"]["exact_match"]["mean"] > 0.3
+    compare([f"{run}/eval", best], tmp_path / "d.json")
+    with pytest.raises(ScoresError, match=r"no such file; '.*b' has no evaluation"):
+        compare([run, named], tmp_path / "e.json")
 
 
 def test_a_run_s_score_is_the_mean_over_its_seeds(tmp_path):

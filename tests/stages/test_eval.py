@@ -69,7 +69,7 @@ def test_a_line_holds_what_was_asked_and_answered(trained):
     for row in found:
         assert set(row) == {
             "id", "segment", "seed", "patient", "question", "reference", "answer", "log_prob", "tokens",
-            "answer_to_other_ecg", "other_ecg", "other_segment", "commonest_answer", "meta",
+            "answer_to_other_ecg", "log_prob_to_other_ecg", "other_ecg", "other_segment", "commonest_answer", "meta",
         }  # fmt: skip
         assert row["seed"] == 0 and row["log_prob"] < 0 and 1 <= len(row["tokens"]) <= 8
         assert row["meta"]["question_type"].startswith("single-") and row["meta"]["attribute_type"] == "scp_code"
@@ -134,7 +134,8 @@ def test_questions_that_share_an_ecg_are_answered_as_alone(config, workdir, trai
     assert {batch.each for batch in in_batches(items, 8, parts=8)} == {1}
     evaluate(Settings.of(config), Workdir(workdir))
     for together, alone in zip(rows(workdir), rows(trained), strict=True):
-        assert together.pop("log_prob") == pytest.approx(alone.pop("log_prob"), abs=2e-3)
+        for name in ("log_prob", "log_prob_to_other_ecg"):
+            assert together.pop(name) == pytest.approx(alone.pop(name), abs=2e-3)
         assert together == alone
 
 
@@ -325,11 +326,60 @@ def test_answers_that_are_not_ascii_are_written_as_they_are(config, workdir, mon
     assert results(workdir)["scores"]["model"]["exact_match"] == 0.0
 
 
+def test_several_evaluations_are_side_by_side(trained, tmp_path, monkeypatch):
+    shutil.copytree(trained, tmp_path / "w")
+    before = files(tmp_path / "w")
+    config = small_config()
+    config.eval.name, config.eval.split = "valid", "valid"
+    evaluate(Settings.of(config), Workdir(tmp_path / "w", "valid"))
+    assert json.loads((tmp_path / "w/eval/valid/results.json").read_text())["split"] == "valid"
+    assert files(tmp_path / "w") == before and not list((tmp_path / "w").glob("eval.old-*"))
+    monkeypatch.setattr(stage, "_answer", None)  # nothing is asked again
+    evaluate(Settings.of(small_config()), Workdir(tmp_path / "w"))
+    evaluate(Settings.of(config), Workdir(tmp_path / "w", "valid"))
+
+
+_EVEN = {"log_prob": -1.0, "log_prob_to_other_ecg": -1.0}
+
+
 def line(id: str, patient: str, reference: str, answer: str, kind: str = "single-verify", seed: int = 0) -> dict:
     """A row of generations.jsonl, as far as the scores ask for it."""
     meta = {"question_type": kind, "attribute_type": "scp_code"} if kind else {}
     texts = {"reference": reference, "answer": answer, "answer_to_other_ecg": "no", "commonest_answer": "yes"}
-    return {"id": id, "segment": 0, "seed": seed, "patient": patient, "question": "?", "meta": meta, **texts}
+    return {"id": id, "segment": 0, "seed": seed, "patient": patient, "question": "?", "meta": meta, **texts, **_EVEN}
+
+
+def test_scores_by_recording_are_those_of_one_vote():
+    lines = [
+        line("1", "a", "yes", "yes"),
+        line("1", "a", "yes", "no"),
+        line("1", "a", "yes", "yes"),
+        line("2", "b", "no", "no"),
+    ]
+    for segment, row in enumerate(lines[:3]):
+        row["segment"] = segment
+    found = make_results(lines, Scorers(), 100, 0)
+    assert found["scores"]["model"]["exact_match"] == 0.75
+    voted = found["by_recording"]
+    assert voted["questions"] == 2 and voted["scores"]["model"]["exact_match"] == 1.0
+    assert voted["scores"]["another patient's ECG"]["exact_match"] == 0.5
+    assert found["yes_no"]["systems"]["model"] == pytest.approx(
+        {"sensitivity": 2 / 3, "specificity": 1.0, "balanced_accuracy": 5 / 6}
+    )
+    assert voted["yes_no"]["systems"]["model"]["balanced_accuracy"] == 1.0
+    assert (found["yes_no"]["questions"], found["yes_no"]["yes"]) == (4, 3)
+
+
+def test_the_verdict_is_about_both_controls():
+    lines = [line(str(i), f"p{i}", "yes" if i % 2 else "no", "yes" if i % 2 else "no") for i in range(40)]
+    found = make_results(lines, Scorers(), 500, 0)
+    verdict = found["verdict"]
+    assert verdict["evidence"] == "reads" and verdict["sentence"].startswith("reads the ECG: +50.0 [")
+    assert verdict["differences"]["another patient's ECG"]["mean"] == pytest.approx(0.5)
+    assert verdict["over_commonest"].startswith("beats the commonest answer: +50.0 [")
+    assert found["hidden"] == ["bleu", "mean_bleu", "rouge_2"]
+    same = make_results([row | {"answer": "no"} for row in lines], Scorers(), 500, 0)["verdict"]
+    assert same["evidence"] == "none" and same["sentence"] == "no evidence that it reads the ECG: 0.0 [0.0, 0.0]"
 
 
 def test_results_by_hand():
