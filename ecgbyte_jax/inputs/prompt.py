@@ -1,6 +1,7 @@
 """The sequence that a model sees: [pad...] bos <sig_start> ECG <sig_end> question answer eos.
 
 A question that compares two ECGs follows both: bos <sig_start> ECG <sig_end> <sig_start> ECG <sig_end> question ...
+Where the text tokenizer has no bos token (Qwen), the sequence begins with <sig_start>.
 
 Axes: T places per row, A answer tokens per row including eos.
 """
@@ -17,15 +18,14 @@ from ecgbyte_jax.inputs.text import SIG_END, SIG_START, ecg_text_ids
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-_ENDS = 2  # bos and eos
 _MARKERS = 2  # <sig_start> and <sig_end> of each ECG
 
 
 @dataclass(frozen=True, eq=False)
 class PromptIds:
-    """The ids of a prompt other than its texts'; ecg int32 [ECG vocabulary] maps compact ids to text ids."""
+    """The ids of a prompt other than its texts'; ecg int32 [ECG vocabulary] maps compact ids to text ids; bos may be None."""
 
-    bos: int
+    bos: int | None
     eos: int
     pad: int
     sig_start: int
@@ -40,10 +40,18 @@ class PromptIds:
         ecg = ecg_text_ids(tokenizer, ecg_vocab_size)
         return cls(tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, start, end, ecg)
 
+    @property
+    def ends(self) -> int:
+        """The number of tokens at the ends of a sequence: eos, and bos where there is one."""
+        return 1 if self.bos is None else 2
 
-def ecg_room(question: np.ndarray, answer: np.ndarray, max_length: int, ecgs: int = 1) -> int:
-    """Returns how many tokens of all ECGs fit beside the texts; raises ExampleError if not even one of each does."""
-    room = max_length - _ENDS - _MARKERS * ecgs - len(question) - len(answer)
+
+def ecg_room(question: np.ndarray, answer: np.ndarray, max_length: int, ends: int, ecgs: int) -> int:
+    """Returns how many tokens of all ECGs fit beside the texts; raises ExampleError if not even one of each does.
+
+    ends: as in `PromptIds`.
+    """
+    room = max_length - ends - _MARKERS * ecgs - len(question) - len(answer)
     if room < ecgs:
         raise ExampleError(
             f"question and answer have {len(question)} and {len(answer)} tokens: no room for {ecgs} ECG in "
@@ -70,8 +78,8 @@ def render(
     renders only the prompt, for generation. Raises ExampleError if the texts leave no room.
     """
     tail = np.empty(0, np.int32) if answer is None else np.append(answer, ids.eos)
-    room = ecg_room(question, tail[:-1], max_length, len(ecgs))
-    head = [[ids.bos]]
+    room = ecg_room(question, tail[:-1], max_length, ids.ends, len(ecgs))
+    head = [] if ids.bos is None else [[ids.bos]]
     for ecg, kept in zip(ecgs, share_room(room, [len(ecg) for ecg in ecgs])):
         head += [[ids.sig_start], ids.ecg[ecg[:kept]], [ids.sig_end]]
     sequence = np.concatenate([*head, question, tail]).astype(np.int32)

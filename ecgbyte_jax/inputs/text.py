@@ -45,7 +45,7 @@ def train_text_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTo
 
 
 def load_text_tokenizer(folder: str | Path) -> "PreTrainedTokenizerFast":
-    """Loads the tokenizer of a Hugging Face folder; raises TokenizerError if it is missing, damaged, or without bos or eos."""
+    """Loads the tokenizer of a Hugging Face folder; raises TokenizerError if it is missing or damaged."""
     from transformers import AutoTokenizer
 
     if not (Path(folder) / "tokenizer_config.json").is_file() and not (Path(folder) / "tokenizer.json").is_file():
@@ -54,8 +54,6 @@ def load_text_tokenizer(folder: str | Path) -> "PreTrainedTokenizerFast":
         tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError) as error:  # a JSONDecodeError is a ValueError
         raise TokenizerError(f"{folder}: not readable as a text tokenizer: {error}") from error
-    if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None:
-        raise TokenizerError(f"{folder}: the tokenizer has no bos or no eos token; the prompt needs both")
     return tokenizer
 
 
@@ -74,10 +72,10 @@ def encode_texts(encoder: Tokenizer, texts: list[str]) -> list[np.ndarray]:
 
 
 def add_ecg_tokens(tokenizer: "PreTrainedTokenizerFast", ecg_vocab_size: int) -> None:
-    """Adds `signal_<published id>` for every ECG token, `<sig_start>`, `<sig_end>`, and a pad token if it has none."""
+    """Adds `signal_<published id>` for every ECG token, `<sig_start>`, `<sig_end>`, and eos and pad where it has none."""
     tokenizer.add_tokens([*_ecg_names(ecg_vocab_size), SIG_START, SIG_END], special_tokens=True)
-    if tokenizer.pad_token_id is None:
-        tokenizer.add_special_tokens({"pad_token": PAD})
+    missing = {"eos_token": (tokenizer.eos_token_id, _EOS), "pad_token": (tokenizer.pad_token_id, PAD)}
+    tokenizer.add_special_tokens({name: token for name, (id, token) in missing.items() if id is None})
 
 
 def ecg_text_ids(tokenizer: "PreTrainedTokenizerFast", ecg_vocab_size: int) -> np.ndarray:

@@ -28,11 +28,12 @@ class TextTask:
     examples: tuple[Example, ...]
     segments: tuple[tuple[tuple[tuple[int, int], ...], ...], ...]  # [example][segment][ECG] -> (number, tokens)
     max_length: int
+    ends: int  # as in PromptIds
 
     def identity(self) -> list:
-        """Returns the texts, the segments that they refer to, and the prompt's length."""
+        """Returns the texts, the segments that they refer to, and the prompt's length and ends."""
         texts = [[e.id, e.patient, e.split, e.question, e.answer, e.meta] for e in self.examples]
-        return [texts, self.segments, self.max_length]
+        return [texts, self.segments, self.max_length, self.ends]
 
 
 @dataclass
@@ -46,16 +47,27 @@ class Texts:
 
 
 def write_texts(
-    shards: Path, summaries: Path, tokenizer: Path, corpus: Corpus, ecg: EcgShards, per_file: int, max_length: int, run: Run
+    shards: Path,
+    summaries: Path,
+    tokenizer: Path,
+    corpus: Corpus,
+    ecg: EcgShards,
+    per_file: int,
+    max_length: int,
+    ends: int,
+    run: Run,
 ) -> Texts:
-    """Writes one sequence per example and segment, in example order; rejects examples without room for an ECG."""
+    """Writes one sequence per example and segment, in example order; rejects examples without room for an ECG.
+
+    per_file: sequences in a file; max_length: tokens of a sequence; ends: as in `PromptIds`.
+    """
     parts: list[tuple[Target, list[Example]]] = []
     for split in SPLITS:
         examples = [example for example in corpus.examples if example.split == split]
         counts = [min(ecg.segments[record][1] for record in example.records) for example in examples]
         chunks = [*in_chunks(examples, counts, per_file)]
         parts += zip(make_targets(shards, summaries, tokenizer, split, len(chunks)), chunks)
-    tasks = (TextTask(target, tuple(chunk), tuple(map(ecg.of, chunk)), max_length) for target, chunk in parts)
+    tasks = (TextTask(target, tuple(chunk), tuple(map(ecg.of, chunk)), max_length, ends) for target, chunk in parts)
     summaries = collect(run(write_part, tasks), "write shards", [len(chunk) for _, chunk in parts])
     asked = Counter(example.question for example in corpus.examples)
     return _gather(summaries, [chunk[0].split for _, chunk in parts], shards, asked)
@@ -97,7 +109,7 @@ def _write_texts(task: TextTask) -> dict:
     def records() -> Iterator[bytes]:
         for example, segments, question, answer in zip(task.examples, task.segments, ids[::2], ids[1::2]):
             try:
-                room = ecg_room(question, answer, task.max_length, len(example.records))
+                room = ecg_room(question, answer, task.max_length, task.ends, len(example.records))
             except ExampleError as error:
                 rejected.append(asdict(Rejected(example.id, str(example.records[0]), str(error))))
                 continue

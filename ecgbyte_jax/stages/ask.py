@@ -128,7 +128,7 @@ def _answer(trained: Trained, sampling: EvalSettings, subject: Subject, question
     encoded = trained.text_tokenizer(question, add_special_tokens=False, split_special_tokens=True)
     question_ids = np.array(encoded.input_ids, np.int32)
     try:
-        ecg_room(question_ids, np.empty(0), trained.max_length, len(subject.segments[0]))
+        ecg_room(question_ids, np.empty(0), trained.max_length, ids.ends, len(subject.segments[0]))
     except ExampleError as error:
         raise ConfigError(f"--question: {error}; ask a shorter one") from error
     parts = batch_parts(trained.mesh)

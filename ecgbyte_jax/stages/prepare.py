@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ecgbyte_jax.errors import ShardsError
 from ecgbyte_jax.inputs.prepared import tokenizer_digests
+from ecgbyte_jax.inputs.prompt import PromptIds
 from ecgbyte_jax.inputs.shards import Manifest, write_manifest
 from ecgbyte_jax.inputs.text import add_ecg_tokens, load_text_tokenizer, train_text_tokenizer
 from ecgbyte_jax.prepare.corpus import Corpus, open_corpus
@@ -84,7 +85,8 @@ def _prepare(settings: Settings, workdir: Workdir, corpus: Corpus, run: Run) -> 
     _save_whole(text_tokenizer, workdir.text_tokenizer)
     ecg = write_ecg(workdir.shards, workdir.summaries, workdir.ecg_tokenizer, signals, corpus.records(), run)
     text_file = workdir.text_tokenizer / "tokenizer.json"
-    limits = (settings.data.sequences_per_file, settings.prompt.max_length)
+    ends = PromptIds.of(text_tokenizer, tokenizer.bpe.vocab_size).ends
+    limits = (settings.data.sequences_per_file, settings.prompt.max_length, ends)
     texts = write_texts(workdir.shards, workdir.summaries, text_file, corpus, ecg, *limits, run)
     corpus.set_aside(texts.rejected)
     manifest = make_manifest(ecg, texts, tokenizer_digests(workdir))

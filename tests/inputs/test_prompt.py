@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -31,6 +33,14 @@ def test_without_an_answer_the_prompt_ends_with_the_question():
 def test_an_ecg_that_does_not_fit_is_cut_at_its_end():
     sequence, mask = render(IDS, [ECG], QUESTION, ANSWER, 9)
     assert sequence.tolist() == [1, 3, 107, 108, 4, 50, 51, 60, 2] and mask.sum() == 2
+
+
+def test_a_tokenizer_without_bos_begins_with_the_ecg_and_leaves_it_one_more_token():
+    without = replace(IDS, bos=None)
+    sequence, mask = render(without, [ECG], QUESTION, ANSWER, 9)
+    assert sequence.tolist() == [3, 107, 108, 109, 4, 50, 51, 60, 2] and mask.tolist() == [False] * 7 + [True] * 2
+    sequence, _ = render(without, [ECG], QUESTION, ANSWER, 8)
+    assert sequence.tolist() == [3, 107, 108, 4, 50, 51, 60, 2]
 
 
 def test_two_ecgs_follow_each_other():
@@ -80,6 +90,21 @@ def test_text_tokenizer_restores_any_text_and_survives_saving(tmp_path):
         for text in [*TEXTS, "unseen € words 漢字"]:
             assert tok.decode(tok(text, add_special_tokens=False).input_ids) == text
     np.testing.assert_array_equal(ecg_text_ids(load_text_tokenizer(tmp_path), 30), ecg_text_ids(tokenizer, 30))
+
+
+def test_a_text_tokenizer_gets_what_it_lacks_and_nothing_twice(tmp_path):
+    tokenizer = train_text_tokenizer(TEXTS, 400)
+    tokenizer.bos_token = tokenizer.eos_token = tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    bare = load_text_tokenizer(tmp_path)
+    assert bare.bos_token_id is None and bare.eos_token_id is None and bare.pad_token_id is None
+    add_ecg_tokens(bare, 30)
+    ids = PromptIds.of(bare, 30)
+    assert ids.bos is None and ids.ends == 1 and len({ids.eos, ids.pad, ids.sig_start, ids.sig_end, *ids.ecg.tolist()}) == 34
+    bare.save_pretrained(tmp_path / "again")
+    again = load_text_tokenizer(tmp_path / "again")
+    add_ecg_tokens(again, 30)
+    assert again.get_vocab() == bare.get_vocab() and again.eos_token_id == ids.eos
 
 
 def test_training_the_text_tokenizer_twice_gives_the_same_files(tmp_path):

@@ -11,14 +11,17 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from ecgbyte_jax.errors import ConfigError, EcgByteError, WeightsError
+from ecgbyte_jax.inputs.batches import open_split
 from ecgbyte_jax.inputs.prepared import load_prepared
-from ecgbyte_jax.inputs.text import train_text_tokenizer
+from ecgbyte_jax.inputs.prompt import render
+from ecgbyte_jax.inputs.text import load_text_tokenizer, train_text_tokenizer
 from ecgbyte_jax.model.build import Parts, build_model
 from ecgbyte_jax.model.lora import kernels
 from ecgbyte_jax.model.sharding import make_mesh
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.stages import pipeline, train
+from ecgbyte_jax.stages.inquiry import Inquiry
 from ecgbyte_jax.stages.pipeline import run
 from ecgbyte_jax.train.restore import build_for, positions, weights_digest
 from tests.launch import ROOT
@@ -77,6 +80,28 @@ def test_lora_on_pretrained_weights_runs_to_scores_and_the_loss_falls(pretrained
     assert "bfloat16" in capsys.readouterr().out
     results = json.loads((tmp_path / "w/eval/results.json").read_text())
     assert results["sequences"] == 16
+
+
+@pytest.mark.slow
+def test_a_tokenizer_without_bos_goes_all_the_way(pretrained, llama, tmp_path, capsys):
+    """As Qwen's: no bos at all, and an eos of its own."""
+    tokenizer = load_text_tokenizer(llama)
+    tokenizer.bos_token = None
+    tokenizer.save_pretrained(llama)
+    run(pretrained, tmp_path / "w", ["prepare", "inspect", "train", "eval", "export"])
+    found = load_prepared(Workdir(tmp_path / "w"))
+    assert found.ids.bos is None
+    sequence = open_split(found.shards, found.manifest, "train")[0]
+    ids, _ = render(found.ids, sequence.ecgs, sequence.question_ids, sequence.answer_ids, 256)
+    assert ids[0] == found.ids.sig_start and ids[-1] == found.ids.eos
+    lengths = np.fromfile(found.shards / found.manifest.splits["train"].lengths, "<i4").reshape(-1, 2)
+    assert lengths[0, 0] == len(ids)
+    record = next(path.with_suffix("") for path in sorted((tmp_path / "w/synthetic").rglob("*_hr.hea")))
+    run(pretrained, tmp_path / "w", ["ask"], inquiry=Inquiry((str(record),), ("Does this ECG show sinus rhythm?",)))
+    assert "answer   " in capsys.readouterr().out
+    exported = json.loads((tmp_path / "w/export/config.json").read_text())
+    assert exported["bos_token_id"] is None and exported["eos_token_id"] == found.ids.eos
+    assert load_text_tokenizer(tmp_path / "w/export").bos_token_id is None
 
 
 def test_other_pretrained_weights_are_trained_anew_and_the_same_elsewhere_are_not(pretrained, llama, tmp_path, monkeypatch):
