@@ -221,7 +221,7 @@ class EvalSettings:
     name: str = setting(
         "",
         'of this evaluation, which is then in eval/NAME beside others; "": in eval/ itself',
-        Rule(lambda name: re.fullmatch(r"[A-Za-z0-9_-]{0,64}", name), "letters, digits, _ and -, 64 at most"),
+        Rule(lambda name: bool(re.fullmatch(r"[A-Za-z0-9_-]{0,64}", name)), "letters, digits, _ and -, 64 at most"),
     )
     split: str = setting("test", "split of the corpus", one_of(*SPLITS))
     checkpoint: str = setting(
