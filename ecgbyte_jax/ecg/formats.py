@@ -1,4 +1,4 @@
-"""Users' own recordings: CSV and NPY files in addition to WFDB, and a plausibility check of units, leads and rate.
+"""Users' own recordings: CSV and NPY files in addition to WFDB, whatever their leads are called, and completed to twelve leads.
 
 Axes: L leads, N samples.
 """
@@ -6,109 +6,159 @@ Axes: L leads, N samples.
 import csv
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
 
 import numpy as np
-from scipy.ndimage import uniform_filter1d
-from scipy.signal import find_peaks
 
 from ecgbyte_jax.ecg.headers import HIGHEST_RATE, LOWEST_RATE
+from ecgbyte_jax.ecg.plausible import LIMB, check_limb_leads, check_plausible
 from ecgbyte_jax.ecg.records import LEADS, Record, read_record
 from ecgbyte_jax.errors import RecordError
 
 UNITS = {"mV": 1.0, "uV": 1e-3, "V": 1e3}
-# Names of time columns, without brackets, spaces and the like, and their unit in s.
-_SECONDS = dict.fromkeys(("time", "t", "s", "sec", "secs", "second", "seconds", "times", "timesec", "timeseconds"), 1.0)
-_MILLISECONDS = dict.fromkeys(("ms", "msec", "milliseconds", "timems", "timemsec", "timemilliseconds"), 1e-3)
-_TIME = _SECONDS | _MILLISECONDS
+_UNIT_NAMES = {"mv": "mV", "uv": "uV", "µv": "uV", "μv": "uV", "v": "V"}  # both signs of micro
 _CANONICAL = {name.upper(): name for name in LEADS}
-# Generous bounds in mV on the span (1st to 99th percentile) of an ECG's median lead.
-_LEAST_SPAN, _MOST_SPAN = 0.02, 20.0
-# A rate wrong by a factor of 5 makes most hearts too slow with flat slopes, or too fast. 130 recordings of PTB-XL have 44 to
-# 173 beats per minute and a median slope frequency of 8 to 115 Hz.
-_SLOW, _FLAT, _FAST = 30.0, 12.0, 300.0  # beats/min, Hz, beats/min
+# 'Lead I', 'LEAD_I', 'MDC_ECG_LEAD_V1', 'I (mV)', 'V1 [uV]', 'V1_uV', and 'Lead I (Einthoven)' of DICOM.
+_LEAD = re.compile(
+    r"(?:(?:MDC|ECG|EKG|Lead|Ableitung)[\s_.:-]*)*(?P<lead>I{1,3}|aV[RLF]|V[1-6])(?:\s*\(Einthoven\))?"
+    r"(?:[\s_,/]*[(\[]\s*(?P<unit>[^)\]]*?)\s*[)\]]|[\s_,/]+(?P<bare>[muµμ]V))?",
+    re.ASCII | re.IGNORECASE,
+)
+# Words of a time column's name; all others are not time. "" is a column without a name, as pandas writes one.
+_TIME_WORDS = {"time", "times", "timestamp", "timestamps", "t", "zeit", "temps"}
+_SECONDS = dict.fromkeys(("s", "sec", "secs", "second", "seconds", "timesec", "timeseconds"), 1.0)
+_SECONDS |= dict.fromkeys(("ms", "msec", "millisecond", "milliseconds", "timems", "timemsec", "timemilliseconds"), 1e-3)
+_SECONDS |= dict.fromkeys(("us", "µs", "μs", "usec", "microsecond", "microseconds", "timeus"), 1e-6)
+_UNNAMED = (1.0, 1e-3, 1e-6)  # s; a time column without a unit
+# Rates of ECGs in Hz. The range is narrower than a factor of 1000, so only one of s, ms and us is possible for a time step.
+_LEAST_RATE, _MOST_RATE = 50.0, 5000.0
+_NUMBER = re.compile(r"[+-]?(?:(?:\d+[.,]?\d*|[.,]\d+)(?:e[+-]?\d+)?|nan|inf(?:inity)?)", re.ASCII | re.IGNORECASE)
+_MAYBE_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}[.,]\d{3}", re.ASCII)
+
+# (path, leads) -> (values [L, N], column names)
+_Reader = Callable[[Path, tuple[str, ...]], tuple[np.ndarray, tuple[str, ...]]]
 
 
-# (path, leads, sample rate) -> (values [L, N], column names)
-_Reader = Callable[[Path, tuple[str, ...], float], tuple[np.ndarray, tuple[str, ...]]]
+@dataclass(frozen=True, eq=False)
+class Own:
+    """A recording with the twelve leads, and what its user should know, a sentence each.
+
+    notes: what came from the file (unit, rate), which leads were computed, and what is doubtful.
+    """
+
+    record: Record
+    notes: tuple[str, ...]
 
 
-def read_own(path: str | Path, sample_rate: float = 0.0, leads: Sequence[str] = (), units: str = "mV") -> Record:
+def read_own(path: str | Path, sample_rate: float = 0.0, leads: Sequence[str] = (), units: str = "") -> Record:
+    """The recording of `read_with_notes`, in mV and Hz; raises RecordError as that does."""
+    return read_with_notes(path, sample_rate, leads, units).record
+
+
+def read_with_notes(path: str | Path, sample_rate: float = 0.0, leads: Sequence[str] = (), units: str = "") -> Own:
     """Reads a WFDB record, or a .csv or .npy file of samples in `units` (mV, uV, V) at `sample_rate` Hz.
 
-    A CSV file has one column per lead, named by its header, or by `leads` if the header is absent or only counts columns. An
-    NPY file is [leads, samples] or [samples, leads], named by `leads`. Time columns must match the rate and are dropped. A WFDB
-    record takes rate, leads and units from its header.
+    A CSV file has one column per lead, separated by commas, semicolons or tabs, named by its header, or by `leads` if the
+    header is absent or only counts columns; decimal commas need semicolons or tabs. An NPY file is [leads, samples] or
+    [samples, leads], named by `leads`. A rate of 0 is taken from a time column; time columns must match the rate and are
+    dropped. Units of "" are those in the leads' names, 'I (uV)', or mV; given ones must match the names'. A WFDB record takes
+    rate, leads and units from its header. Of the limb leads two of I, II and III suffice; the others are computed.
 
-    Raises RecordError, with what to do, if the rate, a lead's name or one of the twelve leads is missing, a value is not a
-    number, the values appear to be in other units, or the heart rate is impossible at this sample rate.
+    Raises RecordError, with what to do, if rate, leads, units or numbers are missing, contradictory, ambiguous or implausible.
     """
     path = Path(path)
     kind = path.suffix.lower()
+    notes: list[str] = []
     if not path.name:
         raise RecordError(f"{path}: a folder found, a WFDB record (its .hea and .dat), a .csv or a .npy file expected")
     if kind in (".csv", ".npy"):
-        record = _read_table(path, sample_rate, tuple(leads), units, _read_csv if kind == ".csv" else _read_npy)
+        record = _read_table(path, sample_rate, tuple(leads), units, _read_csv if kind == ".csv" else _read_npy, notes)
     elif path.with_suffix(".hea").is_file() or Path(f"{path}.hea").is_file():
         if sample_rate or leads:
             raise RecordError(f"{path}: its header gives rate and leads; omit --sample_rate and --leads")
         record = read_record(path)
+        record = Record(record.signal, record.sample_rate, _name_leads(path, record.leads)[0])
     else:
         raise RecordError(f"{path}: no such recording; a WFDB record (its .hea and .dat), a .csv or a .npy file expected")
-    check_plausible(record, path)
-    return record
+    notes += check_limb_leads(record, path)
+    record = _complete(record, notes)
+    notes += check_plausible(record, path)
+    return Own(record, tuple(notes))
 
 
-def check_plausible(record: Record, path: Path) -> None:
-    """Raises RecordError, with what to do, if leads are missing or units or rate are implausible."""
-    missing = [lead for lead in LEADS if lead not in record.leads]
-    if missing:
-        raise RecordError(f"{path}: leads {missing} are missing, found {list(record.leads)}; name the twelve standard leads")
-    if not record.signal.size:
-        raise RecordError(f"{path}: no samples found")
-    signal = record.signal.astype(np.float64)
-    if not np.isfinite(signal).all():
-        raise RecordError(f"{path}: values that are not finite (NaN) found; remove or fill them first")
-    span = float(np.median(np.subtract(*np.percentile(signal, [99, 1], axis=1))))
-    if not _LEAST_SPAN <= span <= _MOST_SPAN:
-        looks = "microvolts" if span > _MOST_SPAN else "volts"
-        unit = "uV" if span > _MOST_SPAN else "V"
-        raise RecordError(
-            f"{path}: the leads span {span:.3g} mV, which looks like {looks}: give --units={unit} with a .csv or .npy file, "
-            "or correct the gain in the WFDB header"
-        )
-    beats = _beats_a_minute(signal, record.sample_rate)
-    if beats > _FAST or (beats < _SLOW and _slope_frequency(signal, record.sample_rate) < _FLAT):
-        raise RecordError(
-            f"{path}: at {record.sample_rate:g} Hz the heart would beat {beats:.0f} times a minute, so the rate is wrong; give "
-            "the rate of the recording"
-        )
+def _complete(record: Record, notes: list[str]) -> Record:
+    """Adds missing limb leads if two of I, II and III are there, in float32 mV, with a note of how."""
+    absent = [name for name in LIMB if name not in record.leads]
+    given = [name for name in ("I", "II", "III") if name in record.leads][:2]
+    if not absent or len(given) < 2 or not {*LEADS[6:]} <= {*record.leads}:
+        return record
+    potentials = np.linalg.inv([LIMB[name] for name in given]) @ record.signal[[record.leads.index(name) for name in given]]
+    computed = np.array([LIMB[name] for name in absent]) @ potentials
+    law = "II = I + III, aVR = -(I + II) / 2, aVL = I - II / 2, aVF = II - I / 2"
+    notes.append(f"{', '.join(absent)} are computed from {given[0]} and {given[1]}: {law}")
+    return Record(np.concatenate([record.signal, computed.astype(np.float32)]), record.sample_rate, (*record.leads, *absent))
 
 
-def _read_table(path: Path, sample_rate: float, leads: tuple[str, ...], units: str, read: _Reader) -> Record:
-    if not LOWEST_RATE <= sample_rate <= HIGHEST_RATE:
+def _read_table(path: Path, sample_rate: float, leads: tuple[str, ...], units: str, read: _Reader, notes: list[str]) -> Record:
+    if sample_rate and not LOWEST_RATE <= sample_rate <= HIGHEST_RATE:
         raise RecordError(
             f"{path}: sample rate {sample_rate:g} Hz found, {LOWEST_RATE:g} to {HIGHEST_RATE:g} expected; give the rate of the "
             "recording, --sample_rate=500"
         )
-    if units not in UNITS:
+    if units not in ("", *UNITS):
         raise RecordError(f"{path}: units {units!r} found, one of {tuple(UNITS)} expected")
     try:
-        values, names = read(path, leads, sample_rate)
+        values, columns = read(path, leads)
     except FileNotFoundError as error:
         raise RecordError(f"{path}: no such file") from error
     except OSError as error:
         raise RecordError(f"{path}: cannot be read: {error.strerror}") from error
-    names = tuple(_CANONICAL.get(name.strip().upper(), name.strip()) for name in names)
-    times = [i for i, name in enumerate(names) if name not in LEADS and _is_time(path, name, values[i], sample_rate)]
+    names, found = _name_leads(path, columns)
+    others = [i for i, name in enumerate(names) if name not in LEADS]
+    rate, source = float(sample_rate), f"--sample_rate {sample_rate:g} Hz"
+    if not rate:
+        rate, source = _rate_of_times(path, [(names[i], values[i]) for i in others])
+        notes.append(f"sample rate: {source}")
+    times = [i for i in others if _is_time(path, names[i], values[i], rate, source)]
     kept = [i for i in range(len(names)) if i not in times]
-    return Record(
-        np.ascontiguousarray(values[kept] * UNITS[units], np.float32), float(sample_rate), tuple(names[i] for i in kept)
-    )
+    scale = _scales(path, [(columns[i], found[i] if names[i] in LEADS else None) for i in kept], units, notes)
+    return Record(np.ascontiguousarray(values[kept] * scale, np.float32), rate, tuple(names[i] for i in kept))
 
 
-def _read_npy(path: Path, leads: tuple[str, ...], sample_rate: float) -> tuple[np.ndarray, tuple[str, ...]]:
+def _name_leads(path: Path, columns: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(names, units or "") of columns; leads in their usual spelling, other names as they are."""
+    names: list[str] = []
+    units: list[str] = []
+    for column in columns:
+        match = _LEAD.fullmatch(column.strip())
+        unit = (match["unit"] or match["bare"] or "") if match else ""
+        if unit and unit.lower() not in _UNIT_NAMES:
+            raise RecordError(f"{path}: column {column!r} has the unit {unit!r}, one of {tuple(UNITS)} expected")
+        name = _CANONICAL[match["lead"].upper()] if match else column.strip()
+        if name in LEADS and name in names:
+            raise RecordError(f"{path}: columns {columns[names.index(name)]!r} and {column!r} are both lead {name}; keep one")
+        names.append(name)
+        units.append(_UNIT_NAMES.get(unit.lower(), ""))
+    return tuple(names), tuple(units)
+
+
+def _scales(path: Path, columns: list[tuple[str, str | None]], units: str, notes: list[str]) -> np.ndarray:
+    """Factors [L, 1] to mV of columns, as (name, its unit or "", None if it is no lead)."""
+    stated = [(column, unit) for column, unit in columns if unit]
+    other = [(column, unit) for column, unit in stated if units and unit != units]
+    if other:
+        raise RecordError(f"{path}: column {other[0][0]!r} is in {other[0][1]}, --units={units}; give --units={other[0][1]}")
+    bare = [column for column, unit in columns if unit == ""]
+    if stated and bare and not units:
+        raise RecordError(f"{path}: column {stated[0][0]!r} has a unit, {bare[0]!r} has none; give all or none, and --units")
+    if stated:
+        notes.append(f"units: {' and '.join(sorted({unit for _, unit in stated if unit}))}, as the columns' names say")
+    return np.array([[UNITS[units or unit or "mV"]] for _, unit in columns])
+
+
+def _read_npy(path: Path, leads: tuple[str, ...]) -> tuple[np.ndarray, tuple[str, ...]]:
     try:
         with path.open("rb") as file:
             values = np.lib.format.read_array(file, allow_pickle=False)  # np.load would accept ZIP files too
@@ -125,15 +175,15 @@ def _read_npy(path: Path, leads: tuple[str, ...], sample_rate: float) -> tuple[n
     return (values if values.shape[0] == len(leads) else values.T), leads
 
 
-def _read_csv(path: Path, leads: tuple[str, ...], sample_rate: float) -> tuple[np.ndarray, tuple[str, ...]]:
+def _read_csv(path: Path, leads: tuple[str, ...]) -> tuple[np.ndarray, tuple[str, ...]]:
+    delimiter, lines = _split_lines(path)
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if row]
-    except (csv.Error, UnicodeDecodeError) as error:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
+    except csv.Error as error:
         raise RecordError(f"{path}: not readable as a CSV file: {error}") from error
-    first = [cell.strip() for cell in rows[0]] if rows else []
+    first = rows[0] if rows else []
     numbered = len(first) > 1 and first in (_count(first, 0), _count(first, 1))  # as pandas names an array's columns
-    header = first if first and not numbered and not _is_number(first[0]) else []
+    header = first if first and not numbered and not _NUMBER.fullmatch(first[0]) else []
     rows = rows[bool(header) or numbered :]
     if not rows:
         raise RecordError(f"{path}: no row of samples found")
@@ -142,60 +192,112 @@ def _read_csv(path: Path, leads: tuple[str, ...], sample_rate: float) -> tuple[n
         raise RecordError(f"{path}: neither a header nor --leads names the columns; give --leads={','.join(LEADS)}")
     if header and leads:
         raise RecordError(f"{path}: its header names the leads {header}; omit --leads")
-    wrong = next((i for i, row in enumerate(rows) if len(row) != len(names) or not all(map(_is_number, row))), None)
+    wrong = next((i for i, row in enumerate(rows) if len(row) != len(names) or not all(map(_NUMBER.fullmatch, row))), None)
     if wrong is not None:
-        line = wrong + 1 + (bool(header) or numbered)
-        raise RecordError(f"{path}, row {line}: {','.join(rows[wrong])[:60]!r} found, {len(names)} numbers expected")
-    return np.array(rows, np.float64).T, tuple(names)
+        line, row = wrong + 1 + (bool(header) or numbered), rows[wrong]
+        hint = "; separate columns with decimal commas by semicolons" if delimiter == "," and len(row) > len(names) else ""
+        raise RecordError(f"{path}, row {line}: {delimiter.join(row)[:60]!r} found, {len(names)} numbers expected{hint}")
+    return np.array(_with_points(path, rows, delimiter), np.float64).T, tuple(names)
+
+
+def _split_lines(path: Path) -> tuple[str, list[str]]:
+    """(the delimiter, the lines that are not empty) of a CSV file; a tab or a semicolon counts if it is in every line."""
+    content = path.read_bytes()
+    wide = content[:2] in (b"\xff\xfe", b"\xfe\xff")  # Excel's "Unicode text"
+    try:
+        text = content.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        if wide or b"\0" in content:
+            raise RecordError(f"{path}: not readable as a CSV file: {error}") from error
+        text = content.decode("latin-1")  # Excel's, where only a header's 'µV' is not ASCII
+    lines = [line for line in re.split(r"\r\n|\r|\n", text) if line.strip(" ")]
+    if lines and re.fullmatch(r"sep=[,;\t]", lines[0], re.IGNORECASE):  # for Excel
+        return lines[0][-1], lines[1:]
+    delimiters = [delimiter for delimiter in "\t;" if lines and all(delimiter in line for line in lines)]
+    if len(delimiters) > 1:
+        raise RecordError(f"{path}: tabs and semicolons found in every line; separate the columns by one of them")
+    return (delimiters or [","])[0], lines
+
+
+def _with_points(path: Path, rows: list[list[str]], delimiter: str) -> list[list[str]]:
+    """Numbers with decimal points; raises RecordError if a comma or point could be a thousands separator."""
+    points = [cell for row in rows for cell in row if "." in cell]
+    commas = [cell for row in rows for cell in row if "," in cell]
+    if commas and delimiter == ",":
+        raise RecordError(
+            f"{path}: {commas[0]!r} found between commas; separate columns with decimal commas by semicolons, or use points"
+        )
+    if commas and points:
+        raise RecordError(f"{path}: {points[0]!r} and {commas[0]!r} found; use one decimal mark and no thousands separators")
+    if delimiter != "," and (points or commas) and all(map(_MAYBE_THOUSANDS.fullmatch, points or commas)):
+        raise RecordError(
+            f"{path}: {(points or commas)[0]!r} may have a decimal mark or a thousands separator; write numbers without the "
+            "latter, with four decimals"
+        )
+    return [[cell.replace(",", ".") for cell in row] for row in rows] if commas else rows
 
 
 def _count(cells: list[str], start: int) -> list[str]:
     return [str(i) for i in range(start, start + len(cells))]
 
 
-def _is_time(path: Path, name: str, values: np.ndarray, sample_rate: float) -> bool:
-    """Whether a column is time, by its name or because it rises evenly; raises RecordError if it contradicts the rate."""
-    unit = _TIME.get(re.sub(r"[\s_()\[\].:/-]", "", name.lower()))
-    step = (float(values[-1]) - float(values[0])) / max(len(values) - 1, 1)  # the mean, as times may be rounded
-    if unit is None and not _rises_evenly(values):
+def _is_time(path: Path, name: str, values: np.ndarray, rate: float, source: str) -> bool:
+    """Whether a column is time, by its name or because it rises evenly; raises RecordError if it contradicts the rate in Hz."""
+    units = _time_units(name)
+    if not units and not _rises_evenly(values):
         return False
-    units = (unit,) if unit else (1.0, 1e-3, 1e-6, 1 / sample_rate)  # unnamed: s, ms, us, or samples
-    if not any(abs(step * seconds * sample_rate - 1) <= 0.02 for seconds in units):
-        implied = f"{1 / (step * units[0]):g} Hz" if step > 0 else "no rate"
-        raise RecordError(f"{path}: column {name!r} implies {implied}, --sample_rate {sample_rate:g} Hz; one of them is wrong")
+    units = units or (*_UNNAMED, 1 / rate)  # s, ms, us, or samples
+    step = _mean_step(values)
+    if not any(abs(step * seconds * rate - 1) <= 0.02 for seconds in units):
+        rates = [1 / (step * seconds) for seconds in units] if step > 0 else []
+        likely = [found for found in rates if _LEAST_RATE <= found <= _MOST_RATE] or rates
+        implied = f"{likely[0]:g} Hz" if likely else "no rate"
+        raise RecordError(f"{path}: column {name!r} implies {implied}, {source}; one of them is wrong")
     return True
+
+
+def _rate_of_times(path: Path, columns: list[tuple[str, np.ndarray]]) -> tuple[float, str]:
+    """(rate in Hz, the column that gives it in words) of the first of (name, values) whose time step can only mean one rate."""
+    reason = "the sample rate is missing"
+    for name, values in columns:
+        units, step = _time_units(name), _mean_step(values)
+        if not units and name:
+            continue
+        if not _rises_evenly(values):
+            reason = f"column {name!r} does not rise evenly" if units else reason
+            continue
+        # 0, 1, 2 may count samples; without a name, so may 0, 2, 4.
+        if len(units) != 1 and (abs(step - 1) < 1e-3 or (not units and step > 0.5)):
+            reason = f"column {name!r} rises by {step:g}, which may be samples or a time without its unit, 'time (ms)'"
+            continue
+        lowest, highest = (LOWEST_RATE, HIGHEST_RATE) if len(units) == 1 else (_LEAST_RATE, _MOST_RATE)
+        rates = [1 / (step * seconds) for seconds in units or _UNNAMED]
+        likely = [rate for rate in rates if lowest <= rate <= highest]
+        if likely:
+            whole = float(round(likely[0]))  # times may be rounded
+            rate = whole if abs(likely[0] / whole - 1) <= 1e-3 else likely[0]
+            return rate, f"{rate:g} Hz by column {name!r}"
+        reason = f"column {name!r} rises by {step:g}, which is no time step of an ECG"
+    raise RecordError(f"{path}: {reason}; give the rate of the recording, --sample_rate=500")
+
+
+def _time_units(name: str) -> tuple[float, ...]:
+    """The units in s that a time column may have by its name: one, or s, ms and us; none if it is not named as time."""
+    words = re.findall(r"[^\W\d_]+", name.lower())
+    units = tuple(_SECONDS[word] for word in words if word in _SECONDS)
+    if len(units) > 1 or not words or not all(word in _SECONDS or word in _TIME_WORDS for word in words):
+        return ()
+    return units or _UNNAMED
+
+
+def _mean_step(values: np.ndarray) -> float:
+    """The mean, as times may be rounded."""
+    return (float(values[-1]) - float(values[0])) / max(len(values) - 1, 1) if len(values) else 0.0
 
 
 def _rises_evenly(values: np.ndarray) -> bool:
+    if not len(values):
+        return False
     span = float(values[-1]) - float(values[0])
     line = np.linspace(0.0, span, len(values))
     return 0 < span < np.inf and bool(np.abs(values - values[0] - line).max() <= 0.01 * span)
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
-def _beats_a_minute(signal: np.ndarray, rate: float) -> float:
-    """Heart rate of signal [L, N] by the median distance between bursts of steep slopes; NaN if fewer than three."""
-    span = min(max(1, round(0.02 * rate)), signal.shape[1] - 1)
-    if span < 1:
-        return np.nan
-    slopes = np.abs(signal[:, span:] - signal[:, :-span])
-    steep = slopes / (np.percentile(slopes, 99, axis=1, keepdims=True) + 1e-9)
-    energy = uniform_filter1d(steep.mean(axis=0), max(1, round(0.08 * rate)))
-    energy = energy - np.median(energy)
-    peaks, _ = find_peaks(energy, distance=max(1, round(0.1 * rate)), prominence=0.4 * np.percentile(energy, 98))
-    return 60 * rate / float(np.median(np.diff(peaks))) if len(peaks) > 2 else np.nan
-
-
-def _slope_frequency(signal: np.ndarray, rate: float) -> float:
-    """The median frequency in Hz of the power of the slopes of signal [L, N]."""
-    slopes = np.diff(signal, axis=1)
-    slopes = slopes / (slopes.std(axis=1, keepdims=True) + 1e-9)
-    power = np.cumsum((np.abs(np.fft.rfft(slopes, axis=1)) ** 2).sum(axis=0))
-    return float(np.fft.rfftfreq(slopes.shape[1], 1 / rate)[np.searchsorted(power, power[-1] / 2)])

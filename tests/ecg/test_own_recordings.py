@@ -5,8 +5,11 @@ import re
 
 import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
-from ecgbyte_jax.ecg.formats import check_plausible, read_own
+from ecgbyte_jax.ecg.formats import read_own, read_with_notes
+from ecgbyte_jax.ecg.plausible import check_limb_leads, check_plausible
 from ecgbyte_jax.ecg.records import LEADS, Record, read_record
 from ecgbyte_jax.errors import RecordError
 
@@ -174,6 +177,7 @@ def test_times_in_an_array_are_checked_too(record, tmp_path):
     known, _ = record
     np.save(tmp_path / "t.npy", np.concatenate([np.arange(known.signal.shape[1])[None] / 500, known.signal]))
     assert read_own(tmp_path / "t.npy", 500, ["time", *known.leads]).leads == known.leads
+    assert read_own(tmp_path / "t.npy", 0, ["time", *known.leads]).sample_rate == 500
     with pytest.raises(RecordError, match="column 'time' implies 500 Hz, --sample_rate 250 Hz"):
         read_own(tmp_path / "t.npy", 250, ["time", *known.leads])
 
@@ -195,3 +199,250 @@ def test_a_header_of_column_numbers_is_not_a_sample(record, tmp_path, start):
     np.testing.assert_allclose(read_own(path, 500, known.leads).signal, known.signal, atol=1e-5)
     with pytest.raises(RecordError, match="neither a header nor --leads names the columns"):
         read_own(path, 500)
+
+
+CHEST = LEADS[6:]
+
+
+def a_beat_a_second(samples=1000, rate=500):
+    """[12, samples] in mV that obeys Einthoven's law: I and II and the chest leads differ in shape."""
+    seconds = np.arange(samples) / rate
+    waves = [np.exp(-((((seconds - at) % 1.0) - 0.5) ** 2) / 2 / 0.012**2) for at in (0.0, 0.02, 0.3)]
+    eight = np.random.default_rng(3).uniform(0.3, 1.2, (8, 3)) @ waves
+    one, two = eight[:2]
+    return np.stack([one, two, two - one, -(one + two) / 2, one - two / 2, two - one / 2, *eight[2:]])
+
+
+def written(path, header, rows, delimiter=",", mark="."):
+    """Rows of numbers with six decimals."""
+    lines = [delimiter.join(header), *(delimiter.join(f"{value:.6f}".replace(".", mark) for value in row) for row in rows)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_semicolons_and_decimal_commas_by_hand(tmp_path):
+    """As a German or French Excel writes them, in its own encoding."""
+    signal = a_beat_a_second()
+    path = written(tmp_path / "a.csv", [f"{lead} (\u00b5V)" for lead in LEADS], 1000 * signal.T, ";", ",")
+    path.write_bytes(path.read_text().encode("cp1252"))
+    assert path.read_bytes().splitlines()[1].startswith(f"{1000 * signal[0, 0]:.6f}".replace(".", ",").encode() + b";")
+    own = read_with_notes(path, 500)
+    np.testing.assert_allclose(own.record.signal, signal, atol=1e-6)
+    assert own.record.leads == LEADS and own.notes[0] == "units: uV, as the columns' names say"
+
+
+@given(
+    delimiter_and_mark=st.sampled_from([(",", "."), (";", "."), (";", ","), ("\t", "."), ("\t", ",")]),
+    ending=st.sampled_from(["\n", "\r\n", "\r"]),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "cp1252"]),
+    hint=st.booleans(),
+    quoted=st.booleans(),
+    decimals=st.integers(1, 6),
+    seed=st.integers(0, 99),
+)
+def test_every_dialect_reads_the_same_samples(
+    delimiter_and_mark, ending, encoding, hint, quoted, decimals, seed, tmp_path_factory
+):
+    delimiter, mark = delimiter_and_mark
+    numbers = np.random.default_rng(seed).normal(0, 1, (8, 40))
+    cells = [[f"{value:.{decimals}f}" for value in row] for row in numbers.T]
+    thousands = decimals == 3 and not any(cell.lstrip("-").startswith("0") for row in cells for cell in row)
+    assume(not thousands)
+    header = ["I", "II", *CHEST]
+    rows = [header, *([cell.replace(".", mark) for cell in row] for row in cells)]
+    lines = [delimiter.join(f'"{cell}"' if quoted else cell for cell in row) for row in rows]
+    path = tmp_path_factory.mktemp("dialect") / "a.csv"
+    path.write_bytes(ending.join([f"sep={delimiter}"] * hint + lines).encode(encoding))
+    read = read_own(path, 500)
+    np.testing.assert_array_equal(read.signal[:8], np.array(cells, float).T.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        (",".join(["0,12"] * 12), "12 numbers expected; separate columns with decimal commas by semicolons"),
+        (",".join(['"0,12"'] * 12), "'0,12' found between commas"),
+        (";".join(["1,234"] * 12), "'1,234' may have a decimal mark or a thousands separator"),
+        ("\t".join(["1.234"] * 12), "'1.234' may have a decimal mark or a thousands separator"),
+        (";".join(["1.234,5"] * 12), "12 numbers expected"),
+        (";".join(["0,5"] * 6 + ["0.5"] * 6), "'0.5' and '0,5' found; use one decimal mark"),
+        (";".join(["1_000"] * 12), "12 numbers expected"),
+        ("\t;".join(["0.5"] * 12), "tabs and semicolons found in every line"),
+    ],
+)
+def test_an_ambiguous_file_is_refused(tmp_path, line, message):
+    delimiter = next((mark for mark in ("\t;", ";", "\t") if mark in line), ",")
+    (tmp_path / "a.csv").write_text("\n".join([delimiter.join(LEADS), line, line]) + "\n")
+    with pytest.raises(RecordError, match=re.escape(message)):
+        read_own(tmp_path / "a.csv", 500)
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    ["Lead {}", "LEAD_{}", "lead-{}", "{} (mV)", "{} [mV]", "{}_mV", "ECG {}", "MDC_ECG_LEAD_{}", "Lead {} (Einthoven)"],
+)
+@pytest.mark.parametrize("case", [str, str.lower, str.upper])
+def test_leads_are_known_by_their_usual_names(tmp_path, spelling, case):
+    path = written(tmp_path / "a.csv", [case(spelling.format(lead)) for lead in LEADS], a_beat_a_second().T)
+    assert read_own(path, 500).leads == LEADS
+
+
+@pytest.mark.parametrize("name", ["-aVR", "V7", "V3R", "IIII", "V1-V2", "1", "I2", "aV"])
+def test_other_names_are_not_leads(tmp_path, name):
+    path = written(tmp_path / "a.csv", [*LEADS[:11], name], a_beat_a_second().T)
+    with pytest.raises(RecordError, match=r"leads \['V6'\] are missing"):
+        read_own(path, 500)
+
+
+@pytest.mark.parametrize(
+    "names, units, message",
+    [
+        ({0: "I (uV)"}, "mV", "column 'I (uV)' is in uV, --units=mV; give --units=uV"),
+        ({0: "I (uV)"}, "", "column 'I (uV)' has a unit, 'II' has none"),
+        ({3: "aVR [adu]"}, "", "column 'aVR [adu]' has the unit 'adu', one of"),
+        ({1: "Lead I"}, "", "columns 'I' and 'Lead I' are both lead I"),
+    ],
+)
+def test_contradictions_in_the_names_are_refused(tmp_path, names, units, message):
+    path = written(tmp_path / "a.csv", [names.get(i, lead) for i, lead in enumerate(LEADS)], a_beat_a_second().T)
+    with pytest.raises(RecordError, match=re.escape(message)):
+        read_own(path, 500, units=units)
+
+
+def test_each_lead_has_its_own_unit(tmp_path):
+    signal = a_beat_a_second()
+    names = [f"{lead} (mV)" for lead in LEADS[:6]] + [f"{lead} [uV]" for lead in CHEST]
+    path = written(tmp_path / "a.csv", ["trigger", *names], np.concatenate([signal[:1] > 0.5, signal[:6], 1000 * signal[6:]]).T)
+    np.testing.assert_allclose(read_own(path, 500).signal[1:], signal, atol=1e-6)
+
+
+@pytest.mark.parametrize("given", [("I", "II"), ("II", "III"), ("I", "III"), ("I", "II", "III")])
+def test_missing_limb_leads_are_computed_with_a_note(tmp_path, given):
+    """I = 0.5 and II = 0.8 mV give III = 0.3, aVR = -0.65, aVL = 0.1 and aVF = 0.55."""
+    signal = a_beat_a_second()
+    signal[:6, 7] = [0.5, 0.8, 0.3, -0.65, 0.1, 0.55]
+    names = [*CHEST, *given]
+    path = written(tmp_path / "a.csv", names, signal[[LEADS.index(name) for name in names]].T)
+    own = read_with_notes(path, 500)
+    assert sorted(own.record.leads) == sorted(LEADS)
+    np.testing.assert_allclose(own.record.signal[[own.record.leads.index(lead) for lead in LEADS]], signal, atol=3e-6)
+    absent = [lead for lead in LEADS[:6] if lead not in given]
+    assert own.notes[0].startswith(f"{', '.join(absent)} are computed from {given[0]} and {given[1]}: II = I + III")
+
+
+def test_one_limb_lead_is_not_enough(tmp_path):
+    path = written(tmp_path / "a.csv", ["II", *CHEST], a_beat_a_second()[[1, *range(6, 12)]].T)
+    with pytest.raises(RecordError, match=r"'I', 'III', 'aVR', 'aVL', 'aVF'\] are missing.* two of I, II and III"):
+        read_own(path, 500)
+
+
+@pytest.mark.parametrize(
+    "name, step, rate",
+    [
+        ("time (s)", 0.002, 500),
+        ("Time", 0.002, 500),
+        ("t", 4, 250),
+        ("time_ms", 1, 1000),
+        ("Zeit [ms]", 2, 500),
+        ("us", 2000, 500),
+        ("time", 2000, 500),
+        ("temps (s)", 1 / 360, 360),
+        ("", 0.004, 250),
+    ],
+)
+def test_a_time_column_gives_the_rate(tmp_path, name, step, rate):
+    signal = a_beat_a_second(rate=rate)
+    path = written(tmp_path / "a.csv", [name, *LEADS], np.concatenate([7 + step * np.arange(1000)[None], signal]).T, "\t", ",")
+    own = read_with_notes(path)
+    assert own.record.sample_rate == rate and own.record.leads == LEADS
+    assert own.notes[0] == f"sample rate: {rate} Hz by column {name!r}"
+
+
+@pytest.mark.parametrize(
+    "name, times, message",
+    [
+        ("time", np.arange(1000), "column 'time' rises by 1, which may be samples or a time without its unit"),
+        ("", 2 * np.arange(1000), "column '' rises by 2, which may be samples"),
+        ("time", np.arange(1000) / 6000, "no time step of an ECG"),
+        ("time", np.arange(1000) ** 2, "column 'time' does not rise evenly"),
+        ("clock", np.arange(1000) / 500, "the sample rate is missing"),
+    ],
+)
+def test_a_time_column_that_may_mean_several_rates_gives_none(tmp_path, name, times, message):
+    path = written(tmp_path / "a.csv", [name, *LEADS], np.concatenate([times[None], a_beat_a_second()]).T)
+    with pytest.raises(RecordError, match=f"{message}.*--sample_rate=500"):
+        read_own(path)
+
+
+def test_time_columns_must_agree(tmp_path):
+    times = np.arange(1000) / 500
+    path = written(
+        tmp_path / "a.csv", ["s", "ms", *LEADS], np.concatenate([times[None], 500 * times[None], a_beat_a_second()]).T
+    )
+    with pytest.raises(RecordError, match="column 'ms' implies 1000 Hz, 500 Hz by column 's'; one of them is wrong"):
+        read_own(path)
+
+
+def renamed(names):
+    """A recording whose leads are called otherwise: pairs of a name and what it is called."""
+    return Record(a_beat_a_second().astype(np.float32), 500.0, tuple(names.get(lead, lead) for lead in LEADS))
+
+
+@pytest.mark.parametrize("one", LEADS[:6])
+@pytest.mark.parametrize("other", LEADS[:6])
+def test_swapped_names_of_limb_leads_are_refused_by_name(one, other):
+    if one == other:
+        assert check_limb_leads(renamed({}), "own") == ()
+        return
+    first, second = sorted((one, other), key=LEADS.index)
+    with pytest.raises(RecordError, match=f"own: .* deviate by .* but 0.0% if the names {first} and {second} are swapped"):
+        check_limb_leads(renamed({one: other, other: one}), "own")
+
+
+def test_names_in_another_order_are_refused_by_name():
+    order = ("I", "II", *CHEST, "III", "aVR", "aVL", "aVF")
+    with pytest.raises(RecordError, match="if the leads named V3, V4, V5, V6 are III, aVR, aVL, aVF"):
+        check_limb_leads(renamed(dict(zip(order, LEADS))), "own")
+
+
+@pytest.mark.parametrize("place", range(6))
+def test_a_limb_lead_upside_down_is_refused(place):
+    record = renamed({})
+    record.signal[place] *= -1
+    with pytest.raises(RecordError, match=f"{LEADS[place]} is upside down"):
+        check_limb_leads(record, "own")
+
+
+def test_what_einthovens_law_cannot_see_passes():
+    """Arm electrodes reversed, chest leads swapped, and I and III swapped where nothing else depends on them."""
+    arms = a_beat_a_second()[[0, 2, 1, 3 + 1, 3, 5, *range(6, 12)]] * np.array([-1, *[1] * 11])[:, None]
+    assert check_limb_leads(Record(arms.astype(np.float32), 500.0, LEADS), "own") == ()
+    assert check_limb_leads(renamed({"V1": "V2", "V2": "V1"}), "own") == ()
+    few = renamed({"I": "III", "III": "I"})
+    kept = [0, 1, 2, *range(6, 12)]
+    nine = Record(few.signal[kept], 500.0, tuple(few.leads[i] for i in kept))
+    assert check_limb_leads(nine, "own") == ()
+    with pytest.raises(RecordError, match=r"II and III are swapped, .* or I is upside down"):
+        check_limb_leads(dataclasses.replace(nine, leads=("I", "III", "II", *CHEST)), "own")
+
+
+def test_a_deviation_that_no_names_explain_is_a_note(tmp_path, rng):
+    signal = a_beat_a_second(5000)
+    signal[2] += rng.normal(0, 0.3, 5000)
+    own = read_with_notes(written(tmp_path / "a.csv", LEADS, signal.T), 500)
+    assert any("no other names of the leads explain it" in note for note in own.notes)
+
+
+def test_real_recordings_obey_einthovens_law_and_have_plausible_rates(shared):
+    """Every eighth of PTB-XL's, CPSC 2018's, and both at half and twice the rate."""
+    paths = sorted((shared / "data/ptbxl/records500").rglob("*.hea"))[::8] + sorted((shared / "data/cpsc2018").glob("*.hea"))
+    suspected = {0.5: 0, 1.0: 0, 2.0: 0}
+    for path in paths:
+        own = read_with_notes(path)
+        suspected[1.0] += len(own.notes)
+        for factor in (0.5, 2.0):
+            try:
+                suspected[factor] += len(check_plausible(dataclasses.replace(own.record, sample_rate=500 * factor), path))
+            except RecordError:
+                suspected[factor] += 1
+    assert suspected[1.0] <= 1 and min(suspected[0.5], suspected[2.0]) > 0.85 * len(paths), suspected
