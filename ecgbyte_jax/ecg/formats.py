@@ -82,6 +82,8 @@ def read_with_notes(path: str | Path, sample_rate: float = 0.0, leads: Sequence[
         record = Record(record.signal, record.sample_rate, _name_leads(path, record.leads)[0])
     else:
         raise RecordError(f"{path}: no such recording; a WFDB record (its .hea and .dat), a .csv or a .npy file expected")
+    if not np.isfinite(record.signal).all():
+        raise RecordError(f"{path}: values that are not finite (NaN) found; remove or fill them first")
     notes += check_limb_leads(record, path)
     record = _complete(record, notes)
     notes += check_plausible(record, path)
@@ -124,7 +126,9 @@ def _read_table(path: Path, sample_rate: float, leads: tuple[str, ...], units: s
     times = [i for i in others if _is_time(path, names[i], values[i], rate, source)]
     kept = [i for i in range(len(names)) if i not in times]
     scale = _scales(path, [(columns[i], found[i] if names[i] in LEADS else None) for i in kept], units, notes)
-    return Record(np.ascontiguousarray(values[kept] * scale, np.float32), rate, tuple(names[i] for i in kept))
+    with np.errstate(over="ignore"):  # to infinity, which is refused
+        signal = np.ascontiguousarray(values[kept] * scale, np.float32)
+    return Record(signal, rate, tuple(names[i] for i in kept))
 
 
 def _name_leads(path: Path, columns: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -296,8 +300,8 @@ def _mean_step(values: np.ndarray) -> float:
 
 
 def _rises_evenly(values: np.ndarray) -> bool:
-    if not len(values):
+    span = float(values[-1]) - float(values[0]) if len(values) else 0.0
+    if not 0 < span < np.inf:
         return False
-    span = float(values[-1]) - float(values[0])
     line = np.linspace(0.0, span, len(values))
-    return 0 < span < np.inf and bool(np.abs(values - values[0] - line).max() <= 0.01 * span)
+    return bool(np.abs(values - values[0] - line).max() <= 0.01 * span)

@@ -374,6 +374,23 @@ def test_a_time_column_that_may_mean_several_rates_gives_none(tmp_path, name, ti
         read_own(path)
 
 
+def test_rounded_times_give_a_whole_rate(tmp_path):
+    """360 Hz in whole milliseconds: 997 steps in 2770 ms are 359.93 Hz."""
+    times = np.ceil(1000 * np.arange(998) / 360)
+    signal = a_beat_a_second(998, 360)
+    path = written(tmp_path / "a.csv", ["ms", *LEADS], np.concatenate([times[None], signal]).T)
+    assert read_own(path).sample_rate == 360
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "1e400", "-1e308"])
+@pytest.mark.filterwarnings("error")
+def test_values_beyond_numbers_are_refused(tmp_path, value):
+    row = ";".join(["0,5"] * 8)
+    (tmp_path / "a.csv").write_text("\n".join([";".join(["I", "II", *CHEST]), row, row.replace("0,5", value, 1), row]))
+    with pytest.raises(RecordError, match="not finite"):
+        read_own(tmp_path / "a.csv", 500)
+
+
 def test_time_columns_must_agree(tmp_path):
     times = np.arange(1000) / 500
     path = written(
