@@ -37,8 +37,14 @@ _QUESTIONS = flags.DEFINE_multi_string(
 )
 _SAMPLE_RATE = flags.DEFINE_float("sample_rate", 0.0, "ask: the sample rate of a .csv or .npy file, Hz.", lower_bound=0.0)
 _LEADS = flags.DEFINE_list("leads", [], "ask: names of the leads, in order, of a .npy file or a .csv file without a header.")
-_UNITS = flags.DEFINE_enum("units", "mV", ["mV", "uV", "V"], "ask: the units of a .csv or .npy file.")
+_UNITS = flags.DEFINE_enum(
+    "units", "", ["", "mV", "uV", "V"], "ask: the units of a .csv or .npy file; default: those in its header, or mV."
+)
 _TOGETHER = flags.DEFINE_bool("together", False, "ask: put all recordings into one prompt, to compare them.")
+_FORMAT = flags.DEFINE_enum("format", "text", ["text", "json"], "ask: text for people, or one JSON object a line.")
+_RECORD_LIST = flags.DEFINE_string(
+    "record_list", "", "ask: a text file with the path of a recording on each line; all are asked every --question."
+)
 _PICTURE = flags.DEFINE_string("picture", "", "ask: also draw the attention over the trace, to this .png or .svg file.")
 
 _FULL, _FORBIDDEN = "free some space; the same command then continues", "it must be readable and writable to go on"
@@ -70,6 +76,7 @@ def _run_stages() -> None:
 
     records = tuple(expanduser(path.strip()) for paths in _RECORDS.value for path in paths.split(",") if path.strip())
     others = (_SAMPLE_RATE.value, tuple(_LEADS.value), _UNITS.value, _TOGETHER.value, expanduser(_PICTURE.value))
+    others += (_FORMAT.value, expanduser(_RECORD_LIST.value))
     inquiry = Inquiry(records, tuple(_QUESTIONS.value), *others)
     run(_CONFIG.value, Path(expanduser(_WORKDIR.value or _default_workdir())), _STAGES.value, _profile_steps(), inquiry)
 

@@ -143,6 +143,11 @@ def _say(changed: list[tuple[str, str]]) -> str:
     return f"the leads named {', '.join(old)} are {', '.join(new)}"
 
 
+def beats_a_minute(record: Record) -> float:
+    """The heart rate by the median distance of the QRS complexes; NaN if there are fewer than three of them."""
+    return _beats(record.signal.astype(np.float64), record.sample_rate)[1]
+
+
 def _beats(signal: np.ndarray, rate: float) -> tuple[np.ndarray, float]:
     """Bursts of steep slopes (samples) of signal [L, N] and, by their median distance, beats per minute; NaN if under three."""
     if signal.shape[1] < 2:

@@ -143,6 +143,15 @@ def _mean_of(name: str, seeds: list[dict]) -> float:
     return float(np.mean([scores[name] for scores in seeds]))
 
 
+def summarise(results: dict) -> str:
+    """One sentence: what was evaluated, the main score beside those of the controls, and the verdict; by recording."""
+    metric, voted = results["verdict"]["metric"], results["by_recording"]
+    model, *controls = (f"{100 * scores[metric]:.1f}" for scores in voted["scores"].values())
+    others = ", ".join(f"{name} {score}" for name, score in zip((OTHER_ECG, COMMONEST), controls))
+    asked = f"{voted['questions']} questions about {results['patients']} patients of split '{results['split']}'"
+    return f"{metric.replace('_', ' ')} {model}% ({others}) on {asked}; {results['verdict']['sentence']}"
+
+
 def answered_by(results: dict) -> str:
     """The checkpoint, or the folder, that gave the answers of an evaluation's results."""
     return str(results["checkpoint"] if results["checkpoint_step"] is None else results["checkpoint_step"])

@@ -34,6 +34,16 @@ class _Rate(TextColumn):
 
 
 @contextmanager
+def keeping_stdout_clear() -> Iterator[None]:
+    """Within it everything is shown on the standard error, since the standard output is another program's input."""
+    console.stderr = True
+    try:
+        yield
+    finally:
+        console.stderr = False
+
+
+@contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[..., None]]:
     """A bar with rate and remaining time (at the end, the time it took); yields `report(done, note="")`."""
     columns = (

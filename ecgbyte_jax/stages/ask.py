@@ -4,37 +4,64 @@ A recording is cleaned and cut into segments like the run's; each segment is ans
 with the others below it. Axes: S segments, T samples of a segment, n tokens of an ECG, A of an answer.
 """
 
+import json
 import math
-import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from ecgbyte_jax.ecg.formats import read_own
-from ecgbyte_jax.ecg.records import Record
+from ecgbyte_jax.ecg.formats import read_with_notes
+from ecgbyte_jax.ecg.plausible import beats_a_minute
 from ecgbyte_jax.ecg.signal import clean, segment
 from ecgbyte_jax.errors import ConfigError, ExampleError, RecordError
 from ecgbyte_jax.evaluate.answers import read_answers
+from ecgbyte_jax.evaluate.familiar import Familiar
 from ecgbyte_jax.evaluate.generations import Answer
+from ecgbyte_jax.evaluate.results import summarise
 from ecgbyte_jax.evaluate.votes import elect
 from ecgbyte_jax.explain.explain import look
 from ecgbyte_jax.inputs.batches import prompt_batch
+from ecgbyte_jax.inputs.prepared import load_prepared
 from ecgbyte_jax.inputs.prompt import ecg_room
 from ecgbyte_jax.model.generate import generate
 from ecgbyte_jax.model.sharding import batch_parts, put_whole
 from ecgbyte_jax.report.attention import draw_attention
+from ecgbyte_jax.report.folder import read_json
 from ecgbyte_jax.report.save import check_picture, save_picture
-from ecgbyte_jax.run.console import console
+from ecgbyte_jax.run.console import console, keeping_stdout_clear
 from ecgbyte_jax.run.workdir import Workdir
-from ecgbyte_jax.settings import AttendSettings, EvalSettings, Settings, SignalSettings
+from ecgbyte_jax.settings import AttendSettings, EvalSettings, Settings
 from ecgbyte_jax.stages import lineage
-from ecgbyte_jax.stages.inquiry import Inquiry
+from ecgbyte_jax.stages.attend import check_evaluated
+from ecgbyte_jax.stages.inquiry import Inquiry, read_questions
 from ecgbyte_jax.train.restore import Trained, open_trained
 
 _LISTED = 6  # segments whose own answers are listed
+_NOT_TO_USE = "research software, no medical device"
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """One recording as it was read: its name and path, rate in Hz, length in s, beats a minute (NaN where unknown).
+
+    notes: what was noticed in reading; warnings: why the model may not know such recordings; clean_rate: Hz of the segments
+    float64 [S, 12, T], clean, in mV.
+    """
+
+    name: str
+    path: str
+    rate: float
+    seconds: float
+    beats: float
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+    clean_rate: float
+    segments: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,35 +73,70 @@ class Subject:
     """
 
     name: str
+    recordings: tuple[Recording, ...]
     rate: float
     seconds: float
     segments: tuple[tuple[np.ndarray, ...], ...]
     signals: tuple[tuple[np.ndarray, ...], ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Reply:
+    """The answers of all segments to a question, the number of the elected one, warnings, and pictures drawn."""
+
+    question: str
+    answers: list[Answer]
+    best: int
+    warnings: tuple[str, ...]
+    pictures: tuple[Path, ...] = ()
+
+    @property
+    def agreeing(self) -> int:
+        """How many segments have the elected answer."""
+        return sum(answer.text == self.answers[self.best].text for answer in self.answers)
+
+
 def ask(settings: Settings, workdir: Workdir, inquiry: Inquiry) -> None:
-    """Answers every question on every recording; raises RecordError for an unusable one before the model is loaded."""
+    """Answers every question on every recording, after what was read and what the run's answers are worth.
+
+    Raises RecordError for an unusable recording before the model is loaded; one of a list is reported, the others are
+    answered, and the error, with their number, is raised at the end.
+    """
     _check(inquiry)
-    recordings = [
-        (Path(path).name.removesuffix(".hea").removesuffix(".dat"), *_segments(path, settings.signal, inquiry))
-        for path in inquiry.records
-    ]
+    with keeping_stdout_clear() if inquiry.format == "json" else nullcontext():
+        _ask(settings, workdir, inquiry)
+
+
+def _ask(settings: Settings, workdir: Workdir, inquiry: Inquiry) -> None:
+    listed = _read_list(inquiry.record_list) if inquiry.record_list else []
+    named = [_read(path, settings, workdir, inquiry) for path in inquiry.records]
     lineage.trained(settings, workdir).require()
     trained = open_trained(settings, workdir, settings.eval.checkpoint)
-    subjects = _encode(trained, recordings, inquiry.together)
-    for number, question in enumerate(_questions(inquiry)):
-        for place, subject in enumerate(subjects):
-            answers = _answer(trained, settings.eval, subject, question)
-            best = elect([answer.text for answer in answers], [answer.log_prob for answer in answers])
-            _show(subject, question, answers, best)
-            if inquiry.picture:
-                path = _picture_path(inquiry.picture, number * len(subjects) + place)
-                _draw(trained, settings.attend, subject, question, answers[best], best, path)
+    familiar = Familiar.of(load_prepared(workdir), settings.seed)
+    worth = Worth.of(settings, workdir)
+    console.print("\n".join([f"run        {workdir.root}: {worth.sentence}", *(f"  warning  {w}" for w in worth.warnings)]))
+    refused: list[str] = []
+    later = _read_each(listed, settings, workdir, inquiry, refused)
+    for number, (subject, question) in enumerate(_pairs(_subjects(trained, named, later, inquiry.together), inquiry)):
+        picture = _picture_path(inquiry.picture, number) if inquiry.picture else None
+        reply = _reply(trained, settings, subject, question, familiar, picture)
+        if inquiry.format == "json":
+            print(json.dumps(_as_json(subject, reply, worth), ensure_ascii=False), flush=True)
+        else:
+            _show(subject, reply, several=len(named) + len(listed) > 1)
+    if refused:
+        raise RecordError(f"{inquiry.record_list}: {len(refused)} of {len(listed)} recordings are unusable, see above")
 
 
 def _check(inquiry: Inquiry) -> None:
-    if not inquiry.records:
-        raise ConfigError("--record is missing: the path of a WFDB record, a .csv or a .npy file; several separated by commas")
+    if not inquiry.records and not inquiry.record_list:
+        raise ConfigError(
+            "--record is missing: a WFDB record, a .csv or a .npy file; several separated by commas, or in --record_list=FILE"
+        )
+    if inquiry.record_list and (not inquiry.questions or inquiry.together):
+        raise ConfigError(
+            "--record_list: found without --question or with --together; each recording is asked every --question"
+        )
     if inquiry.together and len(inquiry.records) < 2:
         raise ConfigError("--together: one recording found, two expected, --record=FIRST,SECOND")
     if any(not question.strip() for question in inquiry.questions):
@@ -83,43 +145,110 @@ def _check(inquiry: Inquiry) -> None:
         check_picture(inquiry.picture, "--picture")
 
 
-def _segments(path: str, how: SignalSettings, inquiry: Inquiry) -> tuple[float, np.ndarray]:
-    """(rate in Hz, all clean segments float64 [S, 12, T] in mV) of one recording."""
-    record: Record = read_own(path, inquiry.sample_rate, inquiry.leads, inquiry.units)
+def _read_list(file: str) -> list[str]:
+    """The lines that are not empty; raises ConfigError where the file cannot be read or has none."""
     try:
-        signal = clean(record, how)
-        return how.target_rate or record.sample_rate, segment(signal, how.segment_length)
+        paths = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--record_list: '{file}' cannot be read: {error}; a text file with one recording a line") from error
+    if not paths:
+        raise ConfigError(f"--record_list: '{file}' is empty, a text file with one recording a line expected")
+    return paths
+
+
+def _read(path: str, settings: Settings, workdir: Workdir, inquiry: Inquiry) -> Recording:
+    """One recording, clean and in segments; raises RecordError."""
+    own, how = read_with_notes(path, inquiry.sample_rate, inquiry.leads, inquiry.units), settings.signal
+    record, rate = own.record, own.record.sample_rate
+    try:
+        segments = segment(clean(record, how), how.segment_length)
     except RecordError as error:
         raise RecordError(f"{path}: {error}") from error
+    name = Path(path).name.removesuffix(".hea").removesuffix(".dat")
+    seconds, beats = record.signal.shape[1] / rate, beats_a_minute(record)
+    foreign = settings.data.synthetic_records and workdir.synthetic.resolve() not in Path(path).resolve().parents
+    warnings = ("the model was trained on synthetic ECGs alone, and this recording is not one of them",) if foreign else ()
+    return Recording(name, path, rate, seconds, beats, own.notes, warnings, how.target_rate or rate, segments)
 
 
-def _encode(trained: Trained, recordings: list[tuple[str, float, np.ndarray]], together: bool) -> list[Subject]:
-    ids = [trained.ecg_tokenizer.encode_batch(segments) for _, _, segments in recordings]
-    groups = [range(len(recordings))] if together else [[place] for place in range(len(recordings))]
-    subjects = []
+def _read_each(
+    paths: list[str], settings: Settings, workdir: Workdir, inquiry: Inquiry, refused: list[str]
+) -> Iterator[Recording]:
+    """The recordings one by one; unusable ones are reported and added to `refused`."""
+    for path in paths:
+        try:
+            yield _read(path, settings, workdir, inquiry)
+        except RecordError as error:
+            refused.append(path)
+            console.print(f"unusable   {error}")
+            if inquiry.format == "json":
+                print(json.dumps({"path": path, "error": str(error)}, ensure_ascii=False), flush=True)
+
+
+def _subjects(trained: Trained, named: list[Recording], later: Iterator[Recording], together: bool) -> Iterator[Subject]:
+    """Those that were named, then those that are still to be read; each is shown as it was read."""
+    groups = [named] if together else ([recording] for recording in chain(named, later))
     for group in groups:
-        name = " and ".join(recordings[i][0] for i in group)
-        rate, segments = recordings[group[0]][1:]
-        # As many segments as the shortest recording has.
-        tokens, signals = tuple(zip(*(ids[i] for i in group))), tuple(zip(*(recordings[i][2] for i in group)))
-        subjects.append(Subject(name, rate, segments.shape[-1] / rate, tokens, signals))
-    return subjects
+        subject = _encode(trained, group)
+        _show_subject(subject)
+        yield subject
 
 
-def _questions(inquiry: Inquiry) -> Iterator[str]:
-    """The given ones, or one from each line of the standard input."""
+def _encode(trained: Trained, group: list[Recording]) -> Subject:
+    """As many segments as the shortest recording has."""
+    first = group[0]
+    tokens = tuple(zip(*(trained.ecg_tokenizer.encode_batch(recording.segments) for recording in group)))
+    signals = tuple(zip(*(recording.segments for recording in group)))
+    name, seconds = " and ".join(recording.name for recording in group), first.segments.shape[-1] / first.clean_rate
+    return Subject(name, tuple(group), first.clean_rate, seconds, tokens, signals)
+
+
+def _pairs(subjects: Iterator[Subject], inquiry: Inquiry) -> Iterator[tuple[Subject, str]]:
+    """Each subject with all questions; where they are typed, all subjects with each question in turn."""
     if inquiry.questions:
-        yield from inquiry.questions
+        yield from ((subject, question) for subject in subjects for question in inquiry.questions)
         return
-    in_terminal = sys.stdin.isatty()
-    while True:
-        if in_terminal:
-            console.print("question (Ctrl-D ends): ", end="")
-        line = sys.stdin.readline()
-        if not line:
-            return
-        if line.strip():
-            yield line.strip()
+    kept = list(subjects)
+    yield from ((subject, question) for question in read_questions() for subject in kept)
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What the answers of a run are worth, in a sentence and in warnings; verdict: its evaluation's, if there is one."""
+
+    sentence: str
+    warnings: tuple[str, ...]
+    verdict: dict | None
+
+    @classmethod
+    def of(cls, settings: Settings, workdir: Workdir) -> "Worth":
+        """By the evaluation of the training here."""
+        data = "synthetic ECGs" if settings.data.synthetic_records else settings.data.corpus
+        results = read_json(workdir.results)
+        if results is None or "verdict" not in results:
+            unknown = "not evaluated, so what its answers are worth is unknown: run --stage=eval"
+            return cls(f"trained on {data}; {unknown}", (unknown,), None)
+        try:
+            check_evaluated(workdir, results)
+        except ConfigError as error:
+            return cls(f"trained on {data}; what its answers are worth is unknown: {error}", (str(error),), None)
+        verdict, warnings = results["verdict"], []
+        if verdict["evidence"] != "reads":
+            warnings.append(f"its evaluation shows: {verdict['sentence']}")
+        if str(results["checkpoint"]) != settings.eval.checkpoint:
+            warnings.append(f"checkpoint {settings.eval.checkpoint} answers, and {results['checkpoint']} was evaluated")
+        return cls(f"trained on {data}; {summarise(results)}", tuple(warnings), verdict)
+
+
+def _reply(
+    trained: Trained, settings: Settings, subject: Subject, question: str, familiar: Familiar, picture: Path | None
+) -> Reply:
+    answers = _answer(trained, settings.eval, subject, question)
+    best = elect([answer.text for answer in answers], [answer.log_prob for answer in answers])
+    nearest, same_form = familiar.nearest(question)
+    warnings = () if same_form else (f"no question of the training has this form; the nearest one is: {nearest}",)
+    drawn = _draw(trained, settings.attend, subject, question, answers[best], best, picture) if picture else []
+    return Reply(question, answers, best, warnings, tuple(drawn))
 
 
 def _answer(trained: Trained, sampling: EvalSettings, subject: Subject, question: str) -> list[Answer]:
@@ -145,14 +274,24 @@ def _answer(trained: Trained, sampling: EvalSettings, subject: Subject, question
     return answers
 
 
-def _show(subject: Subject, question: str, answers: list[Answer], best: int) -> None:
-    chosen = answers[best]
-    agree = sum(answer.text == chosen.text for answer in answers)
-    lines = [f"recording  {subject.name}: {len(answers)} segment(s) of {subject.seconds:g} s", f"question   {question}"]
+def _show_subject(subject: Subject) -> None:
+    """What was read, what was noticed, and what speaks against the answers."""
+    for recording in subject.recordings:
+        beats = "" if math.isnan(recording.beats) else f", about {recording.beats:.0f} beats a minute"
+        read = f"12 leads, {recording.rate:g} Hz, {recording.seconds:g} s{beats}"
+        console.print(f"recording  {recording.name}: {read}; {len(subject.segments)} segment(s) of {subject.seconds:g} s")
+        lines = [f"  note     {note}" for note in recording.notes] + [f"  warning  {text}" for text in recording.warnings]
+        console.print("\n".join(lines), end="\n" if lines else "")
+
+
+def _show(subject: Subject, reply: Reply, several: bool) -> None:
+    chosen, answers = reply.answers[reply.best], reply.answers
+    lines = [f"about      {subject.name}"] if several else []
+    lines += [f"question   {reply.question}", *(f"  warning  {warning}" for warning in reply.warnings)]
     probability = math.exp(chosen.log_prob)
     lines.append(
         f"answer     {chosen.text or '(empty)'}   "
-        f"[{agree} of {len(answers)} segments; probability {probability:.2f} in the surest]"
+        f"[{reply.agreeing} of {len(answers)} segments; probability {probability:.2f} in the surest]"
     )
     others = [i for i, answer in enumerate(answers) if answer.text != chosen.text]
     for i in others[:_LISTED]:
@@ -160,8 +299,34 @@ def _show(subject: Subject, question: str, answers: list[Answer], best: int) -> 
         lines.append(f"  {span:<9}{answers[i].text or '(empty)'}   [probability {math.exp(answers[i].log_prob):.2f}]")
     if len(others) > _LISTED:
         lines.append(f"  and {len(others) - _LISTED} more segments with other answers")
-    lines.append("           research software, no medical device")
+    lines += [f"picture    {path}" for path in reply.pictures]
+    lines.append(f"           {_NOT_TO_USE}")
     console.print("\n".join(lines))
+
+
+def _as_json(subject: Subject, reply: Reply, worth: Worth) -> dict:
+    """One line of --format=json; probabilities 0..1, times in s, rates in Hz."""
+    chosen = reply.answers[reply.best]
+    return {
+        "recordings": [
+            {"name": r.name, "path": r.path, "rate_hz": r.rate, "seconds": r.seconds, "notes": r.notes}
+            | {"beats_per_minute": None if math.isnan(r.beats) else round(r.beats, 1)}
+            for r in subject.recordings
+        ],
+        "question": reply.question,
+        "answer": chosen.text,
+        "probability": math.exp(chosen.log_prob),
+        "segments_agreeing": reply.agreeing,
+        "segments": [
+            {"start_s": i * subject.seconds, "answer": answer.text, "probability": math.exp(answer.log_prob)}
+            for i, answer in enumerate(reply.answers)
+        ],
+        "warnings": [*worth.warnings, *(text for r in subject.recordings for text in r.warnings), *reply.warnings],
+        "run": worth.sentence,
+        "verdict": worth.verdict,
+        "pictures": list(map(str, reply.pictures)),
+        "note": _NOT_TO_USE,
+    }
 
 
 def _picture_path(picture: str, number: int) -> Path:
@@ -172,14 +337,14 @@ def _picture_path(picture: str, number: int) -> Path:
 
 def _draw(
     trained: Trained, attend: AttendSettings, subject: Subject, question: str, answer: Answer, place: int, path: Path
-) -> None:
+) -> list[Path]:
     """The attention picture of the segment `place`, whose answer is shown; one for each of several recordings in one prompt."""
     view = look(trained, subject.segments[place], question, np.array(answer.tokens, np.int32), attend)
-    start = place * subject.seconds
+    start, files = place * subject.seconds, []
     title = f"{subject.name}, {start:g}-{start + subject.seconds:g} s. {question} {answer.text}"
     for number, (ecg, signal) in enumerate(zip(view.ecgs, subject.signals[place])):
-        file = path if number == 0 else path.with_name(f"{path.stem}_ecg{number + 1}{path.suffix}")
+        files.append(path if number == 0 else path.with_name(f"{path.stem}_ecg{number + 1}{path.suffix}"))
         label = "attention of the answer, a sample"
         figure = draw_attention(signal, ecg.samples["attention"], subject.rate, seen=ecg.seen, label=label, title=title)
-        save_picture(figure, file)
-        console.print(f"picture    {file}")
+        save_picture(figure, files[-1])
+    return files

@@ -1,6 +1,13 @@
-"""What somebody asks about their own recordings; `stages/ask.py` answers it."""
+"""What somebody asks about their own recordings, in flags and in the terminal; `stages/ask.py` answers it."""
 
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+from ecgbyte_jax.run.console import console
+
+_ENDS = ("quit", "exit")
+_HELP = "type a question and press Enter; the arrow keys bring earlier ones back; quit, exit or Ctrl-D ends"
 
 
 @dataclass(frozen=True)
@@ -8,13 +15,52 @@ class Inquiry:
     """Paths of recordings, and questions; without questions they are read from the terminal.
 
     sample_rate in Hz, the leads' names and the units apply to CSV and NPY files; together: all recordings in one prompt;
-    picture: a .png or .svg file, or "".
+    picture: a .png or .svg file, or ""; format: "text", or "json" for one JSON object a line; record_list: a text file with the
+    path of a recording on each line, or "".
     """
 
     records: tuple[str, ...]
     questions: tuple[str, ...] = ()
     sample_rate: float = 0.0
     leads: tuple[str, ...] = ()
-    units: str = "mV"
+    units: str = ""
     together: bool = False
     picture: str = ""
+    format: str = "text"
+    record_list: str = ""
+
+
+def read_questions() -> Iterator[str]:
+    """The questions that are typed in the terminal, or the lines of another standard input, until `quit`, `exit` or its end.
+
+    Ctrl-C ends quietly too, also while a question is answered.
+    """
+    in_terminal = sys.stdin.isatty()
+    if in_terminal:
+        import readline  # noqa: F401  line editing and history for `input`
+
+        console.print(_HELP)
+    try:
+        while (line := _read_line(in_terminal)) is not None:
+            match line.strip():
+                case "":
+                    continue
+                case "help" | "?":
+                    console.print(_HELP)
+                case word if word.lower() in _ENDS:
+                    return
+                case question:
+                    yield question
+    except KeyboardInterrupt:
+        console.print()
+
+
+def _read_line(in_terminal: bool) -> str | None:
+    """None at the end of the input."""
+    if not in_terminal:
+        return sys.stdin.readline() or None
+    try:
+        return input("question: ")
+    except EOFError:
+        console.print()
+        return None

@@ -1,6 +1,9 @@
 """Questions about one's own recordings, as answered in the terminal."""
 
 import io
+import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.stages import ask as asking
 from ecgbyte_jax.stages.ask import ask
-from ecgbyte_jax.stages.inquiry import Inquiry
+from ecgbyte_jax.stages.inquiry import Inquiry, read_questions
 from ecgbyte_jax.stages.pipeline import run
 from tests.stages.test_report import small_settings
 from tests.test_main import small_demo
@@ -35,7 +38,8 @@ def test_any_kind_of_file_gets_the_same_answer_and_a_picture(finished, records, 
     wfdb = Inquiry((records[0],), (QUESTION, "Why?"), picture=str(tmp_path / "p.png"))
     ask(Settings.of(small_settings()), Workdir(finished[0]), wfdb)
     shown = capsys.readouterr().out
-    assert shown.count("answer   ") == 2 and "5 segment(s) of 2 s" in shown and "no medical device" in shown
+    assert shown.count("answer   ") == 2 and "no medical device" in shown
+    assert "12 leads, 500 Hz, 10 s, about " in shown and "5 segment(s) of 2 s" in shown
     assert {path.name for path in tmp_path.glob("*.png")} == {"p.png", "p_2.png"}
     ask(Settings.of(small_settings()), Workdir(finished[0]), Inquiry((files[1],), (QUESTION,), sample_rate=500))
     ask(
@@ -51,7 +55,9 @@ def test_questions_come_from_the_terminal_and_two_recordings_can_be_compared(fin
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{QUESTION}\n\nWhat changed?\n"))
     ask(Settings.of(small_settings()), Workdir(finished[0]), Inquiry(tuple(records), together=True))
     shown = capsys.readouterr().out
-    assert shown.count("answer   ") == 2 and shown.count(" and ") == 2 and QUESTION in shown
+    assert shown.count("answer   ") == 2 and QUESTION in shown
+    name, other = (record.rsplit("/", 1)[1] for record in records)
+    assert shown.count(f"about      {name} and {other}\n") == 2 and shown.count("recording  ") == 2
 
 
 def test_a_wrong_inquiry_is_refused_before_the_model_is_loaded(finished, records, tmp_path, monkeypatch):
@@ -65,6 +71,8 @@ def test_a_wrong_inquiry_is_refused_before_the_model_is_loaded(finished, records
         (Inquiry((records[0],), (QUESTION,), together=True), ConfigError, "--together: one recording"),
         (Inquiry((records[0],), (" ",)), ConfigError, "--question: an empty one"),
         (Inquiry((records[0],), (QUESTION,), picture="a.jpg"), ConfigError, "--picture: 'a.jpg'"),
+        (Inquiry((), record_list="list.txt"), ConfigError, "--record_list: found without --question"),
+        (Inquiry((), (QUESTION,), record_list="nowhere"), ConfigError, "--record_list: 'nowhere' cannot be read"),
         (Inquiry(("nowhere",), (QUESTION,)), RecordError, "nowhere: no such recording"),
         (Inquiry((str(tmp_path / "uv.npy"),), (QUESTION,), 500, leads), RecordError, "looks like microvolts"),
         (Inquiry((str(short),), (QUESTION,), 500, leads), RecordError, "short.npy: 70 samples found"),
@@ -73,6 +81,65 @@ def test_a_wrong_inquiry_is_refused_before_the_model_is_loaded(finished, records
             ask(Settings.of(small_settings()), Workdir(finished[0]), inquiry)
     with pytest.raises(ConfigError, match="found without --stage=ask"):
         run(small_settings(), finished[0], ["eval"], inquiry=Inquiry((records[0],)))
+
+
+def test_json_has_a_line_for_each_answer_and_nothing_else_is_on_the_standard_output(finished, records, tmp_path, capsys):
+    np.save(tmp_path / "short.npy", np.ones((12, 5)))
+    (tmp_path / "list.txt").write_text(f"{records[0]}\n\n{tmp_path}/short.npy\n{records[1]}\n")
+    inquiry = Inquiry((), (QUESTION, "What is this?"), format="json", record_list=str(tmp_path / "list.txt"))
+    with pytest.raises(RecordError, match=r"list\.txt: 1 of 3 recordings are unusable"):
+        ask(Settings.of(small_settings()), Workdir(finished[0]), inquiry)
+    printed = capsys.readouterr()
+    lines = [json.loads(line) for line in printed.out.splitlines()]
+    assert [line.get("question") for line in lines] == [QUESTION, "What is this?", None, QUESTION, "What is this?"]
+    assert lines[2]["path"].endswith("short.npy") and "short.npy" in lines[2]["error"]
+    first = lines[0]
+    assert first["recordings"][0]["rate_hz"] == 500 and first["recordings"][0]["seconds"] == 10
+    assert 30 < first["recordings"][0]["beats_per_minute"] < 200 and [s["start_s"] for s in first["segments"]] == [
+        0,
+        2,
+        4,
+        6,
+        8,
+    ]
+    agreeing = sum(segment["answer"] == first["answer"] for segment in first["segments"])
+    assert first["segments_agreeing"] == agreeing and 0 < first["probability"] <= 1
+    assert first["verdict"]["evidence"] == "too few patients" and "medical device" in first["note"]
+    assert "unusable   " in printed.err and "recording  " in printed.err
+
+
+def test_what_speaks_against_an_answer_is_said_with_it(finished, records, tmp_path, capsys):
+    for file in ("real.hea", "real.dat"):
+        source = Path(records[0]).with_suffix(Path(file).suffix)
+        (tmp_path / file).write_bytes(source.read_bytes().replace(source.stem.encode(), b"real"))
+    shutil.copytree(finished[0], tmp_path / "w", ignore=shutil.ignore_patterns("eval"))
+    settings = Settings.of(small_settings())
+    ask(settings, Workdir(tmp_path / "w"), Inquiry((str(tmp_path / "real"),), ("What is the heart rate?",)))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "not evaluated, so what its answers are worth is unknown" in shown
+    assert "warning the model was trained on synthetic ECGs alone, and this recording is not one of them" in shown
+    assert "warning no question of the training has this form; the nearest one is: " in shown
+    known = "What rhythm-related symptom does this ECG show?"
+    ask(settings, Workdir(finished[0]), Inquiry((records[0],), (known,)))
+    shown = capsys.readouterr().out
+    assert "synthetic ECGs alone" not in shown and "has this form" not in shown
+    assert "exact match" in shown and "commonest answer" in shown and "too few patients" in shown
+
+
+@pytest.mark.parametrize("end", ["quit", "EXIT", None, KeyboardInterrupt])
+def test_a_conversation_ends_as_people_expect(monkeypatch, capsys, end):
+    lines = iter(["", "help", "first", " second ", *([] if end is None else [end])])
+
+    def typed(_prompt):
+        line = next(lines, EOFError)
+        if isinstance(line, str):
+            return line
+        raise line
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", typed)
+    assert list(read_questions()) == ["first", "second"]
+    assert capsys.readouterr().out.count("type a question") == 2
 
 
 @pytest.mark.slow

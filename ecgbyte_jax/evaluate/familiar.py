@@ -1,0 +1,44 @@
+"""Whether a question has a form that the training's questions had: others are answered with whatever was learnt for these."""
+
+import re
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+
+import numpy as np
+
+from ecgbyte_jax.inputs.batches import open_split
+from ecgbyte_jax.inputs.prepared import Prepared
+
+_SEQUENCES = 2_000  # of the training, drawn at random, whose questions are compared with
+_ALIKE = 0.6  # share of the words, in their order, that two questions of one form have in common
+
+
+@dataclass(frozen=True)
+class Familiar:
+    """Different questions of a training, as lists of words."""
+
+    questions: tuple[str, ...]
+
+    @classmethod
+    def of(cls, prepared: Prepared, seed: int) -> "Familiar":
+        """The questions of training sequences drawn at random, and all that occur more than once."""
+        sequences = open_split(prepared.shards, prepared.manifest, "train")
+        drawn = np.random.default_rng(seed).choice(len(sequences), min(_SEQUENCES, len(sequences)), replace=False)
+        found = {sequences[int(place)].question for place in np.sort(drawn)} | set(prepared.manifest.commonest)
+        return cls(tuple(sorted(found - {""})))
+
+    def nearest(self, question: str) -> tuple[str, bool]:
+        """The training's question that is most like this one, and whether both have the same form."""
+        words = _words(question)
+        matcher = SequenceMatcher(b=words, autojunk=False)
+        best, likeness = "", -1.0
+        for known in self.questions:
+            matcher.set_seq1(_words(known))
+            if matcher.real_quick_ratio() > likeness and matcher.quick_ratio() > likeness:
+                ratio = matcher.ratio()
+                best, likeness = (known, ratio) if ratio > likeness else (best, likeness)
+        return best, likeness >= _ALIKE
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
