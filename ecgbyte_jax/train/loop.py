@@ -89,7 +89,7 @@ class Loop:
         waiting: tuple[int, dict, float] | None = None
         if self.outputs and self._is_overfitting():
             return start
-        with progress("train", len(self.plan)) as report, processes.stop_requests() as requested, closing(profile):
+        with progress("train", len(self.plan), start) as report, processes.stop_requests() as requested, closing(profile):
             for number in range(start + 1, len(self.plan) + 1):
                 profile.before(number)
                 batch, waited = feed.take(), feed.waited
