@@ -215,13 +215,17 @@ def reported(settings: Settings, workdir: Workdir, inputs: Iterable[Path], proce
 
 
 def keep_settings(settings: Settings, workdir: Workdir, stage: str) -> None:
-    """Writes the parts of the settings that this stage has worked with into config.json, and leaves the others there."""
+    """Writes the parts of the settings that this stage has worked with into config.json, and leaves the others there.
+
+    Parts of stages that have not run yet are those of this command, so that the file by itself can continue the run.
+    """
     try:
         kept = json.loads(workdir.config.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         kept = {}
     given = asdict(settings)
-    write_whole(workdir.config, [json.dumps(kept | {part: given[part] for part in _KEPT[stage]}, indent=1).encode()])
+    written = given | kept | {part: given[part] for part in _KEPT[stage]}
+    write_whole(workdir.config, [json.dumps(written, indent=1).encode()])
 
 
 def _given_tokenizer(file: str) -> str:

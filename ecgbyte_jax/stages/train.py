@@ -74,6 +74,7 @@ def _train(settings: Settings, workdir: Workdir, mesh: Mesh, stage: Stage, profi
             if leads():
                 stage.move_aside(workdir.checkpoints, *_moved_with(workdir))
                 stage.begin()
+                lineage.keep_settings(settings, workdir, "train")  # an interrupted one goes on with them
             wait_for_all("the training has begun")
             return open_outputs(open_checkpoints(), 0)
 

@@ -177,20 +177,20 @@ def test_a_stage_in_a_subfolder_alone_is_not_moved(tmp_path):
 def test_a_stage_that_does_nothing_leaves_the_settings_of_what_lies_here(prepared, tmp_path):
     shutil.copytree(prepared, tmp_path / "w")
     before = (tmp_path / "w/config.json").read_bytes()
-    assert json.loads(before)["data"]["max_segments"] == 1 and "train" not in json.loads(before)
+    assert json.loads(before)["data"]["max_segments"] == 1 and json.loads(before)["train"]["epochs"] == 0.5
     other = small_config()
     other.train.epochs, other.data.max_bad_fraction = 99.0, 0.9  # nothing was made with these
     pipeline.run(other, tmp_path / "w", ["prepare"])
     assert (tmp_path / "w/config.json").read_bytes() == before
 
 
-def test_a_stage_that_worked_writes_its_own_settings_and_leaves_the_others(tmp_path):
+def test_a_stage_that_worked_writes_its_own_settings_and_leaves_the_others_once_they_are_there(tmp_path):
     config = small_config()
     keep_settings(Settings.of(config), Workdir(tmp_path), "train")
     config.train.epochs, config.eval.split = 99.0, "valid"
     keep_settings(Settings.of(config), Workdir(tmp_path), "eval")
     found = json.loads((tmp_path / "config.json").read_text())
-    assert found["train"]["epochs"] == 0.5 and found["eval"]["split"] == "valid" and "export" not in found
+    assert found["train"]["epochs"] == 0.5 and found["eval"]["split"] == "valid" and found["export"]["checkpoint"] == "last"
 
 
 def test_outputs_behind_a_link_are_moved_aside_beside_it_and_the_link_stays(tmp_path):
