@@ -173,6 +173,12 @@ def outputs_digest(marker: Path) -> str:
     return content["result"] if content.get("finished") else ""
 
 
+def settings_of(marker: Path) -> dict:
+    """The settings that the stage which left this marker was run with; {} where there is none."""
+    found = (_read_marker(marker) or {}).get("settings")
+    return found if isinstance(found, dict) else {}
+
+
 def _size(path: Path) -> int | None:
     """Bytes of a file, 0 for a folder, None where there is neither."""
     if path.is_dir():

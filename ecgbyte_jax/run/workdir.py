@@ -1,6 +1,8 @@
 """The layout of a run's folder: the one place that spells its paths."""
 
+import os
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 MARKER = "stage.json"  # the file that a stage leaves in its folder
@@ -195,3 +197,21 @@ class Workdir:
     @property
     def _ending(self) -> str:
         return f"-{self.evaluation_name}" if self.evaluation_name else ""
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a stage has left anything in this folder."""
+    workdir = Workdir(folder)
+    left = (workdir.config, workdir.prepare_marker, workdir.tokenizer_marker, workdir.manifest, workdir.results)
+    return any(os.path.isfile(path) for path in left)  # False, too, where a folder may not be read
+
+
+def runs_beside(folder: Path) -> str:
+    """Words on the runs beside a folder that is not there, those with a like name first: "" where there are none."""
+    try:
+        names = sorted(path.name for path in folder.parent.iterdir() if is_run(path))
+    except OSError:
+        return ""
+    alike = get_close_matches(folder.name, names, 3) or names[:5]
+    more = ", ..." if len(names) > len(alike) else ""
+    return f"; runs beside it: {', '.join(str(folder.parent / name) for name in alike)}{more}" if names else ""

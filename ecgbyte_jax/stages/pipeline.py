@@ -1,5 +1,6 @@
 """The stages of a run, one after the other: the door where an experiment's ConfigDict becomes `Settings`."""
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -9,13 +10,25 @@ from ml_collections import ConfigDict
 from ecgbyte_jax.corpora.read import check_data
 from ecgbyte_jax.errors import ConfigError, OutOfMemoryError
 from ecgbyte_jax.run.lock import holding
-from ecgbyte_jax.run.workdir import Workdir
-from ecgbyte_jax.settings import Settings
+from ecgbyte_jax.run.stage import settings_of
+from ecgbyte_jax.run.workdir import Workdir, runs_beside
+from ecgbyte_jax.settings import DataSettings, Settings
 from ecgbyte_jax.stages.inquiry import Inquiry
 
-STAGES = ("tokenizer", "prepare", "inspect", "train", "eval", "attend", "report", "export", "ask")
+STAGES = {  # in their order, with what --help says of them
+    "tokenizer": "train the ECG tokenizer by itself, and measure its compression and errors",
+    "prepare": "clean recordings, train the tokenizers, write token shards",
+    "inspect": "show the counts of the prepared data and one prompt",
+    "train": "train the model, or go on from its last checkpoint",
+    "eval": "answer the test questions from a checkpoint, score the answers",
+    "attend": "write where in the ECG chosen answers come from: .npz, .png, .svg",
+    "report": "write report.html: scores, examples, curves, tokens",
+    "export": "write the model as a Hugging Face folder, or its LoRA paths for PEFT",
+    "ask": "answer questions about your own recordings: --record, --question",
+}
 _TOGETHER = ("train", "eval", "export")  # every process takes part; the other stages are the leader's, and the others wait
 _ALONE = ("attend", "ask")  # one process holds the whole model
+_STARTERS = ("tokenizer", "prepare")  # may make a run's folder; the other stages read what is there
 _LOOKERS = ("inspect", "ask")  # write nothing into the run's folder, so they may run beside another command
 
 
@@ -48,11 +61,15 @@ def run(
             f"--stage: {[name for name in _ALONE if name in stages]} found with distributed.initialize; "
             "give it by itself, without that, to one process whose devices hold the whole model"
         )
+    if not {*_STARTERS} & {*stages}:
+        _check_folder(folder, stages)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--workdir: '{folder}' cannot be made or is no folder: {error.strerror}") from error
     _check_links(folder)
+    if {*_STARTERS} & {*stages}:
+        _check_corpus(settings.data, workdir)
     with _together(settings, alone):
         writes = any(name not in _LOOKERS for name in stages) and (alone or _leads())
         with holding(workdir.lock) if writes else nullcontext():
@@ -86,6 +103,31 @@ def _check_pretrained(settings: Settings) -> None:
     check_fit(settings.model, settings.lora, positions(settings), read_config(folder))
     weight_files(folder)
     load_text_tokenizer(folder)
+
+
+def _check_folder(folder: Path, stages: list[str]) -> None:
+    """Raises ConfigError where the run is not there that these stages are to read: its name may be misspelt."""
+    if not folder.exists():
+        raise ConfigError(
+            f"--workdir: no folder '{folder}', which --stage={','.join(stages)} reads{runs_beside(folder)}; "
+            "a new run begins with --stage=prepare"
+        )
+
+
+def _check_corpus(data: DataSettings, workdir: Workdir) -> None:
+    """Raises ConfigError where another corpus was prepared here, whose shards and tokenizer this one would replace."""
+    given = _describe(data.corpus, data.synthetic_records)
+    for marker in (workdir.prepare_marker, workdir.tokenizer_marker):
+        before = settings_of(marker).get("data")
+        if before and (here := _describe(before["corpus"], before["synthetic_records"])) != given:
+            raise ConfigError(
+                f"{workdir.root}: a run on {here} is here, {given} found in the settings; give this run a folder of its own: "
+                "--workdir=DIR"
+            )
+
+
+def _describe(corpus: str, synthetic_records: int) -> str:
+    return f"{'synthetic' if synthetic_records else 'real'} data of corpus '{corpus}'"
 
 
 def _check_links(folder: Path) -> None:
@@ -159,5 +201,6 @@ def _keep_compiled(workdir: Workdir) -> None:
     """Programs that took a second or more to compile are kept for the next run, unless JAX_COMPILATION_CACHE_DIR says where."""
     import jax
 
-    if not jax.config.jax_compilation_cache_dir:
+    folder = workdir.compiled if workdir.compiled.exists() else workdir.root
+    if not jax.config.jax_compilation_cache_dir and os.access(folder, os.W_OK):  # jax would warn of every program
         jax.config.update("jax_compilation_cache_dir", str(workdir.compiled.resolve()))

@@ -30,3 +30,22 @@ def test_stages_that_need_the_whole_model_in_one_process_are_refused_in_several(
     config.distributed.initialize = True
     with pytest.raises(ConfigError, match=rf"--stage: \['{stage}'\] found with distributed.initialize; .* one process"):
         run(config, tmp_path, ["prepare", stage])
+
+
+def test_a_folder_that_is_not_there_is_not_made_where_a_run_is_to_be_read(config, tmp_path):
+    for name in ("demo", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"^--workdir: no folder '.*dmeo', which --stage=train,eval reads; .*: \S*/demo, "):
+        run(config, tmp_path / "dmeo", ["train", "eval"])
+    assert not (tmp_path / "dmeo").exists()
+
+
+@pytest.mark.parametrize(("name", "value"), [("corpus", "ptbxl"), ("synthetic_records", 0)])
+@pytest.mark.parametrize("stage", ["prepare", "tokenizer"])
+def test_another_corpus_is_not_prepared_over_a_run(prepared, config, stage, name, value):
+    before = {path: path.stat().st_mtime_ns for path in prepared.rglob("*")}
+    config.data[name] = value
+    with pytest.raises(ConfigError, match=r"a run on synthetic data of corpus 'ecg_qa' is here, .* --workdir=DIR$"):
+        run(config, prepared, [stage])
+    assert before == {path: path.stat().st_mtime_ns for path in prepared.rglob("*")}
