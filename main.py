@@ -2,30 +2,48 @@
 
 import errno
 import os
+import re
 import sys
+import traceback
 from collections.abc import Callable
 from os.path import expanduser
 from pathlib import Path
 from typing import NoReturn
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+try:
+    from absl import app, flags, logging
+    from ml_collections import config_flags
 
-from ecgbyte_jax.errors import EcgByteError, StoppedError
+    from ecgbyte_jax.errors import ConfigError, EcgByteError, StoppedError
+    from ecgbyte_jax.run.workdir import Workdir, runs_beside
+    from ecgbyte_jax.settings import expected_values, nearest_settings, setting_fields
+    from ecgbyte_jax.stages.usage import usage
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {sys.executable} has no module {error.name!r}; run make demo once, then: source .venv/bin/activate")
 
+_STORED = Path(__file__).parent / "experiments" / "stored.py"  # reads the config.json of a run
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The experiment file, with its argument if any: experiments/ptb.py:tiny.", lock_config=True
+    "config",
+    None,
+    "The experiment file, with its argument if any: experiments/ptb.py:tiny; or the config.json of a run.",
+    lock_config=True,
 )
+_RUN = flags.DEFINE_string("run", None, "A run's folder: stands for --config=DIR/config.json --workdir=DIR.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder, for all of its outputs; default: runs/<experiment>.")
 _STAGES = flags.DEFINE_list(
     "stage",
     ["prepare", "train", "eval", "report"],
     "Stages to run, always in this order: tokenizer, prepare, inspect, train, eval, attend, report, export, ask."
-    " Or compare by itself, which needs no --config.",
+    " Or compare or list by itself, which need no --config.",
 )
-_RUNS = flags.DEFINE_list("runs", [], "compare: the folders of the evaluated runs.")
+_RUNS = flags.DEFINE_list(
+    "runs", [], "compare: the folders of the evaluated runs. list: folders, below which runs are listed; default: runs."
+)
 _OUT = flags.DEFINE_string(
     "out", "runs/compare.json", "compare: the JSON file to write; the table is written beside it as CSV."
+)
+_LOG_EVERY = flags.DEFINE_float(
+    "log_every", 30.0, "Seconds between lines on the progress where the output is no terminal; 0: none.", lower_bound=0.0
 )
 _PROFILE = flags.DEFINE_list("profile_steps", [], "FIRST,LAST: write a JAX profile of these steps to <workdir>/profile.")
 
@@ -61,19 +79,23 @@ def main(argv: list[str]) -> None:
         _fail(f"unknown argument {argv[1]!r}; flags look like --workdir=DIR")
     if _STAGES.value == ["compare"]:
         return _run(_compare)
+    if _STAGES.value == ["list"]:
+        return _run(_list)
     if _RUNS.value:
-        _fail("--runs is for --stage=compare alone")
+        _fail("--runs is for --stage=compare or --stage=list alone")
     if _CONFIG.value is None:
-        _fail("--config=experiments/NAME.py is needed; --config=experiments/demo.py needs no data")
+        _fail("--config=experiments/NAME.py or --run=DIR is needed; --config=experiments/demo.py needs no data; see --help")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would warn that PyTorch, which is not used, is missing
     _run(_run_stages)
 
 
 def _run_stages() -> None:
     # Imported after the flags are checked: these imports take seconds, and errors in the flags should be reported at once.
+    from ecgbyte_jax.run.console import console
     from ecgbyte_jax.stages.inquiry import Inquiry
     from ecgbyte_jax.stages.pipeline import run
 
+    console.log_every = _LOG_EVERY.value
     records = tuple(expanduser(path.strip()) for paths in _RECORDS.value for path in paths.split(",") if path.strip())
     others = (_SAMPLE_RATE.value, tuple(_LEADS.value), _UNITS.value, _TOGETHER.value, expanduser(_PICTURE.value))
     others += (_FORMAT.value, expanduser(_RECORD_LIST.value))
@@ -85,6 +107,12 @@ def _compare() -> None:
     from ecgbyte_jax.stages.compare import compare
 
     compare([expanduser(run) for run in _RUNS.value], Path(expanduser(_OUT.value)))
+
+
+def _list() -> None:
+    from ecgbyte_jax.stages.list import list_runs
+
+    list_runs([Path(expanduser(folder)) for folder in _RUNS.value or ["runs"]])
 
 
 def _run(work: Callable[[], None]) -> None:
@@ -112,30 +140,108 @@ def _profile_steps() -> tuple[int, int]:
 
 
 def _default_workdir() -> Path:
-    """runs/ptb for experiments/ptb.py, runs/ptb_tiny for experiments/ptb.py:tiny."""
+    """runs/ptb for experiments/ptb.py, runs/ptb_tiny for experiments/ptb.py:tiny, a run's folder for its config.json."""
     file, _, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    if Path(file) == _STORED:
+        return Path(argument).parent
     return Path("runs") / "_".join(filter(None, (Path(file).stem, argument)))
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
     """Calls absl's parser, with errors about settings printed as one line instead of a stack trace."""
-    home = f"--config={expanduser('~')}"  # shells do not expand ~ after a =
+    if {"--help", "-help", "-h", "--helpshort", "--helpfull"} & {*argv[1:]}:
+        print(usage(flags.FLAGS.flags_by_module_dict()[sys.argv[0]]))
+        sys.exit()
     try:
-        rest = flags.FLAGS([arg.replace("--config=~", home, 1) if arg.startswith("--config=~/") else arg for arg in argv])
+        _check_names(argv)
+        rest = flags.FLAGS(_expand(argv))
+        if _RUN.value is not None and _WORKDIR.value is not None:
+            raise ConfigError(
+                "--workdir: found with --run, which names the folder; --config=DIR/config.json goes with --workdir"
+            )
         if _CONFIG.value is not None:
             _CONFIG.value.keys()  # a config file that did not load raises its error here
         return rest
+    except EcgByteError as error:
+        _fail(str(error))
     except flags.Error as error:
-        _fail(_last_line(error).removeprefix("ValueError: "))
+        _fail(_explain_flag(error))
     except (SyntaxError, ImportError, ValueError) as error:
         _fail(f"--config: {type(error).__name__}: {error}")
     except (AttributeError, KeyError) as error:
         if "get_config" in str(error):
             _fail(f"--config: the file has no function get_config: {_last_line(error)}")
-        given = [arg for arg in argv if arg.startswith("--config.")]
-        _fail(f"one of {given} is not a setting: {_last_line(error)}; ecgbyte_jax/settings.py lists them all")
+        _fail(f"--config: {_explain_line(error)}")
     except (OSError, TypeError) as error:
-        _fail(f"--config: {_last_line(error)}")
+        _fail(f"--config: {_last_line(error)}{_experiments_beside(argv)}")
+
+
+def _expand(argv: list[str]) -> list[str]:
+    """Reads ~, which shells do not expand after a =, a run's config.json as a config, and --run=DIR as that file in DIR."""
+    expanded = list(argv)
+    for place, arg in enumerate(argv[1:], start=1):
+        name, equals, value = arg.partition("=")
+        if not equals and place + 1 < len(argv):
+            value = argv[place + 1]
+        if name in ("--config", "-config"):
+            path = expanduser(value)
+            path = f"{_STORED}:{path}" if path.endswith(".json") else path
+            expanded[place : place + 1 if equals else place + 2] = [f"--config={path}"] if equals else [name, path]
+        elif name in ("--run", "-run"):
+            file = Workdir(Path(expanduser(value))).config
+            if any(re.match("--?config(=|$)", arg) for arg in argv):
+                raise ConfigError("--config: found with --run, which stands for the run's own config.json; give one of them")
+            if not file.is_file():
+                raise ConfigError(f"--run: no file '{file}', in which a run keeps its settings{runs_beside(file.parent)}")
+            expanded.insert(1, f"--config={_STORED}:{file}")
+    return expanded
+
+
+def _check_names(argv: list[str]) -> None:
+    """Raises ConfigError for a --config.NAME that is no setting."""
+    known = setting_fields()
+    for name in (match[1] for arg in argv if (match := re.match(r"--?(?:no)?config\.([^=]*)", arg))):
+        if name not in known:
+            inner = [full for full in known if full.startswith(f"{name}.")]
+            hint = f"; its settings are {', '.join(inner)}" if inner else _did_you_mean(name)
+            raise ConfigError(f"--config.{name} is {'a part, not a' if inner else 'not a'} setting{hint}")
+
+
+def _did_you_mean(name: str) -> str:
+    nearest = nearest_settings(name)
+    return f"; did you mean {' or '.join(nearest)}?" if nearest else "; --help lists them all"
+
+
+def _explain_flag(error: Exception) -> str:
+    """A value that a flag cannot hold, with what a setting accepts."""
+    line = _last_line(error).removeprefix("ValueError: ")
+    if match := re.match(r"flag --config\.([\w.]+)=(.*?): ", line):
+        return f"{match[1]}: {match[2]!r} found, {expected_values(match[1])} expected"
+    return line
+
+
+def _explain_line(error: Exception) -> str:
+    """The line of the experiment file at fault, which mostly names an unknown setting."""
+    library = str(Path(config_flags.__file__).parents[1])
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(library)][-1]
+    place = f"{own.filename}, line {own.lineno}"
+    name = re.search(r'(?:Key|instead of) "(\w+)"', str(error)) or re.search(r"(\w+)", _last_line(error))
+    if not name or own is frames[-1]:
+        return f"{place}: {type(error).__name__}: {_last_line(error)}"
+    written = re.search(rf"\.([\w.]*\b{name[1]}\b[\w.]*)", own.line or "")
+    setting = written[1] if written else name[1]
+    return f"{place}: {setting!r} is not a setting{_did_you_mean(setting)}"
+
+
+def _experiments_beside(argv: list[str]) -> str:
+    """The experiments in the folder of a file that is not there."""
+    given = next((match[1] for arg in argv if (match := re.match(r"--?config=([^:]*)", arg))), "")
+    names = sorted(
+        path.name for path in Path(given).parent.glob("*.py") if "def get_config" in path.read_text(errors="replace")
+    )
+    names = [name for name in names if name != _STORED.name]
+    return f"; experiments there: {', '.join(names)}" if given and not Path(given).exists() and names else ""
 
 
 def _last_line(error: Exception) -> str:

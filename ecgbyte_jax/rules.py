@@ -64,7 +64,7 @@ def check(part: Any, also: Iterable[str] = ()) -> None:
 
 def _problem(name: str, value: Any, kind: Any, rule: Rule | None) -> str:
     if not _is_a(value, kind):
-        return f"{name}: {value!r} found, {_spell(kind)} expected"
+        return f"{name}: {value!r} found, {spell(kind)} expected"
     if rule is not None and not _accepts(rule, value):
         return f"{name}: {value!r} found, {rule.expected} expected"
     return ""
@@ -85,7 +85,8 @@ def _is_a(value: Any, kind: Any) -> bool:
     return isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
 
 
-def _spell(kind: Any) -> str:
+def spell(kind: Any) -> str:
+    """Words for the type of a field."""
     if get_origin(kind) is tuple:
         return f"a tuple of {get_args(kind)[0].__name__}"
     return f"a value of type {kind.__name__}"

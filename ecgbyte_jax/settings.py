@@ -4,10 +4,12 @@ An experiment is a ConfigDict of the same names (`get_defaults` in `experiments/
 pipeline starts; each library takes the part that it needs. Spans in samples are at `signal.target_rate`.
 """
 
+import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -15,13 +17,14 @@ from ml_collections import ConfigDict
 
 from ecgbyte_jax.ecg.clean_config import CleanConfig
 from ecgbyte_jax.ecg.perturb import PERTURBATIONS
-from ecgbyte_jax.errors import SettingsError
+from ecgbyte_jax.errors import ConfigError, SettingsError
 from ecgbyte_jax.model.config import LoraConfig, ModelConfig
-from ecgbyte_jax.rules import Rule, above, at_least, between, check, one_of, setting, some_of
+from ecgbyte_jax.rules import Rule, above, at_least, between, check, one_of, setting, some_of, spell
 
 SPLITS = ("train", "valid", "test")
 
 _BELOW_1 = Rule(lambda share: 0 <= share < 1, "0 or more, below 1")
+_LATER = ("mesh", "distributed", "export", "eval", "attend")  # parts that a trained model does not depend on
 _WHOLE = Rule(lambda values: all(value >= 0 for value in values), "whole numbers from 0")
 
 
@@ -325,7 +328,76 @@ class Settings:
 
 def default_config() -> ConfigDict:
     """The defaults as an experiment starts from them; unknown names are refused."""
-    return ConfigDict(asdict(Settings()))
+    return ConfigDict(asdict(Settings())).lock()
+
+
+def stored_config(path: Path) -> ConfigDict:
+    """The settings that a run left in its config.json, as an experiment gives them.
+
+    `distributed` is left out: it is about the command that ran, not about the run. Raises ConfigError where the file is
+    missing, damaged, not of a run, or of one that has no settings of a model yet.
+    """
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; the config.json of a run expected") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: not JSON ({error}); the config.json of a run expected") from error
+    parts = {part.name: part.default_factory for part in fields(Settings)}
+    if not isinstance(stored, dict) or not stored or not stored.keys() <= parts.keys():
+        found = sorted(stored.keys() - parts.keys())[:3] if isinstance(stored, dict) else type(stored).__name__
+        raise ConfigError(f"{path}: {found} found, the settings of a run expected ({', '.join(parts)})")
+    if missing := [name for name in parts if name not in {*stored, *_LATER}]:
+        raise ConfigError(
+            f"{path}: no settings of {', '.join(missing)}: no training has finished here; give --config=experiments/NAME.py"
+        )
+    config = asdict(Settings())
+    for name, given in stored.items():
+        part = parts[name]
+        if name == "distributed":
+            continue
+        if not isinstance(part, type):
+            config[name] = given
+            continue
+        unknown = sorted(given.keys() - config[name].keys()) if isinstance(given, dict) else [repr(given)]
+        if unknown:
+            raise ConfigError(f"{path}: {name}.{unknown[0]}: no such setting; remove it from the file, or give --config")
+        types = get_type_hints(part)
+        config[name] |= {key: _convert(_plain(value), types[key], False) for key, value in given.items()}
+    return ConfigDict(config).lock()
+
+
+def setting_fields() -> dict[str, Field]:
+    """Every setting by its name, `part.name`, in the order of this file; `seed` has no part."""
+    named: dict[str, Field] = {}
+    for part in fields(Settings):
+        if isinstance(part.default_factory, type):
+            named |= {f"{part.name}.{inner.name}": inner for inner in fields(part.default_factory)}
+        else:
+            named[part.name] = part
+    return named
+
+
+def expected_values(name: str) -> str:
+    """Words for the values that a setting accepts: "a value of type int, at least 1"."""
+    part, _, last = name.rpartition(".")
+    owner = {f.name: f.default_factory for f in fields(Settings)}[part] if part else Settings
+    rule: Rule | None = setting_fields()[name].metadata["rule"]
+    return spell(get_type_hints(owner)[last]) + (f", {rule.expected}" if rule else "")
+
+
+def nearest_settings(name: str) -> list[str]:
+    """Up to three settings that a misspelt, incomplete or foreign name (`lr`) may mean, the likeliest first."""
+    known, last = setting_fields(), name.rpartition(".")[2].lower()
+    short = {full: full.rpartition(".")[2] for full in known}
+    spelt = [last, *get_close_matches(last, short.values(), 3, 0.75)]
+    found = get_close_matches(name, known, 1, 0.85) + [full for close in spelt for full in known if short[full] == close]
+    for full, described in known.items():
+        meaning = f"{short[full].replace('_', ' ')}, {described.metadata['meaning']}"
+        initials = "".join(word[0] for word in re.findall("[a-z]+", meaning)[:6])
+        if last.replace("_", " ") in meaning if len(last) > 3 else len(last) > 1 and last in initials:
+            found.append(full)
+    return list(dict.fromkeys(found))[:3]
 
 
 def _make_part(part: type, given: object) -> Any:

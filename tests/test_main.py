@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ecgbyte_jax.settings import setting_fields
+from ecgbyte_jax.stages.pipeline import STAGES
+
 ROOT = Path(__file__).parents[1]
 SMALL = [
     "data.synthetic_records=40",
@@ -125,7 +128,7 @@ def test_eval_refuses_settings_that_the_checkpoint_was_not_trained_with(finished
 
 def test_without_a_workdir_the_run_goes_to_one_named_after_the_experiment():
     done = main("--config=experiments/ptb.py:tiny", "--config.data.root=nowhere", "--stage=eval")
-    assert done.stderr.startswith("error: runs/ptb_tiny/prepare/stage.json")
+    assert done.stderr.startswith("error: --workdir: no folder 'runs/ptb_tiny'")
 
 
 @pytest.mark.slow
@@ -151,8 +154,15 @@ DEMO = "--config=experiments/demo.py"
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([DEMO, "--config.model.widht=3"], 'Did you mean "width"'),
-        ([DEMO, "--config.model.width=wide"], "config.model.width=wide"),
+        ([DEMO, "--config.model.widht=3"], "--config.model.widht is not a setting; did you mean model.width"),
+        ([DEMO, "--config.lr=1"], "--config.lr is not a setting; did you mean optim.peak_rate?"),
+        ([DEMO, "--config.optim=1"], "--config.optim is a part, not a setting; its settings are optim.preset, "),
+        ([DEMO, "--config.model.width=wide"], "model.width: 'wide' found, a value of type int, at least 1 expected"),
+        ([DEMO, "--config.data.packing=maybe"], "data.packing: 'maybe' found, a value of type bool expected"),
+        ([DEMO, "--run=x"], "--config: found with --run"),
+        (["--run=nowhere"], "--run: no file 'nowhere/config.json', in which a run keeps its settings"),
+        (["--config=nowhere/config.json"], "nowhere/config.json: No such file or directory; the config.json of a run expected"),
+        (["--stage=list", "--runs=nowhere"], "--runs: no folder 'nowhere'"),
         ([DEMO, "--config.train.batch_size=0"], "train.batch_size: 0 found, at least 1 expected"),
         ([DEMO, "--config.optim.preset=adam"], "optim.preset: 'adam' found, one of ('ecg_byte', 'adamw') expected"),
         ([DEMO, "--config.lora.rank=2", "--config.lora.targets=('q','z')"], "lora.targets"),
@@ -165,16 +175,16 @@ DEMO = "--config=experiments/demo.py"
             "data.question_types: ('comparison_consecutive-query',) found, one of ",
         ),
         ([DEMO, "--stage=trian"], "--stage: ['trian'] found, any of ['tokenizer', 'prepare', "),
-        ([DEMO, "--stage=eval"], "stage 'prepare' has not finished"),
+        ([DEMO, "--stage=eval"], "/w', which --stage=eval reads"),
         ([DEMO + ":huge"], "argument 'huge' found, none expected"),
-        (["--config=experiments/nothing.py"], "No such file or directory: 'experiments/nothing.py'"),
+        (["--config=experiments/nothing.py"], "'experiments/nothing.py'; experiments there: demo.py, ecg_chat.py"),
         ([DEMO, "--wrokdir=x"], "wrokdir"),
         ([DEMO, "data"], "unknown argument 'data'"),
-        ([], "--config=experiments/NAME.py is needed"),
+        ([], "--config=experiments/NAME.py or --run=DIR is needed"),
         (["--stage=compare"], "--runs: [] found, two run folders or more expected"),
         (["--stage=compare", "--runs=nowhere,neither"], "nowhere/eval/results.json: no such file; 'nowhere' has no evaluation"),
         ([DEMO, "--profile_steps=5,3"], "--profile_steps=5,3 found, the first and the last step expected"),
-        ([DEMO, "--runs=a,b"], "--runs is for --stage=compare alone"),
+        ([DEMO, "--runs=a,b"], "--runs is for --stage=compare or --stage=list alone"),
         ([DEMO, "--config.eval.seeds=(0,1)"], "eval.seeds: (0, 1) found with temperature 0"),
         (
             ["--config=experiments/ptb.py:tiny", "--config.data.root=nowhere"],
@@ -188,6 +198,57 @@ def test_a_mistake_ends_in_one_clear_line(tmp_path, arguments, message):
     done = main(*arguments, f"--workdir={tmp_path / 'w'}")
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and message in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("config.train.batchsize = 64", "line 4: 'train.batchsize' is not a setting; did you mean train.batch_size"),
+        ("config.trian.epochs = 64", "line 4: 'trian.epochs' is not a setting; did you mean train.epochs"),
+        ("import math; math.nothing", "line 4: AttributeError: module 'math' has no attribute 'nothing'"),
+    ],
+)
+def test_a_mistake_in_an_experiment_is_named_with_its_line(tmp_path, line, message):
+    start = "from experiments.common import get_defaults\ndef get_config():\n    config = get_defaults()\n"
+    (tmp_path / "mine.py").write_text(f"{start}    {line}\n    return config\n")
+    done = main(f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path / 'w'}")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and message in done.stderr, done.stderr
+
+
+def test_help_names_every_stage_and_setting_within_80_columns_and_without_jax():
+    check = "import sys, runpy; sys.argv = ['main.py', '--help']\ntry: runpy.run_path('main.py', run_name='__main__')\n"
+    check += "except SystemExit as end: assert not end.code and 'jax' not in sys.modules"
+    env = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    for name in (*setting_fields(), *STAGES, "compare", "list", "--log_every", "--run", "signal.notches=(50.0, 60.0)"):
+        assert name in done.stdout, name
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_a_python_without_the_packages_is_one_line():
+    done = subprocess.run([sys.executable, "-S", "main.py"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: ") and "has no module 'absl'" in done.stderr and ".venv/bin/activate" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_run_that_was_moved_without_its_data_is_evaluated_by_its_folder_alone(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "w")
+    for name in ("synthetic", "cache", "eval"):
+        shutil.rmtree(tmp_path / "w" / name)
+    done = main(f"--run={tmp_path / 'w'}", "--stage=eval,report,export")
+    assert done.returncode == 0, done.stderr
+    for name in ("results.json", "generations.jsonl"):
+        assert (tmp_path / "w/eval" / name).read_bytes() == (finished[0] / "eval" / name).read_bytes()
+
+
+def test_a_run_is_found_finished_by_its_folder_or_its_config_and_overrides_count(finished):
+    for given in (f"--run={finished[0]}", f"--config={finished[0] / 'config.json'}"):
+        done = main(given, "--stage=train")
+        assert done.returncode == 0 and "nothing to do" in done.stdout, done.stderr
+    done = main(f"--run={finished[0]}", "--config.model.layers=3", "--stage=eval")
+    assert done.returncode == 1 and "model.layers: 2 -> 3" in done.stderr
 
 
 SLOW_STAGES = [

@@ -6,8 +6,8 @@ from dataclasses import fields, replace
 
 import pytest
 
-from ecgbyte_jax.errors import SettingsError
-from ecgbyte_jax.settings import Settings, default_config
+from ecgbyte_jax.errors import ConfigError, SettingsError
+from ecgbyte_jax.settings import Settings, default_config, expected_values, nearest_settings, setting_fields, stored_config
 from experiments import demo, ecg_chat, ecg_qa_mimic, ecg_qa_ptb, mimic, own, ptb
 
 
@@ -136,3 +136,69 @@ def test_whole_numbers_and_floats_are_the_same_settings():
 def test_a_path_that_no_system_has_is_refused_in_one_line(value):
     with pytest.raises(SettingsError, match=r"^checkpoint: .* expected"):
         replace(Settings().eval, checkpoint=value)
+
+
+def test_an_experiment_cannot_misspell_a_setting():
+    with pytest.raises(AttributeError, match="batchsize"):
+        default_config().train.batchsize = 64
+
+
+def stored(folder, **changes):
+    """A run's config.json, with some of its parts changed, or left out where None."""
+    content = json.loads(demo.get_config().to_json_best_effort()) | changes
+    path = folder / "config.json"
+    path.write_text(json.dumps({name: part for name, part in content.items() if part is not None}))
+    return path
+
+
+def test_the_settings_of_a_run_are_read_back_but_not_how_its_processes_were_joined(tmp_path):
+    config = stored_config(stored(tmp_path, distributed={"initialize": True, "processes": 8}, attend=None, export=None))
+    assert Settings.of(config) == Settings.of(demo.get_config())
+    assert isinstance(config.eval.seeds, tuple) and config.is_locked
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": None, "train": None}, "no settings of model, train: no training has finished here"),
+        ({"architectures": []}, r"\['architectures'\] found, the settings of a run expected"),
+        ({"train": {"batchsize": 2}}, "train.batchsize: no such setting"),
+        ({"train": 5}, "train.5: no such setting"),
+    ],
+)
+def test_a_file_that_is_no_run_s_is_refused_in_one_line(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}/config.json: {message}"):
+        stored_config(stored(tmp_path, **changes))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", "{}", b"\xff".decode("latin-1") + "{"])
+def test_a_damaged_file_is_refused_in_one_line(tmp_path, content):
+    (tmp_path / "config.json").write_text(content, encoding="latin-1")
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}/config.json: [^\n]* expected[^\n]*$"):
+        stored_config(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("lr", "optim.peak_rate"),
+        ("learning_rate", "optim.peak_rate"),
+        ("train.batchsize", "train.batch_size"),
+        ("model.widht", "model.width"),
+        ("dropout", "lora.dropout"),
+        ("wd", "optim.weight_decay"),
+    ],
+)
+def test_a_misspelt_or_foreign_name_leads_to_the_setting_that_is_meant(name, meant):
+    assert nearest_settings(name)[0] == meant
+    assert meant in setting_fields()
+
+
+def test_a_name_like_no_other_leads_nowhere():
+    assert nearest_settings("zzz") == []
+
+
+def test_what_a_setting_accepts_is_said_in_words():
+    assert expected_values("train.batch_size") == "a value of type int, at least 1"
+    assert expected_values("seed") == "a value of type int, 0 to 4294967295"
+    assert expected_values("eval.perturb").startswith("a tuple of str, some of ")

@@ -1,0 +1,99 @@
+"""Tool `list`: the runs below a folder, each with its data, model, score and age; what is missing or damaged is named."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+from ecgbyte_jax.errors import ConfigError
+from ecgbyte_jax.evaluate.results import MODEL
+from ecgbyte_jax.run.console import console, text_table
+from ecgbyte_jax.run.workdir import Workdir, is_run
+
+_DEEPEST = 3  # folders between the given one and a run
+
+
+def list_runs(folders: list[Path]) -> None:
+    """Shows a line for every run that is one of these folders or below them; raises ConfigError where one is not there."""
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError(f"--runs: no folder '{folder}'; --stage=list --runs=FOLDER,FOLDER lists the runs below them")
+    for folder in folders:
+        runs = _find(folder, _DEEPEST)
+        if runs:
+            text_table(f"runs in {folder}", [{"run": str(run.relative_to(folder))} | _describe(Workdir(run)) for run in runs])
+        else:
+            console.print(f"no runs in {folder}")
+
+
+def _find(folder: Path, depth: int) -> list[Path]:
+    if is_run(folder):
+        return [folder]
+    try:
+        inner = sorted(path for path in folder.iterdir() if os.path.isdir(path) and not path.name.startswith("."))
+    except PermissionError:
+        return [folder]  # it may be one: its line says that it cannot be read
+    return [run for path in inner for run in _find(path, depth - 1)] if depth else []
+
+
+def _describe(workdir: Workdir) -> dict[str, str]:
+    """The cells of a run's line."""
+    problems: list[str] = []
+    config = _read(workdir.config, "settings", problems)
+    results = _read(workdir.results, "evaluation", problems)
+    score = _at(results, "scores", MODEL, "exact_match")
+    if results and not isinstance(score, int | float):
+        problems.append(f"no exact match in {workdir.results.name}")
+    sentence = _at(results, "verdict", "sentence")
+    return {
+        "data": _data(config),
+        "model": _model(config),
+        "exact match": f"{100 * score:.1f}%" if isinstance(score, int | float) else "-",
+        "age": _age(workdir),
+        "verdict": "; ".join([*([sentence] if isinstance(sentence, str) else []), *problems]),
+    }
+
+
+def _read(path: Path, what: str, problems: list[str]) -> dict:
+    """An object in JSON; {} and a line among the problems where it is not there or damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        problems.append(f"no {what}")
+    except OSError as error:
+        problems.append(f"{path.name}: {error.strerror}")
+    except ValueError:
+        problems.append(f"{path.name} is damaged")
+    else:
+        if isinstance(content, dict):
+            return content
+        problems.append(f"{path.name} is damaged")
+    return {}
+
+
+def _at(tree: object, *names: str) -> object:
+    """The value below these names; None where it is not there."""
+    for name in names:
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree
+
+
+def _data(config: dict) -> str:
+    corpus, synthetic = _at(config, "data", "corpus"), _at(config, "data", "synthetic_records")
+    return f"{corpus}{', synthetic' if synthetic else ''}" if corpus else "-"
+
+
+def _model(config: dict) -> str:
+    """The pretrained model's name, or layers x width; and the rank of LoRA."""
+    pretrained, rank = _at(config, "model", "pretrained"), _at(config, "lora", "rank")
+    layers, width = _at(config, "model", "layers"), _at(config, "model", "width")
+    name = Path(pretrained).name if isinstance(pretrained, str) and pretrained else f"{layers} layers x {width}"
+    return f"{name}, LoRA {rank}" if rank else name if layers or pretrained else "-"
+
+
+def _age(workdir: Workdir) -> str:
+    """Since the newest of the files that a run writes as it goes on."""
+    files = (workdir.results, workdir.metrics, workdir.config, workdir.root)
+    times = [os.path.getmtime(path) for path in files if os.path.exists(path)]
+    hours = (time.time() - max(times)) / 3600
+    return f"{hours * 60:.0f} min" if hours < 1 else f"{hours:.0f} h" if hours < 48 else f"{hours / 24:.0f} d"
