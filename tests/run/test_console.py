@@ -76,6 +76,7 @@ def test_a_bar_ends_with_the_rate_since_its_start_without_what_was_done_before()
     assert state.rate() == 1.0
     state = logbook._Progress("encode", 500, 0)
     state.report(500)  # at once, as the first thing that is heard of it
+    state.report(500)  # and again at once: its rate of late is beyond all measure
     state.ended = state.start + 2
     assert "250.0/s" in "".join(map(str, state.fitted(80)))
 
