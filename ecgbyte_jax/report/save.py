@@ -47,7 +47,8 @@ def small_png(figure: Figure, dpi: int) -> bytes:
     return buffer.getvalue()
 
 
-def save_picture(figure: Figure, path: Path) -> None:
+def save_picture(figure: Figure, path: str | Path) -> None:
     """Writes PNG or SVG by the name's ending; raises ConfigError for other names, OSError."""
     check_picture(path, "picture")
+    path = Path(path)
     write_whole(path, [picture_bytes(figure, "svg") if path.suffix.lower() == ".svg" else small_png(figure, _DPI)])

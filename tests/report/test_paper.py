@@ -154,6 +154,8 @@ def test_the_same_picture_has_the_same_bytes(signal, tmp_path):
             assert b"<dc:date>" not in data and b"Matplotlib v" not in data
     save_picture(draw_compression({0: 1.0}), tmp_path / "new" / "a.svg")
     assert (tmp_path / "new" / "a.svg").read_bytes() == picture_bytes(draw_compression({0: 1.0}), "svg")
+    save_picture(draw_compression({0: 1.0}), str(tmp_path / "b.svg"))
+    assert (tmp_path / "b.svg").read_bytes() == (tmp_path / "new" / "a.svg").read_bytes()
     with pytest.raises(ConfigError, match=r"ends in .png or .svg"):
         save_picture(pictures["ecg"](), tmp_path / "a.gif")
     assert len(small_png(pictures["ecg"](), 150)) < len(picture_bytes(pictures["ecg"](), "png", 150)) / 2
