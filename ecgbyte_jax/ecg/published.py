@@ -44,6 +44,19 @@ def compact_id(published: np.ndarray) -> np.ndarray:
     return np.where(is_letter, published - _FIRST_LETTER, published - _FIRST_MERGE + ALPHABET_SIZE)
 
 
+def ecg_names(vocab_size: int) -> list[str]:
+    """The names of the ECG tokens among a text tokenizer's, by compact id: `signal_<published id>`."""
+    return [f"signal_{id}" for id in published_id(np.arange(vocab_size))]
+
+
+def ecg_text_ids(text_tokenizer: Any, vocab_size: int) -> np.ndarray:
+    """Returns the text tokenizer's id of every ECG token, int32 [vocab_size]; raises TokenizerError if some are missing."""
+    ids = text_tokenizer.convert_tokens_to_ids(ecg_names(vocab_size))
+    if None in ids or text_tokenizer.unk_token_id in ids:
+        raise TokenizerError("the text tokenizer lacks some of the ECG tokens; run --stage=prepare again")
+    return np.array(ids, np.int32)
+
+
 def read_published(path: str | Path) -> list[np.ndarray]:
     """Reads the tokens of a published pickle by compact id, uint8 [n] each.
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from ecgbyte_jax.ecg.bpe import BPE
-from ecgbyte_jax.ecg.published import read_published
+from ecgbyte_jax.ecg.published import ecg_text_ids, read_published
 from ecgbyte_jax.ecg.records import LEADS
 from ecgbyte_jax.ecg.symbols import ALPHABET_SIZE, Quantizer, parse, spell
 from ecgbyte_jax.errors import TokenizerError
@@ -80,6 +80,13 @@ class ECGTokenizer:
         symbols = self.quantizer.encode(segments)
         ids = self.bpe.encode_batch(symbols.reshape(len(segments), math.prod(segments.shape[1:])))
         return (ids, [self.bpe.offsets(row) for row in ids]) if return_offsets else ids
+
+    def encode_as_text_ids(self, signal: np.ndarray, text_tokenizer: Any) -> np.ndarray:
+        """Encodes a clean segment [12, T] in mV as the text tokenizer's ids of its tokens, int32 [n], which a model reads.
+
+        text_tokenizer: of transformers, with the tokens `signal_<published id>`; raises TokenizerError where it lacks them.
+        """
+        return ecg_text_ids(text_tokenizer, self.bpe.vocab_size)[self.encode(signal)]
 
     def decode(self, ids: np.ndarray) -> np.ndarray:
         """Decodes ids [n] to float64 mV [12, T], each sample at the centre of its bin.

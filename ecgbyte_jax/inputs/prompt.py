@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ecgbyte_jax.ecg.published import ecg_text_ids
 from ecgbyte_jax.errors import ExampleError
-from ecgbyte_jax.inputs.text import SIG_END, SIG_START, ecg_text_ids
+from ecgbyte_jax.inputs.text import SIG_END, SIG_START
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

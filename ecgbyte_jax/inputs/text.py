@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from ecgbyte_jax.ecg.published import published_id
+from ecgbyte_jax.ecg.published import ecg_names
 from ecgbyte_jax.errors import TokenizerError
 
 if TYPE_CHECKING:
@@ -73,18 +73,6 @@ def encode_texts(encoder: Tokenizer, texts: list[str]) -> list[np.ndarray]:
 
 def add_ecg_tokens(tokenizer: "PreTrainedTokenizerFast", ecg_vocab_size: int) -> None:
     """Adds `signal_<published id>` for every ECG token, `<sig_start>`, `<sig_end>`, and eos and pad where it has none."""
-    tokenizer.add_tokens([*_ecg_names(ecg_vocab_size), SIG_START, SIG_END], special_tokens=True)
+    tokenizer.add_tokens([*ecg_names(ecg_vocab_size), SIG_START, SIG_END], special_tokens=True)
     missing = {"eos_token": (tokenizer.eos_token_id, _EOS), "pad_token": (tokenizer.pad_token_id, PAD)}
     tokenizer.add_special_tokens({name: token for name, (id, token) in missing.items() if id is None})
-
-
-def ecg_text_ids(tokenizer: "PreTrainedTokenizerFast", ecg_vocab_size: int) -> np.ndarray:
-    """Returns the text tokenizer's id of every ECG token, int32 [ecg_vocab_size]; raises TokenizerError if some are missing."""
-    ids: Any = tokenizer.convert_tokens_to_ids(_ecg_names(ecg_vocab_size))
-    if None in ids or tokenizer.unk_token_id in ids:
-        raise TokenizerError("the text tokenizer lacks some of the ECG tokens; run --stage=prepare again")
-    return np.array(ids, np.int32)
-
-
-def _ecg_names(ecg_vocab_size: int) -> list[str]:
-    return [f"signal_{id}" for id in published_id(np.arange(ecg_vocab_size))]

@@ -3,11 +3,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ecgbyte_jax.errors import ExampleError
+from ecgbyte_jax.ecg.bpe import BPE
+from ecgbyte_jax.ecg.published import compact_id, ecg_text_ids
+from ecgbyte_jax.ecg.symbols import Quantizer
+from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
+from ecgbyte_jax.errors import ExampleError, TokenizerError
 from ecgbyte_jax.inputs.prompt import PromptIds, lay_out, render, share_room
 from ecgbyte_jax.inputs.text import (
     add_ecg_tokens,
-    ecg_text_ids,
     encode_texts,
     load_encoder,
     load_text_tokenizer,
@@ -124,6 +127,20 @@ def test_ecg_tokens_have_their_published_names():
         "signal_257",
     ]
     assert tokenizer("<sig_start>signal_256<sig_end>", add_special_tokens=False).input_ids[1] == ids[26]
+
+
+def test_an_ecg_is_encoded_as_the_ids_that_a_model_reads(rng):
+    signal = rng.normal(0, 0.1, (12, 50))
+    quantizer, text_tokenizer = Quantizer(-0.5, 0.5), train_text_tokenizer(TEXTS, 400)
+    tokenizer = ECGTokenizer(quantizer, BPE.train(quantizer.encode(signal), 5))
+    with pytest.raises(TokenizerError, match="lacks some of the ECG tokens"):
+        tokenizer.encode_as_text_ids(signal, text_tokenizer)
+    add_ecg_tokens(text_tokenizer, tokenizer.bpe.vocab_size)
+    ids = tokenizer.encode_as_text_ids(signal, text_tokenizer)
+    assert ids.min() > len(tokenizer.bpe.tokens)  # compact ids are those of other tokens
+    names = text_tokenizer.convert_ids_to_tokens(ids.tolist())
+    published = compact_id(np.array([int(name.removeprefix("signal_")) for name in names]))
+    np.testing.assert_array_equal(published, tokenizer.encode(signal))
 
 
 def test_the_light_encoder_gives_the_ids_of_transformers(tmp_path):
