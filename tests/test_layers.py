@@ -21,8 +21,9 @@ ALLOWED = {
     "train": {"train", "ecg", "inputs", "model", "run", "settings", "evaluate"},
     "explain": {"explain", "ecg", "inputs", "model", "run", "settings", "evaluate", "train"},
     "report": {"report", "ecg", "explain"},
+    "export": {"export", "ecg", "inputs", "settings"},
     "stages": {"stages", "settings", "ecg", "corpora", "inputs", "model", "run", "prepare", "evaluate", "train", "explain",
-               "report"},
+               "report", "export"},
 }  # fmt: skip
 ALLOWED_FILES = {"settings": {"ecg", "model.config"}, "rules": set(), "files": set(), "errors": set()}
 
@@ -93,7 +94,7 @@ def test_paths_of_a_runs_folder_are_spelt_in_one_place():
         assert path.name in ("workdir.py", "hf.py", "peft.py", "stored.py") or not literals & spelt, path
 
 
-@pytest.mark.parametrize("folder", ["ecg", "corpora", "prepare", "report"])
+@pytest.mark.parametrize("folder", ["ecg", "corpora", "prepare", "report", "export"])
 def test_preparing_folders_do_not_import_jax(folder):
     for path in (PACKAGE / folder).glob("*.py"):
         assert not {name for name in imported(path) if name.split(".")[0] in ("jax", "flax", "optax")}, path

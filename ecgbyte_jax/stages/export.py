@@ -1,4 +1,4 @@
-"""Stage `export`: the trained model as a Hugging Face folder, or its LoRA paths as a PEFT adapter."""
+"""Stage `export`: the trained model as a Hugging Face folder, or its LoRA paths as a PEFT adapter, with what its use takes."""
 
 import os
 import shutil
@@ -9,22 +9,27 @@ import jax
 from safetensors import SafetensorError
 
 from ecgbyte_jax.errors import ConfigError, WeightsError
-from ecgbyte_jax.inputs.prepared import load_prepared
+from ecgbyte_jax.export.card import make_card, write_card
+from ecgbyte_jax.export.code import write_code, write_example
+from ecgbyte_jax.export.form import write_form, write_generation
+from ecgbyte_jax.inputs.prepared import Prepared, load_prepared
 from ecgbyte_jax.model.hf import save_pretrained
 from ecgbyte_jax.model.lora import merge_lora
 from ecgbyte_jax.model.peft import save_adapter
 from ecgbyte_jax.model.sharding import make_mesh
+from ecgbyte_jax.report.folder import read_json
 from ecgbyte_jax.run.console import banner, console
 from ecgbyte_jax.run.processes import agree, leads
 from ecgbyte_jax.run.stage import free_name, not_made_by
 from ecgbyte_jax.run.workdir import MARKER, Workdir
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.stages import lineage
+from ecgbyte_jax.stages.attend import check_evaluated
 from ecgbyte_jax.train.restore import restore_model
 
 
 def export(settings: Settings, workdir: Workdir) -> None:
-    """Runs the stage where it is not done: writes `export/` with the weights of a checkpoint and both tokenizers.
+    """Runs the stage where it is not done: writes `export/` with a checkpoint's weights, tokenizers, code, example and card.
 
     Several processes that share the model gather it tensor by tensor, and the leader writes.
     Raises ConfigError where an adapter is asked for and there is no LoRA on a pretrained model.
@@ -70,8 +75,36 @@ def _write(settings: Settings, workdir: Workdir, folder: Path) -> dict[str, obje
             save_pretrained(model, folder, text_tokenizer=prepared.text_tokenizer)
             rows["to load it"] = "transformers.AutoModelForCausalLM.from_pretrained"
     if leads():
-        shutil.copyfile(workdir.ecg_tokenizer, folder / "ecg_tokenizer.json")  # `restore_model` compares it
+        _write_beside(settings, workdir, prepared, folder, step, model.config.vocab_size)
     return rows
+
+
+def _write_beside(settings: Settings, workdir: Workdir, prepared: Prepared, folder: Path, step: int, rows: int) -> None:
+    """What a program needs beside weights and text tokenizer; rows: of the model's vocabulary."""
+    shutil.copyfile(workdir.ecg_tokenizer, folder / workdir.ecg_tokenizer.name)  # `restore_model` compares it
+    write_form(folder, settings, prepared.ids)
+    write_generation(folder, settings, prepared.ids, len(prepared.text_tokenizer), rows)
+    write_code(folder)
+    write_example(folder, adapter_rows=rows if settings.export.adapter else 0)
+    name, evaluation = workdir.root.resolve().name, _evaluation(workdir, step)
+    write_card(folder, make_card(name, step, settings, prepared.manifest, *evaluation))
+
+
+def _evaluation(workdir: Workdir, step: int) -> tuple[dict | None, str, float]:
+    """The results of the evaluation of this checkpoint, why there are none, and the temperature of its answers."""
+    results = read_json(workdir.results)
+    if results is None:
+        return None, "The run has no evaluation; `--stage=eval,export` adds one.", 0.0
+    try:
+        check_evaluated(workdir, results)
+    except ConfigError:
+        return None, "The evaluation in the run's folder is of another training; `--stage=eval,export` evaluates this one.", 0.0
+    if results["checkpoint_step"] != step:
+        other = "an exported folder" if results["checkpoint_step"] is None else f"checkpoint {results['checkpoint_step']}"
+        remedy = f"`--stage=eval,export --config.eval.checkpoint={step}` evaluates this one"
+        return None, f"The evaluation in the run's folder is of {other}, this is checkpoint {step}; {remedy}.", 0.0
+    evaluated = (read_json(workdir.answers_marker) or {}).get("settings", {}).get("eval", {})
+    return results, "", float(evaluated.get("temperature", 0.0))
 
 
 def _put_in_place(partial: Path, folder: Path) -> None:
@@ -80,7 +113,8 @@ def _put_in_place(partial: Path, folder: Path) -> None:
     if folder.exists():
         os.rename(folder, old)
     os.rename(partial, folder)
-    own = not_made_by(old / MARKER)
+    # Python leaves compiled modules beside the code that example.py imports.
+    own = [path for path in not_made_by(old / MARKER) if path.parent.name != "__pycache__"]
     if own:
         console.print(f"export: {own[0]} is not of the export before; all of that is kept in {old}")
     elif old.exists():

@@ -8,7 +8,7 @@ from pathlib import Path
 from ecgbyte_jax.errors import ScoresError, TokenizerError
 from ecgbyte_jax.files import file_digest, write_whole
 from ecgbyte_jax.run.stage import Stage, content_digest, json_digest
-from ecgbyte_jax.run.workdir import Workdir
+from ecgbyte_jax.run.workdir import MARKER, Workdir
 from ecgbyte_jax.settings import Settings
 
 # The examples and signals of a run: what the symbols and the ECG tokenizer depend on.
@@ -79,7 +79,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     ),
     "eval": ("eval.bootstrap", "eval.bertscore_model"),
     "report": ("seed", "attend"),
-    "export": ("export", "eval.max_new_tokens"),
+    "export": ("export", "eval.max_new_tokens", "signal", "prompt.max_length", "data.corpus", "data.synthetic_records"),
 }
 # Where things are and run, what is logged, and the paths of what a stage reads, whose content counts.
 CHANGES_NO_OUTPUT = (
@@ -120,7 +120,7 @@ _VERSIONS = {
     "answers": 6,
     "eval": 6,
     "report": 3,
-    "export": 3,
+    "export": 4,
 }
 
 
@@ -182,7 +182,9 @@ def answered(settings: Settings, workdir: Workdir) -> Stage:
     if which in ("last", "best") or which.isdecimal():
         inputs = trained(settings, workdir).require()
     else:
-        files = sorted(path for path in Path(which).iterdir() if path.is_file())
+        # Not an export's marker and card, which follow from its evaluation, nor its example.
+        files = sorted(path for path in Path(which).iterdir() if path.is_file() and path.suffix not in (".md", ".py"))
+        files = [path for path in files if path.name != MARKER]
         inputs = json_digest([prepared(settings, workdir).require(), content_digest(files)])
         settings_of_answers["eval"]["checkpoint"] = "folder"
         settings_of_answers["model"] = {"dtype": settings.model.dtype, "param_dtype": settings.model.param_dtype}
@@ -202,8 +204,13 @@ def scored(settings: Settings, workdir: Workdir, answers: Stage) -> Stage:
 
 
 def exported(settings: Settings, workdir: Workdir, marker: Path) -> Stage:
-    """The export of the training here, with its marker where it is written; raises ConfigError where there is no training."""
-    return Stage("export", marker, depends_on("export", settings), trained(settings, workdir).require())
+    """The export of the training here, with its marker where it is written; raises ConfigError where there is no training.
+
+    Its card has the scores of the evaluation here, so that a new evaluation leads to a new export.
+    """
+    evaluated = content_digest(file for file in (workdir.results, workdir.answers_marker) if file.is_file())
+    inputs = json_digest([trained(settings, workdir).require(), evaluated])
+    return Stage("export", marker, depends_on("export", settings), inputs)
 
 
 def reported(settings: Settings, workdir: Workdir, inputs: Iterable[Path], processes: int) -> Stage:

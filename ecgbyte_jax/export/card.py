@@ -1,0 +1,107 @@
+"""The card of an exported model, `README.md`: its data, scores, controls, verdict and limits.
+
+The fields that a card reads from an evaluation's results may be missing in those of earlier versions.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+
+from ecgbyte_jax import __version__
+from ecgbyte_jax.inputs.shards import Manifest, SplitSummary
+from ecgbyte_jax.settings import Settings
+
+DATA = {
+    "ptbxl": "PTB-XL (Wagner et al. 2020) with its reports",
+    "mimic": "MIMIC-IV-ECG with its machine's reports",
+    "ecg_qa": "questions of ECG-QA (Oh et al. 2023) about PTB-XL (Wagner et al. 2020)",
+    "ecg_qa_mimic": "questions of ECG-QA (Oh et al. 2023) about MIMIC-IV-ECG",
+    "ecg_chat": "conversations of ECG-Chat about MIMIC-IV-ECG",
+    "own": "recordings and questions of a table of one's own, which this card knows nothing more about",
+}
+_LATER = {"verdict": None, "hidden": [], "by_recording": None, "yes_no": None}  # fields that earlier results lack
+_SYNTHETIC = "{count} synthetic recordings, with questions made by the same program"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card says; step: of the checkpoint; base: the pretrained model's name or ""; segment: its length in words.
+
+    results: of the evaluation of this very checkpoint, or None and `unevaluated` says why; temperature: its answers';
+    cut: how many test segments did not fit into a prompt; shared_patients: whether a split shares patients with training.
+    """
+
+    name: str
+    step: int
+    adapter: bool
+    base: str
+    synthetic: bool
+    data: str
+    segment: str
+    max_length: int
+    dtype: str
+    splits: dict[str, SplitSummary]
+    cut: str
+    shared_patients: bool
+    results: dict | None
+    unevaluated: str
+    temperature: float
+    version: str = __version__
+
+
+def make_card(
+    name: str, step: int, settings: Settings, manifest: Manifest, results: dict | None, unevaluated: str, temperature: float
+) -> Card:
+    """The card of a run's checkpoint, by its settings, its prepared data and the results of its evaluation, if any."""
+    rate, samples, test = settings.signal.target_rate, settings.signal.segment_length, manifest.splits["test"]
+    synthetic, pretrained = settings.data.synthetic_records, settings.model.pretrained
+    return Card(
+        name=name,
+        step=step,
+        adapter=settings.export.adapter,
+        base=Path(pretrained).name if Path(pretrained).is_dir() else pretrained,
+        synthetic=synthetic > 0,
+        data=_SYNTHETIC.format(count=synthetic) if synthetic else DATA[settings.data.corpus],
+        segment=f"{samples / rate:g} s" if rate else f"{samples} samples",
+        max_length=settings.prompt.max_length,
+        dtype=settings.model.dtype,
+        splits=manifest.splits,
+        cut=f"{test.ecg_cut} of {test.sequences}" if test.ecg_cut else "",
+        shared_patients=settings.data.published_split,
+        results=results,
+        unevaluated=unevaluated,
+        temperature=temperature,
+    )
+
+
+def write_card(folder: Path, card: Card) -> None:
+    """Writes `README.md`. Raises OSError."""
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined)
+    template = environment.from_string((Path(__file__).parent / "card.md.jinja").read_text(encoding="utf-8"))
+    results = None if card.results is None else _LATER | card.results
+    hidden = results["hidden"] if results else []
+    how = {"metric": _metric, "table": lambda scores, intervals: _table(scores, intervals, hidden)}
+    text = template.render(card=card, results=results, **how)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _metric(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _table(scores: dict, intervals: dict, hidden: list[str]) -> str:
+    """A row for each system and a column for each metric, in %."""
+    metrics = [metric for metric in next(iter(scores.values())) if metric not in hidden]
+    lines = [f"| | {' | '.join(map(_metric, metrics))} |", f"| --- |{' ---: |' * len(metrics)}"]
+    for system, values in scores.items():
+        cells = [_cell(values.get(metric), intervals.get(system, {}).get(metric)) for metric in metrics]
+        lines.append(f"| {system} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: float | None, interval: list[float] | None) -> str:
+    if value is None:
+        return "-"
+    span = " [{:.1f}, {:.1f}]".format(*(100 * bound for bound in interval)) if interval else ""
+    return f"{100 * value:.1f}{span}"

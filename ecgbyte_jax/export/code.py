@@ -1,0 +1,45 @@
+"""The package's own code from a recording to a prompt, copied into an export, and an example that uses it.
+
+Answers depend on every step of the cleaning, so an export brings the very code that the model was trained with; it imports
+NumPy, SciPy and PyWavelets, but neither jax nor this package. One script shows how to use it.
+"""
+
+import re
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+
+from ecgbyte_jax import __version__
+
+_PACKAGE = Path(__file__).parents[1]
+_FOLDER = "ecgbyte_numpy"
+# A folder `ecg` imports nothing else of the package, and `inputs.prompt` only these (tests/test_layers.py).
+_COPIED = ("errors.py", "files.py", "rules.py", "ecg/*.py", "inputs/prompt.py", "inputs/text.py")
+_IMPORT = re.compile(r"^( *)from ecgbyte_jax\.(?:\w+\.)?(\w+) import ", re.MULTILINE)
+_ABOUT = f'''"""From a recording to a prompt: NumPy, SciPy and PyWavelets alone.
+
+Copied from ecgbyte-jax {__version__} (MIT License, Copyright (c) 2026 The ecgbyte-jax authors): change it there.
+"""
+'''
+
+
+def write_code(folder: Path) -> None:
+    """Writes the package's modules as the flat folder `ecgbyte_numpy`, which import each other relatively. Raises OSError."""
+    target = folder / _FOLDER
+    target.mkdir(parents=True)
+    (target / "__init__.py").write_text(_ABOUT, encoding="utf-8")
+    files = [file for pattern in _COPIED for file in sorted(_PACKAGE.glob(pattern)) if file.name != "__init__.py"]
+    for file in files:
+        text = _IMPORT.sub(r"\1from .\2 import ", file.read_text(encoding="utf-8"))
+        (target / file.name).write_text(text, encoding="utf-8")
+
+
+def write_example(folder: Path, adapter_rows: int = 0) -> None:
+    """Writes `example.py`, which answers a question about a WFDB record.
+
+    adapter_rows: 0 for a whole model; for an adapter, the rows that the base model's vocabulary is grown to. Raises OSError.
+    """
+    template = Environment(trim_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined).from_string(
+        (Path(__file__).parent / "example.py.jinja").read_text(encoding="utf-8")
+    )
+    (folder / "example.py").write_text(template.render(code=_FOLDER, rows=adapter_rows), encoding="utf-8")

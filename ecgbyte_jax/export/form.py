@@ -1,0 +1,63 @@
+"""The form of a model's input and of its answers, in JSON: what a program needs to know beside weights and tokenizers."""
+
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from ecgbyte_jax.ecg.clean_config import CleanConfig
+from ecgbyte_jax.ecg.records import LEADS
+from ecgbyte_jax.inputs.prompt import PromptIds
+from ecgbyte_jax.inputs.text import SIG_END, SIG_START
+from ecgbyte_jax.settings import Settings
+
+
+def write_form(folder: Path, settings: Settings, ids: PromptIds) -> None:
+    """Writes `input.json`: cleaning, segments, names of the ECG tokens, the prompt's order and length. Raises OSError."""
+    cleaning = {field.name: getattr(settings.signal, field.name) for field in fields(CleanConfig)}
+    special = {name: value for name, value in asdict(ids).items() if name != "ecg"}
+    form = {
+        "ecg": {
+            "leads": LEADS,
+            "unit": "mV",
+            "cleaning": cleaning,
+            "rate_hz": settings.signal.target_rate or None,  # None: each recording's own
+            "segment_samples": settings.signal.segment_length,
+            "segments": "complete ones from the recording's start; what is left at its end is not used",
+            "flattened": "a segment's leads one after the other, each from its first sample to its last",
+            "token_names": "the text tokenizer's signal_N; N is 97 + letter for ids 0 to 25 of ecg_tokenizer.json (a to z), "
+            "256 + merge for those after them",
+        },
+        "prompt": {
+            "order": ["bos", SIG_START, "ECG", SIG_END, "question"],
+            "two_ecgs": ["bos", SIG_START, "ECG", SIG_END, SIG_START, "ECG", SIG_END, "question"],
+            "ids": special,
+            "max_length": settings.prompt.max_length,
+            "cut": "at the ECG's end: it keeps max_length - 4 - the question's tokens; two ECGs, 2 fewer, in equal shares, "
+            "with what a shorter one leaves going to the longer one",
+            "question": "encoded without special tokens; their spelling counts as text",
+        },
+        "answer": {
+            "decoding": "always the likeliest token, until eos or max_new_tokens; rows of the vocabulary beyond the text "
+            "tokenizer's are never chosen (generation_config.json)",
+            "max_new_tokens": settings.eval.max_new_tokens,
+            "recording": "each segment is answered; the commonest answer counts, among equally common ones the one with the "
+            "most probable instance (sum of its tokens' log-probabilities, eos included)",
+        },
+    }
+    (folder / "input.json").write_text(f"{json.dumps(form, indent=1)}\n", encoding="utf-8")
+
+
+def write_generation(folder: Path, settings: Settings, ids: PromptIds, tokens: int, rows: int) -> None:
+    """Writes `generation_config.json`, with which transformers decodes as this package does. Raises OSError.
+
+    tokens: of the text tokenizer; rows: of the model's vocabulary, of which those beyond the tokens are never chosen.
+    """
+    generation = {
+        "bos_token_id": ids.bos,
+        "eos_token_id": ids.eos,
+        "pad_token_id": ids.pad,
+        "do_sample": False,
+        "max_new_tokens": settings.eval.max_new_tokens,
+        "suppress_tokens": list(range(tokens, rows)) or None,
+    }
+    (folder / "generation_config.json").write_text(f"{json.dumps(generation, indent=1)}\n", encoding="utf-8")
