@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from ecgbyte_jax import __version__
+import ecgbyte_jax
 from ecgbyte_jax.inputs.shards import Manifest, SplitSummary
 from ecgbyte_jax.settings import Settings
 
@@ -20,7 +20,7 @@ DATA = {
     "ecg_chat": "conversations of ECG-Chat about MIMIC-IV-ECG",
     "own": "recordings and questions of a table of one's own, which this card knows nothing more about",
 }
-_LATER = {"verdict": None, "hidden": [], "by_recording": None, "yes_no": None}  # fields that earlier results lack
+_LATER: dict = {"verdict": None, "hidden": [], "by_recording": None, "yes_no": None}  # fields that earlier results lack
 _SYNTHETIC = "{count} synthetic recordings, with questions made by the same program"
 
 
@@ -47,7 +47,7 @@ class Card:
     results: dict | None
     unevaluated: str
     temperature: float
-    version: str = __version__
+    version: str = ecgbyte_jax.__version__
 
 
 def make_card(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from ecgbyte_jax import __version__
+import ecgbyte_jax
 
 _PACKAGE = Path(__file__).parents[1]
 _FOLDER = "ecgbyte_numpy"
@@ -18,7 +18,7 @@ _COPIED = ("errors.py", "files.py", "rules.py", "ecg/*.py", "inputs/prompt.py", 
 _IMPORT = re.compile(r"^( *)from ecgbyte_jax\.(?:\w+\.)?(\w+) import ", re.MULTILINE)
 _ABOUT = f'''"""From a recording to a prompt: NumPy, SciPy and PyWavelets alone.
 
-Copied from ecgbyte-jax {__version__} (MIT License, Copyright (c) 2026 The ecgbyte-jax authors): change it there.
+Copied from ecgbyte-jax {ecgbyte_jax.__version__} (MIT License, Copyright (c) 2026 The ecgbyte-jax authors): change it there.
 """
 '''
 
@@ -34,12 +34,13 @@ def write_code(folder: Path) -> None:
         (target / file.name).write_text(text, encoding="utf-8")
 
 
-def write_example(folder: Path, adapter_rows: int = 0) -> None:
+def write_example(folder: Path, adapter_rows: int = 0, dtype: str = "float32") -> None:
     """Writes `example.py`, which answers a question about a WFDB record.
 
-    adapter_rows: 0 for a whole model; for an adapter, the rows that the base model's vocabulary is grown to. Raises OSError.
+    adapter_rows: 0 for a whole model; for an adapter, the rows that the base model's vocabulary is grown to, and the dtype that
+    the base model's weights had in training. Raises OSError.
     """
     template = Environment(trim_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined).from_string(
         (Path(__file__).parent / "example.py.jinja").read_text(encoding="utf-8")
     )
-    (folder / "example.py").write_text(template.render(code=_FOLDER, rows=adapter_rows), encoding="utf-8")
+    (folder / "example.py").write_text(template.render(code=_FOLDER, rows=adapter_rows, dtype=dtype), encoding="utf-8")

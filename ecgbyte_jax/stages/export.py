@@ -85,7 +85,7 @@ def _write_beside(settings: Settings, workdir: Workdir, prepared: Prepared, fold
     write_form(folder, settings, prepared.ids)
     write_generation(folder, settings, prepared.ids, len(prepared.text_tokenizer), rows)
     write_code(folder)
-    write_example(folder, adapter_rows=rows if settings.export.adapter else 0)
+    write_example(folder, adapter_rows=rows if settings.export.adapter else 0, dtype=settings.model.param_dtype)
     name, evaluation = workdir.root.resolve().name, _evaluation(workdir, step)
     write_card(folder, make_card(name, step, settings, prepared.manifest, *evaluation))
 

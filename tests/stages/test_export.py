@@ -1,11 +1,15 @@
 import json
+import re
 import shutil
+from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
+import wfdb
 from safetensors.numpy import load_file
 
+from ecgbyte_jax.ecg.records import read_record
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.inputs.batches import open_split
 from ecgbyte_jax.inputs.prepared import load_prepared
@@ -14,12 +18,15 @@ from ecgbyte_jax.model.build import build_model
 from ecgbyte_jax.model.hf import load_pretrained
 from ecgbyte_jax.model.peft import save_adapter
 from ecgbyte_jax.model.sharding import make_mesh
+from ecgbyte_jax.run.console import console
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.stages import export as stage
+from ecgbyte_jax.stages.ask import ask
+from ecgbyte_jax.stages.inquiry import Inquiry
 from ecgbyte_jax.stages.pipeline import run
 from ecgbyte_jax.train.restore import positions
-from tests.launch import finish, free_address, start_python, start_two
+from tests.launch import ask_example, finish, free_address, start_python, start_two
 from tests.small import small_config
 
 pytestmark = pytest.mark.slow  # a demo is trained
@@ -72,10 +79,10 @@ def test_the_export_holds_every_token_and_no_lora(workdir):
 
 
 def test_a_second_export_does_nothing(workdir, capsys):
-    before = {path: path.stat().st_mtime_ns for path in (workdir / "export").iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in (workdir / "export").rglob("*.*")}
     run(trained_config(), workdir, ["export"])
     assert "export: settings and inputs have not changed" in capsys.readouterr().out
-    assert before == {path: path.stat().st_mtime_ns for path in (workdir / "export").iterdir()}
+    assert before == {path: path.stat().st_mtime_ns for path in (workdir / "export").rglob("*.*")}
 
 
 def test_an_export_that_fails_leaves_the_one_before_and_a_link_s_end_gets_the_new_one(workdir, tmp_path, monkeypatch):
@@ -83,16 +90,86 @@ def test_an_export_that_fails_leaves_the_one_before_and_a_link_s_end_gets_the_ne
     shutil.copytree(workdir, folder, symlinks=True)
     shutil.move(folder / "export", tmp_path / "disk")
     (folder / "export").symlink_to(tmp_path / "disk")
-    before = {path.name: path.read_bytes() for path in (tmp_path / "disk").iterdir()}
+    before = {path.name: path.read_bytes() for path in (tmp_path / "disk").glob("*.*")}
     config.export.checkpoint = "4"
     with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
         patch.setattr(stage, "save_pretrained", full)
         run(config, folder, ["export"])
-    assert before == {path.name: path.read_bytes() for path in (tmp_path / "disk").iterdir()}
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "disk").glob("*.*")}
     run(config, folder, ["export"])
     assert (folder / "export").is_symlink() and not list(tmp_path.glob("disk.*"))
-    after = {path.name: path.read_bytes() for path in (tmp_path / "disk").iterdir()}
+    after = {path.name: path.read_bytes() for path in (tmp_path / "disk").glob("*.*")}
     assert before.keys() == after.keys() and before["model.safetensors"] != after["model.safetensors"]
+
+
+QUESTIONS = ["Does this ECG show sinus rhythm?", "Is the heart rate above 90 beats per minute?", "Which rhythm is this?"]
+
+
+def asked(config, folder, records, questions) -> list[list[str]]:
+    """What --stage=ask answers, a list for each question."""
+    with console.capture() as shown:
+        ask(Settings.of(config), Workdir(folder), Inquiry(tuple(records), tuple(questions)))
+    answers = re.findall(r"^answer     (.*?)   \[", shown.get(), re.MULTILINE)
+    answers = ["" if answer == "(empty)" else answer for answer in answers]
+    return [answers[i : i + len(records)] for i in range(0, len(answers), len(records))]
+
+
+def test_the_example_answers_as_ask_does_without_jax_and_this_package(workdir):
+    pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+    records = [str(path.with_suffix("")) for path in sorted((workdir / "synthetic/ptbxl").rglob("*_hr.hea"))[::8]]
+    answers = ask_example(workdir / "export", records, QUESTIONS)
+    assert answers == asked(trained_config(), workdir, records, QUESTIONS) and len(sum(answers, [])) == 15
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda record: replace(record, leads=("I", *record.leads[:11])), "leads .* are missing"),
+        (lambda record: replace(record, signal=record.signal[:, :700]), "70 samples found .* at least one segment of 100"),
+    ],
+    ids=["leads", "short"],
+)
+def test_the_example_refuses_an_unusable_record_in_one_line(workdir, tmp_path, change, message):
+    pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+    record = change(read_record(next((workdir / "synthetic/ptbxl").rglob("*_hr.hea"))))
+    names, fmt = list(record.leads), ["16"] * len(record.leads)
+    signal = record.signal.T.astype(np.float64)
+    wfdb.wrsamp("r", 500, ["mV"] * len(names), names, signal, fmt=fmt, write_dir=str(tmp_path))
+    process = start_python(str(workdir / "export/example.py"), str(tmp_path / "r"), "Why?")
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 1 and re.fullmatch(rf"error: .*{message}.*\n", output)
+
+
+def test_the_card_has_the_scores_of_the_exported_checkpoint_alone(workdir, tmp_path, capsys):
+    config, folder = trained_config(), tmp_path / "w"
+    shutil.copytree(workdir, folder)
+    (folder / "export/ecgbyte_numpy/__pycache__").mkdir()
+    (folder / "export/ecgbyte_numpy/__pycache__/signal.cpython-311.pyc").write_text("as an example leaves it")
+    assert "Of this very checkpoint" in (folder / "export/README.md").read_text()
+    config.export.checkpoint = "4"
+    run(config, folder, ["export"])
+    text = (folder / "export/README.md").read_text()
+    assert "**Not evaluated.** The evaluation in the run's folder is of checkpoint" in text and "| model |" not in text
+    assert not list(folder.glob("export.old-*"))
+    config.eval.checkpoint = "4"
+    run(config, folder, ["eval", "export"])
+    assert "checkpoint 4 " in (folder / "export/README.md").read_text()
+    assert "| model |" in (folder / "export/README.md").read_text()
+    shutil.rmtree(folder / "eval")
+    run(config, folder, ["export"])
+    assert "**Not evaluated.** The run has no evaluation" in (folder / "export/README.md").read_text()
+
+
+def test_an_evaluation_of_the_export_is_kept_when_its_card_changes(workdir, tmp_path, capsys):
+    config, folder = trained_config(), tmp_path / "w"
+    shutil.copytree(workdir, folder)
+    config.eval.checkpoint = str(folder / "export")
+    run(config, folder, ["eval", "export"])
+    assert "is of an exported folder" in (folder / "export/README.md").read_text()
+    capsys.readouterr()
+    run(config, folder, ["eval", "export"])
+    shown = capsys.readouterr().out
+    assert "eval: settings and inputs have not changed" in shown and "export: settings and inputs have not changed" in shown
 
 
 def full(*_, **__):

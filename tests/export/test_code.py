@@ -1,0 +1,56 @@
+"""The code that an export brings: that of the package, without the package."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ecgbyte_jax.ecg.bpe import BPE
+from ecgbyte_jax.ecg.records import LEADS, Record
+from ecgbyte_jax.ecg.signal import clean, segment
+from ecgbyte_jax.ecg.symbols import Quantizer
+from ecgbyte_jax.ecg.synthetic import SAMPLE_RATE, random_heart, synthesize
+from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
+from ecgbyte_jax.export.code import write_code, write_example
+from tests.launch import finish, start_python
+
+ENCODE = """if True:
+    import json, sys
+    sys.modules.update(dict.fromkeys(("jax", "jaxlib", "flax", "ecgbyte_jax"), None))
+    folder = sys.argv[1]
+    sys.path.insert(0, folder)
+    import numpy as np
+    from ecgbyte_numpy import formats, prompt, text
+    from ecgbyte_numpy.records import LEADS, Record
+    from ecgbyte_numpy.signal import clean, segment
+    from ecgbyte_numpy.tokenizer import ECGTokenizer
+    record = Record(np.load(f"{folder}/record.npy") / 1000, 500.0, LEADS)
+    tokenizer = ECGTokenizer.load(f"{folder}/ecg_tokenizer.json")
+    print(json.dumps([ids.tolist() for ids in tokenizer.encode_batch(segment(clean(record), 500))]))
+"""
+
+
+def test_the_copied_code_gives_the_package_s_ids_where_neither_it_nor_jax_is_installed(tmp_path, rng):
+    signal = synthesize(random_heart(rng), rng)
+    segments = segment(clean(Record(signal / 1000, SAMPLE_RATE, LEADS)), 500)
+    quantizer = Quantizer(-0.5, 0.5)
+    tokenizer = ECGTokenizer(quantizer, BPE.train(quantizer.encode(segments), 50))
+    tokenizer.save(tmp_path / "ecg_tokenizer.json")
+    np.save(tmp_path / "record.npy", signal)
+    write_code(tmp_path)
+    printed = finish(start_python("-c", ENCODE, str(tmp_path)))
+    assert json.loads(printed.splitlines()[-1]) == [ids.tolist() for ids in tokenizer.encode_batch(segments)]
+
+
+def test_the_copied_code_mentions_no_import_of_the_package(tmp_path):
+    write_code(tmp_path)
+    for file in (tmp_path / "ecgbyte_numpy").glob("*.py"):
+        assert "from ecgbyte_jax" not in file.read_text() and "import ecgbyte_jax" not in file.read_text(), file
+
+
+@pytest.mark.parametrize("rows", [0, 512])
+def test_the_example_is_python_that_fits_on_a_page(tmp_path, rows):
+    write_example(tmp_path, rows)
+    text = (tmp_path / "example.py").read_text()
+    compile(text, "example.py", "exec")
+    assert len(text.splitlines()) < 70 and ("PeftModel" in text) == bool(rows) and "{" + "%" not in text
