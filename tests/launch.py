@@ -71,18 +71,6 @@ def finish(process: subprocess.Popen, seconds: float = 240) -> str:
     return output
 
 
-def ask_example(export: Path, records: list[str], questions: list[str]) -> list[list[str]]:
-    """The answers of an export's example, a list for each question, where neither jax nor this package can be imported."""
-    code = (
-        "import json, sys; sys.modules.update(dict.fromkeys(('jax', 'jaxlib', 'flax', 'ecgbyte_jax'), None))\n"
-        "sys.path.insert(0, sys.argv[1]); import example\n"
-        "print(json.dumps([[example.answer(record, question) for record in json.loads(sys.argv[2])]"
-        " for question in json.loads(sys.argv[3])]))"
-    )
-    output = finish(start_python("-c", code, str(export), json.dumps(records), json.dumps(questions)))
-    return json.loads(output.splitlines()[-1])
-
-
 def wait_for_step(workdir: Path, step: int, seconds: float = 300) -> None:
     """Returns when the log has come to a step."""
     end = time.monotonic() + seconds

@@ -18,16 +18,14 @@ from ecgbyte_jax.model.build import build_model
 from ecgbyte_jax.model.hf import load_pretrained
 from ecgbyte_jax.model.peft import save_adapter
 from ecgbyte_jax.model.sharding import make_mesh
-from ecgbyte_jax.run.console import console
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.stages import export as stage
-from ecgbyte_jax.stages.ask import ask
-from ecgbyte_jax.stages.inquiry import Inquiry
 from ecgbyte_jax.stages.pipeline import run
 from ecgbyte_jax.train.restore import positions
-from tests.launch import ask_example, finish, free_address, start_python, start_two
+from tests.launch import finish, free_address, start_python, start_two
 from tests.small import small_config
+from tests.stages.asked import ask_example, asked
 
 pytestmark = pytest.mark.slow  # a demo is trained
 
@@ -105,26 +103,18 @@ def test_an_export_that_fails_leaves_the_one_before_and_a_link_s_end_gets_the_ne
 QUESTIONS = ["Does this ECG show sinus rhythm?", "Is the heart rate above 90 beats per minute?", "Which rhythm is this?"]
 
 
-def asked(config, folder, records, questions) -> list[list[str]]:
-    """What --stage=ask answers, a list for each question."""
-    with console.capture() as shown:
-        ask(Settings.of(config), Workdir(folder), Inquiry(tuple(records), tuple(questions)))
-    answers = re.findall(r"^answer     (.*?)   \[", shown.get(), re.MULTILINE)
-    answers = ["" if answer == "(empty)" else answer for answer in answers]
-    return [answers[i : i + len(records)] for i in range(0, len(answers), len(records))]
-
-
 def test_the_example_answers_as_ask_does_without_jax_and_this_package(workdir):
     pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
-    records = [str(path.with_suffix("")) for path in sorted((workdir / "synthetic/ptbxl").rglob("*_hr.hea"))[::8]]
+    records = [str(path.with_suffix("")) for path in sorted((workdir / "synthetic/ptbxl").rglob("*_hr.hea"))[::14]]
     answers = ask_example(workdir / "export", records, QUESTIONS)
-    assert answers == asked(trained_config(), workdir, records, QUESTIONS) and len(sum(answers, [])) == 15
+    assert answers == asked(trained_config(), workdir, records, QUESTIONS)
+    assert len({answer for row in answers for answer in row}) > 4  # of 9
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda record: replace(record, leads=("I", *record.leads[:11])), "leads .* are missing"),
+        (lambda record: replace(record, leads=("X", *record.leads[1:])), r"leads \['I'\] are missing"),
         (lambda record: replace(record, signal=record.signal[:, :700]), "70 samples found .* at least one segment of 100"),
     ],
     ids=["leads", "short"],

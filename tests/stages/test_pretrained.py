@@ -25,6 +25,7 @@ from ecgbyte_jax.stages.inquiry import Inquiry
 from ecgbyte_jax.stages.pipeline import run
 from ecgbyte_jax.train.restore import build_for, positions, weights_digest
 from tests.launch import ROOT
+from tests.stages.asked import ask_example, asked
 
 WIDTH, HEADS, KV_HEADS, HEAD_DIM, MLP, LAYERS = 32, 4, 2, 8, 64, 2
 
@@ -187,6 +188,7 @@ def test_a_missing_folder_is_named(pretrained, tmp_path):
 @pytest.mark.slow
 def test_an_adapter_of_a_pretrained_model_is_exported_with_its_tokens(pretrained, llama, tmp_path):
     pretrained.export.adapter = True
+    pretrained.model.dtype = pretrained.model.param_dtype = "float32"  # in which PyTorch's answers are the same
     pretrained.model.train_new_embeddings = True
     run(pretrained, tmp_path / "w", ["prepare", "train", "export"])
     folder = tmp_path / "w/export"
@@ -196,6 +198,9 @@ def test_an_adapter_of_a_pretrained_model_is_exported_with_its_tokens(pretrained
     tokens = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
     assert len(embedding) == max(token["id"] for token in tokens) + 1
     assert np.abs(tensors["base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"]).max() > 0
+    pytest.importorskip("peft", reason="PEFT is not installed: pip install peft")
+    records, questions = [str(tmp_path / f"w/synthetic/ptbxl/records500/00000/{i:05}_hr") for i in (1, 2)], ["Is it?", "Why?"]
+    assert ask_example(folder, records, questions) == asked(pretrained, tmp_path / "w", records, questions)
 
 
 SCRIPT = """if True:
