@@ -49,6 +49,7 @@ def export(settings: Settings, workdir: Workdir) -> None:
         stage.begin()
     try:
         rows = {"folder": workdir.export, **_write(settings, workdir, partial)}
+        rows["to ask it"] = f"python {workdir.export / 'example.py'} RECORD QUESTION"
     except SafetensorError as error:
         raise WeightsError(f"{partial}: cannot be written: {error}; the export before is as it was") from error
     if leads():
