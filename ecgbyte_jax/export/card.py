@@ -9,6 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 import ecgbyte_jax
+from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.inputs.shards import Manifest, SplitSummary
 from ecgbyte_jax.settings import Settings
 
@@ -29,7 +30,7 @@ class Card:
     """What a card says; step: of the checkpoint; base: the pretrained model's name or ""; segment: its length in words.
 
     results: of the evaluation of this very checkpoint, or None and `unevaluated` says why; temperature: its answers';
-    cut: how many test segments did not fit into a prompt; shared_patients: whether a split shares patients with training.
+    cut: how many test segments did not fit into a prompt; apart: whether its patients are in training too.
     """
 
     name: str
@@ -43,7 +44,7 @@ class Card:
     dtype: str
     splits: dict[str, SplitSummary]
     cut: str
-    shared_patients: bool
+    apart: str
     results: dict | None
     unevaluated: str
     temperature: float
@@ -68,11 +69,19 @@ def make_card(
         dtype=settings.model.dtype,
         splits=manifest.splits,
         cut=f"{test.ecg_cut} of {test.sequences}" if test.ecg_cut else "",
-        shared_patients=settings.data.published_split,
+        apart=_apart(settings, results),
         results=results,
         unevaluated=unevaluated,
         temperature=temperature,
     )
+
+
+def _apart(settings: Settings, results: dict | None) -> str:
+    if results and results["split"] == "train":
+        return "on whom it was trained: this says nothing about others"
+    if settings.data.published_split:
+        return "of whom some are in training too, as in ECG-Byte's published split"
+    return "none of them in training"
 
 
 def write_card(folder: Path, card: Card) -> None:
@@ -83,7 +92,7 @@ def write_card(folder: Path, card: Card) -> None:
     hidden = results["hidden"] if results else []
     how = {"metric": _metric, "table": lambda scores, intervals: _table(scores, intervals, hidden)}
     text = template.render(card=card, results=results, **how)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_whole(folder / "README.md", [text.encode()])
 
 
 def _metric(name: str) -> str:

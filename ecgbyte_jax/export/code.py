@@ -10,6 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 import ecgbyte_jax
+from ecgbyte_jax.files import write_whole
 
 _PACKAGE = Path(__file__).parents[1]
 _FOLDER = "ecgbyte_numpy"
@@ -25,13 +26,11 @@ Copied from ecgbyte-jax {ecgbyte_jax.__version__} (MIT License, Copyright (c) 20
 
 def write_code(folder: Path) -> None:
     """Writes the package's modules as the flat folder `ecgbyte_numpy`, which import each other relatively. Raises OSError."""
-    target = folder / _FOLDER
-    target.mkdir(parents=True)
-    (target / "__init__.py").write_text(_ABOUT, encoding="utf-8")
+    write_whole(folder / _FOLDER / "__init__.py", [_ABOUT.encode()])
     files = [file for pattern in _COPIED for file in sorted(_PACKAGE.glob(pattern)) if file.name != "__init__.py"]
     for file in files:
         text = _IMPORT.sub(r"\1from .\2 import ", file.read_text(encoding="utf-8"))
-        (target / file.name).write_text(text, encoding="utf-8")
+        write_whole(folder / _FOLDER / file.name, [text.encode()])
 
 
 def write_example(folder: Path, adapter_rows: int = 0, dtype: str = "float32") -> None:
@@ -43,4 +42,4 @@ def write_example(folder: Path, adapter_rows: int = 0, dtype: str = "float32") -
     template = Environment(trim_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined).from_string(
         (Path(__file__).parent / "example.py.jinja").read_text(encoding="utf-8")
     )
-    (folder / "example.py").write_text(template.render(code=_FOLDER, rows=adapter_rows, dtype=dtype), encoding="utf-8")
+    write_whole(folder / "example.py", [template.render(code=_FOLDER, rows=adapter_rows, dtype=dtype).encode()])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ecgbyte_jax.ecg.clean_config import CleanConfig
 from ecgbyte_jax.ecg.records import LEADS
+from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.inputs.prompt import PromptIds
 from ecgbyte_jax.inputs.text import SIG_END, SIG_START
 from ecgbyte_jax.settings import Settings
@@ -44,7 +45,7 @@ def write_form(folder: Path, settings: Settings, ids: PromptIds) -> None:
             "most probable instance (sum of its tokens' log-probabilities, eos included)",
         },
     }
-    (folder / "input.json").write_text(f"{json.dumps(form, indent=1)}\n", encoding="utf-8")
+    _write(folder / "input.json", form)
 
 
 def write_generation(folder: Path, settings: Settings, ids: PromptIds, tokens: int, rows: int) -> None:
@@ -60,4 +61,8 @@ def write_generation(folder: Path, settings: Settings, ids: PromptIds, tokens: i
         "max_new_tokens": settings.eval.max_new_tokens,
         "suppress_tokens": list(range(tokens, rows)) or None,
     }
-    (folder / "generation_config.json").write_text(f"{json.dumps(generation, indent=1)}\n", encoding="utf-8")
+    _write(folder / "generation_config.json", generation)
+
+
+def _write(path: Path, content: dict) -> None:
+    write_whole(path, [f"{json.dumps(content, indent=1)}\n".encode()])

@@ -12,8 +12,9 @@ from ecgbyte_jax.ecg.symbols import Quantizer
 from ecgbyte_jax.ecg.synthetic import SAMPLE_RATE, random_heart, synthesize
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.export.code import write_code, write_example
-from tests.launch import finish, start_python
+from tests.launch import ROOT, finish, start_python
 
+PACKAGE = ROOT / "ecgbyte_jax"
 ENCODE = """if True:
     import json, sys
     sys.modules.update(dict.fromkeys(("jax", "jaxlib", "flax", "ecgbyte_jax"), None))
@@ -42,9 +43,11 @@ def test_the_copied_code_gives_the_package_s_ids_where_neither_it_nor_jax_is_ins
     assert json.loads(printed.splitlines()[-1]) == [ids.tolist() for ids in tokenizer.encode_batch(segments)]
 
 
-def test_the_copied_code_mentions_no_import_of_the_package(tmp_path):
+def test_every_module_is_copied_under_its_own_name_and_imports_no_other_package(tmp_path):
     write_code(tmp_path)
-    for file in (tmp_path / "ecgbyte_numpy").glob("*.py"):
+    files = list((tmp_path / "ecgbyte_numpy").glob("*.py"))
+    assert len(files) == len(list((PACKAGE / "ecg").glob("*.py"))) + 5  # errors, files, rules, prompt, text
+    for file in files:
         assert "from ecgbyte_jax" not in file.read_text() and "import ecgbyte_jax" not in file.read_text(), file
 
 

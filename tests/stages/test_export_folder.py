@@ -25,6 +25,13 @@ def test_an_export_of_the_stage_s_own_files_is_replaced(folders):
     assert (folders / "export/model").read_text() == "new" and [path.name for path in folders.iterdir()] == ["export"]
 
 
+def test_modules_that_python_compiled_are_no_user_s_own(folders):
+    (folders / "export/ecgbyte_numpy/__pycache__").mkdir(parents=True)
+    (folders / "export/ecgbyte_numpy/__pycache__/signal.cpython-311.pyc").write_text("compiled")
+    _put_in_place(folders / "export.partial", folders / "export")
+    assert (folders / "export/model").read_text() == "new" and [path.name for path in folders.iterdir()] == ["export"]
+
+
 @pytest.mark.parametrize(("name", "text"), [("README.md", "mine"), ("model", "abc"), ("model", "edited")])
 def test_an_export_with_a_user_s_own_files_is_kept_aside(folders, capsys, name, text):
     (folders / "export" / name).write_text(text)
