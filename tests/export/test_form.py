@@ -1,0 +1,32 @@
+"""What an export says of the form of inputs and answers."""
+
+import json
+
+import numpy as np
+
+from ecgbyte_jax.ecg.clean_config import CleanConfig
+from ecgbyte_jax.export.form import write_form, write_generation
+from ecgbyte_jax.inputs.prompt import PromptIds
+from ecgbyte_jax.settings import Settings
+from tests.small import small_config
+
+IDS = PromptIds(bos=1, eos=2, pad=0, sig_start=3, sig_end=4, ecg=np.arange(100, 130, dtype=np.int32))
+
+
+def test_the_cleaning_can_be_made_again_from_it(tmp_path):
+    settings = Settings.of(small_config())
+    write_form(tmp_path, settings, IDS)
+    form = json.loads((tmp_path / "input.json").read_text())
+    cleaning = {name: tuple(value) if isinstance(value, list) else value for name, value in form["ecg"]["cleaning"].items()}
+    assert CleanConfig(**cleaning).band == (0.5, 20.0) and form["ecg"]["segment_samples"] == 100
+    assert {name: getattr(settings.signal, name) for name in cleaning} == cleaning
+    assert form["prompt"]["ids"] == {"bos": 1, "eos": 2, "pad": 0, "sig_start": 3, "sig_end": 4}
+    assert form["prompt"]["max_length"] == 256
+
+
+def test_rows_of_the_vocabulary_that_are_no_token_are_never_chosen(tmp_path):
+    for rows, spare in ((133, [130, 131, 132]), (130, None)):
+        write_generation(tmp_path, Settings.of(small_config()), IDS, 130, rows)
+        generation = json.loads((tmp_path / "generation_config.json").read_text())
+        assert generation["suppress_tokens"] == spare and generation["do_sample"] is False
+        assert generation["eos_token_id"] == 2 and generation["max_new_tokens"] == 8
