@@ -16,6 +16,7 @@ def write_form(folder: Path, settings: Settings, ids: PromptIds) -> None:
     """Writes `input.json`: cleaning, segments, names of the ECG tokens, the prompt's order and length. Raises OSError."""
     cleaning = {field.name: getattr(settings.signal, field.name) for field in fields(CleanConfig)}
     special = {name: value for name, value in asdict(ids).items() if name != "ecg"}
+    start = [] if ids.bos is None else ["bos"]
     form = {
         "ecg": {
             "leads": LEADS,
@@ -29,12 +30,12 @@ def write_form(folder: Path, settings: Settings, ids: PromptIds) -> None:
             "256 + merge for those after them",
         },
         "prompt": {
-            "order": ["bos", SIG_START, "ECG", SIG_END, "question"],
-            "two_ecgs": ["bos", SIG_START, "ECG", SIG_END, SIG_START, "ECG", SIG_END, "question"],
+            "order": [*start, SIG_START, "ECG", SIG_END, "question"],
+            "two_ecgs": [*start, SIG_START, "ECG", SIG_END, SIG_START, "ECG", SIG_END, "question"],
             "ids": special,
             "max_length": settings.prompt.max_length,
-            "cut": "at the ECG's end: it keeps max_length - 4 - the question's tokens; two ECGs, 2 fewer, in equal shares, "
-            "with what a shorter one leaves going to the longer one",
+            "cut": f"at the ECG's end: it keeps max_length - {ids.ends + 2} - the question's tokens; two ECGs, "
+            "2 fewer, in equal shares, with what a shorter one leaves going to the longer one",
             "question": "encoded without special tokens; their spelling counts as text",
         },
         "answer": {

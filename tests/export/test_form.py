@@ -1,12 +1,13 @@
 """What an export says of the form of inputs and answers."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 
 from ecgbyte_jax.ecg.clean_config import CleanConfig
 from ecgbyte_jax.export.form import write_form, write_generation
-from ecgbyte_jax.inputs.prompt import PromptIds
+from ecgbyte_jax.inputs.prompt import PromptIds, render
 from ecgbyte_jax.settings import Settings
 from tests.small import small_config
 
@@ -22,6 +23,15 @@ def test_the_cleaning_can_be_made_again_from_it(tmp_path):
     assert {name: getattr(settings.signal, name) for name in cleaning} == cleaning
     assert form["prompt"]["ids"] == {"bos": 1, "eos": 2, "pad": 0, "sig_start": 3, "sig_end": 4}
     assert form["prompt"]["max_length"] == 256
+
+
+def test_a_prompt_without_bos_begins_with_the_ecg(tmp_path):
+    for ids, order, room in ((IDS, ["bos", "<sig_start>"], 4), (replace(IDS, bos=None), ["<sig_start>", "ECG"], 3)):
+        write_form(tmp_path, Settings.of(small_config()), ids)
+        prompt = json.loads((tmp_path / "input.json").read_text())["prompt"]
+        assert prompt["order"][:2] == order and f"max_length - {room} -" in prompt["cut"]
+        ecg, question = np.arange(30).repeat(20), np.array([50, 51])
+        assert len(render(ids, [ecg], question, None, 256)[0]) == 255  # a place is left for eos
 
 
 def test_rows_of_the_vocabulary_that_are_no_token_are_never_chosen(tmp_path):
