@@ -51,7 +51,7 @@ class Answerer:
         keys = [[Key(item.sequence.id, item.sequence.segment, seed) for item in batch.items] for seed, batch in batches]
         done = agree(keep_whole_batches(path, keys) if leads() else 0)
         written = sum(len(batch.items) for _, batch in batches[:done])
-        with progress("answer", len(items) * len(seeds)) as report:
+        with progress("answer", len(items) * len(seeds), written) as report:
             for rows in self.rows_of(batches[done:]):
                 if leads():
                     append(path, rows)

@@ -149,6 +149,12 @@ class Workdir:
         """The folder of an evaluation; those with a name are inside the one without."""
         return self.root / "eval" / self.evaluation_name
 
+    def evaluations(self) -> "list[Workdir]":
+        """Of each evaluation that has scores, first the one without a name; this one where there is none."""
+        named = [Workdir(self.root, path.parent.name) for path in Workdir(self.root).evaluation.glob(f"*/{self.results.name}")]
+        found = [Workdir(self.root), *sorted(named, key=lambda workdir: workdir.evaluation_name)]
+        return [workdir for workdir in found if os.path.isfile(workdir.results)] or [self]
+
     @property
     def answers_marker(self) -> Path:
         """The marker of the answers."""

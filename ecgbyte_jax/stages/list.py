@@ -1,4 +1,4 @@
-"""Tool `list`: the runs below a folder, each with its data, model, score and age; what is missing or damaged is named."""
+"""Tool `list`: the runs below a folder, each with its data, model, scores and age; what is missing or damaged is named."""
 
 import json
 import os
@@ -14,16 +14,26 @@ _DEEPEST = 3  # folders between the given one and a run
 
 
 def list_runs(folders: list[Path]) -> None:
-    """Shows a line for every run that is one of these folders or below them; raises ConfigError where one is not there."""
+    """Shows a line for each evaluation of every run that is one of these folders or below them.
+
+    Raises ConfigError where a folder is not there.
+    """
     for folder in folders:
         if not folder.is_dir():
             raise ConfigError(f"--runs: no folder '{folder}'; --stage=list --runs=FOLDER,FOLDER lists the runs below them")
     for folder in folders:
         runs = _find(folder, _DEEPEST)
         if runs:
-            text_table(f"runs in {folder}", [{"run": str(run.relative_to(folder))} | _describe(Workdir(run)) for run in runs])
+            evaluations = [workdir for run in runs for workdir in Workdir(run).evaluations()]
+            rows = [{"run": _name(workdir, folder)} | _describe(workdir) for workdir in evaluations]
+            text_table(f"runs in {folder}", rows)
         else:
             console.print(f"no runs in {folder}")
+
+
+def _name(workdir: Workdir, folder: Path) -> str:
+    ending = f" {workdir.evaluation_name}" if workdir.evaluation_name else ""
+    return f"{workdir.root.relative_to(folder)}{ending}"
 
 
 def _find(folder: Path, depth: int) -> list[Path]:

@@ -55,6 +55,19 @@ def test_runs_at_any_depth_are_listed_with_data_model_score_verdict_and_age(line
     }
 
 
+def test_each_evaluation_of_a_run_has_a_line(lines, tmp_path):
+    write(tmp_path / "a/config.json", CONFIG)
+    write(tmp_path / "a/eval/results.json", RESULTS | VERDICT)
+    write(tmp_path / "a/eval/valid/results.json", {"scores": {"model": {"exact_match": 0.5}}})
+    write(tmp_path / "b/config.json", CONFIG)
+    write(tmp_path / "b/eval/best/results.json", RESULTS)
+    assert {run: cells["exact match"] for run, cells in lines().items()} == {
+        "a": "79.5%",
+        "a valid": "50.0%",
+        "b best": "79.5%",
+    }
+
+
 @pytest.mark.parametrize(
     "results", ["{", "[]", "\xff", '{"scores": 3}', '{"scores": {"model": {"exact_match": "x"}}, "verdict": 1}']
 )
