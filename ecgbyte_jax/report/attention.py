@@ -4,27 +4,57 @@ Axes of arrays: T samples of a segment.
 """
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ecgbyte_jax.ecg.records import LEADS
-from ecgbyte_jax.report.paper import draw_head, draw_traces, lay_out, new_sheet
+from ecgbyte_jax.report.paper import Panel, Sheet, draw_head, draw_names, draw_traces, lay_out, new_sheet
 
 _FOOT = 14.0  # mm for the colour bar
 _CLIP = 99.5  # percentile of |weight| that gets the strongest colour: a token of one sample must not make all others pale
 _FULL_3X4 = 2.5  # s; longer segments are drawn 12 x 1, so that no sample is left out
+_LABEL = "share of attention"
+
+
+def lay_out_whole(signal: np.ndarray, rate: float, original: np.ndarray | None = None) -> Sheet:
+    """A sheet that shows every sample of signal [12, T] at `rate` Hz once, with room for the colour bar."""
+    layout = "3x4" if signal.shape[1] / rate <= _FULL_3X4 else "12x1"
+    return lay_out(signal, rate, layout, _FOOT, original)
 
 
 def draw_attention(
-    signal: np.ndarray, weights: np.ndarray, rate: float, *, seen: np.ndarray | None = None, label: str, title: str = ""
+    signal: np.ndarray,
+    weights: np.ndarray,
+    rate: float,
+    *,
+    seen: np.ndarray | None = None,
+    label: str = _LABEL,
+    title: str = "",
 ) -> Figure:
     """Signal [12, T] in mV at `rate` Hz over `weights` [12, T], each lead with its share of all |weights|.
 
     Signed weights get two colours around white. Samples where `seen` is False, which the model did not get, are hatched.
     """
-    sheet = lay_out(signal, rate, "3x4" if signal.shape[1] / rate <= _FULL_3X4 else "12x1", _FOOT)
+    sheet = lay_out_whole(signal, rate)
     figure, axes = new_sheet(sheet, "grey")
+    _draw_weights(figure, axes, sheet, weights, seen, label)
+    draw_traces(axes, sheet, signal, notes=_shares(weights))
+    draw_head(axes, sheet, title)
+    return figure
+
+
+def draw_layer(sheet: Sheet, weights: np.ndarray, seen: np.ndarray) -> Figure:
+    """What `draw_attention` shows but for the trace and its paper: to be multiplied with a picture of the same sheet."""
+    figure, axes = new_sheet(sheet, "")
+    _draw_weights(figure, axes, sheet, weights, seen, _LABEL)
+    draw_names(axes, sheet, _shares(weights))
+    return figure
+
+
+def _draw_weights(figure: Figure, axes: Axes, sheet: Sheet, weights: np.ndarray, seen: np.ndarray | None, label: str) -> None:
+    """The colours, and in the sheet's foot their bar, which has no numbers: only weights of one picture compare."""
     signed = bool((weights < 0).any())
     top = float(np.percentile(np.abs(weights), _CLIP)) or float(np.abs(weights).max()) or 1.0
     norm = Normalize(-top if signed else 0.0, top)
@@ -32,26 +62,24 @@ def draw_attention(
     image = None
     for panel in sheet.panels:
         row = weights[None, panel.lead, panel.start : panel.stop]
-        end = panel.left + row.size / rate * 25.0
+        end = panel.left + row.size / sheet.rate * 25.0
         extent = (panel.left, end, panel.bottom + 0.5, panel.top - 0.5)
         image = axes.imshow(row, extent=extent, interpolation="nearest", **colours)
         if seen is not None:
             _hatch(axes, sheet, panel, seen[panel.lead, panel.start : panel.stop])
     axes.set(xlim=(0, sheet.width), ylim=(0, sheet.height))
-    draw_traces(axes, sheet, signal, _shares(weights))
-    draw_head(axes, sheet, title)
     bar_width = min(100.0, sheet.width - 30.0)
-    bar = figure.add_axes((15.0 / sheet.width, 9.5 / sheet.height, bar_width / sheet.width, 3.0 / sheet.height), zorder=6)
-    axes.add_patch(Rectangle((0, 0), sheet.width, _FOOT + 3, facecolor="white", zorder=3))
-    figure.colorbar(image, cax=bar, orientation="horizontal", extend="both" if signed else "max")
-    bar.tick_params(labelsize=7)
-    bar.set_xlabel(label, fontsize=7, labelpad=1)
-    bar.ticklabel_format(axis="x", scilimits=(-2, 3))
-    bar.xaxis.get_offset_text().set_fontsize(7)
-    return figure
+    bar = figure.add_axes((15.0 / sheet.width, 8.0 / sheet.height, bar_width / sheet.width, 4.0 / sheet.height), zorder=6)
+    figure.colorbar(image, cax=bar, orientation="horizontal", drawedges=False)
+    ends = ("most against", "most for") if signed else ("low", "high")
+    bar.set_xticks([norm.vmin, norm.vmax], ends, fontsize=8)
+    for text, side in zip(bar.get_xticklabels(), ("left", "right")):
+        text.set_horizontalalignment(side)
+    bar.tick_params(length=0)
+    bar.set_xlabel(label, fontsize=8, labelpad=-8)
 
 
-def _hatch(axes, sheet, panel, seen: np.ndarray) -> None:
+def _hatch(axes: Axes, sheet: Sheet, panel: Panel, seen: np.ndarray) -> None:
     """Unseen samples are at the end of a segment, where it is cut: the end of a lead, or all of it."""
     first = int(np.argmin(seen)) if not seen.all() else len(seen)
     if first < len(seen):

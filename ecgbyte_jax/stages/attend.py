@@ -26,10 +26,8 @@ def attend(settings: Settings, workdir: Workdir) -> None:
     for row, view in views(trained, settings.attend, workdir, results["split"], rows):
         file = workdir.attention / f"{file_stem(row)}.npz"
         for number, ecg in enumerate(view.ecgs, start=1):
-            title, label = f"{row['id']}: {row['question']} {row['answer']}", "attention a sample"
-            figure = draw_attention(
-                ecg.signal, ecg.samples["attention"], rate_of(settings), seen=ecg.seen, label=label, title=title
-            )
+            title = f"{row['id']}: {row['question']} {row['answer']}"
+            figure = draw_attention(ecg.signal, ecg.samples["attention"], rate_of(settings), seen=ecg.seen, title=title)
             for kind in ("png", "svg"):
                 save_picture(figure, file.with_name(f"{file.stem}{'' if number == 1 else f'_{number}'}.{kind}"))
         written[row["id"]] = file

@@ -13,9 +13,9 @@ from ecgbyte_jax.ecg.records import LEADS
 from ecgbyte_jax.ecg.symbols import Quantizer
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.errors import ConfigError, RecordError
-from ecgbyte_jax.report.attention import draw_attention
+from ecgbyte_jax.report.attention import draw_attention, draw_layer, lay_out_whole
 from ecgbyte_jax.report.curves import draw_training
-from ecgbyte_jax.report.paper import draw_ecg, lay_out
+from ecgbyte_jax.report.paper import draw_ecg, draw_on, lay_out
 from ecgbyte_jax.report.save import picture_bytes, save_picture, small_png
 from ecgbyte_jax.report.tokens import draw_compression, draw_tokens, draw_usage
 
@@ -83,6 +83,29 @@ def test_ten_seconds_stand_in_quarters_above_lead_ii_in_full(signal):
     assert sorted(p.lead for p in panels[:12]) == list(range(12))
 
 
+def test_a_sample_is_at_the_same_place_in_its_column_and_in_the_strip_below(signal):
+    sheet = lay_out(signal[:, :2401], RATE)  # no multiple of four
+    strip = sheet.x(sheet.panels[-1])
+    for panel in sheet.panels[:12]:
+        np.testing.assert_allclose(sheet.x(panel), strip[panel.start : panel.stop], atol=1e-9)
+
+
+def test_a_low_sample_rate_is_named_on_the_paper(signal):
+    """One that shows no peak bluntly is not."""
+    texts = {rate: [text.get_text() for text in draw_ecg(signal, rate).axes[0].texts] for rate in (50, 500)}
+    assert "50 Hz   25 mm/s   10 mm/mV" in texts[50] and "25 mm/s   10 mm/mV" in texts[500]
+
+
+def test_the_original_is_grey_behind_the_trace_and_stays_on_the_paper(signal):
+    cut = np.clip(signal, -0.3, 0.3)
+    sheet = lay_out(cut, RATE, original=signal)
+    for panel in sheet.panels:
+        part = panel.zero + 10 * signal[panel.lead, panel.start : panel.stop]
+        assert panel.bottom <= part.min() and part.max() <= panel.top
+    grey = [line for line in draw_on(sheet, cut, original=signal).axes[0].lines if line.get_color() == "#8a8a8a"]
+    assert len(grey) == 13 and grey[0].get_zorder() < 4
+
+
 def test_two_seconds_and_12_x_1_show_every_lead_in_full(signal):
     for short, layout in ((signal[:, :500], "3x4"), (signal, "12x1")):
         panels = lay_out(short, RATE, layout).panels
@@ -131,6 +154,40 @@ def test_what_the_model_was_not_given_is_hatched(signal):
     panel = lay_out(signal[:, :500], RATE, "3x4", 14.0).panels
     last = next(p for p in panel if p.lead == 11)
     assert len(changed) and changed[:, 1].min() > last.left - 1
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_colours_of_a_scale_rise_in_steps_and_are_true(signal, rng, sign):
+    """Also in small PNGs, most of whose pixels are paper and traces."""
+    weights = rng.exponential(1.0, (12, 500))
+    weights[:6] *= sign
+    figure = draw_attention(signal[:, :500], weights, RATE)
+    bar = figure.axes[1].get_position()
+    true, small = (
+        np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+        for data in (picture_bytes(figure, "png", 150), small_png(figure, 150))
+    )
+    row = round((1 - (bar.y0 + bar.y1) / 2) * len(true))
+    columns = slice(round(bar.x0 * true.shape[1]) + 3, round(bar.x1 * true.shape[1]) - 3)
+    true, small = true[row, columns], small[row, columns]
+    steps = small[np.append(True, (np.diff(small, axis=0) != 0).any(axis=1))]
+    assert len(np.unique(steps, axis=0)) == len(steps) >= 20, "a colour came back"
+    assert np.sqrt(((true - small) ** 2).sum(axis=1)).max() < 16
+    if sign == 1:
+        assert (np.diff(steps[:, 1]) <= 0).all(), "from yellow to red there is ever less green"
+
+
+def test_a_layer_over_its_sheet_shows_what_the_attention_picture_shows(signal, rng):
+    part, weights, seen = signal[:, :500], rng.exponential(1.0, (12, 500)), np.ones((12, 500), bool)
+    sheet = lay_out_whole(part, RATE)
+    paper, layer = pixels(draw_on(sheet, part), 100), pixels(draw_layer(sheet, weights, seen), 100)
+    assert paper.shape == layer.shape == pixels(draw_attention(part, weights, RATE), 100).shape
+    seen[6:, 250:] = False
+    hatched = pixels(draw_layer(sheet, weights, seen), 100)
+    assert (hatched != layer).any()
+    both = paper * layer / 255
+    dark = paper.sum(axis=2) < 30
+    assert dark.any() and (both.sum(axis=2)[dark] < 30).all(), "the trace stays black beneath the layer"
 
 
 @pytest.mark.slow
