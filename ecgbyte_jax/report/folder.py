@@ -10,22 +10,31 @@ import numpy as np
 
 from ecgbyte_jax.errors import ReportError
 
-_BEST, _WORST, _RANDOM = 4, 3, 3
+_SHOWN = 12  # examples, at most
 _ROW = {"id": str, "segment": int, "patient": str, "question": str, "reference": str, "answer": str}
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """An example to be shown: its row of generations, why it was chosen, and how many of its words are right (F1, 0..1)."""
+    """An example to be shown: its row of generations, and how many of its words are right (F1, 0..1)."""
 
     row: dict
-    why: str
     score: float
 
     @property
     def question_type(self) -> str:
         """The corpus' name for the type of its question, or ""."""
         return question_type(self.row)
+
+    @property
+    def right(self) -> bool:
+        """Whether the answer is the reference."""
+        return is_right(self.row)
+
+
+def is_right(row: dict) -> bool:
+    """Whether a row's answer is its reference, but for spaces around them."""
+    return row["answer"].strip() == row["reference"].strip()
 
 
 def question_type(row: dict) -> str:
@@ -81,49 +90,33 @@ def read_lines(path: Path) -> list[dict]:
 
 
 def choose_examples(rows: list[dict], seed: int) -> list[Chosen]:
-    """Ten of the evaluated rows: four of the best, three of the worst, three at random; fewer where there are fewer.
+    """A right and a wrong answer of every question type, again and again up to twelve, by type; fewer where there are fewer.
 
-    Best and worst are ranked by the words that answer and reference share, then by log-probability where it is known (the worst
-    are those that the model was surest of), with question types and patients taken in turn.
+    They are drawn at random among the questions, then the patients, that have come up least. Of more than six types the
+    commonest six are shown.
     """
     rows = first_seed(rows)
-    scores = np.array([shared_words(row["reference"], row["answer"]) for row in rows])
-    sure = np.array([float(row.get("log_prob") or 0.0) for row in rows])
-    drawn = np.random.default_rng(seed).permutation(len(rows))
-    taken: list[int] = []
-    chosen = []
-    for why, order, count in (
-        ("best", drawn[np.lexsort((-sure[drawn], -scores[drawn]))], _BEST),
-        ("worst", drawn[np.lexsort((-sure[drawn], scores[drawn]))], _WORST),
-        ("random", drawn, _RANDOM),
-    ):
-        left = [int(i) for i in order if i not in taken]
-        picked = left[:count] if why == "random" else _in_turn(rows, scores, left, count)
-        taken += picked
-        chosen += [Chosen(rows[i], why, float(scores[i])) for i in picked]
-    return chosen
+    kinds = [kind for kind, _ in Counter(map(question_type, rows)).most_common(_SHOWN // 2)]
+    drawn: dict[tuple[str, bool], list[dict]] = {(kind, right): [] for kind in kinds for right in (True, False)}
+    for place in np.random.default_rng(seed).permutation(len(rows)):
+        drawn.get((question_type(rows[place]), is_right(rows[place])), []).append(rows[place])
+    questions: Counter[str] = Counter()
+    patients: Counter[str] = Counter()
+    chosen: list[dict] = []
+    while len(chosen) < _SHOWN and any(drawn.values()):
+        for left in list(filter(None, drawn.values()))[: _SHOWN - len(chosen)]:
+            row = min(left, key=lambda row: (questions[row["question"]], patients[row["patient"]]))
+            left.remove(row)
+            questions[row["question"]] += 1
+            patients[row["patient"]] += 1
+            chosen.append(row)
+    chosen.sort(key=lambda row: kinds.index(question_type(row)))
+    return [Chosen(row, shared_words(row["reference"], row["answer"])) for row in chosen]
 
 
 def first_seed(rows: list[dict]) -> list[dict]:
     """The rows of the first seed."""
     return [row for row in rows if row.get("seed") == rows[0].get("seed")]
-
-
-def _in_turn(rows: list[dict], scores: np.ndarray, order: list[int], count: int) -> list[int]:
-    """The first `count` of `order`; among equal scores, those whose question type, then patient, has come up least."""
-    chosen: list[int] = []
-    types: Counter[str] = Counter()
-    patients: Counter[str] = Counter()
-    equal = [i for i in order if order and scores[i] == scores[order[min(count, len(order)) - 1]]]
-    better = [i for i in order[:count] if i not in set(equal)]
-    while len(chosen) < count and (better or equal):
-        pool = better or equal
-        place = min(pool, key=lambda i: (types[question_type(rows[i])], patients[rows[i]["patient"]]))
-        pool.remove(place)
-        chosen.append(place)
-        types[question_type(rows[place])] += 1
-        patients[rows[place]["patient"]] += 1
-    return chosen
 
 
 def shared_words(reference: str, answer: str) -> float:

@@ -13,12 +13,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ecgbyte_jax.report.glossary import Glossary
 from ecgbyte_jax.report.save import small_png
 
 _DPI = 150
 _CSS_DPI = 96  # a browser's pixels per inch: pictures are shown true to scale where there is room
 _FOLDER = Path(__file__).parent
-_SECTIONS = ("scores", "examples", "training", "data", "tokenizer", "settings")
+_SECTIONS = ("scores", "examples", "training", "data", "tokenizer", "settings", "terms")
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture as a data URI, its size in browser pixels; alt describes it for those who cannot see it."""
+    """A picture as a data URI, its size in browser pixels; alt describes it for those who cannot see it.
+
+    layer: a second picture of the same size that is multiplied with it and can be switched off, with its own layer_alt.
+    """
 
     uri: str
     width: int
@@ -40,21 +44,21 @@ class Picture:
     name: str
     alt: str
     caption: str
+    layer: str = ""
+    layer_alt: str = ""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One example; words: of the question with their share of the attention, 0..0.6 as the strength of a colour."""
+    """One example; verdict: what is said of its answer besides whether it is right; others: other answers, with a name."""
 
     id: str
     type: str
-    why: str
     question: str
     reference: str
     answer: str
     verdict: str
     right: bool
-    words: tuple[tuple[str, float], ...] = ()
     others: tuple[tuple[str, str], ...] = ()
     pictures: tuple[Picture, ...] = ()
     shares: tuple[Table, ...] = ()
@@ -62,11 +66,20 @@ class Example:
 
 @dataclass
 class Page:
-    """The report's content; the notes name what a run lacks."""
+    """The report's content; the notes name what a run lacks.
+
+    facts: (name, text) of what the run is; command: makes the page again; evidence: the results' word for the verdict.
+    """
 
     title: str
-    evaluated: str
+    introduction: str
     scores: list[Table]
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    command: str = ""
+    verdict: list[str] = field(default_factory=list)
+    verdict_note: str = ""
+    evidence: str = ""
+    chart: list[Picture] = field(default_factory=list)
     score_notes: list[str] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
     examples_note: str = ""
@@ -86,12 +99,16 @@ class Page:
         return sorted({example.type for example in self.examples})
 
 
-def picture(figure: Figure, name: str, alt: str, caption: str) -> Picture:
-    """A figure for the page."""
+def picture(figure: Figure, name: str, alt: str, caption: str, layer: Figure | None = None, layer_alt: str = "") -> Picture:
+    """A figure for the page, with a layer of the same size where one is given."""
     data = small_png(figure, _DPI)
     width, height = Image.open(io.BytesIO(data)).size
     size = round(width * _CSS_DPI / _DPI), round(height * _CSS_DPI / _DPI)
-    return Picture(f"data:image/png;base64,{base64.b64encode(data).decode()}", *size, name, alt, caption)
+    return Picture(_uri(data), *size, name, alt, caption, _uri(small_png(layer, _DPI)) if layer else "", layer_alt)
+
+
+def _uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def render(page: Page) -> bytes:
@@ -102,8 +119,10 @@ def render(page: Page) -> bytes:
     style, script = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     names = {"tokenizer": "ECG tokenizer"}
+    glossary = Glossary()
     html = environment.get_template("page.html").render(
         page=page,
+        glossary=glossary,
         sections=[(name, names.get(name, name.capitalize())) for name in _SECTIONS],
         style=style,
         script=script,

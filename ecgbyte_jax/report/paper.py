@@ -24,7 +24,7 @@ _WHOLE_LEADS = 2.5  # s; a column of 3 x 4 has room for so much of a lead, and a
 _MARGIN, _HEAD, _PULSE = 5.0, 10.0, 10.0  # mm: around everything, the title, the calibration pulse
 _ROOM = 4.0  # mm above and below a row's traces
 _ROW = {"3x4": 25.0, "12x1": 15.0}  # mm, the least height of a row
-_COARSE = 250.0  # Hz; the sheet names lower rates, at which peaks look blunt
+COARSE = 250.0  # Hz; the sheet names lower rates, at which peaks look blunt
 _TRACE = {"color": "black", "linewidth": 0.8, "zorder": 4}
 _BEHIND = {"color": "#8a8a8a", "linewidth": 0.8, "zorder": 3.8}
 _FINE, _BOLD = {"pink": ("#f6d5d5", "#e59b9b"), "grey": ("#ececec", "#cfcfcf")}, (0.25, 0.5)  # colours, line widths in points
@@ -159,7 +159,7 @@ def draw_names(axes: Axes, sheet: Sheet, notes: dict[int, str] | None = None) ->
 
 def draw_head(axes: Axes, sheet: Sheet, title: str) -> None:
     """The title, the paper's scale, and a sample rate that is low, at the top."""
-    rate = f"{sheet.rate:g} Hz   " if sheet.rate < _COARSE else ""
+    rate = f"{sheet.rate:g} Hz   " if sheet.rate < COARSE else ""
     scale = f"{rate}{MM_PER_S:g} mm/s   {MM_PER_MV:g} mm/mV"
     box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
     place = {"fontsize": 8, "va": "center", "zorder": 5, "bbox": box}

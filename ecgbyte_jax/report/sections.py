@@ -3,96 +3,148 @@
 Axes: T samples of a segment, V ECG vocabulary, n tokens of a segment.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ecgbyte_jax.ecg.bpe import BPE
 from ecgbyte_jax.ecg.records import LEADS
-from ecgbyte_jax.ecg.symbols import ALPHABET_SIZE
+from ecgbyte_jax.ecg.symbols import ALPHABET_SIZE, Quantizer
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.explain.views import METHODS, EcgView, View
 from ecgbyte_jax.report import words
-from ecgbyte_jax.report.attention import draw_attention
+from ecgbyte_jax.report.attention import draw_layer, lay_out_whole
+from ecgbyte_jax.report.comparison import draw_comparison
 from ecgbyte_jax.report.curves import draw_training
 from ecgbyte_jax.report.folder import Chosen, read_json, read_lines, set_aside
 from ecgbyte_jax.report.page import Example, Page, Picture, Table, picture
-from ecgbyte_jax.report.paper import draw_ecg
+from ecgbyte_jax.report.paper import COARSE, draw_on, lay_out
 from ecgbyte_jax.report.tokens import draw_compression, draw_tokens, draw_usage
 
 _NOT_OF_TRAINING = ("eval", "export", "attend")  # parts of the settings that a checkpoint was saved with
 _RECODED = 100  # segments that compression is measured on
 _LEVELS = (0, 100, 500, 1000, 2000, 3500, 5000, 10_000)  # merges
-_STRONGEST = 0.6  # opacity of a word's colour; black text stays readable on it
 
 
-def make_page(title: str, results: dict) -> Page:
-    """The page with the section of scores alone."""
-    return Page(
-        title=title,
-        evaluated=words.evaluated(results),
+def make_page(name: str, results: dict, data: dict) -> Page:
+    """The page of the run `name` with its top and its scores; data: the settings of the evaluated data, {} where unknown."""
+    sentences, note = words.verdict(results)
+    page = Page(
+        title=words.title(name, data),
+        introduction=words.introduction(data),
         scores=words.score_tables(results),
+        facts=[("Data", words.data_fact(data)), ("Evaluated", words.evaluated(results))],
+        verdict=sentences,
+        verdict_note=note,
+        evidence=str((results.get("verdict") or {}).get("evidence", "")),
         score_notes=words.score_notes(results),
     )
+    metric, scores, intervals, counted = words.compared(results)
+    if scores:
+        figure = draw_comparison(scores, intervals, f"{metric} in %")
+        how = ", with 95% intervals" if intervals else ""
+        values = "; ".join(f"{system} {100 * score:.1f}%" for system, score in scores.items())
+        caption = f"The model and what it is compared with: {metric}{how}. {counted}."
+        page.chart.append(picture(figure, "The model compared", f"{metric.capitalize()}: {values}.", caption))
+    return page
 
 
-def add_settings(page: Page, trained: dict, evaluated: dict) -> None:
-    """Those that the checkpoint was trained with ({} where unknown), and those of the evaluation."""
+def add_origin(page: Page, trained: dict, parameters: int, saved: str, version: str, command: str) -> None:
+    """The model, by the settings of its training ({} where unknown) and its parameters (0), when its checkpoint was saved ("").
+
+    version: of ecgbyte-jax; command: that makes the page again.
+    """
+    page.facts.insert(1, ("Model", words.model_fact(trained, parameters)))
+    if saved:
+        page.facts.append(("Trained", f"the evaluated checkpoint was saved on {saved}"))
+    page.facts.append(("Report", f"ecgbyte-jax {version}"))
+    page.command = command
+
+
+def add_settings(page: Page, trained: dict, evaluated: dict, unknown: str = "") -> None:
+    """Those that the checkpoint was trained with, or {} and why they are unknown, and those of the evaluation."""
+    if unknown:
+        page.settings_notes.append(f"Without the settings of the training: {unknown}")
     page.settings += words.settings_tables({name: part for name, part in trained.items() if name not in _NOT_OF_TRAINING})
     page.settings += words.settings_tables({"eval": evaluated})
 
 
-def make_example(chosen: Chosen, view: View | None, rate: float) -> Example:
-    """An example with what its view holds: pictures, and attention where there is any; a rate in Hz."""
+def make_example(
+    chosen: Chosen,
+    view: View | None,
+    rate: float,
+    quantizer: Quantizer | None = None,
+    originals: Sequence[np.ndarray] | None = None,
+) -> Example:
+    """An example with what its view holds: its ECGs, and attention where there is any; a rate in Hz.
+
+    quantizer: of the ECGs' tokenizer, whose ends the page names where an ECG reaches them; originals: of each ECG the clean
+    signal [12, T] in mV that became its tokens, where it is known.
+    """
     row = chosen.row
-    right = row["answer"].strip() == row["reference"].strip()
-    probability = f", probability {np.exp(row['log_prob']):.2f}" if isinstance(row.get("log_prob"), int | float) else ""
+    shared = "" if chosen.right else f"{chosen.score:.0%} of the words are right"
+    likely = f"probability {np.exp(row['log_prob']):.2f}" if isinstance(row.get("log_prob"), int | float) else ""
     others = (("To another's ECG", "answer_to_other_ecg"), ("Commonest answer", "commonest_answer"))
     return Example(
         id=f"{row['id']}, segment {row['segment'] + 1}",
         type=chosen.question_type or "all questions",
-        why=chosen.why,
         question=row["question"],
         reference=row["reference"],
         answer=row["answer"],
-        verdict=f"({'right' if right else 'wrong'}: {chosen.score:.0%} of the words{probability})",
-        right=right,
-        words=_coloured_words(view) if view else (),
+        verdict=", ".join(filter(None, (shared, likely))),
+        right=chosen.right,
         others=tuple((name, row[key]) for name, key in others if isinstance(row.get(key), str)),
-        pictures=tuple(_ecg_pictures(view, rate)) if view else (),
+        pictures=tuple(_ecg_pictures(view, rate, quantizer, originals)) if view else (),
         shares=_shares(view) if view and view.words else (),
     )
 
 
-def _coloured_words(view: View) -> tuple[tuple[str, float], ...]:
-    if not view.words:
-        return ()
-    weights = view.word_weights["attention"]
-    return tuple((word, round(_STRONGEST * float(w / (weights.max() or 1)), 3)) for word, w in zip(view.words, weights))
+def _ecg_pictures(
+    view: View, rate: float, quantizer: Quantizer | None, originals: Sequence[np.ndarray] | None
+) -> Iterable[Picture]:
+    for number, ecg in enumerate(view.ecgs):
+        which = f"ECG {number + 1} of {len(view.ecgs)}" if len(view.ecgs) > 1 else "The ECG"
+        yield _ecg_picture(ecg, which, rate, quantizer, originals[number] if originals else None)
 
 
-def _ecg_pictures(view: View, rate: float) -> Iterable[Picture]:
-    for number, ecg in enumerate(view.ecgs, start=1):
-        which = f"ECG {number} of {len(view.ecgs)}" if len(view.ecgs) > 1 else "The ECG"
-        seconds = ecg.signal.shape[1] / rate
-        low, high = ecg.signal.min(), ecg.signal.max()
-        alt = f"{which}: 12 leads, {seconds:g} s on paper of 25 mm/s and 10 mm/mV, from {low:.1f} to {high:.1f} mV."
-        caption = f"{which} as its tokens restore it, {seconds:g} s at {rate:g} Hz."
-        yield picture(draw_ecg(ecg.signal, rate), f"{which} on paper", alt, caption)
-        if ecg.samples:
-            yield _attention_picture(ecg, rate, which)
-
-
-def _attention_picture(ecg: EcgView, rate: float, which: str) -> Picture:
+def _ecg_picture(ecg: EcgView, which: str, rate: float, quantizer: Quantizer | None, original: np.ndarray | None) -> Picture:
+    seconds = ecg.signal.shape[1] / rate
+    low, high = ecg.signal.min(), ecg.signal.max()
+    alt = f"{which}: 12 leads, {seconds:g} s on paper of 25 mm/s and 10 mm/mV, from {low:.1f} to {high:.1f} mV."
+    caption = f"{which} as its tokens restore it, {seconds:g} s at {rate:g} Hz{_blunt(rate)}."
+    cut = leads_cut(ecg.signal, quantizer, original) if quantizer else []
+    if quantizer and cut:
+        grey = "" if original is None else "; in grey, the cleaned original"
+        caption += f" The tokenizer cuts at {quantizer.low:.2f} and {quantizer.high:.2f} mV, here in {', '.join(cut)}{grey}."
+    original = original if cut else None
+    sheet = lay_out_whole(ecg.signal, rate, original) if ecg.samples else lay_out(ecg.signal, rate, original=original)
+    paper = draw_on(sheet, ecg.signal, original=original)
+    if not ecg.samples:
+        return picture(paper, f"{which} on paper", alt, caption)
     weights = ecg.samples["attention"]
     share = weights.sum(axis=1) / (weights.sum() or 1)
     most = ", ".join(f"{LEADS[i]} {share[i]:.0%}" for i in np.argsort(-share, kind="stable")[:3])
-    cut = "" if ecg.seen.all() else f" The prompt cut off the hatched {1 - ecg.seen.mean():.0%}."
-    figure = draw_attention(ecg.signal, weights, rate, seen=ecg.seen, label="attention of the answer, a sample")
-    alt = f"{which} with the attention of the answer as colour beneath it; most of it on the leads {most}.{cut}"
-    caption = f"Attention over the trace; beside each lead its share of what went to this ECG. Most: {most}.{cut}"
-    return picture(figure, f"Attention over {which[0].lower() + which[1:]}", alt, caption)
+    unseen = "" if ecg.seen.all() else f" The prompt cut off the hatched {1 - ecg.seen.mean():.0%}."
+    caption += (
+        f" Colour: the attention with which the answer was chosen; beside each lead its share, the most on {most}.{unseen}"
+    )
+    layer_alt = f"The attention of the answer as colour beneath the ECG, most of it on the leads {most}.{unseen}"
+    return picture(paper, f"{which} on paper", alt, caption, draw_layer(sheet, weights, ecg.seen), layer_alt)
+
+
+def _blunt(rate: float) -> str:
+    return "" if rate >= COARSE else ", a low rate that blunts its peaks"
+
+
+def leads_cut(signal: np.ndarray, quantizer: Quantizer, original: np.ndarray | None = None) -> list[str]:
+    """The leads of signal [12, T] with samples at an end of the quantizer's range, or with an original beyond it if known."""
+    if original is None:
+        symbols = quantizer.encode(signal)
+        beyond = (symbols == 0) | (symbols == ALPHABET_SIZE - 1)
+    else:
+        beyond = (original < quantizer.low) | (original > quantizer.high)
+    return [lead for lead, row in zip(LEADS, beyond) if row.any()]
 
 
 def _shares(view: View) -> tuple[Table, ...]:

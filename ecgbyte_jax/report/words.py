@@ -16,37 +16,139 @@ _NAMES = {
     "bertscore_recall": "BERTScore R",
     "bertscore_f1": "BERTScore F1",
 }
+_CORPORA = {
+    "ptbxl": "PTB-XL",
+    "mimic": "MIMIC-IV-ECG",
+    "ecg_qa": "ECG-QA on PTB-XL",
+    "ecg_qa_mimic": "ECG-QA on MIMIC-IV-ECG",
+    "ecg_chat": "ECG-Chat",
+    "own": "a table of your own",
+}
 _COUNTS = ("sequences", "examples", "patients", "count", "n")
 _REASONS = 20
 
 
+def title(name: str, data: dict) -> str:
+    """The title of a run's page; data: the settings of its data, {} where they are unknown."""
+    return f"ECG-Byte{_on(data)}: run {name}"
+
+
+def _on(data: dict) -> str:
+    if not data:
+        return ""
+    return " on synthetic ECGs" if data.get("synthetic_records") else f" on {_corpus(data)}"
+
+
+def introduction(data: dict) -> str:
+    """What the run is of, in one or two sentences; those of a synthetic one say so first."""
+    if data.get("synthetic_records"):
+        return (
+            f"The ECGs of this run are synthetic: {data['synthetic_records']:,} recordings that ecgbyte-jax computed itself, "
+            "of no patient, so its scores say nothing about real ECGs. A language model was trained to read them as tokens and "
+            "to answer questions about them."
+        )
+    of = f"of {_corpus(data)} " if data else ""
+    unknown = "" if data else " Which ECGs these are is unknown: the preparation of this evaluation is not in the run's folder."
+    return f"A language model was trained to read 12-lead ECGs {of}as tokens and to answer questions about them.{unknown}"
+
+
+def data_fact(data: dict) -> str:
+    """The name of the data set, and whether it is real."""
+    if not data:
+        return "unknown"
+    if data.get("synthetic_records"):
+        return f"synthetic, {data['synthetic_records']:,} recordings, with questions in the form of {_corpus(data)}"
+    published = "; the published split, which may have a patient in several parts" if data.get("published_split") else ""
+    return f"{_corpus(data)}: real ECGs{published}"
+
+
+def model_fact(trained: dict, parameters: int) -> str:
+    """The model and the number of its parameters (0: unknown); trained: the settings of its training, {} where unknown."""
+    size = f"{_rounded(parameters)} parameters" if parameters else ""
+    if not trained:
+        return size or "unknown"
+    model, lora = _dict(trained.get("model")), _dict(trained.get("lora"))
+    if model.get("pretrained"):
+        kind = str(model["pretrained"]).rstrip("/").rpartition("/")[2]
+    else:
+        kind = f"decoder trained from scratch, {model.get('layers')} layers of width {model.get('width')}"
+    adapted = f"LoRA of rank {lora['rank']}" if lora.get("rank") else ""
+    return ", ".join(filter(None, (kind, adapted, size)))
+
+
+def _rounded(count: int) -> str:
+    if count < 1e5:
+        return f"{count:,}"
+    size, unit = (1e9, "billion") if count >= 1e9 else (1e6, "million")
+    return f"{count / size:.0f} {unit}" if count >= 100 * size else f"{count / size:.2g} {unit}"
+
+
+def _corpus(data: dict) -> str:
+    return _CORPORA.get(data.get("corpus", ""), str(data.get("corpus")))
+
+
 def evaluated(results: dict) -> str:
     """One sentence on what was evaluated."""
-    known = {name: results.get(name) for name in ("sequences", "patients", "split", "empty_answers")}
+    known = {name: results.get(name) for name in ("patients", "split", "empty_answers")}
     step = results.get("checkpoint_step")
     by = f"checkpoint {step}" if step is not None else f"'{results.get('checkpoint')}'"
-    text = "{sequences} answers about {patients} patients of the split '{split}'".format(**known)
+    text = f"{_counted(results.get('sequences'))} answers about {{patients}} patients of the split '{{split}}'".format(**known)
     seeds = results.get("seeds")
     seed_list = f", seeds {', '.join(map(str, seeds))}" if isinstance(seeds, list) and len(seeds) > 1 else ""
     return f"{text}, by {by}{seed_list}. {known['empty_answers']} answers are empty; they count as wrong."
 
 
+def verdict(results: dict) -> tuple[list[str], str]:
+    """(the sentences of the verdict, what their numbers are); ([], "") where the results hold none."""
+    found = _dict(results.get("verdict"))
+    sentences = [text for key in ("sentence", "over_commonest") if isinstance(text := found.get(key), str) and text]
+    note = (
+        f"Numbers: the difference of the {_metric(str(found.get('metric')))} in percentage points, with its 95% interval. To "
+        "read the ECG is to do better with it than the same model does with another patient's ECG."
+    )
+    return [text[0].upper() + text[1:] for text in sentences], note if sentences else ""
+
+
+def compared(results: dict) -> tuple[str, dict[str, float], dict[str, list[float]], str]:
+    """(metric, system -> score, system -> 95% interval, what was counted) of the score that the page puts first."""
+    by_recording = _dict(results.get("by_recording"))
+    part = by_recording if by_recording.get("scores") else results
+    metric = str(_dict(results.get("verdict")).get("metric") or _first_metric(part))
+    scores = {name: row[metric] for name, row in part["scores"].items() if isinstance(row.get(metric), int | float)}
+    bounds = {name: _numbers(_dict(row).get(metric)) for name, row in _dict(part.get("intervals")).items()}
+    counted = f"{_counted(results.get('sequences'))} answers, each about one segment"
+    if part is by_recording:
+        counted = (
+            f"{_counted(by_recording.get('questions'))} questions, each answered once for a recording, by vote of its segments"
+        )
+    return _metric(metric), scores, {name: pair for name, pair in bounds.items() if len(pair) == 2}, counted
+
+
+def _first_metric(part: dict) -> str:
+    metrics = [metric for row in part["scores"].values() for metric in row]
+    return "exact_match" if "exact_match" in metrics or not metrics else metrics[0]
+
+
+def _counted(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
 def score_tables(results: dict) -> list[Table]:
-    """Every table of scores in an evaluation's results, in %."""
-    scores, intervals = results["scores"], _dict(results.get("intervals"))
-    metrics = list(dict.fromkeys(metric for row in scores.values() for metric in row))
-    rows = [(name, *(_cell(row.get(m), _dict(intervals.get(name)).get(m)) for m in metrics)) for name, row in scores.items()]
-    how = ", with 95% intervals (bootstrap over patients)" if intervals else ""
-    tables = [Table(f"Scores in %{how}", ("system", *map(_metric, metrics)), tuple(rows))]
+    """Every table of scores in an evaluation's results, in %, without the metrics that it calls hidden."""
+    hidden = set(_strings(results.get("hidden")))
+    by_recording = _dict(results.get("by_recording"))
+    tables = []
+    if by_recording.get("scores"):
+        questions = _counted(by_recording.get("questions"))
+        tables.append(_scores(by_recording, f"By recording, one vote over its segments ({questions} questions), in %", hidden))
+    tables.append(_scores(results, "By segment, in %" if tables else "Scores in %", hidden))
     seeds = _dict(results.get("over_seeds"))
     if seeds:
-        metrics = list(dict.fromkeys(metric for row in seeds.values() for metric in _dict(row)))
+        metrics = _metrics(seeds.values(), hidden)
         cells = [(name, *(_seed_cell(_dict(row).get(m)) for m in metrics)) for name, row in seeds.items()]
-        tables.append(
-            Table(
-                "Over seeds in %: mean, ± standard deviation, 95% t interval", ("system", *map(_metric, metrics)), tuple(cells)
-            )
-        )
+        caption = "Over seeds in %: mean, ± standard deviation, 95% t interval"
+        tables.append(Table(caption, ("system", *map(_metric, metrics)), tuple(cells)))
+    tables += _yes_no(_dict(results.get("yes_no")))
     for name, caption in (
         ("by_question_type", "The model by question type, in %"),
         ("by_attribute", "The model by attribute, in %"),
@@ -56,18 +158,36 @@ def score_tables(results: dict) -> list[Table]:
         part = _dict(results.get(name))
         if part:
             rows_by_name = {key: row if isinstance(row, dict) else {"macro F1": row} for key, row in part.items()}
-            tables.append(_plain(caption, rows_by_name))
+            tables.append(_plain(caption, rows_by_name, hidden))
     return tables
 
 
+def _scores(part: dict, caption: str, hidden: set[str]) -> Table:
+    scores, intervals = part["scores"], _dict(part.get("intervals"))
+    metrics = _metrics(scores.values(), hidden)
+    rows = [(name, *(_cell(row.get(m), _dict(intervals.get(name)).get(m)) for m in metrics)) for name, row in scores.items()]
+    how = ", with each 95% interval (bootstrap over patients)" if intervals else ""
+    return Table(f"{caption}{how}", ("system", *map(_metric, metrics)), tuple(rows))
+
+
+def _yes_no(part: dict) -> list[Table]:
+    systems = _dict(part.get("systems"))
+    metrics = _metrics(systems.values(), set())
+    rows = [(name, *(_cell(_dict(row).get(metric)) for metric in metrics)) for name, row in systems.items()]
+    caption = f"Yes or no: {_counted(part.get('questions'))} questions, {_counted(part.get('yes'))} of them with 'yes', in %"
+    return [Table(caption, ("system", *map(_metric, metrics)), tuple(rows))] if rows else []
+
+
+def _metrics(rows: Iterable[object], hidden: set[str]) -> list[str]:
+    """The names in all rows, in their order."""
+    return [name for name in dict.fromkeys(name for row in rows for name in _dict(row)) if name not in hidden]
+
+
 def score_notes(results: dict) -> list[str]:
-    """Metrics that could not be computed, with the reason."""
+    """Metrics that could not be computed or are left out, with the reason."""
     notes = [f"{_metric(str(name))} is missing: {reason}" for name, reason in _dict(results.get("missing")).items()]
-    baselines = (
-        "'another patient's ECG' is the same model given the ECG of another patient: what it loses there it had read from "
-        "the ECG. 'commonest answer' always gives the commonest answer in training."
-    )
-    return [*notes, baselines]
+    hidden = [_metric(name) for name in _strings(results.get("hidden"))]
+    return [*notes, f"Left out, since every reference is one word: {', '.join(hidden)}."] if hidden else notes
 
 
 def split_table(manifest: dict) -> Table:
@@ -98,10 +218,8 @@ def settings_tables(config: dict) -> list[Table]:
     ]
 
 
-def _plain(caption: str, scores: dict[str, dict]) -> Table:
-    metrics = list(
-        dict.fromkeys(metric for row in scores.values() for metric in row if not isinstance(row[metric], dict | list))
-    )
+def _plain(caption: str, scores: dict[str, dict], hidden: set[str]) -> Table:
+    metrics = _metrics(({k: v for k, v in row.items() if not isinstance(v, dict | list)} for row in scores.values()), hidden)
     rows = [(str(key), *(_value(metric, row.get(metric)) for metric in metrics)) for key, row in scores.items()]
     return Table(caption, ("name", *map(_metric, metrics)), tuple(rows))
 
@@ -133,6 +251,10 @@ def _interval(value: object) -> str:
 
 def _numbers(value: object) -> list[float]:
     return list(value) if isinstance(value, Iterable) and all(isinstance(item, int | float) for item in value) else []
+
+
+def _strings(value: object) -> list[str]:
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
 
 
 def _metric(name: str) -> str:

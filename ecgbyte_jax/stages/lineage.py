@@ -119,7 +119,7 @@ _VERSIONS = {
     "train": 4,
     "answers": 6,
     "eval": 6,
-    "report": 3,
+    "report": 4,
     "export": 4,
 }
 

@@ -10,9 +10,12 @@ from pathlib import Path
 import grain
 import jax
 import numpy as np
+from flax import nnx
 
+import ecgbyte_jax
 from ecgbyte_jax.corpora.example import Example
 from ecgbyte_jax.corpora.read import read_corpus
+from ecgbyte_jax.ecg.symbols import Quantizer
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.errors import ConfigError, EcgByteError, ReportError
 from ecgbyte_jax.evaluate.questions import find_sequences
@@ -21,6 +24,7 @@ from ecgbyte_jax.explain.explain import rate_of, views
 from ecgbyte_jax.explain.views import EcgView, View
 from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.inputs.shards import read_ecg, read_manifest
+from ecgbyte_jax.model.build import count
 from ecgbyte_jax.prepare.cleaning import Cleaning
 from ecgbyte_jax.prepare.corpus import Folders
 from ecgbyte_jax.report import sections
@@ -33,24 +37,22 @@ from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.stages import lineage
 from ecgbyte_jax.stages.attend import check_evaluated
 from ecgbyte_jax.train.checkpoint import Checkpoints
-from ecgbyte_jax.train.restore import open_trained
+from ecgbyte_jax.train.restore import Trained, open_trained
 
 _SEGMENTS = 2_000  # drawn at random, on which token statistics are computed
 
 
 def report(settings: Settings, workdir: Workdir) -> None:
     """Writes the page where there is none for these very files; raises ReportError where there is no evaluation."""
-    if jax.process_index():
-        return
     results, rows = read_evaluation(workdir.results, workdir.generations)
     stage = lineage.reported(settings, workdir, _inputs(workdir), jax.process_count())
     if stage.finished():
         console.print("report: settings and inputs have not changed, nothing to do")
     else:
         stage.begin()
-        page = _make_page(settings, workdir, results, rows)
+        page, attended = _make_page(settings, workdir, results, rows)
         write_whole(workdir.report, [render(page)])
-        if not page.examples_note.startswith("Without"):  # else the same command tries again
+        if attended:  # else the same command tries again
             stage.finish([workdir.report])
     console.print(f"report                   {workdir.report}")
 
@@ -69,15 +71,30 @@ def _inputs(workdir: Workdir) -> tuple[Path, ...]:
     )
 
 
-def _make_page(settings: Settings, workdir: Workdir, results: dict, rows: list[dict]) -> Page:
-    page = sections.make_page(f"ECG-Byte run {workdir.root.resolve().name}", results)
-    _add_settings(page, workdir, results)
-    _add_examples(page, settings, workdir, results, choose_examples(rows, settings.seed))
+def _make_page(settings: Settings, workdir: Workdir, results: dict, rows: list[dict]) -> tuple[Page, bool]:
+    """The page, and whether its examples have their attention."""
+    name = workdir.root.resolve().name
+    config, saved, unknown = _trained_with(workdir, results)
+    trained = _restore(settings, workdir, results)
+    page = sections.make_page(name, results, _data_of(workdir, results) or config.get("data", {}))
+    parameters = count(nnx.state(trained.model, (nnx.Param, nnx.LoRAParam))) if isinstance(trained, Trained) else 0
+    command = f"python main.py --config=experiments/NAME.py --workdir={name} --stage=report"
+    sections.add_origin(page, config, parameters, saved, ecgbyte_jax.__version__, command)
+    evaluated = read_json(workdir.answers_marker) or {}
+    sections.add_settings(page, config, evaluated.get("settings", {}).get("eval", {}), unknown)
+    _add_examples(page, settings, workdir, results, choose_examples(rows, settings.seed), trained)
     sections.add_curves(page, workdir.metrics)
     sections.add_data(page, workdir.manifest, workdir.quarantine)
     _add_tokenizer(page, settings, workdir)
     _add_origins(page, workdir, results)
-    return page
+    return page, isinstance(trained, Trained)
+
+
+def _data_of(workdir: Workdir, results: dict) -> dict:
+    """The settings of the data that the answers are about; {} where what is prepared here is not that."""
+    if results.get("prepared") != outputs_digest(workdir.prepare_marker):
+        return {}
+    return (read_json(workdir.prepare_marker) or {}).get("settings", {}).get("data", {})
 
 
 def _add_origins(page: Page, workdir: Workdir, results: dict) -> None:
@@ -94,54 +111,102 @@ def _add_origins(page: Page, workdir: Workdir, results: dict) -> None:
         page.tokenizer_notes.append(note)
 
 
-def _add_settings(page: Page, workdir: Workdir, results: dict) -> None:
-    """The settings that the evaluated checkpoint records, and those of the evaluation."""
-    trained = {}
+def _trained_with(workdir: Workdir, results: dict) -> tuple[dict, str, str]:
+    """The settings that the evaluated checkpoint records, the day on which it was saved, and why both are unknown, if so."""
     try:
-        trained = _trained_with(workdir, results)
+        check_evaluated(workdir, results)
+        step = results["checkpoint_step"]
+        if step is None:
+            raise ReportError(f"the answers are those of the folder '{results['checkpoint']}'")
+        with closing(Checkpoints(workdir.checkpoints, keep=None)) as checkpoints:
+            return checkpoints.about(step)["config"], checkpoints.saved_on(step), ""
     except EcgByteError as error:
-        page.settings_notes.append(f"Without the settings of the training: {error}")
-    evaluated = read_json(workdir.answers_marker) or {}
-    sections.add_settings(page, trained, evaluated.get("settings", {}).get("eval", {}))
+        return {}, "", str(error)
 
 
-def _trained_with(workdir: Workdir, results: dict) -> dict:
-    check_evaluated(workdir, results)
-    if results["checkpoint_step"] is None:
-        raise ReportError(f"the answers are those of the folder '{results['checkpoint']}'")
-    with closing(Checkpoints(workdir.checkpoints, keep=None)) as checkpoints:
-        return checkpoints.about(results["checkpoint_step"])["config"]
+def _restore(settings: Settings, workdir: Workdir, results: dict) -> Trained | EcgByteError:
+    """The model that gave the answers, or why there is none."""
+    try:
+        if jax.process_count() > 1:
+            raise ConfigError("several processes share the model; --stage=report on one process adds the attention")
+        check_evaluated(workdir, results)
+        lineage.trained(settings, workdir).require()
+        return open_trained(settings, workdir, answered_by(results))
+    except EcgByteError as error:
+        return error
 
 
-def _add_examples(page: Page, settings: Settings, workdir: Workdir, results: dict, examples: list[Chosen]) -> None:
-    """With attention where the model can be restored, without it where only the shards are there, else without pictures."""
+def _add_examples(
+    page: Page, settings: Settings, workdir: Workdir, results: dict, examples: list[Chosen], trained: Trained | EcgByteError
+) -> None:
+    """With attention where the model is there, without it where only the shards are, else without pictures."""
     rows = [chosen.row for chosen in examples]
     example_views: list[View | None]
     try:
-        example_views = list(_attended(settings, workdir, results, rows))
-        page.examples_note = (
-            "The colour beneath each trace is the mean attention, over layers and heads, with which the answer's tokens were "
-            "chosen."
-        )
-    except EcgByteError as error:
-        page.examples_note = f"Without attention: {error}"
-        try:
+        if isinstance(trained, Trained):
+            example_views = [view for _, view in views(trained, settings.attend, workdir, str(results.get("split")), rows)]
+            page.examples_note = "Attention can be switched off at each ECG."
+        else:
+            page.examples_note = f"Without attention: {trained}"
             example_views = list(_plain_views(workdir, results, rows))
-        except EcgByteError as another:
-            page.examples_note = f"Without pictures: {another}"
-            example_views = [None] * len(rows)
+        quantizer = ECGTokenizer.load(workdir.ecg_tokenizer).quantizer
+    except EcgByteError as error:
+        page.examples_note = f"Without pictures: {error}"
+        example_views, quantizer = [None] * len(rows), None
     rate = rate_of(settings)
-    page.examples = [sections.make_example(*pair, rate) for pair in zip(examples, example_views, strict=True)]
+    originals = _originals(settings, workdir, rows, example_views, quantizer)
+    page.examples = [
+        sections.make_example(chosen, view, rate, quantizer, signals)
+        for chosen, view, signals in zip(examples, example_views, originals, strict=True)
+    ]
 
 
-def _attended(settings: Settings, workdir: Workdir, results: dict, rows: list[dict]) -> Iterable[View]:
-    if jax.process_count() > 1:
-        raise ConfigError("several processes share the model; --stage=report on one process adds the attention")
-    check_evaluated(workdir, results)
-    lineage.trained(settings, workdir).require()
-    trained = open_trained(settings, workdir, answered_by(results))
-    for _, view in views(trained, settings.attend, workdir, str(results.get("split")), rows):
-        yield view
+def _originals(
+    settings: Settings, workdir: Workdir, rows: list[dict], example_views: list[View | None], quantizer: Quantizer | None
+) -> list[list[np.ndarray] | None]:
+    """Of each row whose ECGs reach an end of the tokenizer's range, the clean signals that became them; else None.
+
+    They are cleaned again, so there is none where a recording has changed, or is no longer there.
+    """
+    cut = {
+        row["id"]
+        for row, view in zip(rows, example_views)
+        if view and quantizer and any(sections.leads_cut(ecg.signal, quantizer) for ecg in view.ecgs)
+    }
+    try:
+        records = _records_of(settings, workdir, cut)
+    except EcgByteError:
+        records = {}
+    cleaning = Cleaning.of(settings)
+    originals: list[list[np.ndarray] | None] = []
+    for row, view in zip(rows, example_views):
+        try:
+            signals = [cleaning.cut(cleaning.whole(str(path))[0])[row["segment"]] for path in records.get(row["id"], ())]
+        except (EcgByteError, IndexError):
+            signals = []
+        same = (
+            view
+            and quantizer
+            and len(signals) == len(view.ecgs)
+            and all(
+                np.array_equal(quantizer.encode(signal), quantizer.encode(ecg.signal))
+                for signal, ecg in zip(signals, view.ecgs)
+            )
+        )
+        originals.append(signals if same else None)
+    return originals
+
+
+def _records_of(settings: Settings, workdir: Workdir, ids: set[str]) -> dict[str, tuple[Path, ...]]:
+    """The recordings of the corpus' examples with these ids; raises CorpusError where the corpus is missing."""
+    folders, records = Folders.of(settings, workdir), {}
+    if ids:
+        for item in read_corpus(settings.data, folders.root, folders.ecgqa_root):
+            if isinstance(item, Example) and item.id in ids:
+                records.setdefault(item.id, item.records)
+                if len(records) == len(ids):
+                    break
+    return records
 
 
 def _plain_views(workdir: Workdir, results: dict, rows: list[dict]) -> Iterable[View]:

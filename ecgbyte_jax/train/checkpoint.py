@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -78,11 +79,15 @@ class Checkpoints:
 
     def about(self, step: int) -> dict:
         """The description that was saved with a checkpoint; raises DamagedCheckpointError where it cannot be read."""
-        return self._metadata(step)[1]["about"]
+        return self._metadata(step).custom_metadata["about"]
+
+    def saved_on(self, step: int) -> str:
+        """The day, in UTC, on which a checkpoint was saved; raises DamagedCheckpointError where it cannot be read."""
+        return datetime.fromtimestamp(self._metadata(step).commit_timestamp_nsecs // 10**9, UTC).date().isoformat()
 
     def checksum(self, step: int) -> int:
         """Changes with any bit of a checkpoint's state; raises DamagedCheckpointError where it cannot be read."""
-        checksums = self._metadata(step)[1]["checksums"]
+        checksums = self._metadata(step).custom_metadata["checksums"]
         return sum((2 * number + 1) * checksums[name] for number, name in enumerate(sorted(checksums))) % 2**32
 
     def load(self, step: int, like: Any) -> Any:
@@ -91,7 +96,8 @@ class Checkpoints:
         A dictionary of some of the state's fields reads only these. Raises CheckpointError where the state does not fit,
         DamagedCheckpointError where it is not what was written.
         """
-        tree, metadata = self._metadata(step)
+        saved = self._metadata(step)
+        tree, metadata = saved.metadata, saved.custom_metadata
         lost = sorted(set(metadata["checksums"]) - set(_shapes(tree)))
         if lost:
             raise self._damaged(step, f"{len(lost)} of its arrays are not in its index, for example {lost[0]}")
@@ -138,15 +144,15 @@ class Checkpoints:
         with _writing(self.folder):
             self._checkpointer.close()
 
-    def _metadata(self, step: int) -> tuple[Any, dict]:
-        """(the tree of what was saved, the description and checksums saved with it)."""
+    def _metadata(self, step: int) -> Any:
+        """What Orbax knows of a checkpoint: the tree of what was saved, the description and checksums saved with it, times."""
         try:
             saved = self._checkpointer.metadata(step)
         except Exception as error:  # as above
             raise self._damaged(step, str(error).splitlines()[0][:200]) from error
         if not isinstance(saved.custom_metadata, dict) or set(saved.custom_metadata) != {"about", "checksums"}:
             raise self._damaged(step, "its description cannot be read")
-        return saved.metadata, saved.custom_metadata
+        return saved
 
     def _damaged(self, step: int, why: str) -> DamagedCheckpointError:
         return DamagedCheckpointError(f"{self.path(step)}: checkpoint {step} is damaged: {why}")

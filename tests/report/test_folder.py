@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 
 from ecgbyte_jax.errors import ReportError
@@ -61,34 +60,36 @@ def test_words_shared():
     assert shared_words("a a b", "a b b b") == pytest.approx(2 * 2 / 7)  # a once, b once
 
 
-def test_best_worst_and_random_ones_are_ten_different_rows():
-    rng = np.random.default_rng(0)
-    rows = [row(i, answer=rng.choice(["yes it is", "yes", "no"]), log_prob=-float(i)) for i in range(200)]
+def test_a_right_and_a_wrong_answer_of_every_question_type_in_turn():
+    types = ["verify"] * 100 + ["choose"] * 60 + ["query"] * 2
+    answers = ["yes it is", "no"]
+    rows = [row(i, answer=answers[i % 2], meta={"question_type": type}) for i, type in enumerate(types)]
     chosen = choose_examples(rows, seed=1)
-    assert [one.why for one in chosen] == ["best"] * 4 + ["worst"] * 3 + ["random"] * 3
-    assert len({one.row["id"] for one in chosen}) == 10
-    assert all(one.score == 1 for one in chosen[:4]) and all(one.score == 0 for one in chosen[4:7])
-    assert choose_examples(rows, seed=1) == chosen and choose_examples(rows, seed=2)[7:] != chosen[7:]
+    kinds = [(one.question_type, one.right) for one in chosen]
+    assert kinds == [("verify", True), ("verify", False)] * 3 + [("choose", True), ("choose", False)] * 2 + [
+        ("query", True), ("query", False)
+    ]  # fmt: skip
+    assert len({one.row["id"] for one in chosen}) == 12 and {one.score for one in chosen} == {0, 1}
+    assert choose_examples(rows, seed=1) == chosen != choose_examples(rows, seed=2)
     assert len(choose_examples(rows[:2], seed=1)) == 2
 
 
-def test_question_types_take_turns_and_better_ones_come_first():
-    types = ["verify"] * 50 + ["choose"] * 2 + ["query"] * 1
-    rows = [row(i, meta={"question_type": type}, log_prob=-i / 10) for i, type in enumerate(types)]
-    best = choose_examples(rows, seed=0)[:4]
-    assert {one.question_type for one in best} == {"verify", "choose", "query"}
-    half = [row(i, answer="yes" if i else "yes it is", log_prob=-i / 10) for i in range(30)]
-    assert [one.row["id"] for one in choose_examples(half, seed=0)[:2]] == ["e0", "e1"]
+def test_of_many_question_types_the_commonest_six_are_shown_right_and_wrong():
+    rows = [row(i, answer=a, meta={"question_type": str(t)}) for i, (t, a) in enumerate(
+        (t, a) for t in range(9) for _ in range(20 - t) for a in ("no", "yes it is"))]  # fmt: skip
+    kinds = [(one.question_type, one.right) for one in choose_examples(rows, seed=0)]
+    assert kinds == [(str(t), right) for t in range(6) for right in (True, False)]
 
 
-def test_the_worst_are_the_wrong_ones_that_the_model_was_surest_of():
-    rows = [row(i, answer="no" if i >= 10 else "yes it is", log_prob=-i / 10) for i in range(30)]
-    assert [one.row["id"] for one in choose_examples(rows, seed=0)[4:7]] == ["e10", "e11", "e12"]
+def test_without_a_right_answer_wrong_ones_fill_the_page():
+    chosen = choose_examples([row(i, answer="no") for i in range(30)], seed=0)
+    assert [one.right for one in chosen] == [False] * 12
 
 
-def test_patients_take_turns_among_equals():
-    rows = [row(i, patient=f"p{max(i, 20)}", log_prob=-i / 10) for i in range(30)]
-    assert len({one.row["patient"] for one in choose_examples(rows, seed=0)[:4]}) == 4
+def test_questions_and_patients_come_up_once_where_there_are_enough():
+    rows = [row(i, question=f"q{max(i, 20)}", patient=f"p{min(i, 40)}") for i in range(60)]
+    chosen = choose_examples(rows, seed=0)
+    assert len({one.row["question"] for one in chosen}) == 12 and len({one.row["patient"] for one in chosen}) >= 11
 
 
 def test_of_several_seeds_the_first_is_shown():

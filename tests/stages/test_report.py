@@ -1,6 +1,7 @@
 """The report of a small run, as it is made and where parts of the run are missing."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,11 +12,11 @@ from ml_collections import ConfigDict
 from ecgbyte_jax.errors import ConfigError, ReportError
 from ecgbyte_jax.explain.views import file_stem
 from ecgbyte_jax.report.page import Page
+from ecgbyte_jax.report.sections import add_settings
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import AttendSettings, Settings
-from ecgbyte_jax.stages import report as stage
 from ecgbyte_jax.stages.attend import attend, choose_rows
-from ecgbyte_jax.stages.report import report
+from ecgbyte_jax.stages.report import _trained_with, report
 from experiments import demo
 from tests.test_main import SMALL
 
@@ -35,11 +36,14 @@ def copied(finished, tmp_path) -> Path:
     return tmp_path / "w"
 
 
-def test_a_run_ends_with_a_report_of_ten_examples_and_their_attention(finished):
+def test_a_run_ends_with_a_report_of_twelve_examples_and_their_attention(finished):
     workdir, printed = finished
     text = (workdir / "report.html").read_text()
     assert "Research software, no medical device." in text and "report.html" in printed
-    assert text.count("<article") == 10 and text.count("<img") == 24  # two an example, curves and three of the tokenizer
+    assert (
+        text.count("<article") == 12 and text.count("<img") == 29
+    )  # two an example, the top's, curves, three of the tokenizer
+    assert "<h1>ECG-Byte on synthetic ECGs: run w</h1>" in text and "thousand" not in text
     for words in (
         "Curves. Training loss from",
         "another patient&#39;s ECG",
@@ -50,7 +54,7 @@ def test_a_run_ends_with_a_report_of_ten_examples_and_their_attention(finished):
         assert words in text, words
     rows = {(row["id"], row["segment"]) for row in map(json.loads, (workdir / "eval/generations.jsonl").open())}
     files = sorted((workdir / "attention").glob("*.npz"))
-    assert len(files) == 10
+    assert len(files) == 12
     for file in files:
         with np.load(file, allow_pickle=False) as found:
             about = json.loads(str(found["about"]))
@@ -84,7 +88,7 @@ def test_what_is_missing_is_named_and_what_comes_from_data_is_text(copied):
     (copied / "eval/generations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     report(Settings.of(small_settings()), Workdir(copied))
     text = (copied / "report.html").read_text()
-    assert text.count('<dd class="right">') == 1 and text.count('<dd class="wrong">') == 9
+    assert text.count('<dd class="right">') == 1 and text.count('<dd class="wrong">') == 11
     assert "<script>alert" not in text and "&lt;script&gt;alert(1)&lt;/script&gt; é漢" in text and "<b>type" not in text
     for words in (
         "Without pictures: ",
@@ -94,24 +98,28 @@ def test_what_is_missing_is_named_and_what_comes_from_data_is_text(copied):
         "Without the settings of",
     ):
         assert words in text, words
-    assert text.count("<article") == 10 and text.count("<img") == 0
+    assert text.count("<article") == 12 and text.count("<img") == 1  # that of the scores
     report(Settings.of(small_settings()), Workdir(copied))  # again, as what was missing may be there now
     assert (copied / "report.html").read_text() == text
 
 
 def test_settings_are_those_of_the_evaluated_checkpoint_whatever_config_json_says(copied):
     (copied / "config.json").write_text(json.dumps({"model": {"width": 4711}}))
-    page = _settings_alone(copied)
+    config, saved, unknown = _trained_with(Workdir(copied), json.loads((copied / "eval/results.json").read_text()))
+    assert config["model"]["width"] == 32 and config["tokenizer"]["num_merges"] == 100 and not unknown
+    assert re.fullmatch(r"20\d\d-\d\d-\d\d", saved)
+    page = Page("", "", [])
+    add_settings(page, config, {"split": "test"})
     shown = {table.caption: dict(table.rows) for table in page.settings}
     assert shown["model"]["width"] == "32" and shown["eval"]["split"] == "test" and shown["run"] == {"seed": "0"}
-    assert shown["tokenizer"]["num_merges"] == "100" and not page.settings_notes
+    assert not page.settings_notes
 
 
 def test_answers_of_another_training_get_neither_its_settings_nor_its_attention(copied):
     marker = copied / "checkpoints/stage.json"
     marker.write_text(json.dumps(json.loads(marker.read_text()) | {"result": "another training's, of as many steps"}))
-    page = _settings_alone(copied)
-    assert [table.caption for table in page.settings] == ["eval"] and "not of the training" in page.settings_notes[0]
+    config, saved, unknown = _trained_with(Workdir(copied), json.loads((copied / "eval/results.json").read_text()))
+    assert not config and not saved and "not of the training" in unknown
     with pytest.raises(ConfigError, match=r"the answers are not of the training in .*checkpoints; run --stage=eval again"):
         attend(Settings.of(small_settings()), Workdir(copied))
     report(Settings.of(small_settings()), Workdir(copied))
@@ -128,18 +136,12 @@ def test_answers_about_other_data_get_no_ecgs_of_the_data_that_is_here_now(copie
     assert not json.loads((copied / "report_stage.json").read_text())["finished"]
 
 
-def _settings_alone(folder) -> Page:
-    page = Page("", "", [])
-    stage._add_settings(page, Workdir(folder), json.loads((folder / "eval/results.json").read_text()))
-    return page
-
-
 @pytest.mark.slow
 def test_without_checkpoints_the_ecgs_are_still_shown(copied):
     shutil.rmtree(copied / "checkpoints")
     report(Settings.of(small_settings()), Workdir(copied))
     text = (copied / "report.html").read_text()
-    assert "Without attention: " in text and text.count("<img") == 14
+    assert "Without attention: " in text and text.count("<img") == 17
 
 
 @pytest.mark.slow
@@ -150,7 +152,7 @@ def test_the_same_run_gives_the_same_report(copied):
         (copied / "report_stage.json").unlink()
         report(Settings.of(small_settings()), Workdir(copied))
         made.append({file: file.read_bytes() for file in [copied / "report.html", *(copied / "attention").iterdir()]})
-    assert made[0] == made[1] and len(made[0]) == 11
+    assert made[0] == made[1] and len(made[0]) == 13
 
 
 @pytest.mark.slow
