@@ -272,7 +272,7 @@ class EvalSettings:
 class AttendSettings:
     """Whose attention --stage=attend and the report show."""
 
-    examples: tuple[str, ...] = setting((), "ids of evaluated examples; (): the report's ten")
+    examples: tuple[str, ...] = setting((), "ids of evaluated examples; (): the report's")
     layers: tuple[int, ...] = setting((), "layers that the attention is averaged over, counted from 0; (): all", _WHOLE)
     heads: tuple[int, ...] = setting((), "heads that the attention is averaged over; (): all", _WHOLE)
 

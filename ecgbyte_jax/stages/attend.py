@@ -16,7 +16,7 @@ from ecgbyte_jax.train.restore import open_trained
 
 
 def attend(settings: Settings, workdir: Workdir) -> None:
-    """Writes <example>.npz, .png and .svg for the evaluated examples `attend.examples`, or the report's ten."""
+    """Writes <example>.npz, .png and .svg for the evaluated examples `attend.examples`, or the report's."""
     results, rows = read_evaluation(workdir.results, workdir.generations)
     rows = choose_rows(rows, settings.attend, settings.seed, workdir)
     check_evaluated(workdir, results)

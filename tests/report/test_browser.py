@@ -97,6 +97,23 @@ def test_the_report_shows_and_filters_and_asks_for_nothing(browser, page, width)
     press(Keys.TAB, "wrong")
     assert {a.get_attribute("data-verdict") for a in shown()} == {"wrong"}
     shown()[0].find_element(By.TAG_NAME, "summary").click()
+    layer, switch = (shown()[0].find_element(By.CSS_SELECTOR, name) for name in (".layer", ".switch input"))
+    assert layer.is_displayed()
+    switch.click()
+    assert layer.value_of_css_property("visibility") == "hidden"
+    term, tip = browser.find_element(By.CSS_SELECTOR, "th a.term:not([tabindex])"), browser.find_element(By.ID, "tip")
+    assert not tip.is_displayed()
+    browser.execute_script("arguments[0].scrollIntoView()", term)
+    time.sleep(0.3)  # scrolling hides an explanation
+    browser.execute_script("arguments[0].focus({preventScroll: true})", term)
+    assert tip.is_displayed() and len(tip.text) > 20 and term.get_attribute("aria-describedby") == "tip"
+    press(Keys.ESCAPE)
+    assert not tip.is_displayed()
+    boxes = [box for box in browser.find_elements(By.CSS_SELECTOR, ".scroll") if box.is_displayed()]
+    sizes = [(b.get_property("scrollWidth") > b.get_property("clientWidth"), b.get_attribute("tabindex")) for b in boxes]
+    assert {scrolls for scrolls, stop in sizes if stop == "0"} <= {True} and (None in {stop for _, stop in sizes})
+    if width == 390:
+        assert all(stop == "0" for scrolls, stop in sizes if scrolls) and any(scrolls for scrolls, _ in sizes)
     time.sleep(0.3)  # for what would still be asked for
     asked = requests(browser)
     assert asked and all(url.startswith("data:") or url == page.as_uri() for url in asked), asked

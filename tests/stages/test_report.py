@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.errors import ConfigError, ReportError
 from ecgbyte_jax.explain.views import file_stem
 from ecgbyte_jax.report.page import Page
-from ecgbyte_jax.report.sections import add_settings
+from ecgbyte_jax.report.sections import add_settings, leads_cut
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import AttendSettings, Settings
 from ecgbyte_jax.stages.attend import attend, choose_rows
-from ecgbyte_jax.stages.report import _trained_with, report
+from ecgbyte_jax.stages.report import _originals, _plain_views, _trained_with, report
 from experiments import demo
 from tests.test_main import SMALL
 
@@ -134,6 +135,23 @@ def test_answers_about_other_data_get_no_ecgs_of_the_data_that_is_here_now(copie
     text = (copied / "report.html").read_text()
     assert "Without pictures: " in text and text.count("not the data that the answers are about") == 3
     assert not json.loads((copied / "report_stage.json").read_text())["finished"]
+
+
+def test_an_ecg_that_the_tokenizer_cuts_is_given_its_cleaned_original_where_the_recording_is_there(copied):
+    settings, workdir = Settings.of(small_settings()), Workdir(copied)
+    rows = [json.loads(line) for line in (copied / "eval/generations.jsonl").open()][:200]
+    shown = list(_plain_views(workdir, json.loads((copied / "eval/results.json").read_text()), rows))
+    quantizer = ECGTokenizer.load(workdir.ecg_tokenizer).quantizer
+    originals = _originals(settings, workdir, rows, shown, quantizer)
+    cut = [bool(leads_cut(view.ecgs[0].signal, quantizer)) for view in shown]
+    assert [bool(signals) for signals in originals] == cut and 0 < sum(cut) < len(cut)
+    half = (quantizer.high - quantizer.low) / 52 + 1e-5  # of a step
+    for signals, view in zip(originals, shown):
+        if signals:
+            within = np.clip(signals[0], quantizer.low, quantizer.high)
+            assert np.abs(within - view.ecgs[0].signal).max() <= half
+    shutil.rmtree(copied / "synthetic")
+    assert _originals(settings, workdir, rows, shown, quantizer) == [None] * len(rows)
 
 
 @pytest.mark.slow
