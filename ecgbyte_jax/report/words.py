@@ -138,7 +138,7 @@ def score_tables(results: dict) -> list[Table]:
     hidden = set(_strings(results.get("hidden")))
     by_recording = _dict(results.get("by_recording"))
     tables = []
-    if by_recording.get("scores"):
+    if by_recording.get("scores") and by_recording.get("questions") != results.get("sequences"):  # else the two are the same
         questions = _counted(by_recording.get("questions"))
         tables.append(_scores(by_recording, f"By recording, one vote over its segments ({questions} questions), in %", hidden))
     tables.append(_scores(results, "By segment, in %" if tables else "Scores in %", hidden))
@@ -220,7 +220,10 @@ def settings_tables(config: dict) -> list[Table]:
 
 def _plain(caption: str, scores: dict[str, dict], hidden: set[str]) -> Table:
     metrics = _metrics(({k: v for k, v in row.items() if not isinstance(v, dict | list)} for row in scores.values()), hidden)
-    rows = [(str(key), *(_value(metric, row.get(metric)) for metric in metrics)) for key, row in scores.items()]
+    rows = []
+    for key, row in scores.items():
+        own = _strings(row.get("hidden"))  # what says nothing about this row's references
+        rows.append((str(key), *("-" if metric in own else _value(metric, row.get(metric)) for metric in metrics)))
     return Table(caption, ("name", *map(_metric, metrics)), tuple(rows))
 
 

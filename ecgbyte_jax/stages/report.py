@@ -74,20 +74,22 @@ def _inputs(workdir: Workdir) -> tuple[Path, ...]:
 def _make_page(settings: Settings, workdir: Workdir, results: dict, rows: list[dict]) -> tuple[Page, bool]:
     """The page, and whether its examples have their attention."""
     name = workdir.root.resolve().name
+    named = f" --config.eval.name={workdir.evaluation_name}" if workdir.evaluation_name else ""
+    command = f"python main.py --config=experiments/NAME.py --workdir={name}{named} --stage=report"
     config, saved, unknown = _trained_with(workdir, results)
     trained = _restore(settings, workdir, results)
-    page = sections.make_page(name, results, _data_of(workdir, results) or config.get("data", {}))
+    title = f"{name}, evaluation {workdir.evaluation_name}" if named else name
+    page = sections.make_page(title, results, _data_of(workdir, results) or config.get("data", {}))
     parameters = count(nnx.state(trained.model, (nnx.Param, nnx.LoRAParam))) if isinstance(trained, Trained) else 0
-    command = f"python main.py --config=experiments/NAME.py --workdir={name} --stage=report"
     sections.add_origin(page, config, parameters, saved, ecgbyte_jax.__version__, command)
     evaluated = read_json(workdir.answers_marker) or {}
     sections.add_settings(page, config, evaluated.get("settings", {}).get("eval", {}), unknown)
-    _add_examples(page, settings, workdir, results, choose_examples(rows, settings.seed), trained)
+    attended = _add_examples(page, settings, workdir, results, choose_examples(rows, settings.seed), trained)
     sections.add_curves(page, workdir.metrics)
     sections.add_data(page, workdir.manifest, workdir.quarantine)
     _add_tokenizer(page, settings, workdir)
     _add_origins(page, workdir, results)
-    return page, isinstance(trained, Trained)
+    return page, attended
 
 
 def _data_of(workdir: Workdir, results: dict) -> dict:
@@ -138,27 +140,34 @@ def _restore(settings: Settings, workdir: Workdir, results: dict) -> Trained | E
 
 def _add_examples(
     page: Page, settings: Settings, workdir: Workdir, results: dict, examples: list[Chosen], trained: Trained | EcgByteError
-) -> None:
-    """With attention where the model is there, without it where only the shards are, else without pictures."""
+) -> bool:
+    """With attention where the model is there, without it where only the shards are, else without pictures.
+
+    Returns whether there is attention.
+    """
     rows = [chosen.row for chosen in examples]
-    example_views: list[View | None]
+    example_views: list[View | None] = [None] * len(rows)
+    quantizer, attended = None, False
     try:
-        if isinstance(trained, Trained):
-            example_views = [view for _, view in views(trained, settings.attend, workdir, str(results.get("split")), rows)]
-            page.examples_note = "Attention can be switched off at each ECG."
-        else:
-            page.examples_note = f"Without attention: {trained}"
-            example_views = list(_plain_views(workdir, results, rows))
-        quantizer = ECGTokenizer.load(workdir.ecg_tokenizer).quantizer
+        if isinstance(trained, EcgByteError):
+            raise trained
+        example_views = [view for _, view in views(trained, settings.attend, workdir, str(results.get("split")), rows)]
+        quantizer, attended = trained.ecg_tokenizer.quantizer, True
+        page.examples_note = "Attention can be switched off at each ECG."
     except EcgByteError as error:
-        page.examples_note = f"Without pictures: {error}"
-        example_views, quantizer = [None] * len(rows), None
+        page.examples_note = f"Without attention: {error}"
+        try:
+            example_views = list(_plain_views(workdir, results, rows))
+            quantizer = ECGTokenizer.load(workdir.ecg_tokenizer).quantizer
+        except EcgByteError as another:
+            page.examples_note = f"Without pictures: {another}"
     rate = rate_of(settings)
     originals = _originals(settings, workdir, rows, example_views, quantizer)
     page.examples = [
         sections.make_example(chosen, view, rate, quantizer, signals)
         for chosen, view, signals in zip(examples, example_views, originals, strict=True)
     ]
+    return attended
 
 
 def _originals(

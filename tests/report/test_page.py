@@ -183,7 +183,9 @@ def test_the_verdict_is_repeated_and_its_score_is_compared_by_recording():
 
 def test_scores_that_say_nothing_are_hidden_in_every_table():
     tables = words.score_tables(RESULTS | VERDICT | {"by_attribute": {"a": {"bleu": 0.1, "exact_match": 0.2}}})
-    assert all("BLEU" not in table.head for table in tables)
+    kinds = {"a": {"hidden": ["bleu"], "bleu": 0.0}, "b": {"hidden": [], "bleu": 0.5}}
+    rows = {table.caption: table.rows for table in words.score_tables(RESULTS | {"by_attribute": kinds})}
+    assert rows["The model by attribute, in %"] == (("a", "-"), ("b", "50.0"))
     assert tables[0].rows == (("model", "60.0 [50.0,\u00a070.0]"),) and tables[1].rows[0][0] == "model"
     assert "Left out, since every reference is one word: BLEU." in words.score_notes(RESULTS | VERDICT)
     (answers,) = [table for table in tables if "250 questions, 120 of them with 'yes'" in table.caption]
