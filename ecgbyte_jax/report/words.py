@@ -89,13 +89,14 @@ def _corpus(data: dict) -> str:
 
 def evaluated(results: dict) -> str:
     """One sentence on what was evaluated."""
-    known = {name: results.get(name) for name in ("patients", "split", "empty_answers")}
+    known = {name: results.get(name) for name in ("patients", "split")}
     step = results.get("checkpoint_step")
     by = f"checkpoint {step}" if step is not None else f"'{results.get('checkpoint')}'"
     text = f"{_counted(results.get('sequences'))} answers about {{patients}} patients of the split '{{split}}'".format(**known)
     seeds = results.get("seeds")
     seed_list = f", seeds {', '.join(map(str, seeds))}" if isinstance(seeds, list) and len(seeds) > 1 else ""
-    return f"{text}, by {by}{seed_list}. {known['empty_answers']} answers are empty; they count as wrong."
+    empty = results.get("empty_answers")
+    return f"{text}, by {by}{seed_list}.{f' {empty} answers are empty; they count as wrong.' if empty else ''}"
 
 
 def verdict(results: dict) -> tuple[list[str], str]:
@@ -103,8 +104,9 @@ def verdict(results: dict) -> tuple[list[str], str]:
     found = _dict(results.get("verdict"))
     sentences = [text for key in ("sentence", "over_commonest") if isinstance(text := found.get(key), str) and text]
     note = (
-        f"Numbers: the difference of the {_metric(str(found.get('metric')))} in percentage points, with its 95% interval. To "
-        "read the ECG is to do better with it than the same model does with another patient's ECG."
+        f"Numbers: the difference of the {_metric(str(found.get('metric')))} over all answers, each about one segment, in "
+        "percentage points, with its 95% interval. To read the ECG is to do better with it than the same model does with another "
+        "patient's ECG."
     )
     return [text[0].upper() + text[1:] for text in sentences], note if sentences else ""
 
