@@ -28,20 +28,17 @@ def make_results(rows: list[dict], scorers: Scorers, resamples: int, seed: int) 
     seeds = list(dict.fromkeys(row["seed"] for row in rows))
     by_seed = [[row for row in rows if row["seed"] == seed] for seed in seeds]
     patients = [row["patient"] for row in by_seed[0]]
-    measured = _measure_systems(by_seed, scorers)
-    samples = {system: bootstrap(pairs, patients, resamples, seed) for system, pairs in measured.items()}
-    scores = {system: mean(pairs) for system, pairs in measured.items()}
     references = [row["reference"] for row in by_seed[0]]
+    measured, samples = _measure_systems(by_seed, scorers, resamples, seed)
     results = {
         "sequences": len(by_seed[0]),
         "patients": len(set(patients)),
         "empty_answers": sum(not row["answer"] for row in rows),
         "seeds": seeds,
-        "verdict": _verdict(main_metric(references), scores, samples, len(set(patients))),
+        **_by_recording([by_recording(rows) for rows in by_seed], scorers, resamples, seed),
         "hidden": uninformative(references),
-        "scores": scores,
+        "scores": _scores(measured),
         "intervals": _intervals(samples),
-        "by_recording": _by_recording(by_seed, scorers, resamples, seed),
     }
     if len(seeds) > 1:
         results["over_seeds"] = {
@@ -55,33 +52,39 @@ def make_results(rows: list[dict], scorers: Scorers, resamples: int, seed: int) 
     return results | {"perturbed": perturbed, "missing": scorers.missing or {}}
 
 
-def _verdict(metric: str, scores: dict[str, dict], samples: dict[str, dict[str, np.ndarray]], patients: int) -> dict:
-    """The verdict on the model, with its differences to both controls."""
+def _by_recording(by_seed: list[list[dict]], scorers: Scorers, resamples: int, seed: int) -> dict:
+    """`by_recording`, the scores of the answers that each recording's segments elected, and the `verdict` on the model.
+
+    by_seed: one row for each question.
+    """
+    measured, samples = _measure_systems(by_seed, scorers, resamples, seed)
+    scores, patients = _scores(measured), {row["patient"] for row in by_seed[0]}
+    metric = main_metric([row["reference"] for row in by_seed[0]])
     differences = {
         system: difference(scores[MODEL][metric], scores[system][metric], samples[MODEL][metric], samples[system][metric])
         for system in (OTHER_ECG, COMMONEST)
     }
-    verdict = give_verdict(metric, differences[OTHER_ECG], differences[COMMONEST], patients)
-    return verdict | {"differences": {system: found._asdict() for system, found in differences.items()}}
+    verdict = give_verdict(metric, differences[OTHER_ECG], differences[COMMONEST], len(patients))
+    verdict |= {"differences": {system: found._asdict() for system, found in differences.items()}}
+    voted = {"questions": len(by_seed[0]), "scores": scores, "intervals": _intervals(samples)} | _yes_no(by_seed)
+    return {"verdict": verdict, "by_recording": voted}
 
 
-def _by_recording(by_seed: list[list[dict]], scorers: Scorers, resamples: int, seed: int) -> dict:
-    """Scores and intervals of the answers elected over each recording's segments, one a question."""
-    elected = [by_recording(rows) for rows in by_seed]
-    patients = [row["patient"] for row in elected[0]]
-    measured = _measure_systems(elected, scorers)
-    samples = {system: bootstrap(pairs, patients, resamples, seed) for system, pairs in measured.items()}
-    scores = {system: mean(pairs) for system, pairs in measured.items()}
-    return {"questions": len(patients), "scores": scores, "intervals": _intervals(samples)} | _yes_no(elected)
+def _scores(measured: dict[str, list[PairScores]]) -> dict[str, dict[str, float]]:
+    return {system: mean(pairs) for system, pairs in measured.items()}
 
 
 def _intervals(samples: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, list[float]]]:
     return {system: {name: interval(values) for name, values in drawn.items()} for system, drawn in samples.items()}
 
 
-def _measure_systems(by_seed: list[list[dict]], scorers: Scorers) -> dict[str, list[PairScores]]:
-    """The pairs of each seed, of the model and its controls."""
-    return {system: _measure(by_seed, lambda row, f=field: row[f], scorers) for system, field in _FIELDS.items()}
+def _measure_systems(
+    by_seed: list[list[dict]], scorers: Scorers, resamples: int, seed: int
+) -> tuple[dict[str, list[PairScores]], dict[str, dict[str, np.ndarray]]]:
+    """The pairs of each seed, of the model and its controls; their scores in resamples of the patients."""
+    patients = [row["patient"] for row in by_seed[0]]
+    measured = {system: _measure(by_seed, lambda row, f=field: row[f], scorers) for system, field in _FIELDS.items()}
+    return measured, {system: bootstrap(pairs, patients, resamples, seed) for system, pairs in measured.items()}
 
 
 def _measure(by_seed: list[list[dict]], text: Callable[[dict], str], scorers: Scorers) -> list[PairScores]:

@@ -104,9 +104,9 @@ def verdict(results: dict) -> tuple[list[str], str]:
     found = _dict(results.get("verdict"))
     sentences = [text for key in ("sentence", "over_commonest") if isinstance(text := found.get(key), str) and text]
     note = (
-        f"Numbers: the difference of the {_metric(str(found.get('metric')))} over all answers, each about one segment, in "
-        "percentage points, with its 95% interval. To read the ECG is to do better with it than the same model does with "
-        "another patient's ECG."
+        f"Numbers: the difference of the {_metric(str(found.get('metric')))} over all questions, each answered once for a "
+        "recording, in percentage points, with its 95% interval. To read the ECG is to do better with it than the same model "
+        "does with another patient's ECG."
     )
     return [text[0].upper() + text[1:] for text in sentences], note if sentences else ""
 

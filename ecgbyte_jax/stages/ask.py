@@ -344,7 +344,6 @@ def _draw(
     title = f"{subject.name}, {start:g}-{start + subject.seconds:g} s. {question} {answer.text}"
     for number, (ecg, signal) in enumerate(zip(view.ecgs, subject.signals[place])):
         files.append(path if number == 0 else path.with_name(f"{path.stem}_ecg{number + 1}{path.suffix}"))
-        label = "attention of the answer, a sample"
-        figure = draw_attention(signal, ecg.samples["attention"], subject.rate, seen=ecg.seen, label=label, title=title)
+        figure = draw_attention(signal, ecg.samples["attention"], subject.rate, seen=ecg.seen, title=title)
         save_picture(figure, files[-1])
     return files

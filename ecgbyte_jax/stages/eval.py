@@ -86,7 +86,7 @@ def _show(workdir: Workdir) -> None:
     number_table(title, "", _table(results), ".1f")
     verdict = results["verdict"]
     metric = verdict["metric"].replace("_", " ")
-    about = f"points of {metric} [95%, by patient]; against another patient's ECG and the commonest answer"
+    about = f"points of {metric} by recording [95%, by patient]; against another patient's ECG and the commonest answer"
     console.print(f"verdict: {verdict['sentence']}; {verdict['over_commonest']}", style="bold")
     console.print(f"  in {about}")
     if "yes_no" in results:

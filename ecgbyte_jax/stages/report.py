@@ -75,7 +75,7 @@ def _make_page(settings: Settings, workdir: Workdir, results: dict, rows: list[d
     """The page, and whether its examples have their attention."""
     name = workdir.root.resolve().name
     named = f" --config.eval.name={workdir.evaluation_name}" if workdir.evaluation_name else ""
-    command = f"python main.py --config=experiments/NAME.py --workdir={name}{named} --stage=report"
+    command = f"python main.py --run={name}{named} --stage=report"
     config, saved, unknown = _trained_with(workdir, results)
     trained = _restore(settings, workdir, results)
     title = f"{name}, evaluation {workdir.evaluation_name}" if named else name

@@ -363,6 +363,7 @@ def test_scores_by_recording_are_those_of_one_vote():
     voted = found["by_recording"]
     assert voted["questions"] == 2 and voted["scores"]["model"]["exact_match"] == 1.0
     assert voted["scores"]["another patient's ECG"]["exact_match"] == 0.5
+    assert found["verdict"]["differences"]["another patient's ECG"]["mean"] == 0.5
     assert found["yes_no"]["systems"]["model"] == pytest.approx(
         {"sensitivity": 2 / 3, "specificity": 1.0, "balanced_accuracy": 5 / 6}
     )
