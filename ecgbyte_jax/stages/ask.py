@@ -6,6 +6,7 @@ with the others below it. Axes: S segments, T samples of a segment, n tokens of 
 
 import json
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -115,6 +116,7 @@ def _ask(settings: Settings, workdir: Workdir, inquiry: Inquiry) -> None:
     familiar = Familiar.of(load_prepared(workdir), settings.seed)
     worth = Worth.of(settings, workdir)
     console.print("\n".join([f"run        {workdir.root}: {worth.sentence}", *(f"  warning  {w}" for w in worth.warnings)]))
+    several, typed = len(named) + len(listed) > 1, not inquiry.questions and sys.stdin.isatty()
     refused: list[str] = []
     later = _read_each(listed, settings, workdir, inquiry, refused)
     for number, (subject, question) in enumerate(_pairs(_subjects(trained, named, later, inquiry.together), inquiry)):
@@ -123,7 +125,7 @@ def _ask(settings: Settings, workdir: Workdir, inquiry: Inquiry) -> None:
         if inquiry.format == "json":
             print(json.dumps(_as_json(subject, reply, worth), ensure_ascii=False), flush=True)
         else:
-            _show(subject, reply, several=len(named) + len(listed) > 1)
+            _show(subject, reply, several, typed)
     if refused:
         raise RecordError(f"{inquiry.record_list}: {len(refused)} of {len(listed)} recordings are unusable, see above")
 
@@ -284,10 +286,11 @@ def _show_subject(subject: Subject) -> None:
         console.print("\n".join(lines), end="\n" if lines else "")
 
 
-def _show(subject: Subject, reply: Reply, several: bool) -> None:
+def _show(subject: Subject, reply: Reply, several: bool, typed: bool) -> None:
+    """An answer; with its recording's name where there are several, without the question where it was just typed."""
     chosen, answers = reply.answers[reply.best], reply.answers
     lines = [f"about      {subject.name}"] if several else []
-    lines += [f"question   {reply.question}", *(f"  warning  {warning}" for warning in reply.warnings)]
+    lines += [*([] if typed else [f"question   {reply.question}"]), *(f"  warning  {warning}" for warning in reply.warnings)]
     probability = math.exp(chosen.log_prob)
     lines.append(
         f"answer     {chosen.text or '(empty)'}   "
