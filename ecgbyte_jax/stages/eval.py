@@ -31,7 +31,7 @@ def evaluate(settings: Settings, workdir: Workdir) -> None:
     """
     answers = lineage.answered(settings, workdir)
     if leads() and answers.take_back(workdir.evaluation):
-        lineage.keep_settings(settings, workdir, "eval")
+        _keep_settings(settings, workdir)
     wait_for_all("earlier answers are back in their place")
     scores = lineage.scored(settings, workdir, answers)
     if agree(answers.finished() and scores.finished()):
@@ -73,8 +73,14 @@ def _score(settings: Settings, workdir: Workdir, stage: Stage, scorers: Scorers)
     about = json.loads(workdir.evaluated.read_text())
     results = about | make_results(read_rows(workdir.generations), scorers, settings.eval.bootstrap, settings.seed)
     write_whole(workdir.results, [f"{json.dumps(results, indent=1, ensure_ascii=False)}\n".encode()])
-    lineage.keep_settings(settings, workdir, "eval")
+    _keep_settings(settings, workdir)
     stage.finish([workdir.results])
+
+
+def _keep_settings(settings: Settings, workdir: Workdir) -> None:
+    """In config.json, where they are of the evaluation without a name: the others are beside it, and do not become the run's."""
+    if not workdir.evaluation_name:
+        lineage.keep_settings(settings, workdir, "eval")
 
 
 def _show(workdir: Workdir) -> None:

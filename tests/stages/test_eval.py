@@ -334,6 +334,7 @@ def test_several_evaluations_are_side_by_side(trained, tmp_path, monkeypatch):
     evaluate(Settings.of(config), Workdir(tmp_path / "w", "valid"))
     assert json.loads((tmp_path / "w/eval/valid/results.json").read_text())["split"] == "valid"
     assert files(tmp_path / "w") == before and not list((tmp_path / "w").glob("eval.old-*"))
+    assert json.loads((tmp_path / "w/config.json").read_text())["eval"]["split"] == "test"  # what --run goes on with
     monkeypatch.setattr(stage, "_answer", None)  # nothing is asked again
     evaluate(Settings.of(small_config()), Workdir(tmp_path / "w"))
     evaluate(Settings.of(config), Workdir(tmp_path / "w", "valid"))
