@@ -143,12 +143,11 @@ def macro_f1(references: list[str], hypotheses: list[str]) -> float:
 def yes_no_scores(references: list[str], hypotheses: list[str]) -> dict[str, float | None]:
     """Sensitivity and specificity over the questions whose reference is 'yes' or 'no', and their mean; None where undefined.
 
-    An answer that is neither counts as wrong.
+    An answer that is neither counts as wrong; capital letters make no difference.
     """
+    references, hypotheses = ([text.strip().lower() for text in texts] for texts in (references, hypotheses))
     sensitivity, specificity = (
-        float(np.mean([_is_match(r, h) for r, h in zip(references, hypotheses) if r.strip() == word]))
-        if word in map(str.strip, references)
-        else None
+        float(np.mean([_is_match(r, h) for r, h in zip(references, hypotheses) if r == word])) if word in references else None
         for word in YES_NO
     )
     both = None if sensitivity is None or specificity is None else (sensitivity + specificity) / 2

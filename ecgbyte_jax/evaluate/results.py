@@ -131,10 +131,10 @@ def _closed(by_seed: list[list[dict]]) -> dict[str, dict[str, float]]:
 
 def _yes_no(by_seed: list[list[dict]]) -> dict[str, dict]:
     """yes_no: sensitivity and specificity of every system, means over the seeds; {} without questions of yes or no."""
-    asked = [[row for row in rows if row["reference"] in YES_NO] for rows in by_seed]
+    asked = [[row for row in rows if row["reference"].strip().lower() in YES_NO] for rows in by_seed]
     if not asked[0]:
         return {}
-    references = [row["reference"] for row in asked[0]]
+    references = [row["reference"].strip().lower() for row in asked[0]]
     systems = {}
     for system, field in _FIELDS.items():
         seeds = [yes_no_scores([row["reference"] for row in rows], [row[field] for row in rows]) for rows in asked]

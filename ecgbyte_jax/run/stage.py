@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ class Stage:
 
         Subfolders with a marker of the same name are of stages of their own, and stay.
         """
-        if not folder.exists() or not set(folder.iterdir()) - set(self._inner(folder)):
+        if not folder.exists() or not set(folder.iterdir()) - set(_inner(folder, self.marker.name)):
             return
         target = free_name(folder)
         why = self.changes() or "unknown ones"
@@ -100,14 +101,13 @@ class Stage:
             real.mkdir()
         else:
             os.rename(folder, target)
-        self._put_inner_back(folder)
+        _put_back(target, folder, self.marker.name)
 
     def take_back(self, folder: Path, *others: Path) -> bool:
         """Puts back what this very stage made here before and `move_aside` kept; what is there now is moved aside.
 
         Returns whether there was anything to put back. Goes on where an earlier call was killed.
         """
-        self._put_inner_back(folder)
         if self.begun():
             return self._move_out(folder, *others)
         marker = self.marker.relative_to(folder)
@@ -117,7 +117,9 @@ class Stage:
                 continue
             self.move_aside(folder, *others)
             if folder.exists():
-                for inner in self._inner(folder):
+                for inner in _inner(folder, self.marker.name):
+                    if (old / inner.name).exists():
+                        os.rename(old / inner.name, free_name(old / inner.name))
                     os.rename(inner, old / inner.name)
                 folder.rmdir()  # empty, or it would have been moved aside
             os.rename(old, folder)
@@ -125,17 +127,6 @@ class Stage:
             console.print(f"{self.name}: {old.name}/ was made with these settings; it is {folder.name}/ again")
             return True
         return False
-
-    def _inner(self, folder: Path) -> list[Path]:
-        return [path for path in folder.iterdir() if (path / self.marker.name).is_file()]
-
-    def _put_inner_back(self, folder: Path) -> None:
-        """Puts back what was moved along with its outer folder, by this call or by one that was killed."""
-        for old in folder.parent.glob(f"{folder.name}.old-*"):
-            for inner in self._inner(old):
-                if not (folder / inner.name).exists():
-                    folder.mkdir(exist_ok=True)
-                    os.rename(inner, folder / inner.name)
 
     def _move_out(self, folder: Path, *others: Path) -> bool:
         """Puts what `move_aside` moved into the folder back beside it; returns whether there was any."""
@@ -147,6 +138,24 @@ class Stage:
     def _write(self, state: dict) -> None:
         content = {"digest": self.digest(), "settings": self.settings, "inputs": self.inputs, **state}
         write_whole(self.marker, [json.dumps(content, indent=1).encode()])
+
+
+def repair(folder: Path, marker_name: str) -> None:
+    """Puts back stages in subfolders, with markers of this name, that a killed command moved away with their outer folder."""
+    for old in sorted(folder.parent.glob(f"{folder.name}.old-*")):
+        if re.fullmatch(r".*\.old-\d+", old.name) and old.is_dir():
+            _put_back(old, folder, marker_name)
+
+
+def _put_back(old: Path, folder: Path, marker_name: str) -> None:
+    for inner in _inner(old, marker_name):
+        if not (folder / inner.name).exists():
+            folder.mkdir(exist_ok=True)
+            os.rename(inner, folder / inner.name)
+
+
+def _inner(folder: Path, marker_name: str) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if (path / marker_name).is_file())
 
 
 def free_name(folder: Path) -> Path:

@@ -151,7 +151,8 @@ class Workdir:
 
     def evaluations(self) -> "list[Workdir]":
         """Of each evaluation that has scores, first the one without a name; this one where there is none."""
-        named = [Workdir(self.root, path.parent.name) for path in Workdir(self.root).evaluation.glob(f"*/{self.results.name}")]
+        files = Workdir(self.root).evaluation.glob(f"*/{self.results.name}")
+        named = [Workdir(self.root, path.parent.name) for path in files if "." not in path.parent.name]  # none set aside
         found = [Workdir(self.root), *sorted(named, key=lambda workdir: workdir.evaluation_name)]
         return [workdir for workdir in found if os.path.isfile(workdir.results)] or [self]
 

@@ -17,7 +17,7 @@ from ecgbyte_jax.inputs.prepared import load_prepared
 from ecgbyte_jax.model.sharding import check_batch_size, make_mesh
 from ecgbyte_jax.run.console import banner, console, number_table
 from ecgbyte_jax.run.processes import agree, leads, wait_for_all
-from ecgbyte_jax.run.stage import Stage, outputs_digest
+from ecgbyte_jax.run.stage import Stage, outputs_digest, repair
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.stages import lineage
@@ -30,8 +30,10 @@ def evaluate(settings: Settings, workdir: Workdir) -> None:
     Answers that are there whole are kept, also where only the scoring changed; answers of other settings are moved aside.
     """
     answers = lineage.answered(settings, workdir)
-    if leads() and answers.take_back(workdir.evaluation):
-        _keep_settings(settings, workdir)
+    if leads():
+        repair(Workdir(workdir.root).evaluation, workdir.answers_marker.name)
+        if answers.take_back(workdir.evaluation):
+            _keep_settings(settings, workdir)
     wait_for_all("earlier answers are back in their place")
     scores = lineage.scored(settings, workdir, answers)
     if agree(answers.finished() and scores.finished()):
@@ -95,9 +97,9 @@ def _show(workdir: Workdir) -> None:
     about = f"points of {metric} by recording [95%, by patient]; against another patient's ECG and the commonest answer"
     console.print(f"verdict: {verdict['sentence']}; {verdict['over_commonest']}", style="bold")
     console.print(f"  in {about}")
-    if "yes_no" in results:
-        questions, yes = results["yes_no"]["questions"], results["yes_no"]["yes"]
-        number_table(f"{questions} yes/no questions, {yes} of them yes, in %", "", _yes_no_table(results["yes_no"]), ".1f")
+    if yes_no := results["by_recording"].get("yes_no"):
+        title = "{questions} yes/no questions by recording, {yes} of them yes, in %".format(**yes_no)
+        number_table(title, "", _yes_no_table(yes_no), ".1f")
     if "macro_f1" in results:
         shown = "  ".join(f"{system} {100 * value:.1f}" for system, value in results["macro_f1"].items())
         console.print(f"  macro F1 of closed questions: {shown}")
@@ -137,7 +139,9 @@ def _table(results: dict) -> dict[str, dict[str, float | str]]:
     rows |= {system: percent(scores) for system, scores in results["scores"].items() if system != MODEL}
     voted = results["by_recording"]
     if voted["questions"] < results["sequences"]:  # else they are the same
-        rows[f"by recording ({voted['questions']})"] = percent(voted["scores"][MODEL])
+        rows[f"by recording ({voted['questions']}, of {results['sequences'] / voted['questions']:.1f} segments)"] = percent(
+            voted["scores"][MODEL]
+        )
         rows["  its 95%, by patient"] = margins(voted["intervals"][MODEL])
         rows |= {f"  {system}": percent(scores) for system, scores in voted["scores"].items() if system != MODEL}
     rows |= {f"with {name}": percent(scores) for name, scores in results["perturbed"].items()}

@@ -5,7 +5,8 @@ import shutil
 import pytest
 
 from ecgbyte_jax.errors import ConfigError
-from ecgbyte_jax.run.stage import Stage, content_digest
+from ecgbyte_jax.run import stage as stages
+from ecgbyte_jax.run.stage import Stage, content_digest, repair
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.stages import pipeline
@@ -159,12 +160,40 @@ def test_a_stage_in_a_subfolder_comes_back_after_a_kill(tmp_path, monkeypatch):
     bake(outer, 200)
     named = bake(inner, 150)
     with monkeypatch.context() as patch:
-        patch.setattr(Stage, "_put_inner_back", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(stages, "_put_back", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             Stage("bake", outer / "stage.json", {"heat": 180}, "in").move_aside(outer)
     assert not named.finished()
+    repair(outer, "stage.json")
+    assert named.finished()
     bake(outer, 180)
     assert named.finished()
+
+
+def test_a_stage_in_a_subfolder_is_not_replaced_by_an_older_one_that_a_kill_left(tmp_path):
+    outer, inner = tmp_path / "bread", tmp_path / "bread/rye"
+    bake(outer, 200)
+    bake(inner, 150)
+    os.rename(outer, tmp_path / "bread.old-1")  # killed here, and the next command does not repair
+    outer.mkdir()
+    newer = bake(inner, 160)
+    bake(outer, 180)
+    bake(outer, 200)
+    assert newer.finished() and (inner / "bread").read_text() == "160"
+    bake(outer, 180)
+    assert newer.finished() and (inner / "bread").read_text() == "160"
+
+
+def test_a_users_own_copy_or_file_beside_a_stage_is_left_alone(tmp_path):
+    outer = tmp_path / "bread"
+    bake(outer, 200)
+    bake(outer / "rye", 150)
+    (tmp_path / "bread.old-backup").mkdir()
+    shutil.move(outer / "rye", tmp_path / "bread.old-backup/rye")
+    (tmp_path / "bread.old-notes").write_text("mine")
+    (tmp_path / "bread.old-3").symlink_to(tmp_path / "gone")
+    repair(outer, "stage.json")
+    assert (tmp_path / "bread.old-backup/rye").is_dir() and not (outer / "rye").exists()
 
 
 def test_a_stage_in_a_subfolder_alone_is_not_moved(tmp_path):

@@ -202,10 +202,10 @@ def test_other_settings_of_the_scores_keep_the_answers(config, workdir, monkeypa
     before, resamples = files(workdir), []
     monkeypatch.setattr(stage, "_answer", lambda *_: pytest.fail("answered again"))
     monkeypatch.setattr(stage, "make_results", lambda *a: resamples.append(a[2]) or make_results(*a))
-    config.eval.bootstrap = 10
+    config.eval.bootstrap = 100
     evaluate(Settings.of(config), Workdir(workdir))
     evaluate(Settings.of(config), Workdir(workdir))
-    assert files(workdir)["generations.jsonl"] == before["generations.jsonl"] and resamples == [10]
+    assert files(workdir)["generations.jsonl"] == before["generations.jsonl"] and resamples == [100]
 
 
 def test_perturbed_signals_are_asked_the_same_and_scored(config, workdir, trained):
