@@ -81,7 +81,8 @@ def read_with_notes(path: str | Path, sample_rate: float = 0.0, leads: Sequence[
         record = read_record(path)
         record = Record(record.signal, record.sample_rate, _name_leads(path, record.leads)[0])
     else:
-        raise RecordError(f"{path}: no such recording; a WFDB record (its .hea and .dat), a .csv or a .npy file expected")
+        found = f"{kind or 'a file without an ending'} found, which is not read" if path.is_file() else "no such recording"
+        raise RecordError(f"{path}: {found}; a WFDB record (its .hea and .dat), a .csv or a .npy file expected")
     if not np.isfinite(record.signal).all():
         raise RecordError(f"{path}: values that are not finite (NaN) found; remove or fill them first")
     notes += check_limb_leads(record, path)
@@ -185,6 +186,7 @@ def _read_csv(path: Path, leads: tuple[str, ...]) -> tuple[np.ndarray, tuple[str
         rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
     except csv.Error as error:
         raise RecordError(f"{path}: not readable as a CSV file: {error}") from error
+    rows = _without_empty_ends(rows)
     first = rows[0] if rows else []
     numbered = len(first) > 1 and first in (_count(first, 0), _count(first, 1))  # as pandas names an array's columns
     header = first if first and not numbered and not _NUMBER.fullmatch(first[0]) else []
@@ -199,9 +201,19 @@ def _read_csv(path: Path, leads: tuple[str, ...]) -> tuple[np.ndarray, tuple[str
     wrong = next((i for i, row in enumerate(rows) if len(row) != len(names) or not all(map(_NUMBER.fullmatch, row))), None)
     if wrong is not None:
         line, row = wrong + 1 + (bool(header) or numbered), rows[wrong]
-        hint = "; separate columns with decimal commas by semicolons" if delimiter == "," and len(row) > len(names) else ""
+        commas = delimiter == "," and len(row) > len(names) and not any("." in cell for cell in row)
+        hint = "; separate columns with decimal commas by semicolons" if commas else ""
         raise RecordError(f"{path}, row {line}: {delimiter.join(row)[:60]!r} found, {len(names)} numbers expected{hint}")
     return np.array(_with_points(path, rows, delimiter), np.float64).T, tuple(names)
+
+
+def _without_empty_ends(rows: list[list[str]]) -> list[list[str]]:
+    """Without the rows and columns of nothing that Excel writes below and beside a table; the first row may lack them."""
+    while rows and not any(rows[-1]):
+        rows = rows[:-1]
+    while rows and all(len(row) > 1 and not row[-1] for row in rows[1:]) and (not rows[0][-1] or len(rows[0]) < len(rows[-1])):
+        rows = [row if row[-1] else row[:-1] for row in rows]
+    return rows
 
 
 def _split_lines(path: Path) -> tuple[str, list[str]]:

@@ -44,6 +44,8 @@ def check_plausible(record: Record, path: Path) -> tuple[str, ...]:
         raise RecordError(f"{path}: no samples found")
     signal = record.signal.astype(np.float64)
     span = float(np.median(np.subtract(*np.percentile(signal, [99, 1], axis=1))))
+    if span == 0:
+        raise RecordError(f"{path}: most leads are flat in {record.signal.shape[1]} samples, an ECG expected")
     if not _LEAST_SPAN <= span <= _MOST_SPAN:
         looks = "microvolts" if span > _MOST_SPAN else "volts"
         unit = "uV" if span > _MOST_SPAN else "V"

@@ -220,6 +220,30 @@ def written(path, header, rows, delimiter=",", mark="."):
     return path
 
 
+@pytest.mark.parametrize("ends", [("", "", ""), (";", ";", ";" * 12), ("", ";", "")], ids=["none", "all", "rows"])
+def test_empty_rows_and_columns_that_excel_writes_are_not_read(record, tmp_path, ends):
+    known, _ = record
+    rows = [";".join(f"{v:.6f}" for v in row) for row in known.signal.T]
+    header, row_end, last = ends
+    lines = [";".join(known.leads) + header, *(row + row_end for row in rows), last, last]
+    (tmp_path / "a.csv").write_text("\r\n".join(lines))
+    np.testing.assert_allclose(read_own(tmp_path / "a.csv", 500).signal, known.signal, atol=1e-6)
+
+
+def test_a_missing_value_in_the_last_column_is_not_taken_for_an_empty_column(record, tmp_path):
+    known, _ = record
+    rows = [";".join(f"{v:.6f}" for v in row[:-1]) + ";" for row in known.signal.T]
+    (tmp_path / "a.csv").write_text("\n".join([";".join(known.leads), *rows]))
+    with pytest.raises(RecordError, match="row 2"):
+        read_own(tmp_path / "a.csv", 500)
+
+
+def test_a_file_of_another_kind_is_called_that(tmp_path):
+    (tmp_path / "a.dcm").write_bytes(b"x")
+    with pytest.raises(RecordError, match=r"a\.dcm: \.dcm found, which is not read; a WFDB record"):
+        read_own(tmp_path / "a.dcm")
+
+
 def test_semicolons_and_decimal_commas_by_hand(tmp_path):
     """As a German or French Excel writes them, in its own encoding."""
     signal = a_beat_a_second()
