@@ -15,17 +15,19 @@ _ALIKE = 0.6  # share of the words, in their order, that two questions of one fo
 
 @dataclass(frozen=True)
 class Familiar:
-    """Different questions of a training, as lists of words."""
+    """The different questions of a training, and the numbers of ECGs that they are about."""
 
     questions: tuple[str, ...]
+    ecgs: frozenset[int] = frozenset({1})
 
     @classmethod
     def of(cls, prepared: Prepared, seed: int) -> "Familiar":
         """The questions of training sequences drawn at random, and all that occur more than once."""
         sequences = open_split(prepared.shards, prepared.manifest, "train")
         drawn = np.random.default_rng(seed).choice(len(sequences), min(_SEQUENCES, len(sequences)), replace=False)
-        found = {sequences[int(place)].question for place in np.sort(drawn)} | set(prepared.manifest.commonest)
-        return cls(tuple(sorted(found - {""})))
+        seen = [sequences[int(place)] for place in np.sort(drawn)]
+        found = {sequence.question for sequence in seen} | set(prepared.manifest.commonest)
+        return cls(tuple(sorted(found - {""})), frozenset(len(sequence.ecgs) for sequence in seen))
 
     def nearest(self, question: str) -> tuple[str, bool]:
         """The training's question that is most like this one, and whether both have the same form."""

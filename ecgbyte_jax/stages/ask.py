@@ -8,17 +8,14 @@ import json
 import math
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from ecgbyte_jax.ecg.formats import read_with_notes
-from ecgbyte_jax.ecg.plausible import beats_a_minute
-from ecgbyte_jax.ecg.signal import clean, segment
+from ecgbyte_jax.ecg.records import LEADS
 from ecgbyte_jax.errors import ConfigError, ExampleError, RecordError
 from ecgbyte_jax.evaluate.answers import read_answers
 from ecgbyte_jax.evaluate.familiar import Familiar
@@ -28,41 +25,26 @@ from ecgbyte_jax.evaluate.votes import elect
 from ecgbyte_jax.explain.explain import look
 from ecgbyte_jax.inputs.batches import prompt_batch
 from ecgbyte_jax.inputs.prepared import load_prepared
-from ecgbyte_jax.inputs.prompt import ecg_room
+from ecgbyte_jax.inputs.prompt import ecg_room, share_room
+from ecgbyte_jax.inputs.recording import Recording, read_list, read_recording
 from ecgbyte_jax.model.generate import generate
 from ecgbyte_jax.model.sharding import batch_parts, put_whole
 from ecgbyte_jax.report.attention import draw_attention
 from ecgbyte_jax.report.folder import read_json
 from ecgbyte_jax.report.save import check_picture, save_picture
-from ecgbyte_jax.run.console import console, keeping_stdout_clear
+from ecgbyte_jax.run.console import console
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import AttendSettings, EvalSettings, Settings
 from ecgbyte_jax.stages import lineage
 from ecgbyte_jax.stages.attend import check_evaluated
-from ecgbyte_jax.stages.inquiry import Inquiry, read_questions
+from ecgbyte_jax.stages.inquiry import Inquiry, check_question, read_questions
 from ecgbyte_jax.train.restore import Trained, open_trained
 
+_FOREIGN = "the model was trained and scored on synthetic ECGs alone, and this is none of them: expect wrong answers"
 _LISTED = 6  # segments whose own answers are listed
-_NOT_TO_USE = "research software, no medical device"
-
-
-@dataclass(frozen=True, eq=False)
-class Recording:
-    """One recording as it was read: its name and path, rate in Hz, length in s, beats a minute (NaN where unknown).
-
-    notes: what was noticed in reading; warnings: why the model may not know such recordings; clean_rate: Hz of the segments
-    float64 [S, 12, T], clean, in mV.
-    """
-
-    name: str
-    path: str
-    rate: float
-    seconds: float
-    beats: float
-    notes: tuple[str, ...]
-    warnings: tuple[str, ...]
-    clean_rate: float
-    segments: np.ndarray
+_SHOWN_QUESTIONS = 8  # of the training, where questions are typed
+_NOT_TO_USE = "research software, not a medical device"
+_CLIPPED = 0.01  # share of a recording's samples beyond the tokenizer's range that is worth a warning
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +78,11 @@ class Reply:
         """How many segments have the elected answer."""
         return sum(answer.text == self.answers[self.best].text for answer in self.answers)
 
+    @property
+    def majority(self) -> bool:
+        """Whether more than half of the segments have it."""
+        return 2 * self.agreeing > len(self.answers)
+
 
 def ask(settings: Settings, workdir: Workdir, inquiry: Inquiry) -> None:
     """Answers every question on every recording, after what was read and what the run's answers are worth.
@@ -104,12 +91,16 @@ def ask(settings: Settings, workdir: Workdir, inquiry: Inquiry) -> None:
     answered, and the error, with their number, is raised at the end.
     """
     _check(inquiry)
-    with keeping_stdout_clear() if inquiry.format == "json" else nullcontext():
+    try:
         _ask(settings, workdir, inquiry)
+    except KeyboardInterrupt:
+        if inquiry.questions:
+            raise
+        console.print()  # a conversation ends quietly
 
 
 def _ask(settings: Settings, workdir: Workdir, inquiry: Inquiry) -> None:
-    listed = _read_list(inquiry.record_list) if inquiry.record_list else []
+    listed = read_list(inquiry.record_list) if inquiry.record_list else []
     named = [_read(path, settings, workdir, inquiry) for path in inquiry.records]
     lineage.trained(settings, workdir).require()
     trained = open_trained(settings, workdir, settings.eval.checkpoint)
@@ -119,11 +110,17 @@ def _ask(settings: Settings, workdir: Workdir, inquiry: Inquiry) -> None:
     several, typed = len(named) + len(listed) > 1, not inquiry.questions and sys.stdin.isatty()
     refused: list[str] = []
     later = _read_each(listed, settings, workdir, inquiry, refused)
-    for number, (subject, question) in enumerate(_pairs(_subjects(trained, named, later, inquiry.together), inquiry)):
+    for number, (subject, question) in enumerate(_pairs(_subjects(trained, named, later, inquiry.together), inquiry, familiar)):
         picture = _picture_path(inquiry.picture, number) if inquiry.picture else None
-        reply = _reply(trained, settings, subject, question, familiar, picture)
+        try:
+            reply = _reply(trained, settings, subject, question, familiar, picture)
+        except ConfigError as error:
+            if inquiry.questions:
+                raise
+            console.print(str(error))  # typed ones go on
+            continue
         if inquiry.format == "json":
-            print(json.dumps(_as_json(subject, reply, worth), ensure_ascii=False), flush=True)
+            print(json.dumps(_as_json(subject, reply, worth), ensure_ascii=True), flush=True)
         else:
             _show(subject, reply, several, typed)
     if refused:
@@ -141,36 +138,18 @@ def _check(inquiry: Inquiry) -> None:
         )
     if inquiry.together and len(inquiry.records) < 2:
         raise ConfigError("--together: one recording found, two expected, --record=FIRST,SECOND")
-    if any(not question.strip() for question in inquiry.questions):
-        raise ConfigError("--question: an empty one found; leave it out to be asked in the terminal")
+    for question in inquiry.questions:
+        check_question(question)
     if inquiry.picture:
         check_picture(inquiry.picture, "--picture")
 
 
-def _read_list(file: str) -> list[str]:
-    """The lines that are not empty; raises ConfigError where the file cannot be read or has none."""
-    try:
-        paths = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--record_list: '{file}' cannot be read: {error}; a text file with one recording a line") from error
-    if not paths:
-        raise ConfigError(f"--record_list: '{file}' is empty, a text file with one recording a line expected")
-    return paths
-
-
 def _read(path: str, settings: Settings, workdir: Workdir, inquiry: Inquiry) -> Recording:
-    """One recording, clean and in segments; raises RecordError."""
-    own, how = read_with_notes(path, inquiry.sample_rate, inquiry.leads, inquiry.units), settings.signal
-    record, rate = own.record, own.record.sample_rate
-    try:
-        segments = segment(clean(record, how), how.segment_length)
-    except RecordError as error:
-        raise RecordError(f"{path}: {error}") from error
-    name = Path(path).name.removesuffix(".hea").removesuffix(".dat")
-    seconds, beats = record.signal.shape[1] / rate, beats_a_minute(record)
+    """One recording, with a warning where the model knows nothing like it; raises RecordError."""
+    how = settings.signal
+    recording = read_recording(path, how, how.segment_length, inquiry.sample_rate, inquiry.leads, inquiry.units)
     foreign = settings.data.synthetic_records and workdir.synthetic.resolve() not in Path(path).resolve().parents
-    warnings = ("the model was trained on synthetic ECGs alone, and this recording is not one of them",) if foreign else ()
-    return Recording(name, path, rate, seconds, beats, own.notes, warnings, how.target_rate or rate, segments)
+    return replace(recording, warnings=(_FOREIGN,)) if foreign else recording
 
 
 def _read_each(
@@ -184,16 +163,30 @@ def _read_each(
             refused.append(path)
             console.print(f"unusable   {error}")
             if inquiry.format == "json":
-                print(json.dumps({"path": path, "error": str(error)}, ensure_ascii=False), flush=True)
+                print(json.dumps({"path": path, "error": str(error)}, ensure_ascii=True), flush=True)
 
 
 def _subjects(trained: Trained, named: list[Recording], later: Iterator[Recording], together: bool) -> Iterator[Subject]:
     """Those that were named, then those that are still to be read; each is shown as it was read."""
     groups = [named] if together else ([recording] for recording in chain(named, later))
     for group in groups:
-        subject = _encode(trained, group)
+        subject = _encode(trained, [_with_clipping(recording, trained) for recording in group])
         _show_subject(subject)
         yield subject
+
+
+def _with_clipping(recording: Recording, trained: Trained) -> Recording:
+    """With a warning where the tokenizer cuts off what the model would have to see."""
+    low, high = trained.ecg_tokenizer.quantizer.low, trained.ecg_tokenizer.quantizer.high
+    outside = (recording.segments < low) | (recording.segments > high)
+    worst = int(outside.mean(axis=(0, 2)).argmax())
+    share = float(outside[:, worst].mean())
+    if share < _CLIPPED:
+        return recording
+    text = (
+        f"the tokenizer cuts at {low:.2f} and {high:.2f} mV: the model does not see what {share:.0%} of {LEADS[worst]} exceed"
+    )
+    return replace(recording, warnings=(*recording.warnings, text))
 
 
 def _encode(trained: Trained, group: list[Recording]) -> Subject:
@@ -205,13 +198,15 @@ def _encode(trained: Trained, group: list[Recording]) -> Subject:
     return Subject(name, tuple(group), first.clean_rate, seconds, tokens, signals)
 
 
-def _pairs(subjects: Iterator[Subject], inquiry: Inquiry) -> Iterator[tuple[Subject, str]]:
+def _pairs(subjects: Iterator[Subject], inquiry: Inquiry, familiar: Familiar) -> Iterator[tuple[Subject, str]]:
     """Each subject with all questions; where they are typed, all subjects with each question in turn."""
     if inquiry.questions:
         yield from ((subject, question) for subject in subjects for question in inquiry.questions)
         return
     kept = list(subjects)
-    yield from ((subject, question) for question in read_questions() for subject in kept)
+    known = "".join(f"\n  {question}" for question in familiar.questions[:_SHOWN_QUESTIONS])
+    for question in read_questions(f"questions of the training, for example:{known}"):
+        yield from ((subject, question) for subject in kept)
 
 
 @dataclass(frozen=True)
@@ -237,8 +232,11 @@ class Worth:
         verdict, warnings = results["verdict"], []
         if verdict["evidence"] != "reads":
             warnings.append(f"its evaluation shows: {verdict['sentence']}")
-        if str(results["checkpoint"]) != settings.eval.checkpoint:
+        if settings.eval.checkpoint not in (results["checkpoint"], str(results["checkpoint_step"])):
             warnings.append(f"checkpoint {settings.eval.checkpoint} answers, and {results['checkpoint']} was evaluated")
+        how = (read_json(workdir.answers_marker) or {}).get("settings", {}).get("eval", {})
+        if how.get("temperature"):
+            warnings.append("its evaluation drew answers at random, and here the likeliest one is given")
         return cls(f"trained on {data}; {summarise(results)}", tuple(warnings), verdict)
 
 
@@ -247,17 +245,31 @@ def _reply(
 ) -> Reply:
     answers = _answer(trained, settings.eval, subject, question)
     best = elect([answer.text for answer in answers], [answer.log_prob for answer in answers])
-    nearest, same_form = familiar.nearest(question)
-    warnings = () if same_form else (f"no question of the training has this form; the nearest one is: {nearest}",)
+    warnings = tuple(_doubts(trained, subject, question, familiar))
     drawn = _draw(trained, settings.attend, subject, question, answers[best], best, picture) if picture else []
     return Reply(question, answers, best, warnings, tuple(drawn))
+
+
+def _doubts(trained: Trained, subject: Subject, question: str, familiar: Familiar) -> Iterator[str]:
+    """What speaks against the answer to this very question."""
+    nearest, same_form = familiar.nearest(question)
+    if not same_form:
+        yield f"no training question is like this one; the nearest is: {nearest}"
+    count = len(subject.recordings)
+    if count not in familiar.ecgs:
+        yield f"the training's questions were about {min(familiar.ecgs)} ECG at a time, and this is about {count}"
+    room = ecg_room(_encode_question(trained, question), np.empty(0), trained.max_length, trained.ids.ends, count)
+    lengths = [[len(ecg) for ecg in ecgs] for ecgs in subject.segments]
+    lost = [1 - sum(share_room(room, ecgs)) / sum(ecgs) for ecgs in lengths]
+    if max(lost) > 0:
+        cut = f"{sum(share > 0 for share in lost)} of {len(lost)} segments do not fit into the prompt"
+        yield f"{cut}: up to {max(lost):.0%} of their tokens, those of the last leads, are cut off"
 
 
 def _answer(trained: Trained, sampling: EvalSettings, subject: Subject, question: str) -> list[Answer]:
     """Greedy answers for all segments."""
     ids = trained.ids
-    encoded = trained.text_tokenizer(question, add_special_tokens=False, split_special_tokens=True)
-    question_ids = np.array(encoded.input_ids, np.int32)
+    question_ids = _encode_question(trained, question)
     try:
         ecg_room(question_ids, np.empty(0), trained.max_length, ids.ends, len(subject.segments[0]))
     except ExampleError as error:
@@ -276,12 +288,19 @@ def _answer(trained: Trained, sampling: EvalSettings, subject: Subject, question
     return answers
 
 
+def _encode_question(trained: Trained, question: str) -> np.ndarray:
+    """Its text ids int32 [Q]."""
+    encoded = trained.text_tokenizer(question, add_special_tokens=False, split_special_tokens=True)
+    return np.array(encoded.input_ids, np.int32)
+
+
 def _show_subject(subject: Subject) -> None:
     """What was read, what was noticed, and what speaks against the answers."""
     for recording in subject.recordings:
         beats = "" if math.isnan(recording.beats) else f", about {recording.beats:.0f} beats a minute"
         read = f"12 leads, {recording.rate:g} Hz, {recording.seconds:g} s{beats}"
-        console.print(f"recording  {recording.name}: {read}; {len(subject.segments)} segment(s) of {subject.seconds:g} s")
+        count = len(subject.segments)
+        console.print(f"recording  {recording.name}: {read}; {count} segment{'s' * (count > 1)} of {subject.seconds:g} s")
         lines = [f"  note     {note}" for note in recording.notes] + [f"  warning  {text}" for text in recording.warnings]
         console.print("\n".join(lines), end="\n" if lines else "")
 
@@ -292,10 +311,8 @@ def _show(subject: Subject, reply: Reply, several: bool, typed: bool) -> None:
     lines = [f"about      {subject.name}"] if several else []
     lines += [*([] if typed else [f"question   {reply.question}"]), *(f"  warning  {warning}" for warning in reply.warnings)]
     probability = math.exp(chosen.log_prob)
-    lines.append(
-        f"answer     {chosen.text or '(empty)'}   "
-        f"[{reply.agreeing} of {len(answers)} segments; probability {probability:.2f} in the surest]"
-    )
+    votes = f"{'' if reply.majority else 'no majority: '}{reply.agreeing} of {len(answers)} segments"
+    lines.append(f"answer     {chosen.text or '(empty)'}   [{votes}; probability {probability:.2f} in the surest]")
     others = [i for i, answer in enumerate(answers) if answer.text != chosen.text]
     for i in others[:_LISTED]:
         span = f"{i * subject.seconds:g}-{(i + 1) * subject.seconds:g} s"
@@ -303,7 +320,8 @@ def _show(subject: Subject, reply: Reply, several: bool, typed: bool) -> None:
     if len(others) > _LISTED:
         lines.append(f"  and {len(others) - _LISTED} more segments with other answers")
     lines += [f"picture    {path}" for path in reply.pictures]
-    lines.append(f"           {_NOT_TO_USE}")
+    foreign = any(_FOREIGN in recording.warnings for recording in subject.recordings)
+    lines.append(f"           {'of a model of synthetic ECGs; ' if foreign else ''}{_NOT_TO_USE}")
     console.print("\n".join(lines))
 
 
@@ -318,13 +336,18 @@ def _as_json(subject: Subject, reply: Reply, worth: Worth) -> dict:
         ],
         "question": reply.question,
         "answer": chosen.text,
-        "probability": math.exp(chosen.log_prob),
+        "majority": reply.majority,
         "segments_agreeing": reply.agreeing,
+        "probability_in_surest_segment": math.exp(chosen.log_prob),
         "segments": [
             {"start_s": i * subject.seconds, "answer": answer.text, "probability": math.exp(answer.log_prob)}
             for i, answer in enumerate(reply.answers)
         ],
-        "warnings": [*worth.warnings, *(text for r in subject.recordings for text in r.warnings), *reply.warnings],
+        "warnings": [
+            *worth.warnings,
+            *(f"{r.name}: {text}" for r in subject.recordings for text in r.warnings),
+            *reply.warnings,
+        ],
         "run": worth.sentence,
         "verdict": worth.verdict,
         "pictures": list(map(str, reply.pictures)),
@@ -344,7 +367,7 @@ def _draw(
     """The attention picture of the segment `place`, whose answer is shown; one for each of several recordings in one prompt."""
     view = look(trained, subject.segments[place], question, np.array(answer.tokens, np.int32), attend)
     start, files = place * subject.seconds, []
-    title = f"{subject.name}, {start:g}-{start + subject.seconds:g} s. {question} {answer.text}"
+    title = f"{subject.name}, {start:g}-{start + subject.seconds:g} s. Answer: {answer.text or '(empty)'}. {question}"
     for number, (ecg, signal) in enumerate(zip(view.ecgs, subject.signals[place])):
         files.append(path if number == 0 else path.with_name(f"{path.stem}_ecg{number + 1}{path.suffix}"))
         figure = draw_attention(signal, ecg.samples["attention"], subject.rate, seen=ecg.seen, title=title)

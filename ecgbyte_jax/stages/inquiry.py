@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.run.console import console
 
 _ENDS = ("quit", "exit")
@@ -30,29 +31,45 @@ class Inquiry:
     record_list: str = ""
 
 
-def read_questions() -> Iterator[str]:
+def read_questions(examples: str = "") -> Iterator[str]:
     """The questions that are typed in the terminal, or the lines of another standard input, until `quit`, `exit` or its end.
 
-    Ctrl-C ends quietly too, also while a question is answered.
+    Ctrl-C ends quietly too, also while a question is answered. examples: shown with the help.
     """
+    hint = f"{_HELP}\n{examples}".rstrip()
     in_terminal = sys.stdin.isatty()
     if in_terminal:
         import readline  # noqa: F401  line editing and history for `input`
 
-        console.print(_HELP)
+        console.print(hint)
     try:
         while (line := _read_line(in_terminal)) is not None:
             match line.strip():
                 case "":
                     continue
                 case "help" | "?":
-                    console.print(_HELP)
+                    console.print(hint)
                 case word if word.lower() in _ENDS:
                     return
                 case question:
+                    try:
+                        check_question(question)
+                    except ConfigError as error:
+                        console.print(str(error))
+                        continue
                     yield question
     except KeyboardInterrupt:
         console.print()
+
+
+def check_question(question: str) -> None:
+    """Raises ConfigError for an empty question, and for one that is no text."""
+    if not question.strip():
+        raise ConfigError("--question: an empty one found; leave it out to be asked in the terminal")
+    try:
+        question.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"--question: {question!r} found, text in UTF-8 expected") from error
 
 
 def _read_line(in_terminal: bool) -> str | None:
@@ -60,7 +77,9 @@ def _read_line(in_terminal: bool) -> str | None:
     if not in_terminal:
         return sys.stdin.readline() or None
     try:
-        return input("question: ")
+        sys.stderr.write("question: ")  # the standard output may be for answers alone
+        sys.stderr.flush()
+        return input()
     except EOFError:
         console.print()
         return None

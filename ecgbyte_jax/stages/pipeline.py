@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from ecgbyte_jax.corpora.read import check_data
 from ecgbyte_jax.errors import ConfigError, OutOfMemoryError
+from ecgbyte_jax.run.console import keeping_stdout_clear
 from ecgbyte_jax.run.lock import holding
 from ecgbyte_jax.run.stage import settings_of
 from ecgbyte_jax.run.workdir import Workdir, runs_beside
@@ -47,7 +48,7 @@ def run(
     """
     unknown = sorted(set(stages) - set(STAGES))
     if unknown or not stages:
-        raise ConfigError(f"--stage: {unknown} found, any of {[*STAGES]} expected")
+        raise ConfigError(f"--stage: {unknown} found, any of {[*STAGES]} expected; compare and list go by themselves")
     if inquiry != Inquiry(()) and "ask" not in stages:
         raise ConfigError("--record, --question and what belongs to them: found without --stage=ask")
     settings = Settings.of(config)
@@ -63,6 +64,7 @@ def run(
         )
     if not {*_STARTERS} & {*stages}:
         _check_folder(folder, stages)
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -70,10 +72,15 @@ def run(
     _check_links(folder)
     if {*_STARTERS} & {*stages}:
         _check_corpus(settings.data, workdir)
-    with _together(settings, alone):
-        writes = any(name not in _LOOKERS for name in stages) and (alone or _leads())
-        with holding(workdir.lock) if writes else nullcontext():
-            _run_stages(settings, workdir, stages, profile_steps, inquiry)
+    quiet = keeping_stdout_clear() if inquiry.format == "json" else nullcontext()
+    try:
+        with quiet, _together(settings, alone):
+            writes = any(name not in _LOOKERS for name in stages) and (alone or _leads())
+            with holding(workdir.lock) if writes else nullcontext():
+                _run_stages(settings, workdir, stages, profile_steps, inquiry)
+    finally:
+        if made and alone and not any(folder.iterdir()):  # a stage that could not even begin
+            folder.rmdir()
 
 
 def _together(settings: Settings, alone: bool) -> AbstractContextManager[None]:

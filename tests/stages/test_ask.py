@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 
 from ecgbyte_jax.ecg.records import read_record
+from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.errors import ConfigError, RecordError
+from ecgbyte_jax.evaluate.generations import Answer
+from ecgbyte_jax.inputs.recording import read_list
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.stages import ask as asking
-from ecgbyte_jax.stages.ask import ask
+from ecgbyte_jax.stages.ask import Reply, Subject, ask
 from ecgbyte_jax.stages.inquiry import Inquiry, read_questions
 from ecgbyte_jax.stages.pipeline import run
 from tests.stages.test_report import small_settings
@@ -38,8 +41,8 @@ def test_any_kind_of_file_gets_the_same_answer_and_a_picture(finished, records, 
     wfdb = Inquiry((records[0],), (QUESTION, "Why?"), picture=str(tmp_path / "p.png"))
     ask(Settings.of(small_settings()), Workdir(finished[0]), wfdb)
     shown = capsys.readouterr().out
-    assert shown.count("answer   ") == 2 and "no medical device" in shown
-    assert "12 leads, 500 Hz, 10 s, about " in shown and "5 segment(s) of 2 s" in shown
+    assert shown.count("answer   ") == 2 and "not a medical device" in shown
+    assert "12 leads, 500 Hz, 10 s, about " in shown and "5 segments of 2 s" in shown
     assert {path.name for path in tmp_path.glob("*.png")} == {"p.png", "p_2.png"}
     ask(Settings.of(small_settings()), Workdir(finished[0]), Inquiry((files[1],), (QUESTION,), sample_rate=500))
     ask(
@@ -70,6 +73,7 @@ def test_a_wrong_inquiry_is_refused_before_the_model_is_loaded(finished, records
         (Inquiry(()), ConfigError, "--record is missing"),
         (Inquiry((records[0],), (QUESTION,), together=True), ConfigError, "--together: one recording"),
         (Inquiry((records[0],), (" ",)), ConfigError, "--question: an empty one"),
+        (Inquiry((records[0],), ("caf\udce9",)), ConfigError, "--question: .* found, text in UTF-8 expected"),
         (Inquiry((records[0],), (QUESTION,), picture="a.jpg"), ConfigError, "--picture: 'a.jpg'"),
         (Inquiry((), record_list="list.txt"), ConfigError, "--record_list: found without --question"),
         (Inquiry((), (QUESTION,), record_list="nowhere"), ConfigError, "--record_list: 'nowhere' cannot be read"),
@@ -88,7 +92,7 @@ def test_json_has_a_line_for_each_answer_and_nothing_else_is_on_the_standard_out
     (tmp_path / "list.txt").write_text(f"{records[0]}\n\n{tmp_path}/short.npy\n{records[1]}\n")
     inquiry = Inquiry((), (QUESTION, "What is this?"), format="json", record_list=str(tmp_path / "list.txt"))
     with pytest.raises(RecordError, match=r"list\.txt: 1 of 3 recordings are unusable"):
-        ask(Settings.of(small_settings()), Workdir(finished[0]), inquiry)
+        run(small_settings(), finished[0], ["ask"], inquiry=inquiry)
     printed = capsys.readouterr()
     lines = [json.loads(line) for line in printed.out.splitlines()]
     assert [line.get("question") for line in lines] == [QUESTION, "What is this?", None, QUESTION, "What is this?"]
@@ -103,7 +107,8 @@ def test_json_has_a_line_for_each_answer_and_nothing_else_is_on_the_standard_out
         8,
     ]
     agreeing = sum(segment["answer"] == first["answer"] for segment in first["segments"])
-    assert first["segments_agreeing"] == agreeing and 0 < first["probability"] <= 1
+    assert first["segments_agreeing"] == agreeing and first["majority"] == (agreeing > 2)
+    assert 0 < first["probability_in_surest_segment"] <= 1
     assert first["verdict"]["evidence"] == "too few patients" and "medical device" in first["note"]
     assert "unusable   " in printed.err and "recording  " in printed.err
 
@@ -117,20 +122,66 @@ def test_what_speaks_against_an_answer_is_said_with_it(finished, records, tmp_pa
     ask(settings, Workdir(tmp_path / "w"), Inquiry((str(tmp_path / "real"),), ("What is the heart rate?",)))
     shown = " ".join(capsys.readouterr().out.split())
     assert "not evaluated, so what its answers are worth is unknown" in shown
-    assert "warning the model was trained on synthetic ECGs alone, and this recording is not one of them" in shown
-    assert "warning no question of the training has this form; the nearest one is: " in shown
+    assert (
+        "warning the model was trained and scored on synthetic ECGs alone, and this is none of them: expect wrong answers"
+        in shown
+    )
+    assert "warning no training question is like this one; the nearest is: " in shown
+    assert "of a model of synthetic ECGs; research software, not a medical device" in shown
     known = "What rhythm-related symptom does this ECG show?"
     ask(settings, Workdir(finished[0]), Inquiry((records[0],), (known,)))
     shown = capsys.readouterr().out
-    assert "synthetic ECGs alone" not in shown and "has this form" not in shown
+    assert "synthetic ECGs alone" not in shown and "is like this one" not in shown
     assert "exact match" in shown and "commonest answer" in shown and "too few patients" in shown
+
+
+def test_a_tie_a_cut_and_a_clipped_ecg_are_said(finished, records, tmp_path, capsys):
+    settings = Settings.of(small_settings())
+    quantizer = ECGTokenizer.load(Workdir(finished[0]).ecg_tokenizer).quantizer
+    record = read_record(records[0])
+    signal = record.signal.copy()
+    signal[record.leads.index("V2")] *= 20
+    np.save(tmp_path / "high.npy", signal)
+    inquiry = Inquiry((str(tmp_path / "high.npy"), records[0]), (QUESTION,), 500, record.leads, together=True)
+    with pytest.raises(RecordError, match="omit --sample_rate"):
+        ask(settings, Workdir(finished[0]), inquiry)
+    np.save(tmp_path / "plain.npy", record.signal)
+    files = (str(tmp_path / "high.npy"), str(tmp_path / "plain.npy"))
+    ask(settings, Workdir(finished[0]), Inquiry(files, (QUESTION,), 500, record.leads, together=True))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"the tokenizer cuts at {quantizer.low:.2f} and {quantizer.high:.2f} mV: the model does not see what" in shown
+    assert "of V2 exceed" in shown and shown.count("the tokenizer cuts") == 1
+    assert "warning the training's questions were about 1 ECG at a time, and this is about 2" in shown
+    assert "segments do not fit into the prompt: up to" in shown
+
+
+def test_an_answer_without_a_majority_is_called_that(capsys):
+    answers = [Answer(text, [], log_prob) for text, log_prob in (("a", -0.1), ("a", -0.2), ("b", -0.3), ("c", -0.4))]
+    subject = Subject("r", (), 50.0, 2.0, ((),) * 4, ((),) * 4)
+    asking._show(subject, Reply("?", answers, 0, ()), several=False, typed=False)
+    assert "answer     a   [no majority: 2 of 4 segments; " in capsys.readouterr().out
+    asking._show(subject, Reply("?", answers[:3], 0, ()), several=False, typed=False)
+    assert "answer     a   [2 of 3 segments; " in capsys.readouterr().out
+
+
+def test_a_typed_question_that_is_too_long_does_not_end_the_conversation(finished, records, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("long " * 2000 + f"\n\udce9\n{QUESTION}\n"))
+    ask(Settings.of(small_settings()), Workdir(finished[0]), Inquiry((records[0],)))
+    shown = capsys.readouterr().out
+    assert "ask a shorter one" in shown and "text in UTF-8 expected" in shown and shown.count("answer   ") == 1
+
+
+def test_a_list_of_recordings_is_read_as_editors_write_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    (tmp_path / "list.txt").write_bytes("\ufeffa b\r\n\r\n ~/c.csv\n".encode())
+    assert read_list(str(tmp_path / "list.txt")) == ["a b", "/home/me/c.csv"]
 
 
 @pytest.mark.parametrize("end", ["quit", "EXIT", None, KeyboardInterrupt])
 def test_a_conversation_ends_as_people_expect(monkeypatch, capsys, end):
     lines = iter(["", "help", "first", " second ", *([] if end is None else [end])])
 
-    def typed(_prompt):
+    def typed():
         line = next(lines, EOFError)
         if isinstance(line, str):
             return line
