@@ -19,9 +19,9 @@ DATA = {
     "ecg_qa": "questions of ECG-QA (Oh et al. 2023) about PTB-XL (Wagner et al. 2020)",
     "ecg_qa_mimic": "questions of ECG-QA (Oh et al. 2023) about MIMIC-IV-ECG",
     "ecg_chat": "conversations of ECG-Chat about MIMIC-IV-ECG",
-    "own": "recordings and questions of a table of one's own, which this card knows nothing more about",
+    "own": "recordings and questions of a table of one's own; whether they are real is not known here",
 }
-_LATER: dict = {"verdict": None, "hidden": [], "by_recording": None, "yes_no": None}  # fields that earlier results lack
+_LATER: dict = {"verdict": None, "hidden": [], "by_recording": None, "perturbed": {}}  # fields that earlier results lack
 _SYNTHETIC = "{count} synthetic recordings, with questions made by the same program"
 
 
@@ -30,7 +30,8 @@ class Card:
     """What a card says; step: of the checkpoint; base: the pretrained model's name or ""; segment: its length in words.
 
     results: of the evaluation of this very checkpoint, or None and `unevaluated` says why; temperature: its answers';
-    cut: how many test segments did not fit into a prompt; apart: whether its patients are in training too.
+    question: one of the training's; cut: how many test segments did not fit into a prompt; apart: whether its patients are in
+    training too.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Card:
     adapter: bool
     base: str
     synthetic: bool
+    own: bool
     data: str
     segment: str
     max_length: int
@@ -48,6 +50,7 @@ class Card:
     results: dict | None
     unevaluated: str
     temperature: float
+    question: str
     version: str = ecgbyte_jax.__version__
 
 
@@ -61,8 +64,9 @@ def make_card(
         name=name,
         step=step,
         adapter=settings.export.adapter,
-        base=Path(pretrained).name if Path(pretrained).is_dir() else pretrained,
+        base="" if Path(pretrained).is_dir() else pretrained,
         synthetic=synthetic > 0,
+        own=settings.data.corpus == "own",
         data=_SYNTHETIC.format(count=synthetic) if synthetic else DATA[settings.data.corpus],
         segment=f"{samples / rate:g} s" if rate else f"{samples} samples",
         max_length=settings.prompt.max_length,
@@ -73,6 +77,7 @@ def make_card(
         results=results,
         unevaluated=unevaluated,
         temperature=temperature,
+        question=next((question for question in sorted(manifest.commonest) if question), "QUESTION"),
     )
 
 
@@ -91,7 +96,9 @@ def write_card(folder: Path, card: Card) -> None:
     results = None if card.results is None else _LATER | card.results
     hidden = results["hidden"] if results else []
     how = {"metric": _metric, "table": lambda scores, intervals: _table(scores, intervals, hidden)}
-    text = template.render(card=card, results=results, **how)
+    yes_no = results and (results["by_recording"] or {}).get("yes_no")
+    metric = results and (results["verdict"] or {}).get("metric", "exact_match")
+    text = template.render(card=card, results=results, yes_no=yes_no, perturbed_metric=metric, **how)
     write_whole(folder / "README.md", [text.encode()])
 
 

@@ -56,8 +56,11 @@ def read_evaluation(results_file: Path, generations_file: Path) -> tuple[dict, l
             raise ReportError(
                 f"{generations_file}, line {number}: field {wrong[0]!r} is missing or of another type; run eval again"
             )
-    if not isinstance(results.get("scores"), dict) or not rows:
+    scores = results.get("scores")
+    if not isinstance(scores, dict) or not all(isinstance(row, dict) for row in scores.values()) or not rows:
         raise ReportError(f"{results_file}: no scores, or no answers beside it; run eval again")
+    if "checkpoint_step" not in results:
+        raise ReportError(f"{results_file}: no field 'checkpoint_step'; run eval again")
     return results, rows
 
 

@@ -23,6 +23,7 @@ from ecgbyte_jax.report.paper import COARSE, draw_on, lay_out
 from ecgbyte_jax.report.tokens import draw_compression, draw_tokens, draw_usage
 
 _NOT_OF_TRAINING = ("eval", "export", "attend")  # parts of the settings that a checkpoint was saved with
+_SHORT = 10  # words of a reference
 _RECODED = 100  # segments that compression is measured on
 _LEVELS = (0, 100, 500, 1000, 2000, 3500, 5000, 10_000)  # merges
 
@@ -37,7 +38,7 @@ def make_page(name: str, results: dict, data: dict) -> Page:
         facts=[("Data", words.data_fact(data)), ("Evaluated", words.evaluated(results))],
         verdict=sentences,
         verdict_note=note,
-        evidence=str((results.get("verdict") or {}).get("evidence", "")),
+        evidence=words.evidence(results),
         score_notes=words.score_notes(results),
     )
     metric, scores, intervals, counted = words.compared(results)
@@ -83,7 +84,9 @@ def make_example(
     signal [12, T] in mV that became its tokens, where it is known.
     """
     row = chosen.row
-    shared = "" if chosen.right else f"{chosen.score:.0%} of the words are right"
+    # In a short answer one wrong word may turn it into its opposite.
+    partly = not chosen.right and len(row["reference"].split()) > _SHORT
+    shared = f"{chosen.score:.0%} of the words are right" if partly else ""
     likely = f"probability {np.exp(row['log_prob']):.2f}" if isinstance(row.get("log_prob"), int | float) else ""
     others = (("To another's ECG", "answer_to_other_ecg"), ("Commonest answer", "commonest_answer"))
     return Example(

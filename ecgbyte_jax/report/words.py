@@ -22,7 +22,7 @@ _CORPORA = {
     "ecg_qa": "ECG-QA on PTB-XL",
     "ecg_qa_mimic": "ECG-QA on MIMIC-IV-ECG",
     "ecg_chat": "ECG-Chat",
-    "own": "a table of your own",
+    "own": "a table of one's own",
 }
 _COUNTS = ("sequences", "examples", "patients", "count", "n")
 _REASONS = 20
@@ -59,7 +59,8 @@ def data_fact(data: dict) -> str:
     if data.get("synthetic_records"):
         return f"synthetic, {data['synthetic_records']:,} recordings, with questions in the form of {_corpus(data)}"
     published = "; the published split, which may have a patient in several parts" if data.get("published_split") else ""
-    return f"{_corpus(data)}: real ECGs{published}"
+    kind = "whether its ECGs are real is not known here" if data.get("corpus") == "own" else "real ECGs"
+    return f"{_corpus(data)}: {kind}{published}"
 
 
 def model_fact(trained: dict, parameters: int) -> str:
@@ -79,8 +80,8 @@ def model_fact(trained: dict, parameters: int) -> str:
 def _rounded(count: int) -> str:
     if count < 1e5:
         return f"{count:,}"
-    size, unit = (1e9, "billion") if count >= 1e9 else (1e6, "million")
-    return f"{count / size:.0f} {unit}" if count >= 100 * size else f"{count / size:.2g} {unit}"
+    size, unit = (1e9, "billion") if count >= 0.995e9 else (1e6, "million")
+    return f"{count / size:.0f} {unit}" if count >= 9.95 * size else f"{count / size:.2g} {unit}"
 
 
 def _corpus(data: dict) -> str:
@@ -109,6 +110,11 @@ def verdict(results: dict) -> tuple[list[str], str]:
         "does with another patient's ECG."
     )
     return [text[0].upper() + text[1:] for text in sentences], note if sentences else ""
+
+
+def evidence(results: dict) -> str:
+    """The results' word for the verdict, "" where they hold none."""
+    return str(_dict(results.get("verdict")).get("evidence", ""))
 
 
 def compared(results: dict) -> tuple[str, dict[str, float], dict[str, list[float]], str]:
@@ -150,12 +156,12 @@ def score_tables(results: dict) -> list[Table]:
         cells = [(name, *(_seed_cell(_dict(row).get(m)) for m in metrics)) for name, row in seeds.items()]
         caption = "Over seeds in %: mean, ± standard deviation, 95% t interval"
         tables.append(Table(caption, ("system", *map(_metric, metrics)), tuple(cells)))
-    tables += _yes_no(_dict(results.get("yes_no")))
+    tables += _yes_no(_dict(_dict(results.get("by_recording")).get("yes_no")))
     for name, caption in (
-        ("by_question_type", "The model by question type, in %"),
-        ("by_attribute", "The model by attribute, in %"),
-        ("perturbed", "The model on spoilt ECGs, in %"),
-        ("macro_f1", "Macro F1 over the answers of closed questions, in %"),
+        ("by_question_type", "The model by question type and segment, in %"),
+        ("by_attribute", "The model by attribute and segment, in %"),
+        ("perturbed", "The model on spoilt ECGs, by segment, in %"),
+        ("macro_f1", "Macro F1 over the answers of closed questions, by segment, in %"),
     ):
         part = _dict(results.get(name))
         if part:
@@ -176,7 +182,8 @@ def _yes_no(part: dict) -> list[Table]:
     systems = _dict(part.get("systems"))
     metrics = _metrics(systems.values(), set())
     rows = [(name, *(_cell(_dict(row).get(metric)) for metric in metrics)) for name, row in systems.items()]
-    caption = f"Yes or no: {_counted(part.get('questions'))} questions, {_counted(part.get('yes'))} of them with 'yes', in %"
+    counts = f"{_counted(part.get('questions'))} questions, {_counted(part.get('yes'))} of them with 'yes'"
+    caption = f"Yes or no, by recording: {counts}, in %"
     return [Table(caption, ("system", *map(_metric, metrics)), tuple(rows))] if rows else []
 
 

@@ -37,7 +37,10 @@ def attend(settings: Settings, workdir: Workdir) -> None:
 def check_evaluated(workdir: Workdir, results: dict) -> None:
     """Raises ConfigError where an evaluation's answers come from a checkpoint of another training than the one here."""
     inputs = (read_json(workdir.answers_marker) or {}).get("inputs")
-    if results["checkpoint_step"] is not None and inputs != outputs_digest(workdir.train_marker):
+    trained = outputs_digest(workdir.train_marker)
+    if results["checkpoint_step"] is not None and not trained:
+        raise ConfigError(f"{workdir.checkpoints}: no finished training there, so whether the answers are of it is unknown")
+    if results["checkpoint_step"] is not None and inputs != trained:
         raise ConfigError(
             f"{workdir.evaluation}: the answers are not of the training in {workdir.checkpoints}; run --stage=eval again"
         )

@@ -67,7 +67,9 @@ def _write(settings: Settings, workdir: Workdir, folder: Path) -> dict[str, obje
         model, step = restore_model(settings, workdir, prepared, mesh, settings.export.checkpoint)
         rows = {"checkpoint": step, "vocabulary": model.config.vocab_size}
         if settings.export.adapter:
-            save_adapter(model, folder, base=settings.model.pretrained, grown=True)
+            pretrained = settings.model.pretrained
+            base = str(Path(pretrained).resolve()) if Path(pretrained).is_dir() else pretrained
+            save_adapter(model, folder, base=base, grown=True)
             if leads():
                 prepared.text_tokenizer.save_pretrained(folder)
             rows["to load it"] = f"base.resize_token_embeddings({model.config.vocab_size}), then PeftModel.from_pretrained"

@@ -3,6 +3,7 @@
 Only the evaluation must be there; the page names what else is missing. Axes: T samples of a segment, n tokens of one.
 """
 
+import shlex
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
@@ -75,7 +76,7 @@ def _make_page(settings: Settings, workdir: Workdir, results: dict, rows: list[d
     """The page, and whether its examples have their attention."""
     name = workdir.root.resolve().name
     named = f" --config.eval.name={workdir.evaluation_name}" if workdir.evaluation_name else ""
-    command = f"python main.py --run={name}{named} --stage=report"
+    command = f"python main.py --run={shlex.quote(str(workdir.root))}{named} --stage=report"
     config, saved, unknown = _trained_with(workdir, results)
     trained = _restore(settings, workdir, results)
     title = f"{name}, evaluation {workdir.evaluation_name}" if named else name

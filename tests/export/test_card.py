@@ -11,7 +11,7 @@ from tests.small import small_config
 SCORES = {"exact_match": 0.795, "rouge_2": 0.0}
 SYSTEMS = {"model": SCORES, "another patient's ECG": SCORES, "commonest answer": SCORES}
 RESULTS = {
-    "split": "test", "sequences": 1000, "patients": 25, "checkpoint_step": 287, "perturbed": {},
+    "split": "test", "sequences": 1000, "patients": 25, "checkpoint_step": 287,
     "scores": SYSTEMS, "intervals": {system: {"exact_match": [0.759, 0.827]} for system in SYSTEMS},
 }  # fmt: skip
 LATER = {
@@ -19,9 +19,9 @@ LATER = {
     "verdict": {"metric": "exact_match", "sentence": "reads the ECG: +34.2 [29.8, 38.5]",
                 "over_commonest": "beats the commonest answer: +28.0 [25.1, 31.0]"},
     "by_recording": {"questions": 200, "scores": {"model": {"exact_match": 0.85}},
-                     "intervals": {"model": {"exact_match": [0.8, 0.9]}}},
-    "yes_no": {"questions": 250, "yes": 120,
-               "systems": {"model": {"sensitivity": 0.9, "specificity": None, "balanced_accuracy": None}}},
+                     "intervals": {"model": {"exact_match": [0.8, 0.9]}},
+                     "yes_no": {"questions": 250, "yes": 120,
+                                "systems": {"model": {"sensitivity": 0.9, "specificity": None, "balanced_accuracy": None}}}},
 }  # fmt: skip
 
 

@@ -122,7 +122,7 @@ def test_terms_are_links_to_their_explanations_and_stop_the_tab_key_once():
 
 
 def test_it_says_that_this_is_no_medical_device():
-    assert b"Research software, no medical device." in render(Page("run", "", []))
+    assert b"Research software, not a medical device." in render(Page("run", "", []))
 
 
 def test_the_same_page_has_the_same_bytes():
@@ -146,9 +146,9 @@ def test_scores_are_shown_with_all_that_results_hold():
     assert tables[1].rows == (("model", "50.0\u00a0±\u00a01.0 [48.0,\u00a052.0]"),)
     by_caption = {table.caption: table.rows for table in tables[2:]}
     assert by_caption == {
-        "The model by question type, in %": (("single-verify", "1,000", "60.0"),),
-        "The model on spoilt ECGs, in %": (("noise", "10.0"),),
-        "Macro F1 over the answers of closed questions, in %": (("model", "30.0"),),
+        "The model by question type and segment, in %": (("single-verify", "1,000", "60.0"),),
+        "The model on spoilt ECGs, by segment, in %": (("noise", "10.0"),),
+        "Macro F1 over the answers of closed questions, by segment, in %": (("model", "30.0"),),
     }
     assert "METEOR is missing: WordNet is not there" in words.score_notes(RESULTS)
     assert "1,234 answers about 20 patients" in words.evaluated(RESULTS) and "seeds 0, 42" in words.evaluated(RESULTS)
@@ -166,8 +166,9 @@ VERDICT = {
                 "over_commonest": "beats the commonest answer: +10.0 [5.1, 31.0]", "differences": {}},
     "hidden": ["bleu"],
     "by_recording": {"questions": 200, "scores": {"model": {"exact_match": 0.6, "bleu": 0.1}},
-                     "intervals": {"model": {"exact_match": [0.5, 0.7]}}},
-    "yes_no": {"questions": 250, "yes": 120, "systems": {"model": {"sensitivity": 0.9, "specificity": None}}},
+                     "intervals": {"model": {"exact_match": [0.5, 0.7]}},
+                     "yes_no": {"questions": 250, "yes": 120,
+                                "systems": {"model": {"sensitivity": 0.9, "specificity": None}}}},
 }  # fmt: skip
 
 
@@ -185,11 +186,20 @@ def test_scores_that_say_nothing_are_hidden_in_every_table():
     tables = words.score_tables(RESULTS | VERDICT | {"by_attribute": {"a": {"bleu": 0.1, "exact_match": 0.2}}})
     kinds = {"a": {"hidden": ["bleu"], "bleu": 0.0}, "b": {"hidden": [], "bleu": 0.5}}
     rows = {table.caption: table.rows for table in words.score_tables(RESULTS | {"by_attribute": kinds})}
-    assert rows["The model by attribute, in %"] == (("a", "-"), ("b", "50.0"))
+    assert rows["The model by attribute and segment, in %"] == (("a", "-"), ("b", "50.0"))
     assert tables[0].rows == (("model", "60.0 [50.0,\u00a070.0]"),) and tables[1].rows[0][0] == "model"
     assert "Left out, since every reference is one word: BLEU." in words.score_notes(RESULTS | VERDICT)
     (answers,) = [table for table in tables if "250 questions, 120 of them with 'yes'" in table.caption]
     assert answers.head == ("system", "sensitivity", "specificity") and answers.rows == (("model", "90.0", "-"),)
+
+
+def test_a_number_of_parameters_is_rounded_for_people():
+    shown = {99_999: "99,999", 739_584: "0.74 million", 99_600_000: "100 million", 999_600_000: "1 billion"}
+    assert {count: words.model_fact({}, count) for count in shown} == {n: f"{text} parameters" for n, text in shown.items()}
+
+
+def test_whether_ones_own_ecgs_are_real_is_not_claimed():
+    assert "not known" in words.data_fact({"corpus": "own"}) and "real ECGs" in words.data_fact({"corpus": "ptbxl"})
 
 
 def test_synthetic_data_is_said_in_the_title_and_first_of_all():

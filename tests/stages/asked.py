@@ -1,26 +1,23 @@
 """The answers of --stage=ask and of an export's example, to be compared."""
 
+import io
 import json
-import re
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from ecgbyte_jax.run.console import console
-from ecgbyte_jax.run.workdir import Workdir
-from ecgbyte_jax.settings import Settings
-from ecgbyte_jax.stages.ask import ask
 from ecgbyte_jax.stages.inquiry import Inquiry
+from ecgbyte_jax.stages.pipeline import run
 from tests.launch import finish, start_python
 
 
 def asked(config: ConfigDict, folder: Path, records: list[str], questions: list[str]) -> list[list[str]]:
     """What --stage=ask answers to the questions, a list for each."""
-    with console.capture() as shown:
-        ask(Settings.of(config), Workdir(folder), Inquiry(tuple(records), tuple(questions)))
-    answers = re.findall(r"^answer     (.*?)   \[\d+ of", shown.get(), re.MULTILINE | re.DOTALL)
-    answers = ["" if answer == "(empty)" else answer for answer in answers]
-    return [answers[i : i + len(records)] for i in range(0, len(answers), len(records))]
+    with redirect_stdout(io.StringIO()) as printed:
+        run(config, folder, ["ask"], inquiry=Inquiry(tuple(records), tuple(questions), format="json"))
+    answers = [json.loads(line)["answer"] for line in printed.getvalue().splitlines()]
+    return [answers[place :: len(questions)] for place in range(len(questions))]
 
 
 def ask_example(export: Path, records: list[str], questions: list[str]) -> list[list[str]]:
@@ -32,5 +29,4 @@ def ask_example(export: Path, records: list[str], questions: list[str]) -> list[
         " for question in json.loads(sys.argv[3])]))"
     )
     output = finish(start_python("-c", code, str(export), json.dumps(records), json.dumps(questions)))
-    answers = json.loads(output.splitlines()[-1])
-    return [[re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", "\ufffd", answer) for answer in row] for row in answers]  # as printed
+    return json.loads(output.splitlines()[-1])

@@ -114,7 +114,7 @@ def test_the_example_answers_as_ask_does_without_jax_and_this_package(workdir):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda record: replace(record, leads=("X", *record.leads[1:])), r"leads \['I'\] are missing"),
+        (lambda record: replace(record, leads=(*record.leads[:-1], "X")), r"leads \['V6'\] are missing"),
         (lambda record: replace(record, signal=record.signal[:, :700]), "70 samples found .* at least one segment of 100"),
     ],
     ids=["leads", "short"],

@@ -40,7 +40,7 @@ def copied(finished, tmp_path) -> Path:
 def test_a_run_ends_with_a_report_of_twelve_examples_and_their_attention(finished):
     workdir, printed = finished
     text = (workdir / "report.html").read_text()
-    assert "Research software, no medical device." in text and "report.html" in printed
+    assert "Research software, not a medical device." in text and "report.html" in printed
     assert (
         text.count("<article") == 12 and text.count("<img") == 29
     )  # two an example, the top's, curves, three of the tokenizer
