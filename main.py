@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -43,7 +44,7 @@ _OUT = flags.DEFINE_string(
     "out", "runs/compare.json", "compare: the JSON file to write; the table is written beside it as CSV."
 )
 _LOG_EVERY = flags.DEFINE_float(
-    "log_every", 30.0, "Seconds between lines on the progress where the output is no terminal; 0: none.", lower_bound=0.0
+    "log_every", 30.0, "Seconds between lines on the progress where the output is no terminal; 0: none.", 0.0, 1e6
 )
 _PROFILE = flags.DEFINE_list("profile_steps", [], "FIRST,LAST: write a JAX profile of these steps to <workdir>/profile.")
 
@@ -96,11 +97,16 @@ def _run_stages() -> None:
     from ecgbyte_jax.stages.pipeline import run
 
     console.log_every = _LOG_EVERY.value
-    records = tuple(expanduser(path.strip()) for paths in _RECORDS.value for path in paths.split(",") if path.strip())
+    records = tuple(expanduser(path.strip()) for given in _RECORDS.value for path in _split(given) if path.strip())
     others = (_SAMPLE_RATE.value, tuple(_LEADS.value), _UNITS.value, _TOGETHER.value, expanduser(_PICTURE.value))
     others += (_FORMAT.value, expanduser(_RECORD_LIST.value))
     inquiry = Inquiry(records, tuple(_QUESTIONS.value), *others)
     run(_CONFIG.value, Path(expanduser(_WORKDIR.value or _default_workdir())), _STAGES.value, _profile_steps(), inquiry)
+
+
+def _split(paths: str) -> list[str]:
+    """Paths that commas separate; a file may have one in its name."""
+    return [paths] if os.path.isfile(expanduser(paths)) or os.path.isfile(f"{expanduser(paths)}.hea") else paths.split(",")
 
 
 def _compare() -> None:
@@ -123,6 +129,9 @@ def _run(work: Callable[[], None]) -> None:
         sys.exit(_STOPPED)
     except EcgByteError as error:
         _fail(str(error))
+    except BrokenPipeError:  # whoever read the output has ended, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         if error.errno not in _ADVICE:
             raise
@@ -150,7 +159,7 @@ def _default_workdir() -> Path:
 def _parse_flags(argv: list[str]) -> list[str]:
     """Calls absl's parser, with errors about settings printed as one line instead of a stack trace."""
     if {"--help", "-help", "-h", "--helpshort", "--helpfull"} & {*argv[1:]}:
-        print(usage(flags.FLAGS.flags_by_module_dict()[sys.argv[0]]))
+        _run(lambda: print(usage(flags.FLAGS.flags_by_module_dict()[sys.argv[0]]), flush=True))
         sys.exit()
     try:
         _check_names(argv)

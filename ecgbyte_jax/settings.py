@@ -165,7 +165,7 @@ class TrainSettings:
     valid_batches: int = setting(50, "batches of the validation split, at most", at_least(1))
     valid_answers: int = setting(0, "validation questions that are answered for an exact match; 0: none", at_least(0))
     patience: int = setting(0, "validations without a better loss until training ends; published: 5; 0: never", at_least(0))
-    patience_delta: float = setting(0.01, "nats by which a loss must exceed the best one to count as worse", at_least(0))
+    patience_delta: float = setting(0.01, "nats that a loss must be above the best one to count as worse", at_least(0))
     keep_checkpoints: int = setting(
         2, "newest checkpoints kept; the one with the least validation loss is kept beside them", at_least(1)
     )
@@ -257,13 +257,13 @@ class EvalSettings:
     perturb: tuple[str, ...] = setting(
         (), "faults of recordings that the model is also asked with, to measure how scores fall", some_of(*PERTURBATIONS)
     )
-    bootstrap: int = setting(1000, "resamples of the patients for the 95% intervals", at_least(1))
+    bootstrap: int = setting(1000, "resamples of the patients for the 95% intervals", at_least(100))
     bertscore_model: str = setting(
         "", 'a Hugging Face folder (published: roberta-large); "": no BERTScore; needs the extra `bertscore`', is_path=True
     )
 
     def __post_init__(self) -> None:
-        same = len(self.seeds) > 1 and self.temperature == 0
+        same = isinstance(self.seeds, tuple) and len(self.seeds) > 1 and self.temperature == 0
         remedy = "one seed, or a temperature above 0 expected"
         check(self, [f"seeds: {self.seeds} found with temperature 0, which answers the same for all; {remedy}" if same else ""])
 

@@ -251,6 +251,20 @@ def test_a_run_is_found_finished_by_its_folder_or_its_config_and_overrides_count
     assert done.returncode == 1 and "model.layers: 2 -> 3" in done.stderr
 
 
+def test_help_may_be_cut_by_what_reads_it():
+    done = subprocess.run(
+        f"{sys.executable} main.py --help | head -1", shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert "demo.py" in done.stdout and done.stderr == ""
+    narrow = subprocess.run([sys.executable, "main.py", "-h"], cwd=ROOT, env=os.environ | {"COLUMNS": "1"}, capture_output=True)
+    assert narrow.returncode == 0
+
+
+def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path):
+    done = main("--config=experiments/ptb.py:tiny", "--config.data.root=nowhere", f"--workdir={tmp_path / 'w'}")
+    assert done.returncode == 1 and not (tmp_path / "w").exists()
+
+
 SLOW_STAGES = [
     pytest.param(stage, marks=pytest.mark.slow) for stage in ("prepare", "train", "eval", "attend", "report", "export")
 ]

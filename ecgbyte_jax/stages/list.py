@@ -51,7 +51,8 @@ def _describe(workdir: Workdir) -> dict[str, str]:
     problems: list[str] = []
     config = _read(workdir.config, "settings", problems)
     results = _read(workdir.results, "evaluation", problems)
-    score = _at(results, "scores", MODEL, "exact_match")
+    voted = _at(results, "by_recording", "scores", MODEL, "exact_match")  # as the verdict
+    score = _at(results, "scores", MODEL, "exact_match") if voted is None else voted
     if results and not isinstance(score, int | float):
         problems.append(f"no exact match in {workdir.results.name}")
     sentence = _at(results, "verdict", "sentence")
@@ -103,7 +104,7 @@ def _model(config: dict) -> str:
 
 def _age(workdir: Workdir) -> str:
     """Since the newest of the files that a run writes as it goes on."""
-    files = (workdir.results, workdir.metrics, workdir.config, workdir.root)
-    times = [os.path.getmtime(path) for path in files if os.path.exists(path)]
+    files = (workdir.results, workdir.metrics, workdir.config)
+    times = [os.path.getmtime(path) for path in files if os.path.exists(path)] or [os.path.getmtime(workdir.root)]
     hours = (time.time() - max(times)) / 3600
     return f"{hours * 60:.0f} min" if hours < 1 else f"{hours:.0f} h" if hours < 48 else f"{hours / 24:.0f} d"

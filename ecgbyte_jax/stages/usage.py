@@ -10,7 +10,7 @@ from typing import Any
 from ecgbyte_jax.settings import Settings, setting_fields
 from ecgbyte_jax.stages.pipeline import STAGES
 
-_WIDEST = 100
+_NARROWEST, _WIDEST = 40, 100
 _ALONE = {
     "compare": "by itself: the scores of several runs in one table, --runs=DIR,DIR",
     "list": "by itself: the runs below a folder, --runs=FOLDER (default: runs)",
@@ -25,7 +25,7 @@ python main.py --run=DIR --stage=STAGES               in DIR, with its settings
 
 def usage(flags: Iterable[Any]) -> str:
     """The whole text, as wide as the terminal (80 places where there is none, 100 at most); flags: absl's."""
-    width = min(shutil.get_terminal_size().columns, _WIDEST)
+    width = max(min(shutil.get_terminal_size().columns, _WIDEST), _NARROWEST)
     lines = [*_START.splitlines(), "", "Stages, which run in this order; one that is done is skipped:"]
     lines += [line for name, what in (STAGES | _ALONE).items() for line in _entry(f"  {name:<10} ", what, width)]
     lines += ["", "Flags:"]
@@ -63,7 +63,7 @@ def _with_default(text: str, default: object) -> str:
 
 def _purpose(part: str) -> str:
     kind = next(field.default_factory for field in fields(Settings) if field.name == part)
-    return (kind.__doc__ or "").split(". ")[0].split("; ")[0].removesuffix(".")
+    return re.split(r"(?<! al)\. ", kind.__doc__ or "")[0].split("; ")[0].removesuffix(".")
 
 
 def _spell(value: object) -> str:

@@ -52,7 +52,7 @@ def test_runs_are_compared_on_what_all_of_them_answered(tmp_path, capsys):
     assert "32 sequences of 8 patients" in shown and str(out) in shown
 
 
-def test_named_evaluations_of_one_run_are_compared(tmp_path):
+def test_named_evaluations_of_one_run_are_compared(tmp_path, monkeypatch):
     run, named = make_run(tmp_path / "a", share(0.3)), make_run(tmp_path / "b", share(0.9))
     shutil.move(tmp_path / "b/eval", tmp_path / "a/eval/best")
     best = f"{run}/eval/best"
@@ -60,6 +60,10 @@ def test_named_evaluations_of_one_run_are_compared(tmp_path):
     found = json.loads((tmp_path / "c.json").read_text())["runs"]
     assert set(found) == {run, best} and found[best]["differences"]["exact_match"]["mean"] > 0.3
     compare([f"{run}/eval", best], tmp_path / "d.json")
+    monkeypatch.chdir(tmp_path / "a/eval")
+    compare(["best", "."], tmp_path / "f.json")
+    with pytest.raises(ScoresError, match="none twice"):
+        compare([run, f"{run}/"], tmp_path / "e.json")
     with pytest.raises(ScoresError, match=r"no such file; '.*b' has no evaluation"):
         compare([run, named], tmp_path / "e.json")
 

@@ -59,6 +59,7 @@ def test_each_evaluation_of_a_run_has_a_line(lines, tmp_path):
     write(tmp_path / "a/config.json", CONFIG)
     write(tmp_path / "a/eval/results.json", RESULTS | VERDICT)
     write(tmp_path / "a/eval/valid/results.json", {"scores": {"model": {"exact_match": 0.5}}})
+    write(tmp_path / "a/eval/valid.old-1/results.json", RESULTS)  # set aside
     write(tmp_path / "b/config.json", CONFIG)
     write(tmp_path / "b/eval/best/results.json", RESULTS)
     assert {run: cells["exact match"] for run, cells in lines().items()} == {
