@@ -94,7 +94,8 @@ def _show(workdir: Workdir) -> None:
     number_table(title, "", _table(results), ".1f")
     verdict = results["verdict"]
     metric = verdict["metric"].replace("_", " ")
-    about = f"points of {metric} by recording [95%, by patient]; against another patient's ECG and the commonest answer"
+    each = results["sequences"] / results["by_recording"]["questions"]
+    about = f"points of {metric} [95%, by patient], a vote of {each:.1f} segments a recording"
     console.print(f"verdict: {verdict['sentence']}; {verdict['over_commonest']}", style="bold")
     console.print(f"  in {about}")
     if yes_no := results["by_recording"].get("yes_no"):
@@ -139,9 +140,7 @@ def _table(results: dict) -> dict[str, dict[str, float | str]]:
     rows |= {system: percent(scores) for system, scores in results["scores"].items() if system != MODEL}
     voted = results["by_recording"]
     if voted["questions"] < results["sequences"]:  # else they are the same
-        rows[f"by recording ({voted['questions']}, of {results['sequences'] / voted['questions']:.1f} segments)"] = percent(
-            voted["scores"][MODEL]
-        )
+        rows[f"by recording ({voted['questions']})"] = percent(voted["scores"][MODEL])
         rows["  its 95%, by patient"] = margins(voted["intervals"][MODEL])
         rows |= {f"  {system}": percent(scores) for system, scores in voted["scores"].items() if system != MODEL}
     rows |= {f"with {name}": percent(scores) for name, scores in results["perturbed"].items()}
