@@ -1,5 +1,6 @@
 """The layout of a run's folder: the one place that spells its paths."""
 
+import json
 import os
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -209,8 +210,19 @@ class Workdir:
 def is_run(folder: Path) -> bool:
     """Whether a stage has left anything in this folder."""
     workdir = Workdir(folder)
-    left = (workdir.config, workdir.prepare_marker, workdir.tokenizer_marker, workdir.manifest, workdir.results)
-    return any(os.path.isfile(path) for path in left)  # False, too, where a folder may not be read
+    left = (workdir.prepare_marker, workdir.tokenizer_marker, workdir.manifest, workdir.results)
+    return any(os.path.isfile(path) for path in left) or _holds_settings(workdir.config)
+
+
+def _holds_settings(config: Path) -> bool:
+    """Whether a config.json is a run's, or damaged, and not that of a model; False where it may not be read."""
+    try:
+        content = json.loads(config.read_text(encoding="utf-8"))
+    except OSError:
+        return False
+    except ValueError:
+        return True
+    return isinstance(content, dict) and "data" in content
 
 
 def runs_beside(folder: Path) -> str:

@@ -37,6 +37,7 @@ def test_runs_at_any_depth_are_listed_with_data_model_score_verdict_and_age(line
     write(tmp_path / "a/eval/results.json", RESULTS | VERDICT)
     write(tmp_path / "seeds/1/config.json", LORA)
     write(tmp_path / "no_run/notes.txt", "")
+    write(tmp_path / "llama/config.json", {"model_type": "llama"})
     assert lines() == {
         "a": {
             "data": "ecg_qa, synthetic",
