@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import select
 import signal
 import sys
 import traceback
@@ -129,7 +130,9 @@ def _run(work: Callable[[], None]) -> None:
         sys.exit(_STOPPED)
     except EcgByteError as error:
         _fail(str(error))
-    except BrokenPipeError:  # whoever read the output has ended, as `| head` does
+    except BrokenPipeError:
+        if not _reader_has_ended():
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
@@ -138,6 +141,13 @@ def _run(work: Callable[[], None]) -> None:
         _fail(f"{error.filename or 'the run folder'}: {error.strerror}; {_ADVICE[error.errno]}")
     except KeyboardInterrupt:
         _fail("interrupted; the same command continues from the last complete output")
+
+
+def _reader_has_ended() -> bool:
+    """Whether nobody reads the standard output any more, as after `| head`."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _profile_steps() -> tuple[int, int]:

@@ -165,7 +165,7 @@ class TrainSettings:
     valid_batches: int = setting(50, "batches of the validation split, at most", at_least(1))
     valid_answers: int = setting(0, "validation questions that are answered for an exact match; 0: none", at_least(0))
     patience: int = setting(0, "validations without a better loss until training ends; published: 5; 0: never", at_least(0))
-    patience_delta: float = setting(0.01, "nats that a loss must be above the best one to count as worse", at_least(0))
+    patience_delta: float = setting(0.01, "nats by which a loss must be above the best one to count as worse", at_least(0))
     keep_checkpoints: int = setting(
         2, "newest checkpoints kept; the one with the least validation loss is kept beside them", at_least(1)
     )

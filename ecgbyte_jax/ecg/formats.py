@@ -82,6 +82,7 @@ def read_with_notes(path: str | Path, sample_rate: float = 0.0, leads: Sequence[
         record = Record(record.signal, record.sample_rate, _name_leads(path, record.leads)[0])
     else:
         found = f"{kind or 'a file without an ending'} found, which is not read" if path.is_file() else "no such recording"
+        found = f"its header {path.stem}.hea is missing" if kind == ".dat" and path.is_file() else found
         raise RecordError(f"{path}: {found}; a WFDB record (its .hea and .dat), a .csv or a .npy file expected")
     if not np.isfinite(record.signal).all():
         raise RecordError(f"{path}: values that are not finite (NaN) found; remove or fill them first")
@@ -209,9 +210,11 @@ def _read_csv(path: Path, leads: tuple[str, ...]) -> tuple[np.ndarray, tuple[str
 
 def _without_empty_ends(rows: list[list[str]]) -> list[list[str]]:
     """Without the rows and columns of nothing that Excel writes below and beside a table; the first row may lack them."""
-    while rows and not any(rows[-1]):
-        rows = rows[:-1]
-    while rows and all(len(row) > 1 and not row[-1] for row in rows[1:]) and (not rows[0][-1] or len(rows[0]) < len(rows[-1])):
+    last = next((place for place in range(len(rows), 0, -1) if any(rows[place - 1])), 0)
+    rows = rows[:last]
+    while rows and rows[0] and all(len(row) > 1 and not row[-1] for row in rows[1:]):
+        if rows[0][-1] and len(rows[0]) >= len(rows[-1]):
+            break  # the last column has a name, and its numbers are missing
         rows = [row if row[-1] else row[:-1] for row in rows]
     return rows
 

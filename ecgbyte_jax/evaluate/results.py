@@ -46,7 +46,7 @@ def make_results(rows: list[dict], scorers: Scorers, resamples: int, seed: int) 
         }
     for group, field in _GROUPS.items():
         results |= _parts(group, [row["meta"].get(field) for row in by_seed[0]], references, measured)
-    results |= _closed(by_seed) | _yes_no(by_seed)
+    results |= _closed(by_seed)
     names = rows[0].get("answers_perturbed", {})
     perturbed = {name: mean(_measure(by_seed, lambda row, n=name: row["answers_perturbed"][n], scorers)) for name in names}
     return results | {"perturbed": perturbed, "missing": scorers.missing or {}}

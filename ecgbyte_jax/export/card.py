@@ -3,6 +3,7 @@
 The fields that a card reads from an evaluation's results may be missing in those of earlier versions.
 """
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def make_card(
         results=results,
         unevaluated=unevaluated,
         temperature=temperature,
-        question=next((question for question in sorted(manifest.commonest) if question), "QUESTION"),
+        question=_question(manifest),
     )
 
 
@@ -89,9 +90,14 @@ def _apart(settings: Settings, results: dict | None) -> str:
     return "none of them in training"
 
 
+def _question(manifest: Manifest) -> str:
+    return next((question for question in sorted(manifest.commonest) if question), "QUESTION")
+
+
 def write_card(folder: Path, card: Card) -> None:
     """Writes `README.md`. Raises OSError."""
     environment = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined)
+    environment.filters["quote"] = shlex.quote  # for a shell
     template = environment.from_string((Path(__file__).parent / "card.md.jinja").read_text(encoding="utf-8"))
     results = None if card.results is None else _LATER | card.results
     hidden = results["hidden"] if results else []

@@ -80,7 +80,7 @@ def model_fact(trained: dict, parameters: int) -> str:
 def _rounded(count: int) -> str:
     if count < 1e5:
         return f"{count:,}"
-    size, unit = (1e9, "billion") if count >= 0.995e9 else (1e6, "million")
+    size, unit = (1e9, "billion") if count >= 0.9995e9 else (1e6, "million")
     return f"{count / size:.0f} {unit}" if count >= 9.95 * size else f"{count / size:.2g} {unit}"
 
 

@@ -111,7 +111,7 @@ class Stage:
         if self.begun():
             return self._move_out(folder, *others)
         marker = self.marker.relative_to(folder)
-        for old in sorted(folder.parent.glob(f"{folder.name}.old-*")):
+        for old in _set_aside(folder):
             content = _read_marker(old / marker)
             if content is None or content["digest"] != self.digest() or old.is_symlink() or folder.is_symlink():
                 continue
@@ -142,9 +142,14 @@ class Stage:
 
 def repair(folder: Path, marker_name: str) -> None:
     """Puts back stages in subfolders, with markers of this name, that a killed command moved away with their outer folder."""
-    for old in sorted(folder.parent.glob(f"{folder.name}.old-*")):
-        if re.fullmatch(r".*\.old-\d+", old.name) and old.is_dir():
-            _put_back(old, folder, marker_name)
+    for old in _set_aside(folder):
+        _put_back(old, folder, marker_name)
+
+
+def _set_aside(folder: Path) -> list[Path]:
+    """What `move_aside` has made of a folder, and nothing of a user's own."""
+    found = sorted(folder.parent.glob(f"{folder.name}.old-*"))
+    return [path for path in found if re.fullmatch(r".*\.old-\d+", path.name) and path.is_dir()]
 
 
 def _put_back(old: Path, folder: Path, marker_name: str) -> None:

@@ -33,6 +33,7 @@ from ecgbyte_jax.report.attention import draw_attention
 from ecgbyte_jax.report.folder import read_json
 from ecgbyte_jax.report.save import check_picture, save_picture
 from ecgbyte_jax.run.console import console
+from ecgbyte_jax.run.stage import settings_of
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import AttendSettings, EvalSettings, Settings
 from ecgbyte_jax.stages import lineage
@@ -40,7 +41,7 @@ from ecgbyte_jax.stages.attend import check_evaluated
 from ecgbyte_jax.stages.inquiry import Inquiry, check_question, read_questions
 from ecgbyte_jax.train.restore import Trained, open_trained
 
-_FOREIGN = "the model was trained and scored on synthetic ECGs alone, and this is none of them: expect wrong answers"
+_FOREIGN = "the model was trained on synthetic ECGs alone, and this is not one of them: expect wrong answers"
 _LISTED = 6  # segments whose own answers are listed
 _SHOWN_QUESTIONS = 8  # of the training, where questions are typed
 _NOT_TO_USE = "research software, not a medical device"
@@ -91,15 +92,16 @@ def ask(settings: Settings, workdir: Workdir, inquiry: Inquiry) -> None:
     answered, and the error, with their number, is raised at the end.
     """
     _check(inquiry)
+    typed = not inquiry.questions and sys.stdin.isatty()
     try:
-        _ask(settings, workdir, inquiry)
+        _ask(settings, workdir, inquiry, typed)
     except KeyboardInterrupt:
-        if inquiry.questions:
+        if not typed:
             raise
         console.print()  # a conversation ends quietly
 
 
-def _ask(settings: Settings, workdir: Workdir, inquiry: Inquiry) -> None:
+def _ask(settings: Settings, workdir: Workdir, inquiry: Inquiry, typed: bool) -> None:
     listed = read_list(inquiry.record_list) if inquiry.record_list else []
     named = [_read(path, settings, workdir, inquiry) for path in inquiry.records]
     lineage.trained(settings, workdir).require()
@@ -107,7 +109,7 @@ def _ask(settings: Settings, workdir: Workdir, inquiry: Inquiry) -> None:
     familiar = Familiar.of(load_prepared(workdir), settings.seed)
     worth = Worth.of(settings, workdir)
     console.print("\n".join([f"run        {workdir.root}: {worth.sentence}", *(f"  warning  {w}" for w in worth.warnings)]))
-    several, typed = len(named) + len(listed) > 1, not inquiry.questions and sys.stdin.isatty()
+    several = len(named) + len(listed) > 1
     refused: list[str] = []
     later = _read_each(listed, settings, workdir, inquiry, refused)
     for number, (subject, question) in enumerate(_pairs(_subjects(trained, named, later, inquiry.together), inquiry, familiar)):
@@ -115,9 +117,9 @@ def _ask(settings: Settings, workdir: Workdir, inquiry: Inquiry) -> None:
         try:
             reply = _reply(trained, settings, subject, question, familiar, picture)
         except ConfigError as error:
-            if inquiry.questions:
+            if not typed:
                 raise
-            console.print(str(error))  # typed ones go on
+            console.print(str(error))
             continue
         if inquiry.format == "json":
             print(json.dumps(_as_json(subject, reply, worth), ensure_ascii=True), flush=True)
@@ -183,9 +185,8 @@ def _with_clipping(recording: Recording, trained: Trained) -> Recording:
     share = float(outside[:, worst].mean())
     if share < _CLIPPED:
         return recording
-    text = (
-        f"the tokenizer cuts at {low:.2f} and {high:.2f} mV: the model does not see what {share:.0%} of {LEADS[worst]} exceed"
-    )
+    span = f"{low:.2f} to {high:.2f} mV"
+    text = f"{share:.0%} of the samples of {LEADS[worst]} lie beyond the tokenizer's range of {span} and are clipped"
     return replace(recording, warnings=(*recording.warnings, text))
 
 
@@ -234,8 +235,7 @@ class Worth:
             warnings.append(f"its evaluation shows: {verdict['sentence']}")
         if settings.eval.checkpoint not in (results["checkpoint"], str(results["checkpoint_step"])):
             warnings.append(f"checkpoint {settings.eval.checkpoint} answers, and {results['checkpoint']} was evaluated")
-        how = (read_json(workdir.answers_marker) or {}).get("settings", {}).get("eval", {})
-        if how.get("temperature"):
+        if settings_of(workdir.answers_marker).get("eval", {}).get("temperature"):
             warnings.append("its evaluation drew answers at random, and here the likeliest one is given")
         return cls(f"trained on {data}; {summarise(results)}", tuple(warnings), verdict)
 
@@ -243,22 +243,24 @@ class Worth:
 def _reply(
     trained: Trained, settings: Settings, subject: Subject, question: str, familiar: Familiar, picture: Path | None
 ) -> Reply:
-    answers = _answer(trained, settings.eval, subject, question)
+    question_ids = _encode_question(trained, subject, question)
+    answers = _answer(trained, settings.eval, subject, question_ids)
     best = elect([answer.text for answer in answers], [answer.log_prob for answer in answers])
-    warnings = tuple(_doubts(trained, subject, question, familiar))
+    warnings = tuple(_doubts(trained, subject, question, question_ids, familiar))
     drawn = _draw(trained, settings.attend, subject, question, answers[best], best, picture) if picture else []
     return Reply(question, answers, best, warnings, tuple(drawn))
 
 
-def _doubts(trained: Trained, subject: Subject, question: str, familiar: Familiar) -> Iterator[str]:
+def _doubts(trained: Trained, subject: Subject, question: str, question_ids: np.ndarray, familiar: Familiar) -> Iterator[str]:
     """What speaks against the answer to this very question."""
     nearest, same_form = familiar.nearest(question)
     if not same_form:
         yield f"no training question is like this one; the nearest is: {nearest}"
     count = len(subject.recordings)
     if count not in familiar.ecgs:
-        yield f"the training's questions were about {min(familiar.ecgs)} ECG at a time, and this is about {count}"
-    room = ecg_room(_encode_question(trained, question), np.empty(0), trained.max_length, trained.ids.ends, count)
+        known = f"{' or '.join(map(str, sorted(familiar.ecgs)))} ECG{'s' * (max(familiar.ecgs) > 1)}"
+        yield f"the training's questions were about {known} at a time, this is about {count}"
+    room = ecg_room(question_ids, np.empty(0), trained.max_length, trained.ids.ends, count)
     lengths = [[len(ecg) for ecg in ecgs] for ecgs in subject.segments]
     lost = [1 - sum(share_room(room, ecgs)) / sum(ecgs) for ecgs in lengths]
     if max(lost) > 0:
@@ -266,14 +268,9 @@ def _doubts(trained: Trained, subject: Subject, question: str, familiar: Familia
         yield f"{cut}: up to {max(lost):.0%} of their tokens, those of the last leads, are cut off"
 
 
-def _answer(trained: Trained, sampling: EvalSettings, subject: Subject, question: str) -> list[Answer]:
-    """Greedy answers for all segments."""
+def _answer(trained: Trained, sampling: EvalSettings, subject: Subject, question_ids: np.ndarray) -> list[Answer]:
+    """Greedy answers for all segments to the question int32 [Q]."""
     ids = trained.ids
-    question_ids = _encode_question(trained, question)
-    try:
-        ecg_room(question_ids, np.empty(0), trained.max_length, ids.ends, len(subject.segments[0]))
-    except ExampleError as error:
-        raise ConfigError(f"--question: {error}; ask a shorter one") from error
     parts = batch_parts(trained.mesh)
     size = parts * -(-min(len(subject.segments), sampling.batch_size) // parts)
     prompts = [(ecgs, question_ids) for ecgs in subject.segments]
@@ -288,10 +285,15 @@ def _answer(trained: Trained, sampling: EvalSettings, subject: Subject, question
     return answers
 
 
-def _encode_question(trained: Trained, question: str) -> np.ndarray:
-    """Its text ids int32 [Q]."""
+def _encode_question(trained: Trained, subject: Subject, question: str) -> np.ndarray:
+    """Its text ids int32 [Q]; raises ConfigError where they leave the subject's ECGs no room."""
     encoded = trained.text_tokenizer(question, add_special_tokens=False, split_special_tokens=True)
-    return np.array(encoded.input_ids, np.int32)
+    question_ids = np.array(encoded.input_ids, np.int32)
+    try:
+        ecg_room(question_ids, np.empty(0), trained.max_length, trained.ids.ends, len(subject.segments[0]))
+    except ExampleError as error:
+        raise ConfigError(f"--question: {error}; ask a shorter one") from error
+    return question_ids
 
 
 def _show_subject(subject: Subject) -> None:
@@ -321,7 +323,7 @@ def _show(subject: Subject, reply: Reply, several: bool, typed: bool) -> None:
         lines.append(f"  and {len(others) - _LISTED} more segments with other answers")
     lines += [f"picture    {path}" for path in reply.pictures]
     foreign = any(_FOREIGN in recording.warnings for recording in subject.recordings)
-    lines.append(f"           {'of a model of synthetic ECGs; ' if foreign else ''}{_NOT_TO_USE}")
+    lines.append(f"           {'from a model trained on synthetic ECGs; ' if foreign else ''}{_NOT_TO_USE}")
     console.print("\n".join(lines))
 
 
@@ -367,7 +369,7 @@ def _draw(
     """The attention picture of the segment `place`, whose answer is shown; one for each of several recordings in one prompt."""
     view = look(trained, subject.segments[place], question, np.array(answer.tokens, np.int32), attend)
     start, files = place * subject.seconds, []
-    title = f"{subject.name}, {start:g}-{start + subject.seconds:g} s. Answer: {answer.text or '(empty)'}. {question}"
+    title = f"{subject.name}, {start:g}-{start + subject.seconds:g} s. {question} {answer.text or '(empty)'}"
     for number, (ecg, signal) in enumerate(zip(view.ecgs, subject.signals[place])):
         files.append(path if number == 0 else path.with_name(f"{path.stem}_ecg{number + 1}{path.suffix}"))
         figure = draw_attention(signal, ecg.samples["attention"], subject.rate, seen=ecg.seen, title=title)

@@ -39,7 +39,7 @@ def check_evaluated(workdir: Workdir, results: dict) -> None:
     inputs = (read_json(workdir.answers_marker) or {}).get("inputs")
     trained = outputs_digest(workdir.train_marker)
     if results["checkpoint_step"] is not None and not trained:
-        raise ConfigError(f"{workdir.checkpoints}: no finished training there, so whether the answers are of it is unknown")
+        raise ConfigError(f"{workdir.checkpoints}: no finished training, so it is unknown which one gave the answers")
     if results["checkpoint_step"] is not None and inputs != trained:
         raise ConfigError(
             f"{workdir.evaluation}: the answers are not of the training in {workdir.checkpoints}; run --stage=eval again"

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def compare(runs: list[str], out: Path) -> None:
         raise ScoresError(
             f"--out: '{out}' found, a file for the scores as JSON expected; the table goes beside it: --out=x.json"
         )
-    if len(runs) < 2 or len({Path(run).resolve() for run in runs}) < len(runs):
+    if len(runs) < 2 or len({_locate(Path(run)).evaluation.resolve() for run in runs}) < len(runs):
         raise ScoresError(f"--runs: {runs} found, two run folders or more expected, none twice: --runs=runs/a,runs/b")
     evaluated = [_read(run) for run in runs]
     first, common = evaluated[0], _common(evaluated)
@@ -86,7 +87,7 @@ def _read(run: str) -> Evaluated:
 
 def _locate(path: Path) -> Workdir:
     """Of a run's folder, or of an evaluation's: RUN/eval/NAME."""
-    path = path.resolve()
+    path = Path(os.path.abspath(path))  # a link to another disk stays one: what is beside its end is not of the run
     run = Workdir(path)
     if run.results.exists() or not (path / run.results.name).is_file():
         return run

@@ -95,7 +95,7 @@ def _show(workdir: Workdir) -> None:
     verdict = results["verdict"]
     metric = verdict["metric"].replace("_", " ")
     each = results["sequences"] / results["by_recording"]["questions"]
-    about = f"points of {metric} [95%, by patient], a vote of {each:.1f} segments a recording"
+    about = f"points of {metric} [95%, by patient], by vote of {each:.1f} segments per recording"
     console.print(f"verdict: {verdict['sentence']}; {verdict['over_commonest']}", style="bold")
     console.print(f"  in {about}")
     if yes_no := results["by_recording"].get("yes_no"):

@@ -20,7 +20,7 @@ from ecgbyte_jax.model.sharding import make_mesh
 from ecgbyte_jax.report.folder import read_json
 from ecgbyte_jax.run.console import banner, console
 from ecgbyte_jax.run.processes import agree, leads
-from ecgbyte_jax.run.stage import free_name, not_made_by
+from ecgbyte_jax.run.stage import free_name, not_made_by, settings_of
 from ecgbyte_jax.run.workdir import MARKER, Workdir
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.stages import lineage
@@ -106,7 +106,7 @@ def _evaluation(workdir: Workdir, step: int) -> tuple[dict | None, str, float]:
         other = "an exported folder" if results["checkpoint_step"] is None else f"checkpoint {results['checkpoint_step']}"
         remedy = f"`--stage=eval,export --config.eval.checkpoint={step}` evaluates this one"
         return None, f"The evaluation in the run's folder is of {other}, this is checkpoint {step}; {remedy}.", 0.0
-    evaluated = (read_json(workdir.answers_marker) or {}).get("settings", {}).get("eval", {})
+    evaluated = settings_of(workdir.answers_marker).get("eval", {})
     return results, "", float(evaluated.get("temperature", 0.0))
 
 

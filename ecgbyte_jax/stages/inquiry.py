@@ -34,7 +34,8 @@ class Inquiry:
 def read_questions(examples: str = "") -> Iterator[str]:
     """The questions that are typed in the terminal, or the lines of another standard input, until `quit`, `exit` or its end.
 
-    Ctrl-C ends quietly too, also while a question is answered. examples: shown with the help.
+    Ctrl-C ends quietly too. In a terminal a question that cannot be asked is explained; elsewhere it raises ConfigError.
+    examples: shown with the help.
     """
     hint = f"{_HELP}\n{examples}".rstrip()
     in_terminal = sys.stdin.isatty()
@@ -55,6 +56,8 @@ def read_questions(examples: str = "") -> Iterator[str]:
                     try:
                         check_question(question)
                     except ConfigError as error:
+                        if not in_terminal:
+                            raise
                         console.print(str(error))
                         continue
                     yield question
@@ -77,8 +80,9 @@ def _read_line(in_terminal: bool) -> str | None:
     if not in_terminal:
         return sys.stdin.readline() or None
     try:
-        sys.stderr.write("question: ")  # the standard output may be for answers alone
-        sys.stderr.flush()
+        if sys.stdout.isatty():
+            return input("question: ")
+        print("question: ", end="", file=sys.stderr, flush=True)  # the standard output is for answers alone
         return input()
     except EOFError:
         console.print()

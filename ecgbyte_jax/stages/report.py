@@ -29,10 +29,10 @@ from ecgbyte_jax.model.build import count
 from ecgbyte_jax.prepare.cleaning import Cleaning
 from ecgbyte_jax.prepare.corpus import Folders
 from ecgbyte_jax.report import sections
-from ecgbyte_jax.report.folder import Chosen, choose_examples, read_evaluation, read_json
+from ecgbyte_jax.report.folder import Chosen, choose_examples, read_evaluation
 from ecgbyte_jax.report.page import Page, render
 from ecgbyte_jax.run.console import console
-from ecgbyte_jax.run.stage import outputs_digest
+from ecgbyte_jax.run.stage import outputs_digest, settings_of
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.stages import lineage
@@ -83,8 +83,7 @@ def _make_page(settings: Settings, workdir: Workdir, results: dict, rows: list[d
     page = sections.make_page(title, results, _data_of(workdir, results) or config.get("data", {}))
     parameters = count(nnx.state(trained.model, (nnx.Param, nnx.LoRAParam))) if isinstance(trained, Trained) else 0
     sections.add_origin(page, config, parameters, saved, ecgbyte_jax.__version__, command)
-    evaluated = read_json(workdir.answers_marker) or {}
-    sections.add_settings(page, config, evaluated.get("settings", {}).get("eval", {}), unknown)
+    sections.add_settings(page, config, settings_of(workdir.answers_marker).get("eval", {}), unknown)
     attended = _add_examples(page, settings, workdir, results, choose_examples(rows, settings.seed), trained)
     sections.add_curves(page, workdir.metrics)
     sections.add_data(page, workdir.manifest, workdir.quarantine)
@@ -97,7 +96,7 @@ def _data_of(workdir: Workdir, results: dict) -> dict:
     """The settings of the data that the answers are about; {} where what is prepared here is not that."""
     if results.get("prepared") != outputs_digest(workdir.prepare_marker):
         return {}
-    return (read_json(workdir.prepare_marker) or {}).get("settings", {}).get("data", {})
+    return settings_of(workdir.prepare_marker).get("data", {})
 
 
 def _add_origins(page: Page, workdir: Workdir, results: dict) -> None:

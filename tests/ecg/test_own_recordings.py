@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ecgbyte_jax.ecg.formats import read_own, read_with_notes
+from ecgbyte_jax.ecg.formats import _without_empty_ends, read_own, read_with_notes
 from ecgbyte_jax.ecg.plausible import check_limb_leads, check_plausible
 from ecgbyte_jax.ecg.records import LEADS, Record, read_record
 from ecgbyte_jax.errors import RecordError
@@ -230,6 +230,14 @@ def test_empty_rows_and_columns_that_excel_writes_are_not_read(record, tmp_path,
     np.testing.assert_allclose(read_own(tmp_path / "a.csv", 500).signal, known.signal, atol=1e-6)
 
 
+def test_many_empty_rows_take_no_time_and_a_table_of_nothing_is_refused(tmp_path):
+    (tmp_path / "a.csv").write_text("," * 11 + "\n" + "," * 11 + "\n")
+    with pytest.raises(RecordError, match="no row of samples found"):
+        read_own(tmp_path / "a.csv", 500)
+    assert _without_empty_ends([["a", "b"], ["1", "2"], *[["", ""]] * 300_000]) == [["a", "b"], ["1", "2"]]
+    assert _without_empty_ends([["", ""], ["1", "2", "3", "", "", ""]]) == [[], ["1", "2", "3", ""]]
+
+
 def test_a_missing_value_in_the_last_column_is_not_taken_for_an_empty_column(record, tmp_path):
     known, _ = record
     rows = [";".join(f"{v:.6f}" for v in row[:-1]) + ";" for row in known.signal.T]
@@ -242,6 +250,9 @@ def test_a_file_of_another_kind_is_called_that(tmp_path):
     (tmp_path / "a.dcm").write_bytes(b"x")
     with pytest.raises(RecordError, match=r"a\.dcm: \.dcm found, which is not read; a WFDB record"):
         read_own(tmp_path / "a.dcm")
+    (tmp_path / "r.dat").write_bytes(b"x")
+    with pytest.raises(RecordError, match=r"r\.dat: its header r\.hea is missing"):
+        read_own(tmp_path / "r.dat")
 
 
 def test_semicolons_and_decimal_commas_by_hand(tmp_path):

@@ -1,5 +1,7 @@
 """What the card of an exported model says first, and what it never says."""
 
+import shlex
+
 import pytest
 
 from ecgbyte_jax.corpora.read import CORPORA
@@ -46,6 +48,13 @@ def test_whether_the_data_are_synthetic_comes_first(card):
     text = card(config)
     assert text.split("# ECG-Byte model demo")[1].strip().startswith("**Trained on real ECGs:** questions of ECG-QA")
     assert "not a medical device" in text and "synthetic" not in text
+
+
+def test_the_card_s_command_can_be_pasted_into_a_shell(card, monkeypatch):
+    question = "Is the patient's ECG `normal`, $HOME?"
+    monkeypatch.setattr("ecgbyte_jax.export.card._question", lambda _: question)
+    command = next(line for line in card().splitlines() if line.startswith("python example.py RECORD "))
+    assert shlex.split(command.partition("#")[0])[-1] == question
 
 
 def test_every_corpus_has_a_name():

@@ -193,6 +193,9 @@ def test_a_users_own_copy_or_file_beside_a_stage_is_left_alone(tmp_path):
     (tmp_path / "bread.old-notes").write_text("mine")
     (tmp_path / "bread.old-3").symlink_to(tmp_path / "gone")
     repair(outer, "stage.json")
+    shutil.copy(outer / "stage.json", tmp_path / "bread.old-backup")
+    bake(outer, 180)
+    bake(outer, 160)
     assert (tmp_path / "bread.old-backup/rye").is_dir() and not (outer / "rye").exists()
 
 

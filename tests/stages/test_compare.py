@@ -62,8 +62,13 @@ def test_named_evaluations_of_one_run_are_compared(tmp_path, monkeypatch):
     compare([f"{run}/eval", best], tmp_path / "d.json")
     monkeypatch.chdir(tmp_path / "a/eval")
     compare(["best", "."], tmp_path / "f.json")
-    with pytest.raises(ScoresError, match="none twice"):
-        compare([run, f"{run}/"], tmp_path / "e.json")
+    for same in (f"{run}/", f"{run}/eval"):
+        with pytest.raises(ScoresError, match="none twice"):
+            compare([run, same], tmp_path / "e.json")
+    monkeypatch.chdir(tmp_path)
+    shutil.move(tmp_path / "a/eval", tmp_path / "disk")
+    (tmp_path / "a/eval").symlink_to(tmp_path / "disk")
+    compare(["a/eval", "a/eval/best"], tmp_path / "g.json")
     with pytest.raises(ScoresError, match=r"no such file; '.*b' has no evaluation"):
         compare([run, named], tmp_path / "e.json")
 
