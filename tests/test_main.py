@@ -243,6 +243,7 @@ def test_a_run_that_was_moved_without_its_data_is_evaluated_by_its_folder_alone(
         assert (tmp_path / "w/eval" / name).read_bytes() == (finished[0] / "eval" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_is_found_finished_by_its_folder_or_its_config_and_overrides_count(finished):
     for given in (f"--run={finished[0]}", f"--config={finished[0] / 'config.json'}"):
         done = main(given, "--stage=train")

@@ -127,6 +127,7 @@ def test_a_row_s_draws_do_not_depend_on_its_batch(config, workdir, tmp_path):
     assert tokens[0] == tokens[1]
 
 
+@pytest.mark.slow
 def test_questions_that_share_an_ecg_are_answered_as_alone(config, workdir, trained):
     config.eval.batch_size = 32  # of which each of 8 devices has 4
     items = choose(Settings.of(config).eval, config.seed, load_prepared(Workdir(workdir)))
@@ -139,6 +140,7 @@ def test_questions_that_share_an_ecg_are_answered_as_alone(config, workdir, trai
         assert together == alone
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_and_resumed_it_gives_the_same_files(config, workdir, tmp_path, monkeypatch):
     config = drawn(config)
     shutil.copytree(workdir, tmp_path / "whole")

@@ -35,7 +35,7 @@ def test_stages_that_need_the_whole_model_in_one_process_are_refused_in_several(
 def test_a_folder_that_is_not_there_is_not_made_where_a_run_is_to_be_read(config, tmp_path):
     for name in ("demo", "other"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "config.json").write_text('{"data": {}}')
     with pytest.raises(ConfigError, match=r"^--workdir: no folder '.*dmeo', which --stage=train,eval reads; .*: \S*/demo, "):
         run(config, tmp_path / "dmeo", ["train", "eval"])
     assert not (tmp_path / "dmeo").exists()
