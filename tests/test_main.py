@@ -93,6 +93,7 @@ def test_another_ecg_is_another_patient_s(finished):
     assert all(patient[row["other_ecg"]] != row["patient"] for row in rows)
 
 
+@pytest.mark.slow
 def test_the_same_command_again_does_no_work(finished):
     workdir, _ = finished
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
@@ -120,6 +121,7 @@ def test_losses_on_8_devices_are_those_on_1(finished, tmp_path):
     np.testing.assert_allclose(losses(tmp_path / "w"), losses(workdir), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_eval_refuses_settings_that_the_checkpoint_was_not_trained_with(finished):
     workdir, _ = finished
     other = small_demo(workdir, "--stage=eval", "--config.model.layers=3")

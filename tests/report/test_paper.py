@@ -59,6 +59,7 @@ def test_a_millimetre_is_a_millimetre(signal):
     assert abs(edges.min() - (left + 1)) < 0.2 and abs(edges.max() - (left + 6)) < 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", [draw_ecg, lambda signal, rate: draw_tokens(signal, rate, a_tokenizer(signal))])
 def test_every_sample_of_a_trace_is_drawn(signal, draw):
     """Also those that lie within a ninth of a pixel of a line, which matplotlib would leave out."""

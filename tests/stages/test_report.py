@@ -116,6 +116,7 @@ def test_settings_are_those_of_the_evaluated_checkpoint_whatever_config_json_say
     assert not page.settings_notes
 
 
+@pytest.mark.slow
 def test_answers_of_another_training_get_neither_its_settings_nor_its_attention(copied):
     marker = copied / "checkpoints/stage.json"
     marker.write_text(json.dumps(json.loads(marker.read_text()) | {"result": "another training's, of as many steps"}))
@@ -128,6 +129,7 @@ def test_answers_of_another_training_get_neither_its_settings_nor_its_attention(
     assert "Without attention: " in text and text.count("the answers are not of the training") >= 3
 
 
+@pytest.mark.slow
 def test_answers_about_other_data_get_no_ecgs_of_the_data_that_is_here_now(copied):
     marker = copied / "prepare/stage.json"
     marker.write_text(json.dumps(json.loads(marker.read_text()) | {"result": "of another preparation"}))
