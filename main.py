@@ -30,7 +30,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     "The experiment file, with its argument if any: experiments/ptb.py:tiny; or the config.json of a run.",
     lock_config=True,
 )
-_RUN = flags.DEFINE_string("run", None, "A run's folder: stands for --config=DIR/config.json --workdir=DIR.")
+_RUN = flags.DEFINE_string("run", None, "A run's folder, the same as --config=DIR/config.json --workdir=DIR.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder, for all of its outputs; default: runs/<experiment>.")
 _STAGES = flags.DEFINE_list(
     "stage",
@@ -209,7 +209,7 @@ def _expand(argv: list[str]) -> list[str]:
         elif name in ("--run", "-run"):
             file = Workdir(Path(expanduser(value))).config
             if any(re.match("--?config(=|$)", arg) for arg in argv):
-                raise ConfigError("--config: found with --run, which stands for the run's own config.json; give one of them")
+                raise ConfigError("--config: found with --run, which means the run's own config.json; give only one of them")
             if not file.is_file():
                 raise ConfigError(f"--run: no file '{file}', in which a run keeps its settings{runs_beside(file.parent)}")
             expanded.insert(1, f"--config={_STORED}:{file}")

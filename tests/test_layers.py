@@ -21,7 +21,7 @@ ALLOWED = {
     "train": {"train", "ecg", "inputs", "model", "run", "settings", "evaluate"},
     "explain": {"explain", "ecg", "inputs", "model", "run", "settings", "evaluate", "train"},
     "report": {"report", "ecg", "explain"},
-    "export": {"export", "ecg", "inputs", "settings"},
+    "export": {"export", "ecg", "corpora", "inputs", "settings"},
     "stages": {"stages", "settings", "ecg", "corpora", "inputs", "model", "run", "prepare", "evaluate", "train", "explain",
                "report", "export"},
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from ecgbyte_jax.corpora import mimic, ptbxl
 from ecgbyte_jax.corpora.ecg_chat import CONVERSATIONS, read_conversations
@@ -11,14 +12,29 @@ from ecgbyte_jax.corpora.own import read_table
 from ecgbyte_jax.errors import SettingsError
 from ecgbyte_jax.settings import DataSettings
 
-CORPORA = ("ptbxl", "mimic", "ecg_qa", "ecg_qa_mimic", "ecg_chat", "own")
+
+class About(NamedTuple):
+    """How people know a corpus, and what it contains."""
+
+    name: str
+    contents: str
+
+
+CORPORA = {
+    "ptbxl": About("PTB-XL", "real ECGs (Wagner et al. 2020) with their reports"),
+    "mimic": About("MIMIC-IV-ECG", "real ECGs with the machine's reports"),
+    "ecg_qa": About("ECG-QA on PTB-XL", "questions (Oh et al. 2023) about real ECGs (Wagner et al. 2020)"),
+    "ecg_qa_mimic": About("ECG-QA on MIMIC-IV-ECG", "questions (Oh et al. 2023) about real ECGs"),
+    "ecg_chat": About("ECG-Chat", "conversations about real ECGs of MIMIC-IV-ECG"),
+    "own": About("a table of one's own", "whether its ECGs are real is not known here"),
+}
 
 
 def check_data(data: DataSettings) -> None:
     """Raises SettingsError that lists the data settings that the corpus does not support."""
     problems = []
     if data.corpus not in CORPORA:
-        problems.append(f"data.corpus: {data.corpus!r} found, one of {CORPORA} expected")
+        problems.append(f"data.corpus: {data.corpus!r} found, one of {(*CORPORA,)} expected")
     if not set(data.question_types) <= set(QUESTION_TYPES):
         problems.append(f"data.question_types: {data.question_types} found, some of {QUESTION_TYPES} expected")
     if data.published_split and data.corpus == "own":
@@ -58,7 +74,7 @@ def read_corpus(data: DataSettings, root: Path, ecgqa_root: Path) -> Iterator[Ex
         case "own":
             return read_table(Path(data.table), root)
         case other:
-            raise SettingsError([f"data.corpus: {other!r} found, one of {CORPORA} expected"])
+            raise SettingsError([f"data.corpus: {other!r} found, one of {(*CORPORA,)} expected"])
 
 
 def _read_questions(

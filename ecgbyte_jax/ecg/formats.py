@@ -52,12 +52,7 @@ class Own:
     notes: tuple[str, ...]
 
 
-def read_own(path: str | Path, sample_rate: float = 0.0, leads: Sequence[str] = (), units: str = "") -> Record:
-    """The recording of `read_with_notes`, in mV and Hz; raises RecordError as that does."""
-    return read_with_notes(path, sample_rate, leads, units).record
-
-
-def read_with_notes(path: str | Path, sample_rate: float = 0.0, leads: Sequence[str] = (), units: str = "") -> Own:
+def read_own(path: str | Path, sample_rate: float = 0.0, leads: Sequence[str] = (), units: str = "") -> Own:
     """Reads a WFDB record, or a .csv or .npy file of samples in `units` (mV, uV, V) at `sample_rate` Hz.
 
     A CSV file has one column per lead, separated by commas, semicolons or tabs, named by its header, or by `leads` if the
@@ -209,7 +204,7 @@ def _read_csv(path: Path, leads: tuple[str, ...]) -> tuple[np.ndarray, tuple[str
 
 
 def _without_empty_ends(rows: list[list[str]]) -> list[list[str]]:
-    """Without the rows and columns of nothing that Excel writes below and beside a table; the first row may lack them."""
+    """Drops the empty rows and columns that Excel writes below and beside a table; the first row may lack them."""
     last = next((place for place in range(len(rows), 0, -1) if any(rows[place - 1])), 0)
     rows = rows[:last]
     while rows and rows[0] and all(len(row) > 1 and not row[-1] for row in rows[1:]):

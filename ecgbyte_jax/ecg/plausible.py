@@ -138,7 +138,7 @@ def _renamed(covariance: np.ndarray, names: list[str], columns: list[int], leads
 
 
 def _say(changed: list[tuple[str, str]]) -> str:
-    """In words that leads have wrong names, as (name, right name)."""
+    """Says which leads have wrong names, given as (name, right name)."""
     old, new = zip(*changed)
     if len(changed) == 2 and set(old) == set(new):
         return f"the names {new[0]} and {new[1]} are swapped"

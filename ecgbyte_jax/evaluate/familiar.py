@@ -1,13 +1,14 @@
-"""Whether a question has a form that the training's questions had: others are answered with whatever was learnt for these."""
+"""Whether a question has the form of a training question: any other gets an answer that was learnt for those."""
 
 import re
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from pathlib import Path
 
 import numpy as np
 
 from ecgbyte_jax.inputs.batches import open_split
-from ecgbyte_jax.inputs.prepared import Prepared
+from ecgbyte_jax.inputs.shards import read_manifest
 
 _SEQUENCES = 2_000  # of the training, drawn at random, whose questions are compared with
 _ALIKE = 0.6  # share of the words, in their order, that two questions of one form have in common
@@ -15,18 +16,19 @@ _ALIKE = 0.6  # share of the words, in their order, that two questions of one fo
 
 @dataclass(frozen=True)
 class Familiar:
-    """The different questions of a training, and the numbers of ECGs that they are about."""
+    """The distinct questions of the training split, and the numbers of ECGs that they are about."""
 
     questions: tuple[str, ...]
     ecgs: frozenset[int] = frozenset({1})
 
     @classmethod
-    def of(cls, prepared: Prepared, seed: int) -> "Familiar":
-        """The questions of training sequences drawn at random, and all that occur more than once."""
-        sequences = open_split(prepared.shards, prepared.manifest, "train")
+    def of(cls, shards: Path, seed: int) -> "Familiar":
+        """The questions of training sequences drawn at random from the shards' folder, and all that occur more than once."""
+        manifest = read_manifest(shards)
+        sequences = open_split(shards, manifest, "train")
         drawn = np.random.default_rng(seed).choice(len(sequences), min(_SEQUENCES, len(sequences)), replace=False)
         seen = [sequences[int(place)] for place in np.sort(drawn)]
-        found = {sequence.question for sequence in seen} | set(prepared.manifest.commonest)
+        found = {sequence.question for sequence in seen} | set(manifest.commonest)
         return cls(tuple(sorted(found - {""})), frozenset(len(sequence.ecgs) for sequence in seen))
 
     def nearest(self, question: str) -> tuple[str, bool]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ecgbyte_jax.errors import ScoresError
+from ecgbyte_jax.evaluate.votes import DECIMALS
 from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.inputs.shards import Sequence
 
@@ -46,8 +47,8 @@ def make_row(sequence: Sequence, other: Sequence, seed: int, answers: dict[str, 
     return {
         **{"id": sequence.id, "segment": sequence.segment, "seed": seed, "patient": sequence.patient},
         **{"question": sequence.question, "reference": sequence.answer.strip()},
-        **{"answer": answer.text, "log_prob": round(answer.log_prob, 4), "tokens": answer.tokens},
-        **{"answer_to_other_ecg": to_other.text, "log_prob_to_other_ecg": round(to_other.log_prob, 4)},
+        **{"answer": answer.text, "log_prob": round(answer.log_prob, DECIMALS), "tokens": answer.tokens},
+        **{"answer_to_other_ecg": to_other.text, "log_prob_to_other_ecg": round(to_other.log_prob, DECIMALS)},
         **{"other_ecg": other.id, "other_segment": other.segment},
         **{"commonest_answer": commonest, "meta": sequence.meta},
         **({"answers_perturbed": perturbed} if perturbed else {}),

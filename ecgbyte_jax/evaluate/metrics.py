@@ -155,7 +155,7 @@ def yes_no_scores(references: list[str], hypotheses: list[str]) -> dict[str, flo
 
 
 def uninformative(references: list[str]) -> list[str]:
-    """The scores that say nothing about these references: those of several words in a row, where all are single words."""
+    """The scores that are meaningless for these references: those of word sequences, where every reference is a single word."""
     return [] if any(len(text.split()) > 1 for text in references) else list(_OF_SEVERAL_WORDS)
 
 

@@ -26,13 +26,13 @@ class Difference(NamedTuple):
         return int(low > 0) - int(high < 0)
 
     def __str__(self) -> str:
-        """The points out of 100, for example `+34.2 [29.8, 38.5]`."""
+        """In percentage points, for example `+34.2 [29.8, 38.5]`."""
         low, high = (100 * bound for bound in self.interval)
         return f"{_signed(100 * self.mean)} [{low:.1f}, {high:.1f}]"
 
 
 def main_metric(references: list[str]) -> str:
-    """The score that a verdict is about: exact match, or ROUGE-L where most references are too long to be met word for word."""
+    """The score that a verdict is about: exact match, or ROUGE-L where most references are long."""
     return "exact_match" if np.median([len(text.split()) for text in references]) <= _SHORT else "rouge_l"
 
 

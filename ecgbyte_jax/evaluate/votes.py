@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 
+DECIMALS = 4  # of a log-probability in nats
+
 
 def elect(texts: Sequence[str], log_probs: Sequence[float]) -> int:
     """The segment with the most probable instance of the commonest answer; among equally common ones, the most probable.
 
-    texts, log_probs (in nats): of each segment's answer, at least one; among equally probable ones the first is taken.
+    texts, log_probs (in nats): of each segment's answer, at least one; among equally probable ones the first is taken. The
+    decimals of `generations.jsonl` count, so that an answer is the same there, in `ask` and in an export.
     """
-    return max(range(len(texts)), key=lambda i: (texts.count(texts[i]), log_probs[i], -i))
+    return max(range(len(texts)), key=lambda i: (texts.count(texts[i]), round(log_probs[i], DECIMALS), -i))
 
 
 def by_recording(rows: list[dict]) -> list[dict]:

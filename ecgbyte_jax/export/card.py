@@ -10,18 +10,11 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 import ecgbyte_jax
+from ecgbyte_jax.corpora.read import CORPORA
 from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.inputs.shards import Manifest, SplitSummary
 from ecgbyte_jax.settings import Settings
 
-DATA = {
-    "ptbxl": "PTB-XL (Wagner et al. 2020) with its reports",
-    "mimic": "MIMIC-IV-ECG with its machine's reports",
-    "ecg_qa": "questions of ECG-QA (Oh et al. 2023) about PTB-XL (Wagner et al. 2020)",
-    "ecg_qa_mimic": "questions of ECG-QA (Oh et al. 2023) about MIMIC-IV-ECG",
-    "ecg_chat": "conversations of ECG-Chat about MIMIC-IV-ECG",
-    "own": "recordings and questions of a table of one's own; whether they are real is not known here",
-}
 _LATER: dict = {"verdict": None, "hidden": [], "by_recording": None, "perturbed": {}}  # fields that earlier results lack
 _SYNTHETIC = "{count} synthetic recordings, with questions made by the same program"
 
@@ -40,7 +33,6 @@ class Card:
     adapter: bool
     base: str
     synthetic: bool
-    own: bool
     data: str
     segment: str
     max_length: int
@@ -67,8 +59,7 @@ def make_card(
         adapter=settings.export.adapter,
         base="" if Path(pretrained).is_dir() else pretrained,
         synthetic=synthetic > 0,
-        own=settings.data.corpus == "own",
-        data=_SYNTHETIC.format(count=synthetic) if synthetic else DATA[settings.data.corpus],
+        data=_SYNTHETIC.format(count=synthetic) if synthetic else ": ".join(CORPORA[settings.data.corpus]),
         segment=f"{samples / rate:g} s" if rate else f"{samples} samples",
         max_length=settings.prompt.max_length,
         dtype=settings.model.dtype,

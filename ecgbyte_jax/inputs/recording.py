@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ecgbyte_jax.ecg.clean_config import CleanConfig
-from ecgbyte_jax.ecg.formats import read_with_notes
+from ecgbyte_jax.ecg.formats import read_own
 from ecgbyte_jax.ecg.plausible import beats_a_minute
 from ecgbyte_jax.ecg.signal import clean, segment
 from ecgbyte_jax.errors import ConfigError, RecordError
@@ -39,11 +39,11 @@ class Recording:
 def read_recording(
     path: str, how: CleanConfig, segment_length: int, sample_rate: float = 0.0, leads: Sequence[str] = (), units: str = ""
 ) -> Recording:
-    """Reads a file as `formats.read_with_notes` does, cleans it, and cuts it into segments of `segment_length` samples.
+    """Reads a file as `formats.read_own` does, cleans it, and cuts it into segments of `segment_length` samples.
 
     Raises RecordError for a file that cannot be used.
     """
-    own = read_with_notes(path, sample_rate, leads, units)
+    own = read_own(path, sample_rate, leads, units)
     rate, samples = own.record.sample_rate, own.record.signal.shape[1]
     try:
         segments = segment(clean(own.record, how), segment_length)

@@ -30,7 +30,6 @@ def draw_attention(
     rate: float,
     *,
     seen: np.ndarray | None = None,
-    label: str = _LABEL,
     title: str = "",
 ) -> Figure:
     """Signal [12, T] in mV at `rate` Hz over `weights` [12, T], each lead with its share of all |weights|.
@@ -39,7 +38,7 @@ def draw_attention(
     """
     sheet = lay_out_whole(signal, rate)
     figure, axes = new_sheet(sheet, "grey")
-    _draw_weights(figure, axes, sheet, weights, seen, label)
+    _draw_weights(figure, axes, sheet, weights, seen)
     draw_traces(axes, sheet, signal, notes=_shares(weights))
     draw_head(axes, sheet, title)
     return figure
@@ -48,12 +47,12 @@ def draw_attention(
 def draw_layer(sheet: Sheet, weights: np.ndarray, seen: np.ndarray) -> Figure:
     """What `draw_attention` shows but for the trace and its paper: to be multiplied with a picture of the same sheet."""
     figure, axes = new_sheet(sheet, "")
-    _draw_weights(figure, axes, sheet, weights, seen, _LABEL)
+    _draw_weights(figure, axes, sheet, weights, seen)
     draw_names(axes, sheet, _shares(weights))
     return figure
 
 
-def _draw_weights(figure: Figure, axes: Axes, sheet: Sheet, weights: np.ndarray, seen: np.ndarray | None, label: str) -> None:
+def _draw_weights(figure: Figure, axes: Axes, sheet: Sheet, weights: np.ndarray, seen: np.ndarray | None) -> None:
     """The colours, and in the sheet's foot their bar, which has no numbers: only weights of one picture compare."""
     signed = bool((weights < 0).any())
     top = float(np.percentile(np.abs(weights), _CLIP)) or float(np.abs(weights).max()) or 1.0
@@ -76,7 +75,7 @@ def _draw_weights(figure: Figure, axes: Axes, sheet: Sheet, weights: np.ndarray,
     for text, side in zip(bar.get_xticklabels(), ("left", "right")):
         text.set_horizontalalignment(side)
     bar.tick_params(length=0)
-    bar.set_xlabel(label, fontsize=8, labelpad=-8)
+    bar.set_xlabel(_LABEL, fontsize=8, labelpad=-8)
 
 
 def _hatch(axes: Axes, sheet: Sheet, panel: Panel, seen: np.ndarray) -> None:

@@ -9,7 +9,7 @@ _WIDTH = 105.0  # mm: letters stay legible on a phone
 
 
 def draw_comparison(scores: dict[str, float], intervals: dict[str, list[float]], label: str) -> Figure:
-    """A dot a system with its 95% interval, where there is one, and its value beside it; scores and bounds 0..1."""
+    """One dot per system with its value and, where there is one, its 95% interval; scores and bounds 0..1."""
     figure = Figure(figsize=(_WIDTH * MM, (18 + 11 * len(scores)) * MM), layout="constrained", facecolor="white")
     axes = figure.subplots()
     for place, (name, score) in enumerate(scores.items()):

@@ -38,7 +38,8 @@ _TERMS = {
     "single-query": "An open question about one ECG.",
     "single-verify": "A question about one ECG, to be answered by yes or no.",
     "specificity": "Of the questions whose right answer is no, the share that got a no.",
-    "split": "The part of the data: train, valid (to watch the training) or test. A patient is in one of them alone.",
+    "split": "The part of the data: train, valid (to watch the training) or test. A patient is in only one of them, except in "
+    "the published splits.",
     "synthetic": "Computed, not recorded from a patient.",
     "token": "A unit that the model reads: a run of one or more ECG samples, or a piece of text.",
 }  # fmt: skip

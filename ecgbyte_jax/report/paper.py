@@ -26,7 +26,7 @@ _ROOM = 4.0  # mm above and below a row's traces
 _ROW = {"3x4": 25.0, "12x1": 15.0}  # mm, the least height of a row
 COARSE = 250.0  # Hz; the sheet names lower rates, at which peaks look blunt
 _TRACE = {"color": "black", "linewidth": 0.8, "zorder": 4}
-_BEHIND = {"color": "#8a8a8a", "linewidth": 0.8, "zorder": 3.8}
+_ORIGINAL = {"color": "#8a8a8a", "linewidth": 0.8, "zorder": 3.8}
 _FINE, _BOLD = {"pink": ("#f6d5d5", "#e59b9b"), "grey": ("#ececec", "#cfcfcf")}, (0.25, 0.5)  # colours, line widths in points
 
 
@@ -134,13 +134,13 @@ def draw_traces(
 ) -> None:
     """The leads with their names (and a note after each), and the calibration pulses of 1 mV and 0.2 s.
 
-    The `original` of a signal, [12, T] too, is drawn in grey behind it.
+    Where an `original` signal [12, T] is given, it is drawn in grey underneath.
     """
     for left, zero in sheet.pulses:
         x, y = left + np.array([0, 1, 1, 6, 6, 7]), zero + MM_PER_MV * np.array([0, 0, 1, 1, 0, 0])
         axes.plot(x, y, color="black", linewidth=0.8, zorder=4)
     for panel in sheet.panels:
-        for values, style in ((original, _BEHIND), (signal, _TRACE)):
+        for values, style in ((original, _ORIGINAL), (signal, _TRACE)):
             if values is not None:
                 heights = panel.zero + MM_PER_MV * values[panel.lead, panel.start : panel.stop]
                 axes.plot(sheet.x(panel), heights, solid_joinstyle="round", **style)
@@ -175,7 +175,7 @@ def draw_ecg(signal: np.ndarray, rate: float, *, layout: str = "3x4", title: str
 
 
 def draw_on(sheet: Sheet, signal: np.ndarray, *, original: np.ndarray | None = None, title: str = "") -> Figure:
-    """Signal [12, T] in mV on a sheet of pink paper that was laid out for it, its original in grey behind it."""
+    """Draws signal [12, T] in mV on pink paper, on the sheet laid out for it, over its original in grey."""
     figure, axes = new_sheet(sheet)
     draw_traces(axes, sheet, signal, original=original)
     draw_head(axes, sheet, title)

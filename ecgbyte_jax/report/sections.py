@@ -29,7 +29,7 @@ _LEVELS = (0, 100, 500, 1000, 2000, 3500, 5000, 10_000)  # merges
 
 
 def make_page(name: str, results: dict, data: dict) -> Page:
-    """The page of the run `name` with its top and its scores; data: the settings of the evaluated data, {} where unknown."""
+    """The page of the run `name` with its top and its scores; data: as in `words.title`, of the evaluation."""
     sentences, note = words.verdict(results)
     page = Page(
         title=words.title(name, data),

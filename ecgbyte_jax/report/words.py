@@ -16,27 +16,19 @@ _NAMES = {
     "bertscore_recall": "BERTScore R",
     "bertscore_f1": "BERTScore F1",
 }
-_CORPORA = {
-    "ptbxl": "PTB-XL",
-    "mimic": "MIMIC-IV-ECG",
-    "ecg_qa": "ECG-QA on PTB-XL",
-    "ecg_qa_mimic": "ECG-QA on MIMIC-IV-ECG",
-    "ecg_chat": "ECG-Chat",
-    "own": "a table of one's own",
-}
 _COUNTS = ("sequences", "examples", "patients", "count", "n")
 _REASONS = 20
 
 
 def title(name: str, data: dict) -> str:
-    """The title of a run's page; data: the settings of its data, {} where they are unknown."""
+    """The title of a run's page; data: the settings of its data with the corpus' `name` and `contents`, {} where unknown."""
     return f"ECG-Byte{_on(data)}: run {name}"
 
 
 def _on(data: dict) -> str:
     if not data:
         return ""
-    return " on synthetic ECGs" if data.get("synthetic_records") else f" on {_corpus(data)}"
+    return " on synthetic ECGs" if data.get("synthetic_records") else f" on {data['name']}"
 
 
 def introduction(data: dict) -> str:
@@ -47,20 +39,19 @@ def introduction(data: dict) -> str:
             "of no patient, so its scores say nothing about real ECGs. A language model was trained to read them as tokens and "
             "to answer questions about them."
         )
-    of = f"of {_corpus(data)} " if data else ""
+    of = f"of {data['name']} " if data else ""
     unknown = "" if data else " Which ECGs these are is unknown: the preparation of this evaluation is not in the run's folder."
     return f"A language model was trained to read 12-lead ECGs {of}as tokens and to answer questions about them.{unknown}"
 
 
 def data_fact(data: dict) -> str:
-    """The name of the data set, and whether it is real."""
+    """The name of the data set, and what it contains."""
     if not data:
         return "unknown"
     if data.get("synthetic_records"):
-        return f"synthetic, {data['synthetic_records']:,} recordings, with questions in the form of {_corpus(data)}"
+        return f"synthetic, {data['synthetic_records']:,} recordings, with questions in the form of {data['name']}"
     published = "; the published split, which may have a patient in several parts" if data.get("published_split") else ""
-    kind = "whether its ECGs are real is not known here" if data.get("corpus") == "own" else "real ECGs"
-    return f"{_corpus(data)}: {kind}{published}"
+    return f"{data['name']}: {data['contents']}{published}"
 
 
 def model_fact(trained: dict, parameters: int) -> str:
@@ -82,10 +73,6 @@ def _rounded(count: int) -> str:
         return f"{count:,}"
     size, unit = (1e9, "billion") if count >= 0.9995e9 else (1e6, "million")
     return f"{count / size:.0f} {unit}" if count >= 9.95 * size else f"{count / size:.2g} {unit}"
-
-
-def _corpus(data: dict) -> str:
-    return _CORPORA.get(data.get("corpus", ""), str(data.get("corpus")))
 
 
 def evaluated(results: dict) -> str:

@@ -25,7 +25,7 @@ _BAR, _NAME, _WINDOW = 12, 28, 30.0  # places of a bar and of its name; s that i
 class _PlainConsole(Console):
     """Shows texts as they are: most hold ids, answers or paths, which may look like rich's markup or move the cursor.
 
-    log_every: s between the lines that stand for a bar where the output is no terminal; 0: none but the last.
+    log_every: seconds between the log lines that replace a progress bar when the output is not a terminal; 0: only the last.
     """
 
     log_every = 30.0
@@ -39,7 +39,7 @@ console = _PlainConsole(markup=False, emoji=False, highlight=False, soft_wrap=Tr
 
 @dataclass
 class _Progress:
-    """How far some work is: `begun` of `total` were done before it began at `start`, in s."""
+    """How far a piece of work has got: `begun` of `total` were done before it started, at `start` in s."""
 
     what: str
     total: int
@@ -59,7 +59,7 @@ class _Progress:
             self._seen.popleft()
 
     def rate(self) -> float:
-        """Per second: of late, and since the start when all is done."""
+        """Per second: recently, and since the start once everything is done."""
         if not self.ended and len(self._seen) > 1 and self._seen[-1][0] > self._seen[0][0]:
             (first, before), (last, done) = self._seen[0], self._seen[-1]
             return (done - before) / (last - first)
@@ -83,7 +83,7 @@ class _Progress:
         return f"{self.what}: {', '.join(filter(None, words))}"
 
     def fitted(self, width: int) -> tuple[str, int, str]:
-        """What a line of a terminal has place for: (the text before the bar, the bar's places, the text after it).
+        """What fits on a line of the terminal: (the text before the bar, the bar's places, the text after it).
 
         The note goes first, from its end, then the bar, then what is beyond the name's own length, then the rate.
         """
@@ -153,7 +153,7 @@ def _bar(state: _Progress) -> Iterator[None]:
 
 @contextmanager
 def _log(state: _Progress) -> Iterator[None]:
-    """From a thread of its own: a line is due also while one step takes minutes."""
+    """Writes from its own thread, so that lines appear even while one step takes minutes."""
     over = threading.Event()
 
     def write() -> None:

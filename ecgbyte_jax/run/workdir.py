@@ -226,7 +226,7 @@ def _holds_settings(config: Path) -> bool:
 
 
 def runs_beside(folder: Path) -> str:
-    """Words on the runs beside a folder that is not there, those with a like name first: "" where there are none."""
+    """Names the runs next to a folder that does not exist, similar names first; "" where there are none."""
     try:
         names = sorted(path.name for path in folder.parent.iterdir() if is_run(path))
     except OSError:

@@ -24,7 +24,6 @@ from ecgbyte_jax.evaluate.results import summarise
 from ecgbyte_jax.evaluate.votes import elect
 from ecgbyte_jax.explain.explain import look
 from ecgbyte_jax.inputs.batches import prompt_batch
-from ecgbyte_jax.inputs.prepared import load_prepared
 from ecgbyte_jax.inputs.prompt import ecg_room, share_room
 from ecgbyte_jax.inputs.recording import Recording, read_list, read_recording
 from ecgbyte_jax.model.generate import generate
@@ -106,7 +105,7 @@ def _ask(settings: Settings, workdir: Workdir, inquiry: Inquiry, typed: bool) ->
     named = [_read(path, settings, workdir, inquiry) for path in inquiry.records]
     lineage.trained(settings, workdir).require()
     trained = open_trained(settings, workdir, settings.eval.checkpoint)
-    familiar = Familiar.of(load_prepared(workdir), settings.seed)
+    familiar = Familiar.of(workdir.shards, settings.seed)
     worth = Worth.of(settings, workdir)
     console.print("\n".join([f"run        {workdir.root}: {worth.sentence}", *(f"  warning  {w}" for w in worth.warnings)]))
     several = len(named) + len(listed) > 1
@@ -122,7 +121,7 @@ def _ask(settings: Settings, workdir: Workdir, inquiry: Inquiry, typed: bool) ->
             console.print(str(error))
             continue
         if inquiry.format == "json":
-            print(json.dumps(_as_json(subject, reply, worth), ensure_ascii=True), flush=True)
+            print(json.dumps(_as_json(subject, reply, worth)), flush=True)
         else:
             _show(subject, reply, several, typed)
     if refused:
@@ -147,7 +146,7 @@ def _check(inquiry: Inquiry) -> None:
 
 
 def _read(path: str, settings: Settings, workdir: Workdir, inquiry: Inquiry) -> Recording:
-    """One recording, with a warning where the model knows nothing like it; raises RecordError."""
+    """One recording, with a warning where the model has seen nothing like it; raises RecordError."""
     how = settings.signal
     recording = read_recording(path, how, how.segment_length, inquiry.sample_rate, inquiry.leads, inquiry.units)
     foreign = settings.data.synthetic_records and workdir.synthetic.resolve() not in Path(path).resolve().parents
@@ -165,7 +164,7 @@ def _read_each(
             refused.append(path)
             console.print(f"unusable   {error}")
             if inquiry.format == "json":
-                print(json.dumps({"path": path, "error": str(error)}, ensure_ascii=True), flush=True)
+                print(json.dumps({"path": path, "error": str(error)}), flush=True)
 
 
 def _subjects(trained: Trained, named: list[Recording], later: Iterator[Recording], together: bool) -> Iterator[Subject]:
@@ -178,7 +177,7 @@ def _subjects(trained: Trained, named: list[Recording], later: Iterator[Recordin
 
 
 def _with_clipping(recording: Recording, trained: Trained) -> Recording:
-    """With a warning where the tokenizer cuts off what the model would have to see."""
+    """Adds a warning where the tokenizer clips much of a lead."""
     low, high = trained.ecg_tokenizer.quantizer.low, trained.ecg_tokenizer.quantizer.high
     outside = (recording.segments < low) | (recording.segments > high)
     worst = int(outside.mean(axis=(0, 2)).argmax())

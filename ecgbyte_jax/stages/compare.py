@@ -86,7 +86,7 @@ def _read(run: str) -> Evaluated:
 
 
 def _locate(path: Path) -> Workdir:
-    """Of a run's folder, or of an evaluation's: RUN/eval/NAME."""
+    """The layout for a run's folder, or for that of an evaluation, RUN/eval/NAME."""
     path = Path(os.path.abspath(path))  # a link to another disk stays one: what is beside its end is not of the run
     run = Workdir(path)
     if run.results.exists() or not (path / run.results.name).is_file():

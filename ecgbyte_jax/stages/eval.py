@@ -80,7 +80,7 @@ def _score(settings: Settings, workdir: Workdir, stage: Stage, scorers: Scorers)
 
 
 def _keep_settings(settings: Settings, workdir: Workdir) -> None:
-    """In config.json, where they are of the evaluation without a name: those of the others do not become the run's."""
+    """Keeps them in config.json, unless the evaluation has a name: those settings do not become the run's."""
     if not workdir.evaluation_name:
         lineage.keep_settings(settings, workdir, "eval")
 

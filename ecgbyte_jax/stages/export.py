@@ -1,4 +1,4 @@
-"""Stage `export`: the trained model as a Hugging Face folder, or its LoRA paths as a PEFT adapter, with what its use takes."""
+"""Stage `export`: the trained model as a Hugging Face folder, or its LoRA paths as a PEFT adapter, ready for use elsewhere."""
 
 import os
 import shutil

@@ -15,7 +15,7 @@ from flax import nnx
 
 import ecgbyte_jax
 from ecgbyte_jax.corpora.example import Example
-from ecgbyte_jax.corpora.read import read_corpus
+from ecgbyte_jax.corpora.read import CORPORA, read_corpus
 from ecgbyte_jax.ecg.symbols import Quantizer
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.errors import ConfigError, EcgByteError, ReportError
@@ -80,7 +80,7 @@ def _make_page(settings: Settings, workdir: Workdir, results: dict, rows: list[d
     config, saved, unknown = _trained_with(workdir, results)
     trained = _restore(settings, workdir, results)
     title = f"{name}, evaluation {workdir.evaluation_name}" if named else name
-    page = sections.make_page(title, results, _data_of(workdir, results) or config.get("data", {}))
+    page = sections.make_page(title, results, _named(_data_of(workdir, results) or config.get("data", {})))
     parameters = count(nnx.state(trained.model, (nnx.Param, nnx.LoRAParam))) if isinstance(trained, Trained) else 0
     sections.add_origin(page, config, parameters, saved, ecgbyte_jax.__version__, command)
     sections.add_settings(page, config, settings_of(workdir.answers_marker).get("eval", {}), unknown)
@@ -97,6 +97,11 @@ def _data_of(workdir: Workdir, results: dict) -> dict:
     if results.get("prepared") != outputs_digest(workdir.prepare_marker):
         return {}
     return settings_of(workdir.prepare_marker).get("data", {})
+
+
+def _named(data: dict) -> dict:
+    """The settings of data with what is known of their corpus."""
+    return data and data | CORPORA[data["corpus"]]._asdict()
 
 
 def _add_origins(page: Page, workdir: Workdir, results: dict) -> None:

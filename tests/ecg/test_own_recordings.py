@@ -8,10 +8,15 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ecgbyte_jax.ecg.formats import _without_empty_ends, read_own, read_with_notes
+from ecgbyte_jax.ecg.formats import _without_empty_ends, read_own
 from ecgbyte_jax.ecg.plausible import check_limb_leads, check_plausible
 from ecgbyte_jax.ecg.records import LEADS, Record, read_record
 from ecgbyte_jax.errors import RecordError
+
+
+def read(*about, **more) -> Record:
+    """The recording alone, without the notes."""
+    return read_own(*about, **more).record
 
 
 @pytest.fixture(scope="module")
@@ -43,18 +48,20 @@ def test_wfdb_csv_and_npy_give_the_same_signal(record, tmp_path):
     np.save(tmp_path / "b.npy", 1000 * signal.T)
     times = np.arange(signal.shape[1])[None] / 500
     records = [
-        read_own(stem),
-        read_own(f"{stem}.hea"),
-        read_own(write_csv(tmp_path / "a.csv", signal, names), 500),
-        read_own(write_csv(tmp_path / "b.csv", np.concatenate([times, signal]), ["Time", *names]), 500),
-        read_own(write_csv(tmp_path / "c.csv", signal, None), 500, names),
-        read_own(tmp_path / "a.npy", 500, names),
-        read_own(tmp_path / "b.npy", 500, names, "uV"),
+        read(stem),
+        read(f"{stem}.hea"),
+        read(write_csv(tmp_path / "a.csv", signal, names), 500),
+        read(write_csv(tmp_path / "b.csv", np.concatenate([times, signal]), ["Time", *names]), 500),
+        read(write_csv(tmp_path / "c.csv", signal, None), 500, names),
+        read(tmp_path / "a.npy", 500, names),
+        read(tmp_path / "b.npy", 500, names, "uV"),
     ]
-    for read in records:
-        assert read.sample_rate == 500 and set(read.leads) == set(LEADS)
+    for reading in records:
+        assert reading.sample_rate == 500 and set(reading.leads) == set(LEADS)
         for lead in LEADS:
-            np.testing.assert_allclose(read.signal[read.leads.index(lead)], known.signal[known.leads.index(lead)], atol=1e-5)
+            np.testing.assert_allclose(
+                reading.signal[reading.leads.index(lead)], known.signal[known.leads.index(lead)], atol=1e-5
+            )
 
 
 def test_an_implausible_recording_is_refused_with_what_to_do(record, tmp_path):
@@ -108,7 +115,7 @@ def test_an_implausible_recording_is_refused_with_what_to_do(record, tmp_path):
         ((tmp_path / "nothing.csv", 500), "no such file"),
     ):
         with pytest.raises(RecordError, match=message) as caught:
-            read_own(*arguments)
+            read(*arguments)
         assert "\n" not in str(caught.value)
 
 
@@ -142,7 +149,7 @@ def test_synthetic_recordings_with_noise_pass(tmp_path):
 
     write_demo(tmp_path / "ptbxl", tmp_path / "ecgqa", 60, seed=0)
     for path in sorted((tmp_path / "ptbxl").rglob("*_hr.hea")):
-        read_own(path)
+        read(path)
 
 
 def with_column(path, record, name, values):
@@ -158,9 +165,9 @@ def test_a_time_column_must_match_the_rate_and_is_dropped(record, tmp_path, name
     known, _ = record
     times = np.round(np.arange(known.signal.shape[1]) / 500 * factor + 3, places)
     path = with_column(tmp_path / "t.csv", known, name, times)
-    assert read_own(path, 500).leads == known.leads
+    assert read(path, 500).leads == known.leads
     with pytest.raises(RecordError, match=f"column '{re.escape(name)}' implies .* Hz, --sample_rate 1000 Hz"):
-        read_own(path, 1000)
+        read(path, 1000)
 
 
 @pytest.mark.parametrize("name", ["", "sample"])
@@ -168,18 +175,18 @@ def test_a_column_that_counts_samples_is_dropped(record, tmp_path, name):
     """pandas writes one without a name."""
     known, _ = record
     count = np.arange(known.signal.shape[1])
-    assert read_own(with_column(tmp_path / "t.csv", known, name, count), 500).leads == known.leads
+    assert read(with_column(tmp_path / "t.csv", known, name, count), 500).leads == known.leads
     with pytest.raises(RecordError, match=f"column '{name}' implies"):
-        read_own(with_column(tmp_path / "t.csv", known, name, 3 * count), 500)
+        read(with_column(tmp_path / "t.csv", known, name, 3 * count), 500)
 
 
 def test_times_in_an_array_are_checked_too(record, tmp_path):
     known, _ = record
     np.save(tmp_path / "t.npy", np.concatenate([np.arange(known.signal.shape[1])[None] / 500, known.signal]))
-    assert read_own(tmp_path / "t.npy", 500, ["time", *known.leads]).leads == known.leads
-    assert read_own(tmp_path / "t.npy", 0, ["time", *known.leads]).sample_rate == 500
+    assert read(tmp_path / "t.npy", 500, ["time", *known.leads]).leads == known.leads
+    assert read(tmp_path / "t.npy", 0, ["time", *known.leads]).sample_rate == 500
     with pytest.raises(RecordError, match="column 'time' implies 500 Hz, --sample_rate 250 Hz"):
-        read_own(tmp_path / "t.npy", 250, ["time", *known.leads])
+        read(tmp_path / "t.npy", 250, ["time", *known.leads])
 
 
 def test_other_columns_are_not_time(record, tmp_path):
@@ -188,7 +195,7 @@ def test_other_columns_are_not_time(record, tmp_path):
     beats = np.arange(known.signal.shape[1]) // 400
     extra = np.stack([beats > 5, beats, 0 * beats])
     path = write_csv(tmp_path / "t.csv", np.concatenate([extra, known.signal]), ["trigger", "beat", "resp", *known.leads])
-    assert read_own(path, 500).leads == ("trigger", "beat", "resp", *known.leads)
+    assert read(path, 500).leads == ("trigger", "beat", "resp", *known.leads)
 
 
 @pytest.mark.parametrize("start", [0, 1])
@@ -196,9 +203,9 @@ def test_a_header_of_column_numbers_is_not_a_sample(record, tmp_path, start):
     """As pandas writes an array."""
     known, _ = record
     path = write_csv(tmp_path / "n.csv", known.signal, [str(i + start) for i in range(12)])
-    np.testing.assert_allclose(read_own(path, 500, known.leads).signal, known.signal, atol=1e-5)
+    np.testing.assert_allclose(read(path, 500, known.leads).signal, known.signal, atol=1e-5)
     with pytest.raises(RecordError, match="neither a header nor --leads names the columns"):
-        read_own(path, 500)
+        read(path, 500)
 
 
 CHEST = LEADS[6:]
@@ -227,13 +234,13 @@ def test_empty_rows_and_columns_that_excel_writes_are_not_read(record, tmp_path,
     header, row_end, last = ends
     lines = [";".join(known.leads) + header, *(row + row_end for row in rows), last, last]
     (tmp_path / "a.csv").write_text("\r\n".join(lines))
-    np.testing.assert_allclose(read_own(tmp_path / "a.csv", 500).signal, known.signal, atol=1e-6)
+    np.testing.assert_allclose(read(tmp_path / "a.csv", 500).signal, known.signal, atol=1e-6)
 
 
 def test_many_empty_rows_take_no_time_and_a_table_of_nothing_is_refused(tmp_path):
     (tmp_path / "a.csv").write_text("," * 11 + "\n" + "," * 11 + "\n")
     with pytest.raises(RecordError, match="no row of samples found"):
-        read_own(tmp_path / "a.csv", 500)
+        read(tmp_path / "a.csv", 500)
     assert _without_empty_ends([["a", "b"], ["1", "2"], *[["", ""]] * 300_000]) == [["a", "b"], ["1", "2"]]
     assert _without_empty_ends([["", ""], ["1", "2", "3", "", "", ""]]) == [[], ["1", "2", "3", ""]]
 
@@ -243,16 +250,16 @@ def test_a_missing_value_in_the_last_column_is_not_taken_for_an_empty_column(rec
     rows = [";".join(f"{v:.6f}" for v in row[:-1]) + ";" for row in known.signal.T]
     (tmp_path / "a.csv").write_text("\n".join([";".join(known.leads), *rows]))
     with pytest.raises(RecordError, match="row 2"):
-        read_own(tmp_path / "a.csv", 500)
+        read(tmp_path / "a.csv", 500)
 
 
 def test_a_file_of_another_kind_is_called_that(tmp_path):
     (tmp_path / "a.dcm").write_bytes(b"x")
     with pytest.raises(RecordError, match=r"a\.dcm: \.dcm found, which is not read; a WFDB record"):
-        read_own(tmp_path / "a.dcm")
+        read(tmp_path / "a.dcm")
     (tmp_path / "r.dat").write_bytes(b"x")
     with pytest.raises(RecordError, match=r"r\.dat: its header r\.hea is missing"):
-        read_own(tmp_path / "r.dat")
+        read(tmp_path / "r.dat")
 
 
 def test_semicolons_and_decimal_commas_by_hand(tmp_path):
@@ -261,7 +268,7 @@ def test_semicolons_and_decimal_commas_by_hand(tmp_path):
     path = written(tmp_path / "a.csv", [f"{lead} (\u00b5V)" for lead in LEADS], 1000 * signal.T, ";", ",")
     path.write_bytes(path.read_text().encode("cp1252"))
     assert path.read_bytes().splitlines()[1].startswith(f"{1000 * signal[0, 0]:.6f}".replace(".", ",").encode() + b";")
-    own = read_with_notes(path, 500)
+    own = read_own(path, 500)
     np.testing.assert_allclose(own.record.signal, signal, atol=1e-6)
     assert own.record.leads == LEADS and own.notes[0] == "units: uV, as the columns' names say"
 
@@ -288,8 +295,8 @@ def test_every_dialect_reads_the_same_samples(
     lines = [delimiter.join(f'"{cell}"' if quoted else cell for cell in row) for row in rows]
     path = tmp_path_factory.mktemp("dialect") / "a.csv"
     path.write_bytes(ending.join([f"sep={delimiter}"] * hint + lines).encode(encoding))
-    read = read_own(path, 500)
-    np.testing.assert_array_equal(read.signal[:8], np.array(cells, float).T.astype(np.float32))
+    reading = read(path, 500)
+    np.testing.assert_array_equal(reading.signal[:8], np.array(cells, float).T.astype(np.float32))
 
 
 @pytest.mark.parametrize(
@@ -309,7 +316,7 @@ def test_an_ambiguous_file_is_refused(tmp_path, line, message):
     delimiter = next((mark for mark in ("\t;", ";", "\t") if mark in line), ",")
     (tmp_path / "a.csv").write_text("\n".join([delimiter.join(LEADS), line, line]) + "\n")
     with pytest.raises(RecordError, match=re.escape(message)):
-        read_own(tmp_path / "a.csv", 500)
+        read(tmp_path / "a.csv", 500)
 
 
 @pytest.mark.parametrize(
@@ -319,14 +326,14 @@ def test_an_ambiguous_file_is_refused(tmp_path, line, message):
 @pytest.mark.parametrize("case", [str, str.lower, str.upper])
 def test_leads_are_known_by_their_usual_names(tmp_path, spelling, case):
     path = written(tmp_path / "a.csv", [case(spelling.format(lead)) for lead in LEADS], a_beat_a_second().T)
-    assert read_own(path, 500).leads == LEADS
+    assert read(path, 500).leads == LEADS
 
 
 @pytest.mark.parametrize("name", ["-aVR", "V7", "V3R", "IIII", "V1-V2", "1", "I2", "aV"])
 def test_other_names_are_not_leads(tmp_path, name):
     path = written(tmp_path / "a.csv", [*LEADS[:11], name], a_beat_a_second().T)
     with pytest.raises(RecordError, match=r"leads \['V6'\] are missing"):
-        read_own(path, 500)
+        read(path, 500)
 
 
 @pytest.mark.parametrize(
@@ -341,14 +348,14 @@ def test_other_names_are_not_leads(tmp_path, name):
 def test_contradictions_in_the_names_are_refused(tmp_path, names, units, message):
     path = written(tmp_path / "a.csv", [names.get(i, lead) for i, lead in enumerate(LEADS)], a_beat_a_second().T)
     with pytest.raises(RecordError, match=re.escape(message)):
-        read_own(path, 500, units=units)
+        read(path, 500, units=units)
 
 
 def test_each_lead_has_its_own_unit(tmp_path):
     signal = a_beat_a_second()
     names = [f"{lead} (mV)" for lead in LEADS[:6]] + [f"{lead} [uV]" for lead in CHEST]
     path = written(tmp_path / "a.csv", ["trigger", *names], np.concatenate([signal[:1] > 0.5, signal[:6], 1000 * signal[6:]]).T)
-    np.testing.assert_allclose(read_own(path, 500).signal[1:], signal, atol=1e-6)
+    np.testing.assert_allclose(read(path, 500).signal[1:], signal, atol=1e-6)
 
 
 @pytest.mark.parametrize("given", [("I", "II"), ("II", "III"), ("I", "III"), ("I", "II", "III")])
@@ -358,7 +365,7 @@ def test_missing_limb_leads_are_computed_with_a_note(tmp_path, given):
     signal[:6, 7] = [0.5, 0.8, 0.3, -0.65, 0.1, 0.55]
     names = [*CHEST, *given]
     path = written(tmp_path / "a.csv", names, signal[[LEADS.index(name) for name in names]].T)
-    own = read_with_notes(path, 500)
+    own = read_own(path, 500)
     assert sorted(own.record.leads) == sorted(LEADS)
     np.testing.assert_allclose(own.record.signal[[own.record.leads.index(lead) for lead in LEADS]], signal, atol=3e-6)
     absent = [lead for lead in LEADS[:6] if lead not in given]
@@ -368,7 +375,7 @@ def test_missing_limb_leads_are_computed_with_a_note(tmp_path, given):
 def test_one_limb_lead_is_not_enough(tmp_path):
     path = written(tmp_path / "a.csv", ["II", *CHEST], a_beat_a_second()[[1, *range(6, 12)]].T)
     with pytest.raises(RecordError, match=r"'I', 'III', 'aVR', 'aVL', 'aVF'\] are missing.* two of I, II and III"):
-        read_own(path, 500)
+        read(path, 500)
 
 
 @pytest.mark.parametrize(
@@ -388,7 +395,7 @@ def test_one_limb_lead_is_not_enough(tmp_path):
 def test_a_time_column_gives_the_rate(tmp_path, name, step, rate):
     signal = a_beat_a_second(rate=rate)
     path = written(tmp_path / "a.csv", [name, *LEADS], np.concatenate([7 + step * np.arange(1000)[None], signal]).T, "\t", ",")
-    own = read_with_notes(path)
+    own = read_own(path)
     assert own.record.sample_rate == rate and own.record.leads == LEADS
     assert own.notes[0] == f"sample rate: {rate} Hz by column {name!r}"
 
@@ -406,7 +413,7 @@ def test_a_time_column_gives_the_rate(tmp_path, name, step, rate):
 def test_a_time_column_that_may_mean_several_rates_gives_none(tmp_path, name, times, message):
     path = written(tmp_path / "a.csv", [name, *LEADS], np.concatenate([times[None], a_beat_a_second()]).T)
     with pytest.raises(RecordError, match=f"{message}.*--sample_rate=500"):
-        read_own(path)
+        read(path)
 
 
 def test_rounded_times_give_a_whole_rate(tmp_path):
@@ -414,7 +421,7 @@ def test_rounded_times_give_a_whole_rate(tmp_path):
     times = np.ceil(1000 * np.arange(998) / 360)
     signal = a_beat_a_second(998, 360)
     path = written(tmp_path / "a.csv", ["ms", *LEADS], np.concatenate([times[None], signal]).T)
-    assert read_own(path).sample_rate == 360
+    assert read(path).sample_rate == 360
 
 
 @pytest.mark.parametrize("value", ["inf", "nan", "1e400", "-1e308"])
@@ -423,7 +430,7 @@ def test_values_beyond_numbers_are_refused(tmp_path, value):
     row = ";".join(["0,5"] * 8)
     (tmp_path / "a.csv").write_text("\n".join([";".join(["I", "II", *CHEST]), row, row.replace("0,5", value, 1), row]))
     with pytest.raises(RecordError, match="not finite"):
-        read_own(tmp_path / "a.csv", 500)
+        read(tmp_path / "a.csv", 500)
 
 
 def test_time_columns_must_agree(tmp_path):
@@ -432,7 +439,7 @@ def test_time_columns_must_agree(tmp_path):
         tmp_path / "a.csv", ["s", "ms", *LEADS], np.concatenate([times[None], 500 * times[None], a_beat_a_second()]).T
     )
     with pytest.raises(RecordError, match="column 'ms' implies 1000 Hz, 500 Hz by column 's'; one of them is wrong"):
-        read_own(path)
+        read(path)
 
 
 def renamed(names):
@@ -481,7 +488,7 @@ def test_what_einthovens_law_cannot_see_passes():
 def test_a_deviation_that_no_names_explain_is_a_note(tmp_path, rng):
     signal = a_beat_a_second(5000)
     signal[2] += rng.normal(0, 0.3, 5000)
-    own = read_with_notes(written(tmp_path / "a.csv", LEADS, signal.T), 500)
+    own = read_own(written(tmp_path / "a.csv", LEADS, signal.T), 500)
     assert any("no other names of the leads explain it" in note for note in own.notes)
 
 
@@ -490,7 +497,7 @@ def test_real_recordings_obey_einthovens_law_and_have_plausible_rates(shared):
     paths = sorted((shared / "data/ptbxl/records500").rglob("*.hea"))[::8] + sorted((shared / "data/cpsc2018").glob("*.hea"))
     suspected = {0.5: 0, 1.0: 0, 2.0: 0}
     for path in paths:
-        own = read_with_notes(path)
+        own = read_own(path)
         suspected[1.0] += len(own.notes)
         for factor in (0.5, 2.0):
             try:

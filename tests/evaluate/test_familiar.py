@@ -3,7 +3,6 @@
 import pytest
 
 from ecgbyte_jax.evaluate.familiar import Familiar
-from ecgbyte_jax.inputs.prepared import load_prepared
 from ecgbyte_jax.run.workdir import Workdir
 
 KNOWN = Familiar(
@@ -33,7 +32,7 @@ def test_the_words_and_their_order_make_the_form(question, nearest, same_form):
 
 
 def test_every_question_of_a_small_training_is_familiar(prepared):
-    familiar = Familiar.of(load_prepared(Workdir(prepared)), 0)
+    familiar = Familiar.of(Workdir(prepared).shards, 0)
     assert len(familiar.questions) == 4
     assert all(familiar.nearest(question) == (question, True) for question in familiar.questions)
     assert not familiar.nearest("What is the heart rate?")[1]

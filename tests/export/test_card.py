@@ -4,8 +4,7 @@ import shlex
 
 import pytest
 
-from ecgbyte_jax.corpora.read import CORPORA
-from ecgbyte_jax.export.card import DATA, make_card, write_card
+from ecgbyte_jax.export.card import make_card, write_card
 from ecgbyte_jax.inputs.shards import Manifest, SplitSummary
 from ecgbyte_jax.settings import Settings
 from tests.small import small_config
@@ -46,7 +45,7 @@ def test_whether_the_data_are_synthetic_comes_first(card):
     assert card(config).split("# ECG-Byte model demo")[1].strip().startswith("**Trained on synthetic ECGs**")
     config.data.synthetic_records = 0
     text = card(config)
-    assert text.split("# ECG-Byte model demo")[1].strip().startswith("**Trained on real ECGs:** questions of ECG-QA")
+    assert text.split("# ECG-Byte model demo")[1].strip().startswith("**Trained on ECG-QA on PTB-XL: questions")
     assert "not a medical device" in text and "synthetic" not in text
 
 
@@ -55,10 +54,6 @@ def test_the_card_s_command_can_be_pasted_into_a_shell(card, monkeypatch):
     monkeypatch.setattr("ecgbyte_jax.export.card._question", lambda _: question)
     command = next(line for line in card().splitlines() if line.startswith("python example.py RECORD "))
     assert shlex.split(command.partition("#")[0])[-1] == question
-
-
-def test_every_corpus_has_a_name():
-    assert DATA.keys() == set(CORPORA)
 
 
 def test_a_model_without_an_evaluation_has_no_scores(card):

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from ecgbyte_jax.corpora.read import CORPORA
 from ecgbyte_jax.ecg.records import LEADS
 from ecgbyte_jax.ecg.symbols import Quantizer
 from ecgbyte_jax.explain.views import EcgView, View
@@ -199,15 +200,16 @@ def test_a_number_of_parameters_is_rounded_for_people():
 
 
 def test_whether_ones_own_ecgs_are_real_is_not_claimed():
-    assert "not known" in words.data_fact({"corpus": "own"}) and "real ECGs" in words.data_fact({"corpus": "ptbxl"})
+    own, ptbxl = (words.data_fact(CORPORA[name]._asdict()) for name in ("own", "ptbxl"))
+    assert own == "a table of one's own: whether its ECGs are real is not known here" and "real ECGs" in ptbxl
 
 
 def test_synthetic_data_is_said_in_the_title_and_first_of_all():
-    data = {"corpus": "ecg_qa", "synthetic_records": 500}
+    data = {"synthetic_records": 500, **CORPORA["ecg_qa"]._asdict()}
     page = make_page("demo", RESULTS | VERDICT, data)
     assert "synthetic" in page.title and "synthetic" in page.introduction.split(":")[0]
     assert "500 recordings" in dict(page.facts)["Data"] and len(page.chart) == 1
-    real = make_page("run", RESULTS, {"corpus": "ptbxl", "synthetic_records": 0})
+    real = make_page("run", RESULTS, {"synthetic_records": 0, **CORPORA["ptbxl"]._asdict()})
     assert real.title == "ECG-Byte on PTB-XL: run run" and "real ECGs" in dict(real.facts)["Data"]
     unknown = make_page("run", RESULTS, {})
     assert "unknown" in unknown.introduction and dict(unknown.facts)["Data"] == "unknown"

@@ -133,7 +133,7 @@ def test_other_shapes_are_refused(signal):
 def test_attention_colours_its_samples_and_no_others(signal):
     weights = np.zeros((12, 500), np.float32)
     weights[LEADS.index("V1"), 200:240] = 1.0
-    figure = draw_attention(signal[:, :500], weights, RATE, label="attention")
+    figure = draw_attention(signal[:, :500], weights, RATE)
     sheet, image = lay_out(signal[:, :500], RATE, "3x4", 14.0), pixels(figure)
 
     def colour(lead: str, sample: float) -> np.ndarray:
@@ -149,8 +149,8 @@ def test_attention_colours_its_samples_and_no_others(signal):
 def test_what_the_model_was_not_given_is_hatched(signal):
     seen = np.arange(12 * 500).reshape(12, 500) < 11 * 500
     weights = np.ones((12, 500)) * seen
-    plain = pixels(draw_attention(signal[:, :500], weights, RATE, label="a"), 100)
-    hatched = pixels(draw_attention(signal[:, :500], weights, RATE, seen=seen, label="a"), 100)
+    plain = pixels(draw_attention(signal[:, :500], weights, RATE), 100)
+    hatched = pixels(draw_attention(signal[:, :500], weights, RATE, seen=seen), 100)
     changed = np.argwhere((plain != hatched).any(axis=2)) / 100 * 25.4
     panel = lay_out(signal[:, :500], RATE, "3x4", 14.0).panels
     last = next(p for p in panel if p.lead == 11)
@@ -199,7 +199,7 @@ def test_the_same_picture_has_the_same_bytes(signal, tmp_path):
     lengths = np.array([len(token) for token in tokenizer.bpe.tokens])
     pictures = {
         "ecg": lambda: draw_ecg(signal, RATE, title="$x_1$ <b>"),
-        "attention": lambda: draw_attention(signal[:, :500], signal[:, :500], RATE, label="signed"),
+        "attention": lambda: draw_attention(signal[:, :500], signal[:, :500], RATE),
         "tokens": lambda: draw_tokens(signal[:, :500], RATE, tokenizer),
         "training": lambda: draw_training(lines),
         "usage": lambda: draw_usage(np.arange(len(lengths)), lengths),
