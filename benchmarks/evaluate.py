@@ -19,11 +19,10 @@ import transformers
 from benchmarks.peers import machine
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.evaluate.answers import Answerer
-from ecgbyte_jax.evaluate.generations import OWN
 from ecgbyte_jax.evaluate.metrics import Scorers, measure
 from ecgbyte_jax.evaluate.questions import Item, by_ecgs, choose, in_batches
 from ecgbyte_jax.inputs.prepared import load_prepared
-from ecgbyte_jax.inputs.prompt import render
+from ecgbyte_jax.inputs.prompt import render_prompt
 from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.model.hf import save_pretrained
 from ecgbyte_jax.model.sharding import batch_parts, make_mesh
@@ -104,8 +103,7 @@ def time_theirs(answerer: Answerer, items: list, expected: list[list[int]]) -> t
     model = to_pytorch(answerer.model)
 
     def answer(item) -> list[int]:
-        ecgs, question = answerer.prompt(item, OWN)
-        sequence, _ = render(ids, ecgs, question, None, settings.prompt.max_length)
+        sequence = render_prompt(ids, item.sequence.prompt, item.sequence.ecgs, settings.prompt.max_length)
         prompt = torch.tensor(sequence[None].astype(np.int64))
         with torch.inference_mode():
             out = model.generate(

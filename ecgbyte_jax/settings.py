@@ -63,6 +63,9 @@ class DataSettings:
     max_segments: int = setting(0, "segments taken from each recording, from its start; 0: all", at_least(0))
     max_bad_fraction: float = setting(0.05, "preparation fails if a larger share of the examples is set aside", between(0, 1))
     sequences_per_file: int = setting(20_000, "sequences in a file of token shards", at_least(1))
+    questions_together: int = setting(
+        1, "chat: training questions about the same ECGs, at most, that become the turns of one sequence", at_least(1)
+    )
     packing: bool = setting(False, "several sequences in one row of a batch; train.batch_size then counts rows")
     length_buckets: tuple[int, ...] = setting(
         (320, 384, 448, 512, 640, 768),
@@ -127,6 +130,12 @@ class TokenizerSettings:
 class PromptSettings:
     """How ECG, question and answer become one sequence."""
 
+    format: str = setting(
+        "plain", '"plain": as published; "chat": by the chat template of model.pretrained', one_of("plain", "chat")
+    )
+    system: str = setting(
+        "You are an expert in reading 12-lead electrocardiograms (ECGs).", 'chat: text of the system turn; "": none'
+    )
     max_length: int = setting(1024, "tokens; longer ECGs are cut at their end", at_least(8))
     # At least the 256 bytes and the special tokens.
     text_vocab_size: int = setting(2000, "entries of the text tokenizer, where no pretrained one is used", at_least(260))
@@ -166,6 +175,12 @@ class TrainSettings:
     valid_answers: int = setting(0, "validation questions that are answered for an exact match; 0: none", at_least(0))
     patience: int = setting(0, "validations without a better loss until training ends; published: 5; 0: never", at_least(0))
     patience_delta: float = setting(0.01, "nats by which a loss must be above the best one to count as worse", at_least(0))
+    turns: str = setting(
+        "all",
+        'chat: "all": a conversation is one sequence, the loss is taken on every answer; "last": each question is a sequence, '
+        "after its earlier turns, with the loss on its answer",
+        one_of("all", "last"),
+    )
     keep_checkpoints: int = setting(
         2, "newest checkpoints kept; the one with the least validation loss is kept beside them", at_least(1)
     )
@@ -236,6 +251,11 @@ class EvalSettings:
         ),
         is_path=True,
     )
+    history: str = setting(
+        "reference",
+        'of later questions of a conversation: "reference": the earlier reference answers; "own": the model\'s own ones',
+        one_of("reference", "own"),
+    )
     batch_size: int = setting(16, "questions answered together", at_least(1))
     max_new_tokens: int = setting(128, "tokens of an answer, at most", at_least(1))
     max_sequences: int = setting(0, "sequences drawn at random; 0: all", at_least(0))
@@ -303,7 +323,12 @@ class Settings:
     def __post_init__(self) -> None:
         wander = "wander" in self.eval.perturb and not self.signal.target_rate
         rate = "eval.perturb: 'wander' needs one sample rate of all recordings: signal.target_rate above 0 expected"
-        check(self, [rate if wander else ""])
+        chat = self.prompt.format == "chat" and not self.model.pretrained
+        template = "prompt.format: 'chat' found without model.pretrained, whose chat template it takes"
+        joined = self.data.questions_together > 1 and (self.prompt.format, self.train.turns) != ("chat", "all")
+        together = f"data.questions_together: {self.data.questions_together} found, which needs prompt.format 'chat' and "
+        together += "train.turns 'all'; 1 expected"
+        check(self, [rate if wander else "", template if chat else "", together if joined else ""])
 
     @classmethod
     def of(cls, config: ConfigDict) -> "Settings":

@@ -19,10 +19,10 @@ _WHERE_TO_GET = (
 def read_conversations(path: Path, root: Path, published: bool = False) -> Iterator[Example | Rejected]:
     """Yields every question of every conversation, in file order, about recordings in `root` (MIMIC-IV-ECG's folder).
 
-    A later question includes the previous turns, so that its references can be resolved. Ids are the conversation's number
-    and the turn's: "12/0". Patients are named by their folder (p10000032) and split by a hash (`split_of`). published: line
-    breaks in questions are dropped instead of replaced by spaces, and surrounding whitespace is kept. Raises CorpusError if the
-    file is missing or not a JSON list.
+    A later question has the previous turns as its history, so that its references can be resolved. Ids are the conversation's
+    number and the turn's: "12/0". Patients are named by their folder (p10000032) and split by a hash (`split_of`). published:
+    line breaks in questions are dropped instead of replaced by spaces, and surrounding whitespace is kept. Raises CorpusError
+    if the file is missing or not a JSON list.
     """
     if not path.is_file():
         raise CorpusError(f"data.conversations: no file '{path}'. {_WHERE_TO_GET}")
@@ -43,16 +43,15 @@ def _examples(id: str, entry: object, root: Path, published: bool) -> list[Examp
     patient = next((part for part in reversed(record.parts[:-1]) if part[:1] == "p" and part[1:].isdigit()), "")
     if not patient:
         raise ExampleError(f"ecg {entry['ecg']!r} found, a path through the patient's folder (p10000032/...) expected")
-    examples: list[Example] = []
-    previous: list[str] = []
-    for turn, (question, answer) in enumerate(_turns(entry["conversations"], published)):
-        meta = {"conversation": id, "turn": turn}
-        with_context = "\n".join([*previous, question])
-        examples.append(Example(f"{id}/{turn}", patient, split_of(patient), (record,), with_context, answer, meta))
-        previous += [question, answer]
-    if not examples:
+    turns = _turns(entry["conversations"], published)
+    if not turns:
         raise ExampleError("the conversation is empty")
-    return examples
+    ids = ["", *(f"{id}/{number}" for number in range(len(turns)))]
+    about = patient, split_of(patient), (record,)
+    return [
+        Example(ids[turn + 1], *about, *texts, {"conversation": id, "turn": turn}, tuple(turns[:turn]), ids[turn])
+        for turn, texts in enumerate(turns)
+    ]
 
 
 def _record(name: str, root: Path) -> Path:

@@ -22,8 +22,8 @@ class Example:
 
     id: unique in the corpus; patient: of the (first) recording; split: one of SPLITS; records: paths of the WFDB records
     without extension, in prompt order; meta: the corpus' other fields, as JSON values; its "patients" names each recording's
-    patient if they differ. Raises ExampleError if a text is empty, the split unknown, there is no recording, or `meta` cannot
-    be stored.
+    patient if they differ; history: the questions and answers before it in its conversation, previous: the id of the last of
+    those. Raises ExampleError if a text is empty, the split unknown, there is no recording, or `meta` cannot be stored.
     """
 
     id: str
@@ -33,6 +33,8 @@ class Example:
     question: str
     answer: str
     meta: dict = field(default_factory=dict)
+    history: tuple[tuple[str, str], ...] = ()
+    previous: str = ""
 
     def __post_init__(self) -> None:
         for name in ("id", "patient", "question", "answer"):
@@ -51,6 +53,11 @@ class Example:
             fault = _fault(name) or _fault(value)
             if fault:
                 raise ExampleError(f"field {name!r} {fault}")
+
+    @property
+    def turns(self) -> tuple[tuple[str, str], ...]:
+        """The conversation up to its answer."""
+        return (*self.history, (self.question, self.answer))
 
     @property
     def patients(self) -> tuple[str, ...]:

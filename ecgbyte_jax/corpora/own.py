@@ -1,7 +1,9 @@
-"""Your own data: WFDB records in a folder, and a table of questions about them."""
+"""Your own data: WFDB records in a folder, and a table of questions or conversations about them."""
 
 import hashlib
+import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from ecgbyte_jax.corpora.example import Example, Rejected, is_text, record_path, split_of
@@ -9,10 +11,16 @@ from ecgbyte_jax.corpora.tables import read_csv, read_jsonl
 from ecgbyte_jax.errors import CorpusError, ExampleError
 
 _FIELDS = ("record", "question", "answer", "patient")
+_OF_CONVERSATIONS = ("record", "messages", "patient")
+_ROLES = ("user", "assistant")
 
 
 def read_table(path: Path, root: Path) -> Iterator[Example | Rejected]:
     """Yields the rows of a CSV or JSONL file (by extension): record, question, answer, patient, optionally split, id.
+
+    In place of question and answer a row may have `messages`, a conversation as [{"role": "user", "content": ...}, {"role":
+    "assistant", ...}, ...] (in CSV as JSON): each answer is an example, with the turns before it as its history and the number
+    of its turn added to its id ("line 2/0").
 
     record: a path in `root`, with or without extension; in JSONL also a list of two, for a comparison, whose patients are
     listed in the field patients if they differ. split: train, valid or test; if missing or empty, patients are split by a hash
@@ -23,7 +31,7 @@ def read_table(path: Path, root: Path) -> Iterator[Example | Rejected]:
         raise CorpusError(f"data.table: no .csv or .jsonl file '{path}'; fields {list(_FIELDS)}, and split if you have one")
     if not root.is_dir():
         raise CorpusError(f"data.root: no folder '{root}', that of the WFDB records expected")
-    rows = read_csv(path, set(_FIELDS)) if path.suffix.lower() == ".csv" else read_jsonl(path)
+    rows = read_csv(path, set(_FIELDS), set(_OF_CONVERSATIONS)) if path.suffix.lower() == ".csv" else read_jsonl(path)
     seen: set[bytes] = set()
     for line, row in rows:
         id = f"line {line}"
@@ -31,12 +39,12 @@ def read_table(path: Path, root: Path) -> Iterator[Example | Rejected]:
             if isinstance(row, str):
                 raise ExampleError(row)
             id = _id(row) or id
-            example = _example(id, row, root)
-            key = hashlib.sha256(repr((example.records, example.question, example.answer)).encode()).digest()[:16]
+            examples = _examples(id, row, root)
+            key = hashlib.sha256(repr((examples[-1].records, examples[-1].turns)).encode()).digest()[:16]
             if key in seen:
-                raise ExampleError("the same record, question and answer are in an earlier row")
+                raise ExampleError("the same record, questions and answers are in an earlier row")
             seen.add(key)
-            yield example
+            yield from examples
         except ExampleError as error:
             yield Rejected(id, str(path), f"line {line}: {error}")
 
@@ -53,6 +61,39 @@ def _id(row: dict) -> str:
     return str(value)
 
 
+def _examples(id: str, row: dict, root: Path) -> list[Example]:
+    """One example, or one for each answer of a conversation."""
+    if row.get("messages") in (None, "", []):
+        return [_example(id, row, root)]
+    asked = [name for name in ("question", "answer") if row.get(name) not in (None, "")]
+    if asked:
+        raise ExampleError(f"messages and {asked} found, one of them expected")
+    turns = _turns(row["messages"])
+    ids = ["", *(f"{id}/{number}" for number in range(len(turns)))]
+    examples = [_example(ids[i + 1], row | {"question": q, "answer": a}, root) for i, (q, a) in enumerate(turns)]
+    return [replace(example, history=tuple(turns[:i]), previous=ids[i]) for i, example in enumerate(examples)]
+
+
+def _turns(messages: object) -> list[tuple[str, str]]:
+    """(question, answer) pairs of a conversation, which may be JSON text."""
+    if isinstance(messages, str):
+        try:
+            messages = json.loads(messages)
+        except ValueError as error:
+            raise ExampleError(f"messages: not JSON ({error})") from error
+    turns = messages if isinstance(messages, list) else []
+    roles = [turn.get("role") if isinstance(turn, dict) else None for turn in turns]
+    if "system" in roles:
+        raise ExampleError("messages: a system turn found; remove it, prompt.system is that of all conversations")
+    if not turns or tuple(roles) != _ROLES * (len(turns) // 2):
+        raise ExampleError(f"messages: turns of {roles} found, a list of alternating ones of user and assistant expected")
+    texts = [turn.get("content") for turn in turns]
+    for number, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            raise ExampleError(f"messages: content {text!r:.40} found in turn {number}, a text expected")
+    return list(zip(texts[::2], texts[1::2]))
+
+
 def _example(id: str, row: dict, root: Path) -> Example:
     missing = [name for name in _FIELDS if row.get(name) in (None, "", [])]
     if missing:
@@ -63,7 +104,7 @@ def _example(id: str, row: dict, root: Path) -> Example:
     records = tuple(record_path(root, name) for name in names)
     patients = _patients(row, len(records))
     split = _common_split(patients) if row.get("split") in (None, "") else row["split"]
-    meta = {k: v for k, v in row.items() if k not in (*_FIELDS, "patients", "split", "id") and v is not None}
+    meta = {k: v for k, v in row.items() if k not in (*_FIELDS, "messages", "patients", "split", "id") and v is not None}
     meta |= {"patients": patients} if len(patients) > 1 else {}
     return Example(id, patients[0], split, records, row["question"], row["answer"], meta)
 

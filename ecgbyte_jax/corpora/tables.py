@@ -18,16 +18,18 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 _ITEM_ENDS = tuple(" \t\r\n,]")
 
 
-def read_csv(path: Path, columns: set[str]) -> Iterator[tuple[int, dict[str, str] | str]]:
+def read_csv(path: Path, *columns: set[str]) -> Iterator[tuple[int, dict[str, str] | str]]:
     """Yields (line, row) of a CSV file in UTF-8, or (line, what is wrong with the row).
 
-    Raises CorpusError if a column is missing or duplicate, a quote is not closed, or the file cannot be read.
+    columns: sets of names, of one of which the file must have all. Raises CorpusError if a column is missing or duplicate, a
+    quote is not closed, or the file cannot be read.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             rows = csv.reader(file, strict=True)
             names = next(rows, [])
-            missing, duplicates = sorted(columns - set(names)), _duplicates(names)
+            missing = min((sorted(needed - set(names)) for needed in columns), key=len)
+            duplicates = _duplicates(names)
             if missing:
                 raise CorpusError(f"{path}: columns {missing} are missing; found {names}")
             if duplicates:

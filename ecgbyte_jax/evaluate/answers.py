@@ -17,10 +17,14 @@ from jax.sharding import Mesh
 
 from ecgbyte_jax.ecg.perturb import perturb
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
-from ecgbyte_jax.evaluate.generations import OTHER, OWN, Answer, Key, append, keep_whole_batches, make_row
+from ecgbyte_jax.errors import ExampleError, ScoresError
+from ecgbyte_jax.evaluate.generations import OTHER, OWN, Answer, Key, append, keep_whole_batches, make_row, read_rows
+from ecgbyte_jax.evaluate.history import OwnAnswers, Turns, by_turn
 from ecgbyte_jax.evaluate.questions import Batch, Item, in_batches
 from ecgbyte_jax.inputs.batches import prompt_batch
+from ecgbyte_jax.inputs.form import fit
 from ecgbyte_jax.inputs.prepared import Prepared
+from ecgbyte_jax.inputs.prompt import Dialogue
 from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.model.generate import generate
 from ecgbyte_jax.model.sharding import batch_parts, put_whole
@@ -31,7 +35,7 @@ from ecgbyte_jax.settings import Settings
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-Prompt = tuple[tuple[np.ndarray, ...], np.ndarray]  # ECGs' compact ids, question ids
+Prompt = tuple[tuple[np.ndarray, ...], np.ndarray]  # ECGs' compact ids, ids of the text without them
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,28 +49,44 @@ class Answerer:
     mesh: Mesh
 
     def write(self, items: list[Item], path: Path) -> None:
-        """Adds a line for every item and seed to the file, batch by batch, after the whole batches that are there already."""
+        """Adds a line for every item and seed to the file, batch by batch, after the whole batches that are there already.
+
+        Where the model's own answers are the history of later questions, those are asked once the earlier ones are answered.
+        """
         seeds, size = self.settings.eval.seeds, self.settings.eval.batch_size
-        batches = [(seed, batch) for seed in seeds for batch in in_batches(items, size, batch_parts(self.mesh))]
+        rounds = by_turn(items) if self.settings.eval.history == "own" else [items]
+        cut = [in_batches(part, size, batch_parts(self.mesh)) for part in rounds]
+        parts = [[(seed, batch) for batch in batches] for seed in seeds for batches in cut]
+        batches = [work for part in parts for work in part]
         keys = [[Key(item.sequence.id, item.sequence.segment, seed) for item in batch.items] for seed, batch in batches]
         done = agree(keep_whole_batches(path, keys) if leads() else 0)
         written = sum(len(batch.items) for _, batch in batches[:done])
+        told = OwnAnswers(items) if self.settings.eval.history == "own" else None
+        if told and done:
+            told.add(read_rows(path))
+        left = done
         with progress("answer", len(items) * len(seeds), written) as report:
-            for rows in self.rows_of(batches[done:]):
-                if leads():
-                    append(path, rows)
-                written += len(rows)
-                report(written, f"after {done} batches of an earlier run" if done else "")
+            for part in parts:
+                for rows in self.rows_of(part[left:], told):
+                    if leads():
+                        append(path, rows)
+                    if told:
+                        told.add(rows)
+                    written += len(rows)
+                    report(written, f"after {done} batches of an earlier run" if done else "")
+                left = max(0, left - len(part))
 
-    def rows_of(self, batches: list[tuple[int, Batch]]) -> Iterator[list[dict]]:
+    def rows_of(self, batches: list[tuple[int, Batch]], told: OwnAnswers | None = None) -> Iterator[list[dict]]:
         """The lines of every batch (with its seed), in order; on a single device the next batch is computed meanwhile.
+
+        told: the model's own answers to earlier questions, to be their history; None: the reference answers are.
 
         With several devices every process must give them the same work in the same order.
         """
 
         def rows(seed: int, batch: Batch) -> list[dict]:
             with jax.set_mesh(self.mesh):  # each thread has its own
-                return self.rows(batch, seed)
+                return self.rows(batch, seed, told)
 
         at_once = 2 if self.mesh.size == 1 else 1
         with ThreadPoolExecutor(at_once) as pool:
@@ -77,11 +97,15 @@ class Answerer:
                     yield waiting.popleft().result()
             yield from (future.result() for future in waiting)
 
-    def rows(self, batch: Batch, seed: int) -> list[dict]:
+    def rows(self, batch: Batch, seed: int, told: OwnAnswers | None = None) -> list[dict]:
         """The lines of a batch."""
         views, items = (OWN, OTHER, *self.settings.eval.perturb), batch.items
         places = [item.place for item in items]
-        answers = {view: self.answer([self.prompt(item, view) for item in items], seed, places, batch.each) for view in views}
+        asked = {view: [self.ask(item, view, seed, told) for item in items] for view in views}
+        answers = {}
+        for view in views:
+            prompts = [(self.ecgs(item, view), prompt) for item, (prompt, _) in zip(items, asked[view])]
+            answers[view] = self.answer(prompts, seed, places, batch.each)
         commonest = self.prepared.manifest.commonest
         return [
             make_row(
@@ -90,17 +114,31 @@ class Answerer:
                 seed,
                 {view: answers[view][i] for view in views},
                 commonest.get(item.sequence.question, commonest[""]),
+                asked[OWN][i][1],
             )
             for i, item in enumerate(items)
         ]
 
-    def prompt(self, item: Item, view: str) -> Prompt:
-        """The item's question after its own ECGs, after another patient's, or after its own ones perturbed."""
-        sequence, rate = item.sequence, self.settings.signal.target_rate
+    def ecgs(self, item: Item, view: str) -> tuple[np.ndarray, ...]:
+        """The item's own ECGs, another patient's, or its own ones perturbed."""
+        rate = self.settings.signal.target_rate
         if view in (OWN, OTHER):
-            return (sequence if view == OWN else item.other).ecgs, sequence.question_ids
-        ecgs = (perturb(view, ecg, self.tokenizer, rate, self.settings.seed) for ecg in sequence.ecgs)
-        return tuple(ecgs), sequence.question_ids
+            return (item.sequence if view == OWN else item.other).ecgs
+        return tuple(perturb(view, ecg, self.tokenizer, rate, self.settings.seed) for ecg in item.sequence.ecgs)
+
+    def ask(self, item: Item, view: str, seed: int, told: OwnAnswers | None) -> tuple[np.ndarray, Turns]:
+        """The ids of the item's prompt without its ECGs, and the earlier turns in it."""
+        sequence = item.sequence
+        if told is None or not sequence.previous:
+            return sequence.prompt, sequence.history
+        turns = told.before(sequence.id, sequence.segment, seed, view)
+        dialogue = Dialogue(len(sequence.ecgs), (*turns, (sequence.question, "")))
+        ((prompt, left_out),) = fit(self.prepared.form.prompts, [dialogue], self.settings.prompt.max_length - 1)
+        if isinstance(prompt, ExampleError):
+            raise ScoresError(
+                f"question {sequence.id!r} after the model's own answers: {prompt}; eval.history 'reference' expected"
+            )
+        return prompt, turns[left_out:]
 
     def answer(self, prompts: list[Prompt], seed: int = 0, places: list[int] | None = None, each: int = 1) -> list[Answer]:
         """The model's answers to the prompts of a batch; a row's draws follow from the seed and its place alone.
@@ -116,7 +154,7 @@ class Answerer:
             self.model,
             **batch,
             max_new_tokens=sampling.max_new_tokens,
-            stop_ids=(ids.eos,),
+            stop_ids=self.prepared.form.stops,
             pad_id=ids.pad,
             temperature=sampling.temperature,
             top_k=sampling.top_k,
@@ -125,19 +163,20 @@ class Answerer:
             return_log_probs=True,
         )
         tokens, log_probs = multihost_utils.process_allgather((tokens, log_probs), tiled=True)
-        return read_answers(tokens[rows], log_probs[rows], ids.eos, self.prepared.text_tokenizer)
+        return read_answers(tokens[rows], log_probs[rows], self.prepared.form.stops, self.prepared.text_tokenizer)
 
 
 def read_answers(
-    tokens: np.ndarray, log_probs: np.ndarray, eos: int, text_tokenizer: "PreTrainedTokenizerFast"
+    tokens: np.ndarray, log_probs: np.ndarray, stops: tuple[int, ...], text_tokenizer: "PreTrainedTokenizerFast"
 ) -> list[Answer]:
-    """The answers in generated tokens int32 [B, N] with their log-probabilities float32 [B, N]."""
-    kept = [row[:end].tolist() for row, end in zip(tokens, _ends(tokens, eos))]
-    texts = text_tokenizer.batch_decode(kept, skip_special_tokens=True)
+    """The answers in generated tokens int32 [B, N] with their log-probabilities float32 [B, N]; `stops` end an answer."""
+    lengths = _lengths(np.isin(tokens, stops))
+    kept = [row[:length].tolist() for row, length in zip(tokens, lengths)]
+    spelt = [row[:-1] if row and row[-1] in stops else row for row in kept]
+    texts = text_tokenizer.batch_decode(spelt, skip_special_tokens=True)
     return [Answer(text.strip(), row, float(total)) for text, row, total in zip(texts, kept, log_probs.sum(axis=1))]
 
 
-def _ends(tokens: np.ndarray, eos: int) -> np.ndarray:
-    """How many tokens of each row [B, N] belong to the answer, including its eos where it has one."""
-    stops = tokens == eos
-    return np.where(stops.any(axis=1), stops.argmax(axis=1) + 1, tokens.shape[1])
+def _lengths(stops: np.ndarray) -> np.ndarray:
+    """How many tokens of each row bool [B, N] belong to the answer, including the one that ends it where there is one."""
+    return np.where(stops.any(axis=1), stops.argmax(axis=1) + 1, stops.shape[1])

@@ -28,7 +28,8 @@ class Familiar:
         sequences = open_split(shards, manifest, "train")
         drawn = np.random.default_rng(seed).choice(len(sequences), min(_SEQUENCES, len(sequences)), replace=False)
         seen = [sequences[int(place)] for place in np.sort(drawn)]
-        found = {sequence.question for sequence in seen} | set(manifest.commonest)
+        found = {question for sequence in seen for question, _ in (*sequence.history, (sequence.question, ""))}
+        found |= set(manifest.commonest)
         return cls(tuple(sorted(found - {""})), frozenset(len(sequence.ecgs) for sequence in seen))
 
     def nearest(self, question: str) -> tuple[str, bool]:

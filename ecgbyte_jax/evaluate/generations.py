@@ -40,8 +40,18 @@ class Answer(NamedTuple):
     log_prob: float
 
 
-def make_row(sequence: Sequence, other: Sequence, seed: int, answers: dict[str, Answer], commonest: str) -> dict:
-    """A line; answers: to the sequence's own ECG (OWN), to the other one's (OTHER), and to its own perturbed ones (by name)."""
+def make_row(
+    sequence: Sequence,
+    other: Sequence,
+    seed: int,
+    answers: dict[str, Answer],
+    commonest: str,
+    history: tuple[tuple[str, str], ...] = (),
+) -> dict:
+    """A line; answers: to the sequence's own ECG (OWN), to the other one's (OTHER), and to its own perturbed ones (by name).
+
+    history: the questions and answers before the question in the prompt about its own ECG.
+    """
     answer, to_other = answers[OWN], answers[OTHER]
     perturbed = {name: given.text for name, given in answers.items() if name not in (OWN, OTHER)}
     return {
@@ -52,6 +62,7 @@ def make_row(sequence: Sequence, other: Sequence, seed: int, answers: dict[str, 
         **{"other_ecg": other.id, "other_segment": other.segment},
         **{"commonest_answer": commonest, "meta": sequence.meta},
         **({"answers_perturbed": perturbed} if perturbed else {}),
+        **({"history": history} if history else {}),
     }
 
 

@@ -115,7 +115,7 @@ def in_batches(items: list[Item], size: int, parts: int) -> list[Batch]:
     groups = by_ecgs(items)
     counts = np.array([len(group) for group in groups])
     ecg = np.mean([sum(map(len, item.sequence.ecgs)) for item in items])
-    question = np.mean([len(item.sequence.question_ids) for item in items])
+    question = np.mean([len(item.sequence.prompt) for item in items])
     choices = [2**power for power in range(size.bit_length()) if size // parts % 2**power == 0]
     each = min(choices, key=lambda each: (-(-counts // each)).sum() * (ecg + each * question))
     batches: list[Batch] = []

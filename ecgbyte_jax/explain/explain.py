@@ -9,9 +9,10 @@ import jax
 import numpy as np
 
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
+from ecgbyte_jax.errors import ExampleError
 from ecgbyte_jax.evaluate.questions import find_sequences
 from ecgbyte_jax.explain.views import EcgView, View, file_stem, save_view, split_words, spread
-from ecgbyte_jax.inputs.prompt import render
+from ecgbyte_jax.inputs.prompt import Dialogue, render_prompt
 from ecgbyte_jax.model.attribution import attribute
 from ecgbyte_jax.run.console import progress
 from ecgbyte_jax.run.workdir import Workdir
@@ -19,19 +20,25 @@ from ecgbyte_jax.settings import AttendSettings, Settings
 from ecgbyte_jax.train.restore import Trained
 
 
-def look(trained: Trained, ecgs: Sequence[np.ndarray], question: str, answer: np.ndarray, attend: AttendSettings) -> View:
-    """Attributes an answer (text ids [A], with or without its eos) to the ECGs (compact ids [n] each) and the question.
+def look(
+    trained: Trained, ecgs: Sequence[np.ndarray], turns: Sequence[tuple[str, str]], answer: np.ndarray, attend: AttendSettings
+) -> View:
+    """Attributes an answer (text ids [A], with or without its end token) to the ECGs (compact ids [n] each) and the question.
+
+    turns: the last one's question is answered, those before it are its history.
 
     Several answer tokens count alike. For an empty answer the end of the sequence is attributed, and for an answer that exceeds
     the model's positions its beginning.
     """
-    encoded = trained.text_tokenizer(question, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
-    question_ids = np.array(encoded.input_ids, np.int32)
-    prompt, _ = render(trained.ids, ecgs, question_ids, None, trained.max_length)
+    dialogue = Dialogue(len(ecgs), tuple(turns))
+    (text,) = trained.form.prompts([dialogue])
+    if isinstance(text, ExampleError):
+        raise text
+    prompt = render_prompt(trained.ids, text, ecgs, trained.max_length)
     # A text may take more tokens than were generated, where those were no whole characters.
     room = trained.model.config.max_positions - len(prompt)
-    answer = answer[answer != trained.ids.eos][:room]
-    answer = answer if len(answer) else np.array([trained.ids.eos])
+    answer = answer[~np.isin(answer, trained.form.stops)][:room]
+    answer = answer if len(answer) else np.array(trained.form.stops[:1])
     with jax.set_mesh(trained.mesh):
         attribution = attribute(trained.model, prompt, answer, attend.layers, attend.heads)
     weights = {"attention": attribution.attention.mean(axis=0), "rollout": attribution.rollout.mean(axis=0)}
@@ -42,9 +49,10 @@ def look(trained: Trained, ecgs: Sequence[np.ndarray], question: str, answer: np
         _view(trained.ecg_tokenizer, ecg, {name: values[start:end] for name, values in weights.items()})
         for ecg, start, end in zip(ecgs, starts, ends)
     )
-    words, word_of = split_words(question, encoded.offset_mapping)
-    tail = {name: values[len(prompt) - len(question_ids) :] for name, values in weights.items()}
-    word_weights = {name: np.bincount(word_of, values, len(words)).astype(np.float32) for name, values in tail.items()}
+    question, places, offsets = trained.form.locate(dialogue)
+    words, word_of = split_words(question, offsets)
+    places = places + len(prompt) - len(text)  # the ECGs' tokens are in front of the question
+    word_weights = {n: np.bincount(word_of, values[places], len(words)).astype(np.float32) for n, values in weights.items()}
     return View(ecg_views, words, word_weights, weights, float(attribution.log_probs.sum()))
 
 
@@ -66,7 +74,8 @@ def views(
     with progress("attention", len(rows)) as report:
         for done, row in enumerate(rows, start=1):
             sequence = sequences[row["id"], row["segment"]]
-            view = look(trained, sequence.ecgs, sequence.question, _answer_ids(trained, row), attend)
+            turns = (*row.get("history", ()), (sequence.question, ""))
+            view = look(trained, sequence.ecgs, turns, _answer_ids(trained, row), attend)
             save_view(view, row, workdir.attention / f"{file_stem(row)}.npz")
             report(done)
             yield row, view

@@ -14,8 +14,9 @@ from ecgbyte_jax.files import write_whole
 
 _PACKAGE = Path(__file__).parents[1]
 _FOLDER = "ecgbyte_numpy"
+_INPUTS = ("inputs/chat.py", "inputs/form.py", "inputs/plain.py", "inputs/prompt.py", "inputs/text.py")
 # These import nothing else of the package (tests/export/test_code.py).
-_COPIED = ("errors.py", "files.py", "rules.py", "ecg/*.py", "inputs/prompt.py", "inputs/text.py", "evaluate/votes.py")
+_COPIED = ("errors.py", "files.py", "rules.py", "ecg/*.py", *_INPUTS, "evaluate/votes.py")
 _IMPORT = re.compile(r"^( *)from ecgbyte_jax\.(?:\w+\.)?(\w+) import ", re.MULTILINE)
 _ABOUT = f'''"""From a recording to a prompt: NumPy, SciPy and PyWavelets alone.
 

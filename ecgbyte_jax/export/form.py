@@ -12,11 +12,13 @@ from ecgbyte_jax.inputs.text import SIG_END, SIG_START
 from ecgbyte_jax.settings import Settings
 
 
-def write_form(folder: Path, settings: Settings, ids: PromptIds) -> None:
-    """Writes `input.json`: cleaning, segments, names of the ECG tokens, the prompt's order and length. Raises OSError."""
+def write_form(folder: Path, settings: Settings, ids: PromptIds, system: str) -> None:
+    """Writes `input.json`: cleaning, segments, names of the ECG tokens, the prompt's order and length. Raises OSError.
+
+    system: of the prompts, "" where they are plain.
+    """
     cleaning = {field.name: getattr(settings.signal, field.name) for field in fields(CleanConfig)}
     special = {name: value for name, value in asdict(ids).items() if name != "ecg"}
-    start = [] if ids.bos is None else ["bos"]
     form = {
         "ecg": {
             "leads": LEADS,
@@ -30,33 +32,44 @@ def write_form(folder: Path, settings: Settings, ids: PromptIds) -> None:
             "256 + merge for those after them",
         },
         "prompt": {
-            "order": [*start, SIG_START, "ECG", SIG_END, "question"],
-            "two_ecgs": [*start, SIG_START, "ECG", SIG_END, SIG_START, "ECG", SIG_END, "question"],
+            "format": settings.prompt.format,
+            **_order(settings.prompt.format, ids, system),
             "ids": special,
             "max_length": settings.prompt.max_length,
-            "cut": f"at the ECG's end: it keeps max_length - {ids.ends + 2} - the question's tokens; two ECGs, "
-            "2 fewer, in equal shares, with what a shorter one leaves going to the longer one",
+            "cut": "at the ECG's end: it keeps max_length - 1 - the prompt's other tokens; two ECGs in equal shares, with what "
+            "a shorter one leaves going to the longer one",
             "question": "encoded without special tokens; their spelling counts as text",
         },
         "answer": {
-            "decoding": "always the likeliest token, until eos or max_new_tokens; rows of the vocabulary beyond the text "
-            "tokenizer's are never chosen (generation_config.json)",
+            "decoding": "always the likeliest token, until an end token or max_new_tokens; rows of the vocabulary beyond the "
+            "text tokenizer's are never chosen (generation_config.json)",
             "max_new_tokens": settings.eval.max_new_tokens,
             "recording": "each segment is answered; the commonest answer counts, among equally common ones the one with the "
-            "most probable instance (sum of its tokens' log-probabilities, eos included)",
+            "most probable instance (sum of its tokens' log-probabilities, that of the end included)",
         },
     }
     _write(folder / "input.json", form)
 
 
-def write_generation(folder: Path, settings: Settings, ids: PromptIds, tokens: int, rows: int) -> None:
+def _order(format: str, ids: PromptIds, system: str) -> dict:
+    """Of a prompt's parts."""
+    ecg = [SIG_START, "ECG", SIG_END]
+    if format == "chat":
+        about = f"the text tokenizer's chat template; the first user turn begins with {' '.join(ecg)}, once for each ECG"
+        return {"order": about, "system": system}
+    start = [] if ids.bos is None else ["bos"]
+    return {"order": [*start, *ecg, "question"], "two_ecgs": [*start, *ecg, *ecg, "question"], "system": ""}
+
+
+def write_generation(folder: Path, settings: Settings, ids: PromptIds, stops: tuple[int, ...], tokens: int, rows: int) -> None:
     """Writes `generation_config.json`, with which transformers decodes as this package does. Raises OSError.
 
-    tokens: of the text tokenizer; rows: of the model's vocabulary, of which those beyond the tokens are never chosen.
+    stops: the ids that end an answer; tokens: of the text tokenizer; rows: of the model's vocabulary, of which those beyond the
+    tokens are never chosen.
     """
     generation = {
         "bos_token_id": ids.bos,
-        "eos_token_id": ids.eos,
+        "eos_token_id": stops[0] if len(stops) == 1 else stops,
         "pad_token_id": ids.pad,
         "do_sample": False,
         "max_new_tokens": settings.eval.max_new_tokens,

@@ -11,7 +11,7 @@ import numpy as np
 
 from ecgbyte_jax.errors import ShardsError
 from ecgbyte_jax.inputs.plan import Plan
-from ecgbyte_jax.inputs.prompt import PromptIds, lay_out, render
+from ecgbyte_jax.inputs.prompt import PromptIds, lay_out, render, render_prompt
 from ecgbyte_jax.inputs.shards import Manifest, Sequence, read_ecg
 
 
@@ -52,7 +52,7 @@ def training_batches(
 
     def to_row(numbers: np.ndarray, length: int) -> dict[str, np.ndarray]:
         members = (sequences[int(number)] for number in numbers)
-        rendered = [render(ids, s.ecgs, s.question_ids, s.answer_ids, max_length) for s in members]
+        rendered = [render(ids, sequence.text, sequence.ecgs, max_length) for sequence in members]
         return lay_out(rendered, length, plan.answer_tokens, ids.pad)
 
     def to_batch(number: int) -> dict[str, np.ndarray]:
@@ -66,7 +66,7 @@ def training_batches(
 def prompt_batch(
     ids: PromptIds, prompts: list[tuple[tuple[np.ndarray, ...], np.ndarray]], rows: int, max_length: int, each: int = 1
 ) -> tuple[dict[str, Any], list[int]]:
-    """Batches prompts (ECGs, question ids) without answers in B = `rows` rows; returns the batch and each prompt's row.
+    """Batches prompts (ECGs, ids of the text around them) in B = `rows` rows; returns the batch and each prompt's row.
 
     shared: (ids int32, mask bool) [P, T'] of prefixes, each common to `each` = B / P consecutive rows with the same ECGs;
     input_ids int32, attention_mask bool [B, T]: the remainder, at least one token. Padded on the left; unused rows repeat a
@@ -78,7 +78,7 @@ def prompt_batch(
     slots = [numbers[i : i + each] for numbers in by_ecgs.values() for i in range(0, len(numbers), each)]
     slots += slots[-1:] * (rows // each - len(slots))
     filled = [number for slot in slots for number in slot + slot[-1:] * (each - len(slot))]
-    rendered = [render(ids, ecgs, question, None, max_length)[0] for ecgs, question in prompts]
+    rendered = [render_prompt(ids, text, ecgs, max_length) for ecgs, text in prompts]
     common = [_common_length([rendered[number] for number in slot]) for slot in slots]
     starts = [rendered[slot[0]][:length] for slot, length in zip(slots, common)]
     ends = [rendered[number][common[row // each] :] for row, number in enumerate(filled)]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.errors import ShardsError
 from ecgbyte_jax.files import file_digest
+from ecgbyte_jax.inputs.form import Form, open_form
 from ecgbyte_jax.inputs.prompt import PromptIds
 from ecgbyte_jax.inputs.shards import Manifest, read_manifest
 from ecgbyte_jax.inputs.text import load_text_tokenizer
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The shards' folder and manifest, the text tokenizer, and the ids of prompts."""
+    """The shards' folder and manifest, the text tokenizer, the ids of prompts and their form."""
 
     shards: Path
     manifest: Manifest
     text_tokenizer: "PreTrainedTokenizerFast"
     ids: PromptIds
+    form: Form
 
 
 def load_prepared(workdir: Workdir) -> Prepared:
@@ -32,15 +34,19 @@ def load_prepared(workdir: Workdir) -> Prepared:
     text_tokenizer = load_text_tokenizer(workdir.text_tokenizer)
     ids = PromptIds.of(text_tokenizer, ecg_vocab_size)
     manifest = read_manifest(workdir.shards)
-    for name, digest in tokenizer_digests(workdir).items():
-        if manifest.digests[name] != digest:
+    digests = tokenizer_digests(workdir)
+    for name, digest in digests.items():
+        if manifest.digests.get(name) != digest:
             raise ShardsError(
                 f"{workdir.shards}: written with a {name} other than that in {workdir.tokenizers}; run --stage=prepare again"
             )
-    return Prepared(workdir.shards, manifest, text_tokenizer, ids)
+    form = open_form(manifest.format, manifest.system, workdir.text_tokenizer, ids, "".join(digests.values()))
+    return Prepared(workdir.shards, manifest, text_tokenizer, ids, form)
 
 
 def tokenizer_digests(workdir: Workdir) -> dict[str, str]:
-    """Returns the SHA-256 of the tokenizers, by name."""
-    files = {"ecg_tokenizer": workdir.ecg_tokenizer, "text_tokenizer": workdir.text_tokenizer / "tokenizer.json"}
+    """Returns the SHA-256 of the tokenizers and of the chat template, by name."""
+    folder = workdir.text_tokenizer
+    files = {"ecg_tokenizer": workdir.ecg_tokenizer, "text_tokenizer": folder / "tokenizer.json"}
+    files["chat_template"] = folder / "chat_template.jinja"
     return {name: file_digest(file) for name, file in files.items() if file.is_file()}

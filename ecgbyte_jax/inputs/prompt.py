@@ -1,9 +1,9 @@
-"""The sequence that a model sees: [pad...] bos <sig_start> ECG <sig_end> question answer eos.
+"""The sequence that a model sees: texts' ids with the ECGs' tokens between their <sig_start> and <sig_end>.
 
-A question that compares two ECGs follows both: bos <sig_start> ECG <sig_end> <sig_start> ECG <sig_end> question ...
-Where the text tokenizer has no bos token (Qwen), the sequence begins with <sig_start>.
+Plainly [pad...] bos <sig_start> ECG <sig_end> question answer eos (`inputs/plain.py`), or as a chat (`inputs/chat.py`). A
+question that compares two ECGs follows both: <sig_start> ECG <sig_end> <sig_start> ECG <sig_end> question ...
 
-Axes: T places per row, A answer tokens per row including eos.
+Axes: T places per row, A answer tokens per row including the end of each answer, n ids of a text without its ECGs' tokens.
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,6 @@ from ecgbyte_jax.inputs.text import SIG_END, SIG_START
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-_MARKERS = 2  # <sig_start> and <sig_end> of each ECG
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,23 +39,35 @@ class PromptIds:
         ecg = ecg_text_ids(tokenizer, ecg_vocab_size)
         return cls(tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, start, end, ecg)
 
-    @property
-    def ends(self) -> int:
-        """The number of tokens at the ends of a sequence: eos, and bos where there is one."""
-        return 1 if self.bos is None else 2
+
+@dataclass(frozen=True)
+class Dialogue:
+    """Questions about the same ECGs, each with its answer; that of the last question may still be unknown, ""."""
+
+    ecgs: int
+    turns: tuple[tuple[str, str], ...]
 
 
-def ecg_room(question: np.ndarray, answer: np.ndarray, max_length: int, ends: int, ecgs: int) -> int:
-    """Returns how many tokens of all ECGs fit beside the texts; raises ExampleError if not even one of each does.
+@dataclass(frozen=True, eq=False)
+class Text:
+    """A dialogue's ids int32 [n], with <sig_start> <sig_end> where each ECG's tokens belong.
 
-    ends: as in `PromptIds`.
+    answers: bool [n], where the loss is taken; prompt: how many of the ids a model is given to answer the last question.
     """
-    room = max_length - ends - _MARKERS * ecgs - len(question) - len(answer)
+
+    ids: np.ndarray
+    answers: np.ndarray
+    prompt: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def ecg_room(text: int, max_length: int, ecgs: int) -> int:
+    """Returns how many tokens of all ECGs fit beside `text` other ones; raises ExampleError if not even one of each does."""
+    room = max_length - text
     if room < ecgs:
-        raise ExampleError(
-            f"question and answer have {len(question)} and {len(answer)} tokens: no room for {ecgs} ECG in "
-            f"prompt.max_length {max_length}"
-        )
+        raise ExampleError(f"its texts take {text} of prompt.max_length {max_length} tokens: no room for {ecgs} ECG")
     return room
 
 
@@ -70,21 +80,23 @@ def share_room(room: int, lengths: Sequence[int]) -> list[int]:
     return kept
 
 
-def render(
-    ids: PromptIds, ecgs: Sequence[np.ndarray], question: np.ndarray, answer: np.ndarray | None, max_length: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Renders one sequence, unpadded: (token ids int32 [n], loss mask bool [n]), n <= max_length.
+def render(ids: PromptIds, text: Text, ecgs: Sequence[np.ndarray], max_length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Puts the ECGs' tokens into their text, unpadded: (token ids int32 [m], loss mask bool [m]), m <= max_length.
 
-    ecgs: compact ids of each ECG, truncated at the end if they do not fit. The loss covers the answer and eos. answer None
-    renders only the prompt, for generation. Raises ExampleError if the texts leave no room.
+    ecgs: compact ids of each ECG, truncated at the end if they do not fit. Raises ExampleError if the text leaves no room.
     """
-    tail = np.empty(0, np.int32) if answer is None else np.append(answer, ids.eos)
-    room = ecg_room(question, tail[:-1], max_length, ids.ends, len(ecgs))
-    head = [] if ids.bos is None else [[ids.bos]]
-    for ecg, kept in zip(ecgs, share_room(room, [len(ecg) for ecg in ecgs])):
-        head += [[ids.sig_start], ids.ecg[ecg[:kept]], [ids.sig_end]]
-    sequence = np.concatenate([*head, question, tail]).astype(np.int32)
-    return sequence, np.arange(len(sequence)) >= len(sequence) - len(tail)
+    (places,) = np.nonzero(text.ids == ids.sig_end)
+    if len(places) != len(ecgs):
+        raise ExampleError(f"a text for {len(places)} ECG found, for {len(ecgs)} expected; run --stage=prepare again")
+    kept = share_room(ecg_room(len(text), max_length, len(ecgs)), [len(ecg) for ecg in ecgs])
+    tokens = [ids.ecg[ecg[:count]] for ecg, count in zip(ecgs, kept)]
+    where = np.repeat(places, kept)
+    return np.insert(text.ids, where, np.concatenate(tokens)).astype(np.int32), np.insert(text.answers, where, False)
+
+
+def render_prompt(ids: PromptIds, prompt: np.ndarray, ecgs: Sequence[np.ndarray], max_length: int) -> np.ndarray:
+    """Puts the ECGs' tokens into the ids [n] of a prompt, int32 [m], m < max_length: a place is left for the answer."""
+    return render(ids, Text(prompt, np.zeros(len(prompt), bool), len(prompt)), ecgs, max_length - 1)[0]
 
 
 def lay_out(

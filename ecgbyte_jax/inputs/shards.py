@@ -19,16 +19,19 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from ecgbyte_jax.corpora.example import SPLITS
 from ecgbyte_jax.errors import ShardsError
 from ecgbyte_jax.files import file_digest, write_whole
+from ecgbyte_jax.inputs.prompt import Text
 
-SCHEMA = 3
+SCHEMA = 4
 MANIFEST = "manifest.json"
+_PLAIN_FIELDS = ("id", "patient", "segment", "question", "answer", "meta", "history", "previous")
 
 
 @dataclass(frozen=True, eq=False)
 class Sequence:
     """One segment of a recording (or of two being compared) with its question and answer.
 
-    ecgs: compact ids int32 [n] of each ECG; question_ids, answer_ids: text tokens int32; meta: the corpus' other fields.
+    ecgs: compact ids int32 [n] of each ECG; history: the earlier questions and answers of its conversation, as far as the text
+    has them; previous: the id of the sequence with the last of them; meta: the corpus' other fields.
     """
 
     id: str
@@ -38,14 +41,20 @@ class Sequence:
     answer: str
     meta: dict
     ecgs: tuple[np.ndarray, ...]
-    question_ids: np.ndarray
-    answer_ids: np.ndarray
+    text: Text
+    history: tuple[tuple[str, str], ...] = ()
+    previous: str = ""
+
+    @property
+    def prompt(self) -> np.ndarray:
+        """The ids int32 [n] of its text before the answer."""
+        return self.text.ids[: self.text.prompt]
 
     def to_bytes(self, places: Iterable[int]) -> bytes:
         """Serialises the sequence, with segment numbers instead of the ECGs' tokens; text ids are little-endian int32."""
-        arrays = {name: getattr(self, name).astype("<i4").tobytes() for name in ("question_ids", "answer_ids")}
-        texts = {name: getattr(self, name) for name in ("id", "patient", "segment", "question", "answer", "meta")}
-        return msgpack.packb({"schema": SCHEMA, **texts, **arrays, "ecgs": [int(place) for place in places]})
+        text = [self.text.ids.astype("<i4").tobytes(), np.packbits(self.text.answers).tobytes(), self.text.prompt]
+        fields = {name: getattr(self, name) for name in _PLAIN_FIELDS}
+        return msgpack.packb({"schema": SCHEMA, **fields, "text": text, "ecgs": [int(place) for place in places]})
 
     @classmethod
     def from_bytes(cls, data: bytes, read_segment: Callable[[int], np.ndarray]) -> "Sequence":
@@ -53,9 +62,12 @@ class Sequence:
         fields = msgpack.unpackb(data)
         if fields.pop("schema", None) != SCHEMA:
             raise ShardsError(f"a record of another schema than {SCHEMA}; run --stage=prepare again")
-        question, answer = (np.frombuffer(fields.pop(name), "<i4") for name in ("question_ids", "answer_ids"))
+        data, answers, prompt = fields.pop("text")
+        ids = np.frombuffer(data, "<i4")
+        text = Text(ids, np.unpackbits(np.frombuffer(answers, np.uint8), count=len(ids)).astype(bool), prompt)
+        history = tuple((question, answer) for question, answer in fields.pop("history"))
         ecgs = tuple(read_segment(place) for place in fields.pop("ecgs"))
-        return cls(**fields, ecgs=ecgs, question_ids=question, answer_ids=answer)
+        return cls(**fields, ecgs=ecgs, text=text, history=history)
 
 
 def ecg_to_bytes(ids: np.ndarray) -> bytes:
@@ -114,9 +126,10 @@ def _measure(path: Path, count: int) -> Written:
 
 @dataclass
 class SplitSummary:
-    """The content of one split; longest_answer includes eos, tokens excludes padding.
+    """The content of one split; answers include their end, tokens excludes padding.
 
-    lengths: the file with every sequence's (tokens, answer tokens including eos), int32 [sequences, 2].
+    turns_left_out: earlier turns of conversations for which there was no room; lengths: the file with every sequence's (tokens,
+    tokens of answers that the loss is taken on), int32 [sequences, 2].
     """
 
     files: list[str] = field(default_factory=list)
@@ -124,6 +137,7 @@ class SplitSummary:
     examples: int = 0
     sequences: int = 0
     ecg_cut: int = 0
+    turns_left_out: int = 0
     tokens: int = 0
     longest_sequence: int = 0
     longest_answer: int = 0
@@ -131,7 +145,7 @@ class SplitSummary:
     def add(self, other: "SplitSummary") -> None:
         """Adds another part of the same split."""
         self.files += other.files
-        for name in ("examples", "sequences", "ecg_cut", "tokens"):
+        for name in ("examples", "sequences", "ecg_cut", "turns_left_out", "tokens"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("longest_sequence", "longest_answer"):
             setattr(self, name, max(getattr(self, name), getattr(other, name)))
@@ -143,7 +157,7 @@ class Manifest:
 
     splits by name; ecg: the files of ECG tokens, in the order of segment numbers; written: every file's records, bytes
     and SHA-256; digests: of the ECG tokenizer, the text tokenizer and the settings; commonest: question -> its most frequent
-    answer in training, of questions that the corpus repeats; "" -> that of any question.
+    answer in training, of questions that the corpus repeats; "" -> that of any question; format, system: of the prompts.
     """
 
     splits: dict[str, SplitSummary]
@@ -151,6 +165,8 @@ class Manifest:
     written: dict[str, Written]
     digests: dict[str, str]
     commonest: dict[str, str]
+    format: str
+    system: str
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -189,7 +205,7 @@ def write_lengths(path: Path, lengths: np.ndarray) -> Written:
 
 
 def read_lengths(folder: Path, manifest: Manifest, split: str) -> np.ndarray:
-    """Reads int32 [sequences, 2]: the tokens of every sequence, and how many of them belong to the answer and eos."""
+    """Reads int32 [sequences, 2]: the tokens of every sequence, and on how many of them the loss is taken."""
     return np.fromfile(folder / manifest.splits[split].lengths, "<i4").reshape(-1, 2)
 
 

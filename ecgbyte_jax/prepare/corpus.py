@@ -153,6 +153,7 @@ class Corpus:
         for example in self.examples:
             names = [os.path.relpath(record, self.folders.root) for record in example.records]
             row = [example.id, example.patient, example.split, names, example.question, example.answer, example.meta]
+            row += [example.history, example.previous] if example.history else []
             total.update(json.dumps(row).encode() + b"\n")
         for rejected in self.rejected:
             total.update(json.dumps(rejected.id).encode() + b"\n")

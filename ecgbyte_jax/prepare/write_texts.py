@@ -1,19 +1,17 @@
-"""Writing the shards of texts, in tasks: each sequence is a question, an answer and the numbers of its ECGs' segments."""
+"""Writing the shards of texts, in tasks: each sequence is a text, and the numbers of its ECGs' segments."""
 
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from ecgbyte_jax.corpora.example import SPLITS, Example, Rejected
 from ecgbyte_jax.errors import ExampleError
-from ecgbyte_jax.inputs.prompt import ecg_room, share_room
+from ecgbyte_jax.inputs.form import fit, open_form
+from ecgbyte_jax.inputs.prompt import Dialogue, PromptIds, share_room
 from ecgbyte_jax.inputs.shards import Manifest, Sequence, SplitSummary, Written, write_lengths, write_shard
-from ecgbyte_jax.inputs.text import encode_texts, load_encoder
 from ecgbyte_jax.prepare.corpus import Corpus
 from ecgbyte_jax.prepare.tasks import Target, collect, in_chunks, make_targets, run_once
 from ecgbyte_jax.prepare.workers import Run
@@ -21,19 +19,53 @@ from ecgbyte_jax.prepare.write_ecg import EcgShards
 
 
 @dataclass(frozen=True)
-class TextTask:
-    """Examples of one split that become one file, with (number, tokens) of their recordings' segments."""
+class Unit:
+    """The examples of one text and its turns: a question with its history, a conversation, or questions put together."""
 
-    target: Target
     examples: tuple[Example, ...]
-    segments: tuple[tuple[tuple[tuple[int, int], ...], ...], ...]  # [example][segment][ECG] -> (number, tokens)
+    turns: tuple[tuple[str, str], ...]
+
+    @property
+    def last(self) -> Example:
+        """The example whose answer is at the end."""
+        return self.examples[-1]
+
+
+@dataclass(frozen=True)
+class TextForm:
+    """How the texts are made: settings of the prompt, and the ids that a plain one needs beside its texts'.
+
+    every_answer: a conversation in training is one text, with the loss on every answer; together: as many training questions
+    about the same ECGs, in an order drawn by `seed`, are made a conversation.
+    """
+
+    format: str
+    system: str
     max_length: int
-    ends: int  # as in PromptIds
+    every_answer: bool
+    together: int
+    seed: int
+    ids: PromptIds
 
     def identity(self) -> list:
-        """Returns the texts, the segments that they refer to, and the prompt's length and ends."""
-        texts = [[e.id, e.patient, e.split, e.question, e.answer, e.meta] for e in self.examples]
-        return [texts, self.segments, self.max_length, self.ends]
+        """Returns what the texts depend on beside the tokenizer."""
+        special = self.ids.bos, self.ids.eos, self.ids.sig_start, self.ids.sig_end
+        return [self.format, self.system, self.max_length, self.every_answer, *special]  # together, seed: in the units
+
+
+@dataclass(frozen=True)
+class TextTask:
+    """Units of one split that become one file, with (number, tokens) of their recordings' segments."""
+
+    target: Target
+    units: tuple[Unit, ...]
+    segments: tuple[tuple[tuple[tuple[int, int], ...], ...], ...]  # [unit][segment][ECG] -> (number, tokens)
+    how: TextForm
+
+    def identity(self) -> list:
+        """Returns the texts, the segments that they refer to, and how they become ids."""
+        texts = [[e.id, e.patient, e.split, e.turns, e.previous, e.meta] for unit in self.units for e in unit.examples]
+        return [texts, [unit.turns for unit in self.units], self.segments, self.how.identity()]
 
 
 @dataclass
@@ -47,30 +79,48 @@ class Texts:
 
 
 def write_texts(
-    shards: Path,
-    summaries: Path,
-    tokenizer: Path,
-    corpus: Corpus,
-    ecg: EcgShards,
-    per_file: int,
-    max_length: int,
-    ends: int,
-    run: Run,
+    shards: Path, summaries: Path, tokenizer: Path, corpus: Corpus, ecg: EcgShards, per_file: int, how: TextForm, run: Run
 ) -> Texts:
-    """Writes one sequence per example and segment, in example order; rejects examples without room for an ECG.
+    """Writes one sequence per unit and segment, in example order; rejects examples without room for an ECG.
 
-    per_file: sequences in a file; max_length: tokens of a sequence; ends: as in `PromptIds`.
+    per_file: sequences in a file.
     """
-    parts: list[tuple[Target, list[Example]]] = []
+    parts: list[tuple[Target, list[Unit]]] = []
     for split in SPLITS:
         examples = [example for example in corpus.examples if example.split == split]
-        counts = [min(ecg.segments[record][1] for record in example.records) for example in examples]
-        chunks = [*in_chunks(examples, counts, per_file)]
+        units = in_units(examples, how) if split == "train" else [Unit((e,), e.turns) for e in examples]
+        counts = [min(ecg.segments[record][1] for record in unit.last.records) for unit in units]
+        chunks = [*in_chunks(units, counts, per_file)]
         parts += zip(make_targets(shards, summaries, tokenizer, split, len(chunks)), chunks)
-    tasks = (TextTask(target, tuple(chunk), tuple(map(ecg.of, chunk)), max_length, ends) for target, chunk in parts)
+    tasks = (TextTask(target, tuple(chunk), tuple(ecg.of(unit.last) for unit in chunk), how) for target, chunk in parts)
     summaries = collect(run(write_part, tasks), "write shards", [len(chunk) for _, chunk in parts])
     asked = Counter(example.question for example in corpus.examples)
-    return _gather(summaries, [chunk[0].split for _, chunk in parts], shards, asked)
+    return _gather(summaries, [chunk[0].last.split for _, chunk in parts], shards, asked)
+
+
+def in_units(examples: list[Example], how: TextForm) -> list[Unit]:
+    """The training examples one by one, or with `every_answer` a conversation's together, and up to `together` lone ones."""
+    if not how.every_answer:
+        return [Unit((example,), example.turns) for example in examples]
+    conversations: list[list[Example]] = []
+    for example in examples:
+        if conversations and example.previous and example.previous == conversations[-1][-1].id:
+            conversations[-1].append(example)
+        else:
+            conversations.append([example])
+    units: list[Unit] = []
+    lone: dict[tuple[Path, ...], list[Example]] = {}
+    for asked in conversations:
+        if how.together > 1 and len(asked[-1].turns) == 1:
+            lone.setdefault(asked[0].records, []).extend(asked)
+        else:
+            units.append(Unit(tuple(asked), asked[-1].turns))
+    for number, asked in enumerate(lone.values()):
+        order = np.random.default_rng([how.seed, number]).permutation(len(asked))
+        for first in range(0, len(order), how.together):
+            chosen = tuple(asked[place] for place in order[first : first + how.together])
+            units.append(Unit(chosen, tuple((example.question, example.answer) for example in chosen)))
+    return units
 
 
 def _gather(summaries: list[dict], splits: list[str], shards: Path, asked: Counter[str]) -> Texts:
@@ -101,28 +151,33 @@ def write_part(task: TextTask) -> dict:
 
 
 def _write_texts(task: TextTask) -> dict:
-    encoder = _text_encoder(task.target.tokenizer, task.target.tokenizer_sha256)
+    how, target = task.how, task.target
+    form = open_form(how.format, how.system, target.tokenizer.parent, how.ids, target.tokenizer_sha256)
     summary, rejected, answers = SplitSummary(), [], {"": Counter()}
     lengths: list[list[int]] = []
-    ids = encode_texts(encoder, [text for e in task.examples for text in (e.question, e.answer)])
+    every = how.every_answer and task.units[0].last.split == "train"
+    dialogues = [Dialogue(len(unit.last.records), unit.turns) for unit in task.units]
+    texts = fit(lambda left: form.texts(left, every), dialogues, how.max_length)
 
     def records() -> Iterator[bytes]:
-        for example, segments, question, answer in zip(task.examples, task.segments, ids[::2], ids[1::2]):
-            try:
-                room = ecg_room(question, answer, task.max_length, task.ends, len(example.records))
-            except ExampleError as error:
-                rejected.append(asdict(Rejected(example.id, str(example.records[0]), str(error))))
+        for unit, segments, (text, left_out) in zip(task.units, task.segments, texts):
+            if isinstance(text, ExampleError):
+                rejected.extend(asdict(Rejected(example.id, str(example.records[0]), str(text))) for example in unit.examples)
                 continue
-            summary.examples += 1
-            summary.longest_answer = max(summary.longest_answer, len(answer) + 1)
+            example, room = unit.last, how.max_length - len(text)
+            summary.examples += len(unit.examples)
+            summary.turns_left_out += left_out
+            supervised = int(text.answers.sum())
+            summary.longest_answer = max(summary.longest_answer, supervised)
             for number, ecgs in enumerate(segments):
-                length = _count(summary, task.max_length, room, [length for _, length in ecgs])
-                lengths.append([length, len(answer) + 1])
-                texts = (example.id, example.patient, number, example.question, example.answer, example.meta)
-                yield Sequence(*texts, (), question, answer).to_bytes(place for place, _ in ecgs)
-                if example.split == "train":
-                    answers.setdefault(example.question, Counter())[example.answer] += 1
-                    answers[""][example.answer] += 1
+                length = _count(summary, how.max_length, room, [length for _, length in ecgs])
+                lengths.append([length, supervised])
+                about = (example.id, example.patient, number, example.question, example.answer, example.meta)
+                sequence = Sequence(*about, (), text, unit.turns[left_out:-1], example.previous)
+                yield sequence.to_bytes(place for place, _ in ecgs)
+                for answered in unit.examples if example.split == "train" else ():
+                    answers.setdefault(answered.question, Counter())[answered.answer] += 1
+                    answers[""][answered.answer] += 1
 
     written = write_shard(task.target.shard, records())
     if summary.sequences:
@@ -148,11 +203,7 @@ def _count(summary: SplitSummary, max_length: int, room: int, lengths: list[int]
     return length
 
 
-@lru_cache(maxsize=1)
-def _text_encoder(file: Path, sha256: str) -> Tokenizer:
-    return load_encoder(file)
-
-
-def make_manifest(ecg: EcgShards, texts: Texts, digests: dict[str, str]) -> Manifest:
+def make_manifest(ecg: EcgShards, texts: Texts, digests: dict[str, str], how: TextForm) -> Manifest:
     """Assembles the manifest that completes the shards."""
-    return Manifest(texts.splits, list(ecg.written), ecg.written | texts.written, digests, texts.commonest)
+    written = ecg.written | texts.written
+    return Manifest(texts.splits, list(ecg.written), written, digests, texts.commonest, how.format, how.system)

@@ -24,7 +24,8 @@ from ecgbyte_jax.evaluate.results import summarise
 from ecgbyte_jax.evaluate.votes import elect
 from ecgbyte_jax.explain.explain import look
 from ecgbyte_jax.inputs.batches import prompt_batch
-from ecgbyte_jax.inputs.prompt import ecg_room, share_room
+from ecgbyte_jax.inputs.form import fit
+from ecgbyte_jax.inputs.prompt import Dialogue, ecg_room, share_room
 from ecgbyte_jax.inputs.recording import Recording, read_list, read_recording
 from ecgbyte_jax.model.generate import generate
 from ecgbyte_jax.model.sharding import batch_parts, put_whole
@@ -242,15 +243,15 @@ class Worth:
 def _reply(
     trained: Trained, settings: Settings, subject: Subject, question: str, familiar: Familiar, picture: Path | None
 ) -> Reply:
-    question_ids = _encode_question(trained, subject, question)
-    answers = _answer(trained, settings.eval, subject, question_ids)
+    prompt = _encode_question(trained, subject, question)
+    answers = _answer(trained, settings.eval, subject, prompt)
     best = elect([answer.text for answer in answers], [answer.log_prob for answer in answers])
-    warnings = tuple(_doubts(trained, subject, question, question_ids, familiar))
+    warnings = tuple(_doubts(trained, subject, question, prompt, familiar))
     drawn = _draw(trained, settings.attend, subject, question, answers[best], best, picture) if picture else []
     return Reply(question, answers, best, warnings, tuple(drawn))
 
 
-def _doubts(trained: Trained, subject: Subject, question: str, question_ids: np.ndarray, familiar: Familiar) -> Iterator[str]:
+def _doubts(trained: Trained, subject: Subject, question: str, prompt: np.ndarray, familiar: Familiar) -> Iterator[str]:
     """What speaks against the answer to this very question."""
     nearest, same_form = familiar.nearest(question)
     if not same_form:
@@ -259,7 +260,7 @@ def _doubts(trained: Trained, subject: Subject, question: str, question_ids: np.
     if count not in familiar.ecgs:
         known = f"{' or '.join(map(str, sorted(familiar.ecgs)))} ECG{'s' * (max(familiar.ecgs) > 1)}"
         yield f"the training's questions were about {known} at a time, this is about {count}"
-    room = ecg_room(question_ids, np.empty(0), trained.max_length, trained.ids.ends, count)
+    room = ecg_room(len(prompt), trained.max_length - 1, count)
     lengths = [[len(ecg) for ecg in ecgs] for ecgs in subject.segments]
     lost = [1 - sum(share_room(room, ecgs)) / sum(ecgs) for ecgs in lengths]
     if max(lost) > 0:
@@ -267,32 +268,31 @@ def _doubts(trained: Trained, subject: Subject, question: str, question_ids: np.
         yield f"{cut}: up to {max(lost):.0%} of their tokens, those of the last leads, are cut off"
 
 
-def _answer(trained: Trained, sampling: EvalSettings, subject: Subject, question_ids: np.ndarray) -> list[Answer]:
-    """Greedy answers for all segments to the question int32 [Q]."""
+def _answer(trained: Trained, sampling: EvalSettings, subject: Subject, prompt: np.ndarray) -> list[Answer]:
+    """Greedy answers for all segments to a prompt's text ids int32 [n]."""
     ids = trained.ids
     parts = batch_parts(trained.mesh)
     size = parts * -(-min(len(subject.segments), sampling.batch_size) // parts)
-    prompts = [(ecgs, question_ids) for ecgs in subject.segments]
+    prompts = [(ecgs, prompt) for ecgs in subject.segments]
     answers = []
     for start in range(0, len(prompts), size):
         with jax.set_mesh(trained.mesh):
             batch, rows = prompt_batch(ids, prompts[start : start + size], size, trained.max_length)
             batch = put_whole(batch, trained.mesh)
-            how = {"stop_ids": (ids.eos,), "pad_id": ids.pad, "return_log_probs": True}
+            how = {"stop_ids": trained.form.stops, "pad_id": ids.pad, "return_log_probs": True}
             tokens, log_probs = generate(trained.model, **batch, max_new_tokens=sampling.max_new_tokens, **how)
-        answers += read_answers(np.asarray(tokens)[rows], np.asarray(log_probs)[rows], ids.eos, trained.text_tokenizer)
+        answers += read_answers(
+            np.asarray(tokens)[rows], np.asarray(log_probs)[rows], trained.form.stops, trained.text_tokenizer
+        )
     return answers
 
 
 def _encode_question(trained: Trained, subject: Subject, question: str) -> np.ndarray:
-    """Its text ids int32 [Q]; raises ConfigError where they leave the subject's ECGs no room."""
-    encoded = trained.text_tokenizer(question, add_special_tokens=False, split_special_tokens=True)
-    question_ids = np.array(encoded.input_ids, np.int32)
-    try:
-        ecg_room(question_ids, np.empty(0), trained.max_length, trained.ids.ends, len(subject.segments[0]))
-    except ExampleError as error:
-        raise ConfigError(f"--question: {error}; ask a shorter one") from error
-    return question_ids
+    """The text ids int32 [n] of its prompt; raises ConfigError where they leave the subject's ECGs no room."""
+    ((prompt, _),) = fit(trained.form.prompts, [Dialogue(len(subject.recordings), ((question, ""),))], trained.max_length - 1)
+    if isinstance(prompt, ExampleError):
+        raise ConfigError(f"--question: {prompt}; ask a shorter one")
+    return prompt
 
 
 def _show_subject(subject: Subject) -> None:
@@ -366,7 +366,7 @@ def _draw(
     trained: Trained, attend: AttendSettings, subject: Subject, question: str, answer: Answer, place: int, path: Path
 ) -> list[Path]:
     """The attention picture of the segment `place`, whose answer is shown; one for each of several recordings in one prompt."""
-    view = look(trained, subject.segments[place], question, np.array(answer.tokens, np.int32), attend)
+    view = look(trained, subject.segments[place], ((question, ""),), np.array(answer.tokens, np.int32), attend)
     start, files = place * subject.seconds, []
     title = f"{subject.name}, {start:g}-{start + subject.seconds:g} s. {question} {answer.text or '(empty)'}"
     for number, (ecg, signal) in enumerate(zip(view.ecgs, subject.signals[place])):

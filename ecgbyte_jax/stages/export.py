@@ -85,8 +85,8 @@ def _write(settings: Settings, workdir: Workdir, folder: Path) -> dict[str, obje
 def _write_beside(settings: Settings, workdir: Workdir, prepared: Prepared, folder: Path, step: int, rows: int) -> None:
     """What a program needs beside weights and text tokenizer; rows: of the model's vocabulary."""
     shutil.copyfile(workdir.ecg_tokenizer, folder / workdir.ecg_tokenizer.name)  # `restore_model` compares it
-    write_form(folder, settings, prepared.ids)
-    write_generation(folder, settings, prepared.ids, len(prepared.text_tokenizer), rows)
+    write_form(folder, settings, prepared.ids, prepared.manifest.system)
+    write_generation(folder, settings, prepared.ids, prepared.form.stops, len(prepared.text_tokenizer), rows)
     write_code(folder)
     write_example(folder, adapter_rows=rows if settings.export.adapter else 0, dtype=settings.model.param_dtype)
     name, evaluation = workdir.root.resolve().name, _evaluation(workdir, step)

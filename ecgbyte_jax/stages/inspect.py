@@ -36,7 +36,8 @@ def inspect(settings: Settings, workdir: Workdir) -> None:
     _show_counts(prepared, lengths)
     _show_clipped(workdir)
     _show_answers([sequence for sequences in drawn.values() for sequence in sequences])
-    _show_prompt(prepared, next(iter(drawn.values()))[0], limit)
+    sequences = next(iter(drawn.values()))
+    _show_prompt(prepared, max(sequences, key=lambda sequence: len(sequence.history)), limit)  # the first of the longest
 
 
 def _draw(prepared: Prepared, split: str, seed: int) -> list[Sequence]:
@@ -46,7 +47,7 @@ def _draw(prepared: Prepared, split: str, seed: int) -> list[Sequence]:
 
 
 def _render(prepared: Prepared, sequence: Sequence, max_length: int) -> tuple[np.ndarray, np.ndarray]:
-    return render(prepared.ids, sequence.ecgs, sequence.question_ids, sequence.answer_ids, max_length)
+    return render(prepared.ids, sequence.text, sequence.ecgs, max_length)
 
 
 def _show_counts(prepared: Prepared, lengths: dict[str, list[int]]) -> None:

@@ -36,7 +36,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "synthetic data": ("seed", "data.synthetic_records"),
     "tokenizer": _TOKENIZER,
     "tokenizer report": (*_TOKENIZER, "tokenizer.merges_csv"),
-    "prepare": (*_TOKENIZER, "prompt", "data.sequences_per_file"),
+    "prepare": (*_TOKENIZER, "prompt", "data.sequences_per_file", "data.questions_together", "train.turns"),
     "train": (
         "seed",
         "prompt",
@@ -68,6 +68,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "seed",
         "eval.split",
         "eval.checkpoint",
+        "eval.history",
         "eval.batch_size",
         "eval.max_new_tokens",
         "eval.max_sequences",
@@ -79,7 +80,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     ),
     "eval": ("eval.bootstrap", "eval.bertscore_model"),
     "report": ("seed", "attend"),
-    "export": ("export", "eval.max_new_tokens", "signal", "prompt.max_length", "data.corpus", "data.synthetic_records"),
+    "export": ("export", "eval.max_new_tokens", "signal", "prompt", "data.corpus", "data.synthetic_records"),
 }
 # Where things are and run, what is logged, and the paths of what a stage reads, whose content counts.
 CHANGES_NO_OUTPUT = (
@@ -109,18 +110,18 @@ _KEPT = {
     "export": ("export",),
 }  # fmt: skip
 # What transformers may read a text tokenizer from; config.json names its class where nothing else does.
-_TEXT_FILES = ("*token*", "vocab*", "merges*", "*.model", "config.json")
+_TEXT_FILES = ("*token*", "vocab*", "merges*", "*.model", "chat_template*", "config.json")
 # Of a stage's outputs; to be raised where the same settings and inputs give others than before.
 _VERSIONS = {
     "synthetic data": 1,
     "tokenizer": 4,
     "tokenizer report": 1,
-    "prepare": 5,
+    "prepare": 6,
     "train": 4,
-    "answers": 6,
+    "answers": 7,
     "eval": 6,
     "report": 4,
-    "export": 4,
+    "export": 5,
 }
 
 

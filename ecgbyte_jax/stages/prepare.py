@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ecgbyte_jax.errors import ShardsError
+from ecgbyte_jax.inputs.chat import Chat
 from ecgbyte_jax.inputs.prepared import tokenizer_digests
 from ecgbyte_jax.inputs.prompt import PromptIds
 from ecgbyte_jax.inputs.shards import Manifest, write_manifest
@@ -17,7 +18,7 @@ from ecgbyte_jax.prepare.corpus import Corpus, open_corpus
 from ecgbyte_jax.prepare.train_tokenizer import merges_made
 from ecgbyte_jax.prepare.workers import Run, open_workers
 from ecgbyte_jax.prepare.write_ecg import write_ecg
-from ecgbyte_jax.prepare.write_texts import make_manifest, write_texts
+from ecgbyte_jax.prepare.write_texts import TextForm, make_manifest, write_texts
 from ecgbyte_jax.run.console import banner, console
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import SPLITS, Settings
@@ -85,11 +86,11 @@ def _prepare(settings: Settings, workdir: Workdir, corpus: Corpus, run: Run) -> 
     _save_whole(text_tokenizer, workdir.text_tokenizer)
     ecg = write_ecg(workdir.shards, workdir.summaries, workdir.ecg_tokenizer, signals, corpus.records(), run)
     text_file = workdir.text_tokenizer / "tokenizer.json"
-    ends = PromptIds.of(text_tokenizer, tokenizer.bpe.vocab_size).ends
-    limits = (settings.data.sequences_per_file, settings.prompt.max_length, ends)
-    texts = write_texts(workdir.shards, workdir.summaries, text_file, corpus, ecg, *limits, run)
+    how = _text_form(settings, corpus, workdir, PromptIds.of(text_tokenizer, tokenizer.bpe.vocab_size))
+    per_file = settings.data.sequences_per_file
+    texts = write_texts(workdir.shards, workdir.summaries, text_file, corpus, ecg, per_file, how, run)
     corpus.set_aside(texts.rejected)
-    manifest = make_manifest(ecg, texts, tokenizer_digests(workdir))
+    manifest = make_manifest(ecg, texts, tokenizer_digests(workdir), how)
     assert corpus.read == len(corpus.rejected) + sum(split.examples for split in manifest.splits.values())
     _remove_strays(workdir, manifest)
     write_manifest(workdir.shards, manifest)
@@ -127,6 +128,20 @@ def _make_text_tokenizer(settings: Settings, corpus: Corpus, ecg_vocab_size: int
     return tokenizer
 
 
+def _text_form(settings: Settings, corpus: Corpus, workdir: Workdir, ids: PromptIds) -> TextForm:
+    """How texts become ids; raises TokenizerError for a chat template that cannot be used, before any text is written."""
+    prompt = settings.prompt
+    every_answer = prompt.format == "chat" and settings.train.turns == "all"
+    if prompt.format == "chat":
+        chat = Chat.of(load_text_tokenizer(workdir.text_tokenizer), prompt.system)
+        if every_answer and (settings.data.questions_together > 1 or any(example.history for example in corpus.examples)):
+            chat.check_every_answer()
+    system = prompt.system if prompt.format == "chat" else ""
+    return TextForm(
+        prompt.format, system, prompt.max_length, every_answer, settings.data.questions_together, settings.seed, ids
+    )
+
+
 def _report(workdir: Workdir, corpus: Corpus, manifest: Manifest, rows: dict[str, object]) -> None:
     rows |= {"examples read": corpus.read}
     for name, split in manifest.splits.items():
@@ -134,6 +149,7 @@ def _report(workdir: Workdir, corpus: Corpus, manifest: Manifest, rows: dict[str
         rows[f"  {name}"] = (
             f"{split.examples} examples in {split.sequences} sequences, {mean:.0f} tokens each "
             f"(longest {split.longest_sequence}), ECG cut in {split.ecg_cut}"
+            + (f", {split.turns_left_out} earlier turns left out" if split.turns_left_out else "")
         )
     rows["  set aside"] = f"{len(corpus.rejected)} ({workdir.quarantine})"
     banner("prepared", rows | {"tokenizers": workdir.tokenizers, "shards": workdir.shards})

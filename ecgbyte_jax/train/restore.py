@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.errors import CheckpointError
 from ecgbyte_jax.files import file_digest
+from ecgbyte_jax.inputs.form import Form
 from ecgbyte_jax.inputs.prepared import Prepared, load_prepared
 from ecgbyte_jax.inputs.prompt import PromptIds
 from ecgbyte_jax.inputs.text import load_text_tokenizer
@@ -36,6 +37,7 @@ class Trained:
     model: Decoder
     mesh: Mesh
     ids: PromptIds
+    form: Form
     text_tokenizer: PreTrainedTokenizerFast
     ecg_tokenizer: ECGTokenizer
     max_length: int
@@ -52,7 +54,7 @@ def open_trained(settings: Settings, workdir: Workdir, which: str) -> Trained:
     with jax.set_mesh(mesh):
         model, _ = restore_model(settings, workdir, prepared, mesh, which)
     ecg_tokenizer = ECGTokenizer.load(workdir.ecg_tokenizer)
-    return Trained(model, mesh, prepared.ids, prepared.text_tokenizer, ecg_tokenizer, settings.prompt.max_length)
+    return Trained(model, mesh, prepared.ids, prepared.form, prepared.text_tokenizer, ecg_tokenizer, settings.prompt.max_length)
 
 
 def positions(settings: Settings) -> int:

@@ -57,7 +57,7 @@ def _make_match(settings: Settings, workdir: Workdir, prepared: Prepared, parts:
     count = min(settings.train.valid_answers, len(dataset))
     places = np.sort(np.random.default_rng(settings.seed).choice(len(dataset), count, replace=False))
     sequences = [dataset[int(place)] for place in places]
-    prompts = [(sequence.ecgs, sequence.question_ids) for sequence in sequences]
+    prompts = [(sequence.ecgs, sequence.prompt) for sequence in sequences]
     tokenizer = ECGTokenizer.load(workdir.ecg_tokenizer)
 
     def match(params: Any) -> float:

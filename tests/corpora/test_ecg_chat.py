@@ -39,8 +39,10 @@ def test_a_line_break_becomes_a_space_or_is_dropped_as_published(tmp_path):
 
 def test_later_turns_include_the_previous_ones(tmp_path):
     _, second, third = read(tmp_path, entry("<ecg>\nWhat?", "This.", "Why?", "So.", "Sure?", "Yes."))
-    assert (second.id, second.question, second.answer) == ("0/1", "What?\nThis.\nWhy?", "So.")
-    assert (third.id, third.question, third.answer) == ("0/2", "What?\nThis.\nWhy?\nSo.\nSure?", "Yes.")
+    assert (second.id, second.question, second.answer) == ("0/1", "Why?", "So.")
+    assert (second.history, second.previous) == ((("What?", "This."),), "0/0")
+    assert (third.id, third.question, third.answer) == ("0/2", "Sure?", "Yes.")
+    assert (third.history, third.previous) == ((("What?", "This."), ("Why?", "So.")), "0/1")
 
 
 @pytest.mark.parametrize(

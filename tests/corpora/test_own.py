@@ -6,6 +6,7 @@ import pytest
 from ecgbyte_jax.corpora.example import Example, Rejected, split_of
 from ecgbyte_jax.corpora.own import read_table
 from ecgbyte_jax.errors import CorpusError
+from ecgbyte_jax.inputs.prompt import Text
 from ecgbyte_jax.inputs.shards import Sequence
 from tests.corpora.layouts import write_csv
 
@@ -106,7 +107,7 @@ def test_the_largest_values_are_kept_and_null_is_not_a_field(tmp_path):
     kept = {"age": 2**64 - 1, "low": -(2**63), "deep": nested(31), "question_type": "single-verify", "ü": 1e300}
     (example,) = jsonl(tmp_path / "t.jsonl", GOOD | kept | {"attribute_type": None})
     assert example.meta == kept
-    sequence = Sequence("a", "b", 0, "c", "d", example.meta, (), np.zeros(1, np.int32), np.zeros(1, np.int32))
+    sequence = Sequence("a", "b", 0, "c", "d", example.meta, (), Text(np.zeros(1, np.int32), np.ones(1, bool), 0))
     assert Sequence.from_bytes(sequence.to_bytes([]), None).meta == kept
 
 

@@ -18,6 +18,7 @@ from ecgbyte_jax.corpora.own import read_table
 from ecgbyte_jax.errors import CorpusError
 from ecgbyte_jax.evaluate.generations import Answer, make_row
 from ecgbyte_jax.evaluate.metrics import is_closed
+from ecgbyte_jax.inputs.prompt import Text
 from ecgbyte_jax.inputs.shards import Sequence
 from ecgbyte_jax.prepare.corpus import Corpus, Folders
 
@@ -98,8 +99,8 @@ def check(items: list[Example | Rejected], tmp_path: Path) -> None:
     """Does everything that later stages do with usable and rejected examples."""
     for item in items:
         if isinstance(item, Example):
-            ids = np.zeros(1, np.int32)
-            sequence = Sequence(item.id, item.patient, 0, item.question, item.answer, item.meta, (), ids, ids)
+            text = Text(np.zeros(1, np.int32), np.ones(1, bool), 0)
+            sequence = Sequence(item.id, item.patient, 0, item.question, item.answer, item.meta, (), text)
             assert Sequence.from_bytes(sequence.to_bytes([]), None).meta == item.meta
             line = make_row(sequence, sequence, 0, dict.fromkeys(("", "other"), Answer("", [], 0.0)), "")
             json.dumps(line, ensure_ascii=False, allow_nan=False).encode()

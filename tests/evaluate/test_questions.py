@@ -7,13 +7,14 @@ import pytest
 
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.evaluate.questions import Item, _other_patients, in_batches
+from ecgbyte_jax.inputs.prompt import Text
 from ecgbyte_jax.inputs.shards import Sequence
 
 
 def sequence(number: int, patient: str, ecg: int, tokens: int = 20, question: int = 4) -> Sequence:
     """About an ECG whose tokens tell its number."""
-    ecgs, ids = (np.full(tokens, ecg),), np.zeros(question, np.int32)
-    return Sequence(f"q{number}", patient, 0, "?", "yes", {}, ecgs, ids, np.zeros(1, np.int32))
+    text = Text(np.zeros(question + 1, np.int32), np.arange(question + 1) == question, question)
+    return Sequence(f"q{number}", patient, 0, "?", "yes", {}, (np.full(tokens, ecg),), text)
 
 
 def comparison(number: int, *patients: str) -> Sequence:

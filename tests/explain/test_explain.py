@@ -8,23 +8,27 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from tokenizers import Tokenizer
 
 from ecgbyte_jax.ecg.bpe import BPE
 from ecgbyte_jax.ecg.symbols import Quantizer
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.explain.explain import _answer_ids, look
 from ecgbyte_jax.explain.views import METHODS, file_stem, save_view
-from ecgbyte_jax.inputs.prompt import PromptIds, render
+from ecgbyte_jax.inputs.plain import Plain
+from ecgbyte_jax.inputs.prompt import PromptIds
 from ecgbyte_jax.inputs.text import add_ecg_tokens, train_text_tokenizer
 from ecgbyte_jax.model.config import DecoderConfig
 from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.model.sharding import make_mesh
 from ecgbyte_jax.settings import AttendSettings
 from ecgbyte_jax.train.restore import Trained
+from tests.prompts import plainly
 
 SAMPLES = 24  # of a segment; the planted pattern takes 8 of them in one lead
 ATTEND = AttendSettings()
 QUESTION = "Which pattern?"
+ASKED = ((QUESTION, ""),)
 ANSWERS = ("spike", "step")
 
 
@@ -57,7 +61,8 @@ def untrained(layers: int, seed: int = 0) -> Trained:
         rope_theta=1e4,
     )  # fmt: skip
     mesh = make_mesh(1, 1, 1, jax.devices()[:1])
-    return Trained(Decoder(config, nnx.Rngs(seed)), mesh, ids, text, tokenizer, 250)
+    form = Plain.of(Tokenizer.from_str(text.backend_tokenizer.to_str()), ids)
+    return Trained(Decoder(config, nnx.Rngs(seed)), mesh, ids, form, text, tokenizer, 250)
 
 
 def answer_ids(parts, kind: int) -> np.ndarray:
@@ -81,7 +86,7 @@ def check_sums(view) -> None:
 def test_samples_sum_to_their_tokens_and_each_belongs_to_one(parts, rng):
     signal, _ = planted(rng, 0)
     ids = parts.ecg_tokenizer.encode(signal)
-    view = look(parts, [ids], QUESTION, answer_ids(parts, 0), ATTEND)
+    view = look(parts, [ids], ASKED, answer_ids(parts, 0), ATTEND)
     check_sums(view)
     assert view.ecgs[0].seen.all()
     np.testing.assert_array_equal(view.ecgs[0].signal, parts.ecg_tokenizer.decode(ids).astype(np.float32))
@@ -95,7 +100,7 @@ def test_samples_sum_to_their_tokens_and_each_belongs_to_one(parts, rng):
 def test_an_ecg_that_was_cut_has_a_mask_and_nothing_beyond_it(parts, rng):
     ids = parts.ecg_tokenizer.encode(planted(rng, 0)[0])
     short = Trained(**{**vars(parts), "max_length": 25})
-    view = look(short, [ids], QUESTION, answer_ids(parts, 0), ATTEND)
+    view = look(short, [ids], ASKED, answer_ids(parts, 0), ATTEND)
     check_sums(view)
     (ecg,) = view.ecgs
     assert 0 < ecg.seen.sum() < ecg.seen.size and (ecg.samples["attention"][~ecg.seen] == 0).all()
@@ -105,7 +110,7 @@ def test_an_ecg_that_was_cut_has_a_mask_and_nothing_beyond_it(parts, rng):
 def test_each_of_two_ecgs_has_its_own_array(parts, rng):
     both = [parts.ecg_tokenizer.encode(planted(rng, kind)[0]) for kind in (0, 1)]
     roomy = Trained(**{**vars(parts), "max_length": 260})
-    view = look(roomy, both, QUESTION, np.empty(0, np.int32), ATTEND)  # an empty answer: its end is attributed
+    view = look(roomy, both, ASKED, np.empty(0, np.int32), ATTEND)  # an empty answer: its end is attributed
     check_sums(view)
     assert len(view.ecgs) == 2
     for ecg, ids in zip(view.ecgs, both):
@@ -118,7 +123,7 @@ def test_each_of_two_ecgs_has_its_own_array(parts, rng):
 def test_of_a_text_longer_than_the_models_positions_the_beginning_is_attributed(parts, rng):
     ids = parts.ecg_tokenizer.encode(planted(rng, 0)[0])
     answer = np.resize(answer_ids(parts, 0), 400)
-    check_sums(look(parts, [ids], QUESTION, answer, ATTEND))
+    check_sums(look(parts, [ids], ASKED, answer, ATTEND))
 
 
 def test_the_generated_tokens_are_used_where_the_row_has_them(parts):
@@ -129,7 +134,7 @@ def test_the_generated_tokens_are_used_where_the_row_has_them(parts):
 
 def test_an_eos_after_the_answer_is_not_attributed(parts, rng):
     ids = parts.ecg_tokenizer.encode(planted(rng, 0)[0])
-    without, with_eos = (look(parts, [ids], QUESTION, np.array(answer), ATTEND) for answer in ([7, 8], [7, 8, parts.ids.eos]))
+    without, with_eos = (look(parts, [ids], ASKED, np.array(answer), ATTEND) for answer in ([7, 8], [7, 8, parts.ids.eos]))
     for name in METHODS:
         np.testing.assert_array_equal(without.prompt[name], with_eos.prompt[name])
     assert without.log_prob == with_eos.log_prob
@@ -137,7 +142,7 @@ def test_an_eos_after_the_answer_is_not_attributed(parts, rng):
 
 def test_the_file_holds_the_arrays_under_their_names(parts, rng, tmp_path):
     row = {"id": "../train/0 1", "segment": 2, "question": QUESTION, "answer": "spike"}
-    view = look(parts, [parts.ecg_tokenizer.encode(planted(rng, 0)[0])], QUESTION, answer_ids(parts, 0), ATTEND)
+    view = look(parts, [parts.ecg_tokenizer.encode(planted(rng, 0)[0])], ASKED, answer_ids(parts, 0), ATTEND)
     save_view(view, row, tmp_path / f"{file_stem(row)}.npz")
     (path,) = tmp_path.iterdir()
     assert path.name.endswith(".s2.npz") and "/" not in path.name and not path.name.startswith(".")
@@ -166,7 +171,7 @@ def train_to_tell_patterns(parts, steps: int = 150) -> Trained:
         for kind in kinds:
             ids = parts.ecg_tokenizer.encode(planted(rng, kind)[0])
             question = np.array(parts.text_tokenizer(QUESTION, add_special_tokens=False).input_ids, np.int32)
-            sequence, supervised = render(parts.ids, [ids], question, answer_ids(parts, kind), room)
+            sequence, supervised = plainly(parts.ids, [ids], question, answer_ids(parts, kind), room)
             rows.append([np.pad(part, (room - len(sequence), 0)) for part in (sequence, np.ones_like(supervised), supervised)])
         return dict(zip(("input_ids", "attention_mask", "loss_mask"), map(np.stack, zip(*rows))))
 
@@ -202,7 +207,7 @@ def test_a_model_trained_to_look_at_a_planted_pattern_attends_there():
         signal, where = planted(rng, number % 2)
         ids = parts.ecg_tokenizer.encode(signal)
         for name, model in (("trained", trained), ("untrained", parts)):
-            view = look(model, [ids], QUESTION, answer_ids(parts, number % 2), ATTEND)
+            view = look(model, [ids], ASKED, answer_ids(parts, number % 2), ATTEND)
             weights = view.ecgs[0].samples["attention"]
             shares[name].append(float(weights[where].sum() / weights.sum()))
             assert name == "untrained" or view.log_prob > np.log(0.9)

@@ -18,6 +18,7 @@ from ecgbyte_jax.inputs.shards import (
     write_manifest,
     write_shard,
 )
+from tests.prompts import plain_prompt, plain_text
 
 IDS = PromptIds(bos=1, eos=2, pad=0, sig_start=3, sig_end=4, ecg=np.arange(100, 130, dtype=np.int32))
 
@@ -28,8 +29,8 @@ ECGS = [np.array([1, 2]), np.array([3, 4, 5]), np.array([6])]
 def sequence(number: int) -> Sequence:
     """A sequence whose answer token encodes its number."""
     return Sequence(
-        f"e{number}", f"p{number}", 0, "why?", f"a{number}", {"n": number}, (ECGS[number % 3],), np.array([50]),
-        np.array([1000 + number]),
+        f"e{number}", f"p{number}", 0, "why?", f"a{number}", {"n": number}, (ECGS[number % 3],),
+        plain_text(IDS, [50], [1000 + number]), (("what?", "this"),), "e",
     )  # fmt: skip
 
 
@@ -45,9 +46,9 @@ def folder(tmp_path):
         written[f"{split}-lengths"] = write_lengths(
             shards / f"{split}-lengths", np.array([[6 + len(ECGS[n % 3]), 2] for n in range(count)])
         )
-    train = SplitSummary(["train-0", "train-1", "train-2"], "train-lengths", 10, 10, 1, 80, 8, 2)
-    splits = {"train": train, "valid": SplitSummary(), "test": SplitSummary(["test-0"], "test-lengths", 2, 2, 0, 16, 8, 2)}
-    write_manifest(shards, Manifest(splits, ["ecg-0", "ecg-1"], written, {}, {"": "a0"}))
+    train = SplitSummary(["train-0", "train-1", "train-2"], "train-lengths", 10, 10, 1, 0, 80, 8, 2)
+    splits = {"train": train, "valid": SplitSummary(), "test": SplitSummary(["test-0"], "test-lengths", 2, 2, 0, 0, 16, 8, 2)}
+    write_manifest(shards, Manifest(splits, ["ecg-0", "ecg-1"], written, {}, {"": "a0"}, "plain", ""))
     return shards
 
 
@@ -66,10 +67,11 @@ def test_a_sequence_survives_its_bytes():
     before = sequence(5)
     after = Sequence.from_bytes(before.to_bytes([7, 3]), lambda place: np.array([place]))
     assert [ecg.tolist() for ecg in after.ecgs] == [[7], [3]]
-    for name in ("id", "patient", "segment", "question", "answer", "meta"):
+    for name in ("id", "patient", "segment", "question", "answer", "meta", "history", "previous"):
         assert getattr(after, name) == getattr(before, name)
-    for name in ("question_ids", "answer_ids"):
-        np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
+    for name in ("ids", "answers", "prompt"):
+        np.testing.assert_array_equal(getattr(after.text, name), getattr(before.text, name))
+    assert after.prompt.tolist() == [1, 3, 4, 50]
 
 
 def test_manifest_counts_what_was_written(folder):
@@ -91,9 +93,9 @@ def test_a_sequence_comes_back_with_the_tokens_of_its_segments(folder):
 
 
 def test_splits_add_up():
-    both = SplitSummary(["a"], "l", 1, 2, 0, 30, 9, 3)
-    both.add(SplitSummary(["b"], "l", 2, 3, 1, 40, 7, 4))
-    assert both == SplitSummary(["a", "b"], "l", 3, 5, 1, 70, 9, 4)
+    both = SplitSummary(["a"], "l", 1, 2, 0, 2, 30, 9, 3)
+    both.add(SplitSummary(["b"], "l", 2, 3, 1, 3, 40, 7, 4))
+    assert both == SplitSummary(["a", "b"], "l", 3, 5, 1, 5, 70, 9, 4)
 
 
 def test_a_changed_byte_is_found_by_the_checksum(folder):
@@ -187,7 +189,7 @@ def test_a_missing_file_or_manifest_is_named(folder):
 
 def test_prompts_share_prefixes_and_the_last_one_fills_unused_rows():
     one, two = (np.array([1]),), (np.array([2, 1]),)
-    prompts = [(one, np.array([50])), (two, np.array([51])), (one, np.array([52, 53]))]
+    prompts = [(one, plain_prompt(IDS, [50])), (two, plain_prompt(IDS, [51])), (one, plain_prompt(IDS, [52, 53]))]
     batch, rows = prompt_batch(IDS, prompts, 6, 8, each=2)
     assert batch["input_ids"][:, -2:].tolist() == [[0, 50], [52, 53]] + [[0, 51]] * 4
     assert batch["attention_mask"].sum(axis=1).tolist() == [1, 2, 1, 1, 1, 1] and rows == [0, 2, 1]
@@ -198,12 +200,12 @@ def test_prompts_share_prefixes_and_the_last_one_fills_unused_rows():
 
 def test_an_ecg_truncated_for_a_longer_question_is_shared_up_to_the_cut():
     ecgs = (np.array([1, 1, 2]),)
-    batch, rows = prompt_batch(IDS, [(ecgs, np.array([50])), (ecgs, np.array([50, 51]))], 2, 8, each=2)
+    batch, rows = prompt_batch(IDS, [(ecgs, plain_prompt(IDS, [50])), (ecgs, plain_prompt(IDS, [50, 51]))], 2, 8, each=2)
     assert rows == [0, 1] and batch["input_ids"][:, -3:].tolist() == [[102, 4, 50], [4, 50, 51]]
     starts, mask = batch["shared"]
     assert starts.tolist() == [[0, 0, 0, 0, 1, 3, 101, 101]] and mask.sum() == 4
 
 
 def test_the_same_question_twice_leaves_a_token_to_each():
-    batch, _ = prompt_batch(IDS, [((np.array([1]),), np.array([50]))] * 2, 2, 8, each=2)
+    batch, _ = prompt_batch(IDS, [((np.array([1]),), plain_prompt(IDS, [50]))] * 2, 2, 8, each=2)
     assert batch["input_ids"][:, -1].tolist() == [50, 50] and batch["attention_mask"].sum() == 2

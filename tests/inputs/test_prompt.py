@@ -8,7 +8,7 @@ from ecgbyte_jax.ecg.published import compact_id, ecg_text_ids
 from ecgbyte_jax.ecg.symbols import Quantizer
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.errors import ExampleError, TokenizerError
-from ecgbyte_jax.inputs.prompt import PromptIds, lay_out, render, share_room
+from ecgbyte_jax.inputs.prompt import PromptIds, lay_out, render_prompt, share_room
 from ecgbyte_jax.inputs.text import (
     add_ecg_tokens,
     encode_texts,
@@ -16,6 +16,7 @@ from ecgbyte_jax.inputs.text import (
     load_text_tokenizer,
     train_text_tokenizer,
 )
+from tests.prompts import plain_prompt, plainly
 
 # bos 1, eos 2, pad 0, <sig_start> 3, <sig_end> 4; ECG token k is 100 + k.
 IDS = PromptIds(bos=1, eos=2, pad=0, sig_start=3, sig_end=4, ecg=np.arange(100, 130, dtype=np.int32))
@@ -23,49 +24,49 @@ ECG, QUESTION, ANSWER = np.array([7, 8, 9]), np.array([50, 51]), np.array([60])
 
 
 def test_worked_example():
-    sequence, mask = render(IDS, [ECG], QUESTION, ANSWER, 20)
+    sequence, mask = plainly(IDS, [ECG], QUESTION, ANSWER, 20)
     assert sequence.tolist() == [1, 3, 107, 108, 109, 4, 50, 51, 60, 2]
     assert mask.tolist() == [False] * 8 + [True] * 2
 
 
 def test_without_an_answer_the_prompt_ends_with_the_question():
-    sequence, mask = render(IDS, [ECG], QUESTION, None, 20)
-    assert sequence.tolist() == [1, 3, 107, 108, 109, 4, 50, 51] and not mask.any()
+    assert render_prompt(IDS, plain_prompt(IDS, QUESTION), [ECG], 20).tolist() == [1, 3, 107, 108, 109, 4, 50, 51]
+    assert render_prompt(IDS, plain_prompt(IDS, QUESTION), [ECG], 8).tolist() == [1, 3, 107, 108, 4, 50, 51]
 
 
 def test_an_ecg_that_does_not_fit_is_cut_at_its_end():
-    sequence, mask = render(IDS, [ECG], QUESTION, ANSWER, 9)
+    sequence, mask = plainly(IDS, [ECG], QUESTION, ANSWER, 9)
     assert sequence.tolist() == [1, 3, 107, 108, 4, 50, 51, 60, 2] and mask.sum() == 2
 
 
 def test_a_tokenizer_without_bos_begins_with_the_ecg_and_leaves_it_one_more_token():
     without = replace(IDS, bos=None)
-    sequence, mask = render(without, [ECG], QUESTION, ANSWER, 9)
+    sequence, mask = plainly(without, [ECG], QUESTION, ANSWER, 9)
     assert sequence.tolist() == [3, 107, 108, 109, 4, 50, 51, 60, 2] and mask.tolist() == [False] * 7 + [True] * 2
-    sequence, _ = render(without, [ECG], QUESTION, ANSWER, 8)
+    sequence, _ = plainly(without, [ECG], QUESTION, ANSWER, 8)
     assert sequence.tolist() == [3, 107, 108, 4, 50, 51, 60, 2]
 
 
 def test_two_ecgs_follow_each_other():
-    sequence, mask = render(IDS, [ECG, ECG[:2]], QUESTION, ANSWER, 20)
+    sequence, mask = plainly(IDS, [ECG, ECG[:2]], QUESTION, ANSWER, 20)
     assert sequence.tolist() == [1, 3, 107, 108, 109, 4, 3, 107, 108, 4, 50, 51, 60, 2]
     assert mask.tolist() == [False] * 12 + [True] * 2
 
 
 def test_two_ecgs_share_the_room_evenly_and_a_short_one_leaves_room_to_the_other():
-    sequence, _ = render(IDS, [ECG, ECG], QUESTION, ANSWER, 13)
+    sequence, _ = plainly(IDS, [ECG, ECG], QUESTION, ANSWER, 13)
     assert sequence.tolist() == [1, 3, 107, 108, 4, 3, 107, 108, 4, 50, 51, 60, 2]
     assert share_room(5, [9, 1]) == [4, 1] and share_room(5, [1, 9]) == [1, 4] and share_room(5, [9, 9]) == [2, 3]
     assert share_room(50, [9, 1]) == [9, 1]
 
 
 def test_texts_that_leave_no_room_are_refused():
-    with pytest.raises(ExampleError, match=r"2 and 1 tokens.*max_length 7"):
-        render(IDS, [ECG], QUESTION, ANSWER, 7)
+    with pytest.raises(ExampleError, match=r"texts take 7 of prompt.max_length 7 tokens: no room for 1 ECG"):
+        plainly(IDS, [ECG], QUESTION, ANSWER, 7)
 
 
 def test_padding_is_on_the_left_and_positions_count_tokens():
-    row = lay_out([render(IDS, [ECG[:1]], QUESTION[:1], ANSWER, 10)], 10, 3, IDS.pad)
+    row = lay_out([plainly(IDS, [ECG[:1]], QUESTION[:1], ANSWER, 10)], 10, 3, IDS.pad)
     assert row["input_ids"].tolist() == [0, 0, 0, 1, 3, 107, 4, 50, 60, 2]
     assert row["segment_ids"].tolist() == [0] * 3 + [1] * 7
     assert row["positions"].tolist() == [0, 0, 0, 0, 1, 2, 3, 4, 5, 6]
@@ -74,7 +75,7 @@ def test_padding_is_on_the_left_and_positions_count_tokens():
 
 
 def test_two_examples_in_a_row_are_distinguished():
-    rendered = render(IDS, [ECG[:1]], QUESTION[:1], ANSWER, 10)
+    rendered = plainly(IDS, [ECG[:1]], QUESTION[:1], ANSWER, 10)
     row = lay_out([rendered, rendered], 15, 4, IDS.pad)
     assert row["input_ids"].tolist() == [0] + 2 * [1, 3, 107, 4, 50, 60, 2]
     assert row["segment_ids"].tolist() == [0] + [1] * 7 + [2] * 7
@@ -103,7 +104,7 @@ def test_a_text_tokenizer_gets_what_it_lacks_and_nothing_twice(tmp_path):
     assert bare.bos_token_id is None and bare.eos_token_id is None and bare.pad_token_id is None
     add_ecg_tokens(bare, 30)
     ids = PromptIds.of(bare, 30)
-    assert ids.bos is None and ids.ends == 1 and len({ids.eos, ids.pad, ids.sig_start, ids.sig_end, *ids.ecg.tolist()}) == 34
+    assert ids.bos is None and len({ids.eos, ids.pad, ids.sig_start, ids.sig_end, *ids.ecg.tolist()}) == 34
     bare.save_pretrained(tmp_path / "again")
     again = load_text_tokenizer(tmp_path / "again")
     add_ecg_tokens(again, 30)

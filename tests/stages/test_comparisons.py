@@ -28,9 +28,9 @@ def test_prompts_of_two_ecgs_are_prepared_trained_and_evaluated(shared, tmp_path
     found = [sequences[i] for i in range(len(sequences))]
     pairs = [sequence for sequence in found if len(sequence.ecgs) == 2]
     assert 150 < len(pairs) < len(found) and {len(sequence.ecgs) for sequence in found} == {1, 2}
-    ids, loss = render(opened.ids, pairs[0].ecgs, pairs[0].question_ids, pairs[0].answer_ids, 256)
+    ids, loss = render(opened.ids, pairs[0].text, pairs[0].ecgs, 256)
     assert [np.count_nonzero(ids == mark) for mark in (opened.ids.sig_start, opened.ids.sig_end)] == [2, 2]
-    assert loss.sum() == len(pairs[0].answer_ids) + 1
+    assert opened.text_tokenizer.decode(ids[loss][:-1]) == pairs[0].answer and ids[loss][-1] == opened.ids.eos
 
     losses = [line["loss"] for line in map(json.loads, (tmp_path / "metrics.jsonl").open()) if "loss" in line]
     assert len(losses) > 10 and np.isfinite(losses).all() and losses[-1] < losses[0]

@@ -111,7 +111,7 @@ def test_ecg_chat_gives_the_tokens_of_the_originals(folder, own, patients):
     assert len(found) == 24 * 2 * 2
     for (id, segment), (_, sequence) in found.items():
         number, turn = map(int, id.split("/"))
-        assert sequence.question == ("What?" if turn == 0 else "What?\nThis.\nWhat?")
+        assert sequence.question == "What?" and sequence.history == (("What?", "This."),) * turn
         other = theirs[str(40_000_000 + number), segment][1]
         same_ecgs(ECGTokenizer.load(tokenizer), sequence.ecgs[0], other.ecgs[0])
 

@@ -13,7 +13,7 @@ from ecgbyte_jax.ecg.records import read_record
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.inputs.batches import open_split
 from ecgbyte_jax.inputs.prepared import load_prepared
-from ecgbyte_jax.inputs.prompt import render
+from ecgbyte_jax.inputs.prompt import render_prompt
 from ecgbyte_jax.model.build import build_model
 from ecgbyte_jax.model.hf import load_pretrained
 from ecgbyte_jax.model.peft import save_adapter
@@ -59,7 +59,7 @@ def test_the_export_answers_as_the_checkpoint_does_through_transformers(workdir)
     prepared = load_prepared(Workdir(workdir))
     sequences = open_split(prepared.shards, prepared.manifest, "test")
     for i in range(len(sequences)):
-        sequence, _ = render(prepared.ids, sequences[i].ecgs, sequences[i].question_ids, None, config.prompt.max_length)
+        sequence = render_prompt(prepared.ids, sequences[i].prompt, sequences[i].ecgs, config.prompt.max_length)
         ids = torch.tensor(sequence[None].astype(np.int64))
         mask = torch.ones_like(ids)
         with torch.no_grad():

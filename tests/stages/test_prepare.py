@@ -85,8 +85,8 @@ def test_shards_hold_the_tokens_of_the_cleaned_segments(config, prepared):
     expected = tokenizer.encode(segment(cleaned, signal.segment_length)[0])
     found = next(s for s in (sequences[i] for i in range(16)) if s.patient == "10")
     np.testing.assert_array_equal(found.ecgs[0], expected)
-    assert opened.text_tokenizer.decode(found.question_ids) == found.question
-    assert opened.text_tokenizer.decode(found.answer_ids) == found.answer
+    assert opened.text_tokenizer.decode(found.prompt[3:]) == found.question
+    assert opened.text_tokenizer.decode(found.text.ids[found.text.prompt : -1]) == found.answer
 
 
 def test_segments_of_a_recording_each_make_a_sequence(config, folder, tmp_path):
@@ -212,7 +212,8 @@ def test_text_that_spells_a_special_token_stays_text(config, folder, tmp_path):
     prepare(Settings.of(config), Workdir(tmp_path / "w"))
     opened = load_prepared(Workdir(tmp_path / "w"))
     sequences = open_split(opened.shards, opened.manifest, "test")
-    ids = next(s.answer_ids for s in (sequences[i] for i in range(4)) if "signal_97" in s.answer)
+    text = next(s.text for s in (sequences[i] for i in range(4)) if "signal_97" in s.answer)
+    ids = text.ids[text.prompt : -1]
     assert not {opened.ids.eos, opened.ids.sig_end, int(opened.ids.ecg[0])} & set(ids.tolist())
     assert opened.text_tokenizer.decode(ids) == "a signal_97 <eos> <sig_end>"
 

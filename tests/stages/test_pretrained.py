@@ -26,8 +26,9 @@ from ecgbyte_jax.stages.pipeline import run
 from ecgbyte_jax.train.restore import build_for, positions, weights_digest
 from tests.launch import ROOT
 from tests.stages.asked import ask_example, asked
+from tests.tiny_llama import write_llama
 
-WIDTH, HEADS, KV_HEADS, HEAD_DIM, MLP, LAYERS = 32, 4, 2, 8, 64, 2
+WIDTH = 32
 
 
 @pytest.fixture
@@ -35,25 +36,7 @@ def llama(tmp_path, rng):
     """A folder as `save_pretrained` leaves it: a tiny random Llama and its text tokenizer."""
     folder = tmp_path / "llama"
     tokenizer = train_text_tokenizer(["Does this ECG show sinus rhythm? yes no none"] * 3, 320)
-    tokenizer.save_pretrained(folder)
-    config = {
-        "model_type": "llama", "hidden_act": "silu", "vocab_size": len(tokenizer), "hidden_size": WIDTH,
-        "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS,
-        "head_dim": HEAD_DIM, "intermediate_size": MLP,
-        "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "rope_theta": 1e4, "tie_word_embeddings": True,
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config))
-    shapes = {"model.embed_tokens.weight": (len(tokenizer), WIDTH), "model.norm.weight": (WIDTH,)}
-    for layer in range(LAYERS):
-        at = f"model.layers.{layer}."
-        shapes |= {at + "input_layernorm.weight": (WIDTH,), at + "post_attention_layernorm.weight": (WIDTH,)}
-        outs = {"q": HEADS * HEAD_DIM, "k": KV_HEADS * HEAD_DIM, "v": KV_HEADS * HEAD_DIM}
-        shapes |= {f"{at}self_attn.{name}_proj.weight": (out, WIDTH) for name, out in outs.items()}
-        shapes |= {at + "self_attn.o_proj.weight": (WIDTH, HEADS * HEAD_DIM), at + "mlp.down_proj.weight": (WIDTH, MLP)}
-        shapes |= {at + "mlp.gate_proj.weight": (MLP, WIDTH), at + "mlp.up_proj.weight": (MLP, WIDTH)}
-    tensors = {name: rng.normal("norm" in name, 0.2, shape).astype(np.float32) for name, shape in shapes.items()}
-    save_file(tensors, folder / "model.safetensors")
-    return folder
+    return write_llama(folder, tokenizer, rng)
 
 
 @pytest.fixture
@@ -93,7 +76,7 @@ def test_a_tokenizer_without_bos_goes_all_the_way(pretrained, llama, tmp_path, c
     found = load_prepared(Workdir(tmp_path / "w"))
     assert found.ids.bos is None
     sequence = open_split(found.shards, found.manifest, "train")[0]
-    ids, _ = render(found.ids, sequence.ecgs, sequence.question_ids, sequence.answer_ids, 256)
+    ids, _ = render(found.ids, sequence.text, sequence.ecgs, 256)
     assert ids[0] == found.ids.sig_start and ids[-1] == found.ids.eos
     lengths = np.fromfile(found.shards / found.manifest.splits["train"].lengths, "<i4").reshape(-1, 2)
     assert lengths[0, 0] == len(ids)

@@ -17,7 +17,7 @@ from ecgbyte_jax.evaluate.answers import Answerer
 from ecgbyte_jax.evaluate.generations import Answer
 from ecgbyte_jax.inputs.batches import open_split
 from ecgbyte_jax.inputs.prepared import load_prepared
-from ecgbyte_jax.inputs.prompt import lay_out, render
+from ecgbyte_jax.inputs.prompt import lay_out
 from ecgbyte_jax.model.build import build_model, count
 from ecgbyte_jax.model.sharding import make_mesh
 from ecgbyte_jax.run.workdir import Workdir
@@ -34,6 +34,7 @@ from ecgbyte_jax.train.restore import build_for, positions, restore_model
 from ecgbyte_jax.train.step import TrainState, answer_loss, answer_tokens, make_step, start_state
 from ecgbyte_jax.train.validate import make_validation
 from experiments import ptb
+from tests.prompts import plainly
 from tests.small import small_config
 
 
@@ -57,7 +58,7 @@ def test_loss_falls_on_the_answer_and_eos_alone(config, prepared):
     parts = build_for(Settings.of(config), opened, make_mesh(8, 1, 1))
     model = parts.model(parts.trained)
     ids, ecg, question, answer = opened.ids, np.arange(9), np.array([300, 301]), np.array([302, 303])
-    sequence, mask = render(ids, [ecg], question, answer, 40)
+    sequence, mask = plainly(ids, [ecg], question, answer, 40)
     log_p = jax.nn.log_softmax(model(sequence[None])[0])
     by_hand = -np.sum([log_p[len(sequence) - 4 + i, token] for i, token in enumerate([302, 303, ids.eos])])
     for answers in (3, 10):
@@ -438,7 +439,7 @@ def test_validation_draws_no_dropout_and_counts_exact_matches(config, workdir, m
     def half_right(answerer, prompts):
         asked.extend(prompts)
         assert answerer.settings.eval.temperature == 0.0
-        right = {tuple(s.question_ids): s.answer for s in sequences}
+        right = {tuple(s.prompt): s.answer for s in sequences}
         return [Answer(right[tuple(q)] if i % 2 else "no such answer", [], 0.0) for i, (_, q) in enumerate(prompts)]
 
     dataset = open_split(opened.shards, opened.manifest, "valid")

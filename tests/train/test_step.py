@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
-from ecgbyte_jax.inputs.prompt import PromptIds, lay_out, render
+from ecgbyte_jax.inputs.prompt import PromptIds, lay_out
 from ecgbyte_jax.model.attention import count_positions
 from ecgbyte_jax.model.build import Parts
 from ecgbyte_jax.model.config import DecoderConfig
@@ -18,6 +18,7 @@ from ecgbyte_jax.model.lora import LoraConfig, add_lora, kernels
 from ecgbyte_jax.model.sharding import make_mesh, parameter_shardings, put_whole
 from ecgbyte_jax.train import step as module
 from ecgbyte_jax.train.step import answer_loss, answer_tokens, make_step, start_state
+from tests.prompts import plainly
 
 IDS = PromptIds(bos=1, eos=2, pad=0, sig_start=3, sig_end=4, ecg=np.arange(20, 60, dtype=np.int32))
 CONFIG = DecoderConfig(
@@ -35,7 +36,7 @@ def examples(rng, lengths) -> list:
     found = []
     for length in lengths:
         question, answer = rng.integers(60, 90, 3), rng.integers(60, 90, rng.integers(1, 5))
-        found.append(render(IDS, [rng.integers(0, 40, length)], question, answer, 64))
+        found.append(plainly(IDS, [rng.integers(0, 40, length)], question, answer, 64))
     return found
 
 

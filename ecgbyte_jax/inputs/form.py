@@ -1,0 +1,68 @@
+"""The form of a run's prompts, plain or chat, and how long dialogues are made to fit."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from ecgbyte_jax.errors import ExampleError
+from ecgbyte_jax.inputs.chat import Chat
+from ecgbyte_jax.inputs.plain import Plain
+from ecgbyte_jax.inputs.prompt import Dialogue, PromptIds, Text, ecg_room
+from ecgbyte_jax.inputs.text import load_encoder, load_text_tokenizer
+
+Form = Plain | Chat
+Encoded = TypeVar("Encoded", Text, np.ndarray)
+
+
+def open_form(format: str, system: str, folder: Path, ids: PromptIds, digest: str = "") -> Form:
+    """The form "plain" or "chat" with the text tokenizer saved in `folder`; what was loaded for a digest is kept for it.
+
+    Raises TokenizerError where the folder's chat template cannot be used.
+    """
+    return _chat(folder, system, digest) if format == "chat" else Plain.of(_encoder(folder, digest), ids)
+
+
+@lru_cache(maxsize=1)
+def _chat(folder: Path, system: str, digest: str) -> Chat:
+    return Chat.of(load_text_tokenizer(folder), system)
+
+
+@lru_cache(maxsize=1)
+def _encoder(folder: Path, digest: str) -> Tokenizer:
+    return load_encoder(folder / "tokenizer.json")
+
+
+def fit(
+    encode: Callable[[list[Dialogue]], Sequence[Encoded | ExampleError]], dialogues: Sequence[Dialogue], max_length: int
+) -> list[tuple[Encoded | ExampleError, int]]:
+    """Encodes dialogues; where one leaves its ECGs no room, its oldest turns are left out.
+
+    Returns for each what `encode` returned, or ExampleError where even the last turn is too long, and how many turns were left
+    out.
+    """
+    left = list(dialogues)
+    found = list(encode(left))
+    while long := [i for i, text in enumerate(found) if _too_long(text, left[i], max_length) and len(left[i].turns) > 1]:
+        for i in long:
+            left[i] = replace(left[i], turns=left[i].turns[1:])
+        for i, text in zip(long, encode([left[i] for i in long])):
+            found[i] = text
+    return [
+        (_too_long(text, shorter, max_length) or text, len(dialogue.turns) - len(shorter.turns))
+        for text, shorter, dialogue in zip(found, left, dialogues)
+    ]
+
+
+def _too_long(text: Text | np.ndarray | ExampleError, dialogue: Dialogue, max_length: int) -> ExampleError | None:
+    if isinstance(text, ExampleError):
+        return None
+    try:
+        ecg_room(len(text), max_length, dialogue.ecgs)
+    except ExampleError as error:
+        return error
+    return None
