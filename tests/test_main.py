@@ -12,6 +12,7 @@ import pytest
 
 from ecgbyte_jax.settings import setting_fields
 from ecgbyte_jax.stages.pipeline import STAGES
+from main import _split
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -225,6 +226,7 @@ def test_help_names_every_stage_and_setting_within_80_columns_and_without_jax():
     assert done.returncode == 0 and done.stderr == "", done.stderr
     for name in (*setting_fields(), *STAGES, "compare", "list", "--log_every", "--run", "signal.notches=(50.0, 60.0)"):
         assert name in done.stdout, name
+    assert "lora: The low-rank paths (Hu et al. 2021) that are trained" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
@@ -252,6 +254,14 @@ def test_a_run_is_found_finished_by_its_folder_or_its_config_and_overrides_count
         assert done.returncode == 0 and "nothing to do" in done.stdout, done.stderr
     done = main(f"--run={finished[0]}", "--config.model.layers=3", "--stage=eval")
     assert done.returncode == 1 and "model.layers: 2 -> 3" in done.stderr
+
+
+def test_a_comma_separates_recordings_unless_a_file_has_it_in_its_name(tmp_path):
+    for name in ("a,b.csv", "c,d.hea"):
+        (tmp_path / name).touch()
+    for path in (f"{tmp_path}/a,b.csv", f"{tmp_path}/c,d"):
+        assert _split(path) == [path]
+    assert _split(f"{tmp_path}/a,b") == [f"{tmp_path}/a", "b"]
 
 
 def test_help_may_be_cut_by_what_reads_it():

@@ -209,7 +209,7 @@ def _without_empty_ends(rows: list[list[str]]) -> list[list[str]]:
     rows = rows[:last]
     while rows and rows[0] and all(len(row) > 1 and not row[-1] for row in rows[1:]):
         if rows[0][-1] and len(rows[0]) >= len(rows[-1]):
-            break  # the last column has a name, and its numbers are missing
+            break  # the last column has a name, and its numbers are missing; or a header is all there is
         rows = [row if row[-1] else row[:-1] for row in rows]
     return rows
 

@@ -78,6 +78,7 @@ def test_an_implausible_recording_is_refused_with_what_to_do(record, tmp_path):
         tmp_path / "t.csv", np.concatenate([np.arange(known.signal.shape[1])[None] / 250, known.signal]), ["t", *names]
     )
     np.save(tmp_path / "empty.npy", np.zeros((12, 0)))
+    np.save(tmp_path / "flat.npy", np.where(np.arange(12)[:, None] < 5, known.signal, 0.5))
     np.savez(tmp_path / "zip.npz", known.signal)
     (tmp_path / "zip.npz").rename(tmp_path / "zip.npy")
     write_npy_header(tmp_path / "huge.npy", "(12, 1000000000000)")
@@ -96,6 +97,7 @@ def test_an_implausible_recording_is_refused_with_what_to_do(record, tmp_path):
         ((tmp_path / "nan.npy", 500, names), "not finite"),
         ((tmp_path / "object.npy", 500, names), "not readable as an NPY"),
         ((tmp_path / "empty.npy", 500, names), "no samples found"),
+        ((tmp_path / "flat.npy", 500, names), f"most leads are flat in {known.signal.shape[1]} samples"),
         ((tmp_path / "zip.npy", 500, names), "not readable as an NPY"),
         ((tmp_path / "huge.npy", 500, names), "not readable as an NPY"),
         ((tmp_path / "beyond.npy", 500, names), "not readable as an NPY"),
@@ -251,6 +253,14 @@ def test_a_missing_value_in_the_last_column_is_not_taken_for_an_empty_column(rec
     (tmp_path / "a.csv").write_text("\n".join([";".join(known.leads), *rows]))
     with pytest.raises(RecordError, match="row 2"):
         read(tmp_path / "a.csv", 500)
+    assert _without_empty_ends([["a", "b"], ["1", ""]]) == [["a", "b"], ["1", ""]]
+
+
+def test_a_header_without_samples_is_refused(record, tmp_path):
+    known, _ = record
+    (tmp_path / "header.csv").write_text(",".join(known.leads) + "\n")
+    with pytest.raises(RecordError, match="no row of samples found"):
+        read(tmp_path / "header.csv", 500)
 
 
 def test_a_file_of_another_kind_is_called_that(tmp_path):

@@ -44,6 +44,7 @@ def test_sensitivity_and_specificity_by_hand():
     found = yes_no_scores(references, answers)
     assert found == pytest.approx({"sensitivity": 1 / 3, "specificity": 1 / 2, "balanced_accuracy": 5 / 12})
     assert yes_no_scores(["no"], ["no"]) == {"sensitivity": None, "specificity": 1.0, "balanced_accuracy": None}
+    assert set(yes_no_scores(["Yes", "no"], ["yes", " NO"]).values()) == {1.0}, "capital letters make no difference"
 
 
 def test_scores_of_several_words_say_nothing_about_single_words():

@@ -7,6 +7,7 @@ def test_most_segments_decide_and_then_the_surest():
     assert elect(["yes", "no", "no"], [-0.1, -2.0, -1.0]) == 2
     assert elect(["yes", "no"], [-0.1, -2.0]) == 0
     assert elect(["yes", "no"], [-1.0, -1.0]) == 0
+    assert elect(["yes", "no"], [-1.00004, -1.00001]) == 0, "equal in the decimals of generations.jsonl"
 
 
 def row(id: str, segment: int, answer: str, other: str, log_prob: float = -1.0, log_prob_other: float = -1.0) -> dict:

@@ -104,6 +104,7 @@ def test_a_text_tokenizer_gets_what_it_lacks_and_nothing_twice(tmp_path):
     assert bare.bos_token_id is None and bare.eos_token_id is None and bare.pad_token_id is None
     add_ecg_tokens(bare, 30)
     ids = PromptIds.of(bare, 30)
+    assert (bare.eos_token, bare.pad_token) == ("<eos>", "<pad>")
     assert ids.bos is None and len({ids.eos, ids.pad, ids.sig_start, ids.sig_end, *ids.ecg.tolist()}) == 34
     bare.save_pretrained(tmp_path / "again")
     again = load_text_tokenizer(tmp_path / "again")

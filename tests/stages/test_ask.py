@@ -16,7 +16,7 @@ from ecgbyte_jax.inputs.recording import read_list
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.stages import ask as asking
-from ecgbyte_jax.stages.ask import Reply, Subject, ask
+from ecgbyte_jax.stages.ask import Reply, Subject, Worth, ask
 from ecgbyte_jax.stages.inquiry import Inquiry, read_questions
 from ecgbyte_jax.stages.pipeline import run
 from tests.stages.test_report import small_settings
@@ -130,6 +130,33 @@ def test_what_speaks_against_an_answer_is_said_with_it(finished, records, tmp_pa
     shown = capsys.readouterr().out
     assert "synthetic ECGs alone" not in shown and "is like this one" not in shown
     assert "exact match" in shown and "commonest answer" in shown and "too few patients" in shown
+
+
+@pytest.mark.parametrize(
+    "evidence, checkpoint, temperature, warning",
+    [
+        ("reads", "last", 0.0, None),
+        ("none", "last", 0.0, "its evaluation shows: "),
+        ("reads", "best", 0.0, "checkpoint last answers, and best was evaluated"),
+        ("reads", "last", 0.7, "its evaluation drew answers at random, and here the likeliest one is given"),
+    ],
+)
+def test_answers_that_the_evaluation_does_not_vouch_for_have_a_warning(
+    finished, tmp_path, evidence, checkpoint, temperature, warning
+):
+    done, workdir = Workdir(finished[0]), Workdir(tmp_path)
+    results, marker = (json.loads(file.read_text()) for file in (done.results, done.answers_marker))
+    results["verdict"]["evidence"], results["checkpoint"] = evidence, checkpoint
+    marker["settings"]["eval"]["temperature"] = temperature
+    for file, content in (
+        (workdir.results, results),
+        (workdir.answers_marker, marker),
+        (workdir.train_marker, json.loads(done.train_marker.read_text())),
+    ):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(content))
+    warnings = Worth.of(Settings.of(small_settings()), workdir).warnings
+    assert len(warnings) == (warning is not None) and all(text.startswith(warning) for text in warnings)
 
 
 def test_a_cut_a_clipped_and_a_second_ecg_are_said(finished, records, tmp_path, capsys):

@@ -398,6 +398,8 @@ def test_results_by_hand():
     }  # fmt: skip
     assert found["empty_answers"] == 1 and found["patients"] == 3
     assert found["by_question_type"]["single-verify"]["exact_match"] == 0.5
+    assert found["by_question_type"]["single-verify"]["hidden"] == ["bleu", "mean_bleu", "rouge_2"]
+    assert found["by_question_type"]["single-query"]["hidden"] == found["hidden"] == []
     assert found["perturbed"]["noise"]["exact_match"] == pytest.approx(1 / 6)
     assert found["macro_f1"] == pytest.approx(
         {"model": (0.8 + 0 + 1) / 3, "another patient's ECG": (0 + 1 / 3 + 0) / 3, "commonest answer": (0.75 + 0 + 0) / 3}

@@ -16,7 +16,7 @@ from ecgbyte_jax.report.page import Page
 from ecgbyte_jax.report.sections import add_settings, leads_cut
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import AttendSettings, Settings
-from ecgbyte_jax.stages.attend import attend, choose_rows
+from ecgbyte_jax.stages.attend import attend, check_evaluated, choose_rows
 from ecgbyte_jax.stages.report import _originals, _plain_views, _trained_with, report
 from experiments import demo
 from tests.test_main import SMALL
@@ -127,6 +127,11 @@ def test_answers_of_another_training_get_neither_its_settings_nor_its_attention(
     report(Settings.of(small_settings()), Workdir(copied))
     text = (copied / "report.html").read_text()
     assert "Without attention: " in text and text.count("the answers are not of the training") >= 3
+
+
+def test_answers_are_of_no_known_training_where_none_has_finished(tmp_path):
+    with pytest.raises(ConfigError, match="no finished training, so it is unknown which one gave the answers"):
+        check_evaluated(Workdir(tmp_path), {"checkpoint_step": 8})
 
 
 @pytest.mark.slow
