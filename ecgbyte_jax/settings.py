@@ -157,6 +157,11 @@ class OptimSettings:
     b1: float = setting(0.9, "decay of Adam's first moment", _BELOW_1)
     b2: float = setting(0.99, "decay of Adam's second moment", _BELOW_1)
     weight_decay: float = setting(1e-2, "weight decay", at_least(0))
+    embedding_rate: float = setting(
+        1.0,
+        "with model.train_new_embeddings: learning rate of the ECG tokens' embeddings, as a multiple of that of the rest",
+        above(0),
+    )
     clip_norm: float = setting(1.0, "largest global norm of the gradient", above(0))
 
     def __post_init__(self) -> None:
@@ -244,10 +249,10 @@ class EvalSettings:
     split: str = setting("test", "split of the corpus", one_of(*SPLITS))
     checkpoint: str = setting(
         "last",
-        '"last", "best" (by validation loss), a step, or a Hugging Face folder',
+        '"last", "best" (by validation loss), a step, "start" (the model before training), or a Hugging Face folder',
         Rule(
-            lambda which: which in ("last", "best") or which.isdecimal() or (which and Path(which).is_dir()),
-            '"last", "best", a step or a Hugging Face folder',
+            lambda which: which in ("last", "best", "start") or which.isdecimal() or (which and Path(which).is_dir()),
+            '"last", "best", a step, "start" or a Hugging Face folder',
         ),
         is_path=True,
     )
@@ -321,14 +326,24 @@ class Settings:
     attend: AttendSettings = field(default_factory=AttendSettings)
 
     def __post_init__(self) -> None:
-        wander = "wander" in self.eval.perturb and not self.signal.target_rate
-        rate = "eval.perturb: 'wander' needs one sample rate of all recordings: signal.target_rate above 0 expected"
-        chat = self.prompt.format == "chat" and not self.model.pretrained
-        template = "prompt.format: 'chat' found without model.pretrained, whose chat template it takes"
-        joined = self.data.questions_together > 1 and (self.prompt.format, self.train.turns) != ("chat", "all")
-        together = f"data.questions_together: {self.data.questions_together} found, which needs prompt.format 'chat' and "
-        together += "train.turns 'all'; 1 expected"
-        check(self, [rate if wander else "", template if chat else "", together if joined else ""])
+        chat, together = self.prompt.format == "chat", self.data.questions_together
+        trained_rows = self.model.train_new_embeddings and self.lora.rank
+        rate = self.optim.embedding_rate
+        contradictions = {
+            "eval.perturb: 'wander' needs one sample rate of all recordings: signal.target_rate above 0 expected": (
+                "wander" in self.eval.perturb and not self.signal.target_rate
+            ),
+            "prompt.format: 'chat' found without model.pretrained, whose chat template it takes": (
+                chat and not self.model.pretrained
+            ),
+            f"data.questions_together: {together} found, which needs prompt.format 'chat' and train.turns 'all'": (
+                together > 1 and not (chat and self.train.turns == "all")
+            ),
+            f"optim.embedding_rate: {rate} found, which needs model.train_new_embeddings and lora.rank": (
+                rate != 1 and not trained_rows
+            ),
+        }
+        check(self, [problem for problem, found in contradictions.items() if found])
 
     @classmethod
     def of(cls, config: ConfigDict) -> "Settings":

@@ -103,7 +103,8 @@ def _evaluation(workdir: Workdir, step: int) -> tuple[dict | None, str, float]:
     except ConfigError:
         return None, "The evaluation in the run's folder is of another training; `--stage=eval,export` evaluates this one.", 0.0
     if results["checkpoint_step"] != step:
-        other = "an exported folder" if results["checkpoint_step"] is None else f"checkpoint {results['checkpoint_step']}"
+        of = {"start": "the model before its training"}.get(results["checkpoint"], "an exported folder")
+        other = of if results["checkpoint_step"] is None else f"checkpoint {results['checkpoint_step']}"
         remedy = f"`--stage=eval,export --config.eval.checkpoint={step}` evaluates this one"
         return None, f"The evaluation in the run's folder is of {other}, this is checkpoint {step}; {remedy}.", 0.0
     evaluated = settings_of(workdir.answers_marker).get("eval", {})

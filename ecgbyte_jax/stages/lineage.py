@@ -178,10 +178,14 @@ def trained(settings: Settings, workdir: Workdir) -> Stage:
 
 
 def answered(settings: Settings, workdir: Workdir) -> Stage:
-    """The answers of the checkpoint asked for: those of the training here, or of a folder's model to the prepared questions."""
+    """The answers to the prepared questions: of a checkpoint here, of the model before its training, or of a folder's model."""
     which, settings_of_answers = settings.eval.checkpoint, depends_on("answers", settings)
     if which in ("last", "best") or which.isdecimal():
         inputs = trained(settings, workdir).require()
+    elif which == "start":
+        inputs = json_digest([prepared(settings, workdir).require(), *_weights(settings.model.pretrained)])
+        start = depends_on("train", settings)
+        settings_of_answers |= {part: start[part] for part in ("model", "lora")}
     else:
         # Not an export's marker and card, which follow from its evaluation, nor its example.
         files = sorted(path for path in Path(which).iterdir() if path.is_file() and path.suffix not in (".md", ".py"))

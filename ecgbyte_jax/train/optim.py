@@ -1,5 +1,9 @@
 """The optimizers: ECG-Byte's own, and AdamW with a cosine or linear schedule."""
 
+from functools import partial
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -16,7 +20,19 @@ def make_optimizer(optim: OptimSettings, width: int, steps: int) -> tuple[optax.
         # L2: the decay is added to the clipped gradient, before Adam's moments, as torch.optim.Adam does.
         schedule = inverse_root_schedule(width, optim.warmup)
         update = optax.chain(decay, adam)
-    return optax.chain(optax.clip_by_global_norm(optim.clip_norm), update, optax.scale_by_learning_rate(schedule)), schedule
+    parts = [optax.clip_by_global_norm(optim.clip_norm), update, optax.scale_by_learning_rate(schedule)]
+    if optim.embedding_rate != 1:
+        parts.append(optax.stateless(partial(_scale_new_rows, factor=optim.embedding_rate)))
+    return optax.chain(*parts), schedule
+
+
+def _scale_new_rows(updates: Any, params: Any, *, factor: float) -> Any:
+    """Multiplies the updates of the rows of new tokens (`decoder.new_rows`, `new_head_rows`)."""
+
+    def scale(path: tuple, update: jax.Array) -> jax.Array:
+        return update * factor if getattr(path[0], "key", "") in ("new_rows", "new_head_rows") else update
+
+    return jax.tree_util.tree_map_with_path(scale, updates)
 
 
 def decaying_schedule(form: str, peak: float, warmup: int, steps: int) -> optax.Schedule:

@@ -44,7 +44,7 @@ class Trained:
 
 
 def open_trained(settings: Settings, workdir: Workdir, which: str) -> Trained:
-    """Restores "last", "best", a step or an exported folder, with the run's tokenizers.
+    """Restores "last", "best", a step, "start" or an exported folder, with the run's tokenizers.
 
     Raises CheckpointError where there is no such checkpoint, or it was trained with another tokenizer or base model. The caller
     makes sure that the training here has finished with these settings.
@@ -83,11 +83,14 @@ def build_for(settings: Settings, prepared: Prepared, mesh: Mesh, *, to_restore:
 def restore_model(
     settings: Settings, workdir: Workdir, prepared: Prepared, mesh: Mesh, which: str
 ) -> tuple[Decoder, int | None]:
-    """The model that `which` names, "last", "best", a step or a Hugging Face folder, and its step (None for a folder).
+    """The model that `which` names, "last", "best", a step, "start" or a Hugging Face folder, and its step, where it has one.
 
     Only parameters are loaded. Raises CheckpointError where there is none, or it was trained with another tokenizer or base
     model.
     """
+    if which == "start":
+        parts = build_for(settings, prepared, mesh)
+        return parts.model(parts.trained), None
     if which not in ("last", "best") and not which.isdecimal():
         return _load_folder(settings, workdir, prepared, mesh, which), None
     with closing(Checkpoints(workdir.checkpoints, keep=None)) as checkpoints:

@@ -103,6 +103,26 @@ def test_own_answers_are_the_history_of_later_questions(recordings, tmp_path, rn
 
 
 @pytest.mark.slow
+def test_the_model_before_its_training_is_evaluated_beside_it(recordings, tmp_path, rng, capsys):
+    config = chat_config(recordings, write_llama(tmp_path / "llama", chat_tokenizer("chatml"), rng))
+    config.optim.embedding_rate = 0.5
+    config.data.questions_together = 2
+    run(config, tmp_path / "w", ["prepare"])
+    config.eval.checkpoint, config.eval.name = "start", "before"
+    run(config, tmp_path / "w", ["eval"])  # it needs no training
+    before = (tmp_path / "w/eval/before/generations.jsonl").read_bytes()
+    config.eval.checkpoint, config.eval.name = "last", ""
+    run(config, tmp_path / "w", ["train", "eval"])
+    assert (tmp_path / "w/eval/generations.jsonl").read_bytes() != before
+    config.eval.checkpoint, config.eval.name = "start", "before"
+    capsys.readouterr()
+    run(config, tmp_path / "w", ["eval", "report"])
+    assert "nothing to do" in capsys.readouterr().out
+    assert json.loads((tmp_path / "w/eval/before/results.json").read_text())["checkpoint"] == "start"
+    assert "by &#39;start&#39;" in (tmp_path / "w/report-before.html").read_text()
+
+
+@pytest.mark.slow
 def test_turns_without_room_are_left_out_and_counted(recordings, tmp_path, rng, capsys):
     config = chat_config(recordings, write_llama(tmp_path / "llama", chat_tokenizer("chatml"), rng))
     config.prompt.max_length = 70

@@ -14,9 +14,12 @@ from ecgbyte_jax.model.attention import count_positions
 from ecgbyte_jax.model.build import Parts
 from ecgbyte_jax.model.config import DecoderConfig
 from ecgbyte_jax.model.decoder import Decoder
+from ecgbyte_jax.model.hf import grow_vocabulary
 from ecgbyte_jax.model.lora import LoraConfig, add_lora, kernels
 from ecgbyte_jax.model.sharding import make_mesh, parameter_shardings, put_whole
+from ecgbyte_jax.settings import OptimSettings
 from ecgbyte_jax.train import step as module
+from ecgbyte_jax.train.optim import make_optimizer
 from ecgbyte_jax.train.step import answer_loss, answer_tokens, make_step, start_state
 from tests.prompts import plainly
 
@@ -187,3 +190,22 @@ def test_answers_in_pieces_have_the_loss_and_gradients_of_the_whole_in_less_memo
     for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
     assert least < most - 4 * np.prod(shape) * vocabulary / np.prod(layout)
+
+
+def test_the_rows_of_new_tokens_have_a_learning_rate_of_their_own():
+    decoded = grow_vocabulary(decoder(), 120, jax.random.key(0), train_from=96)
+    add_lora(decoded, LoraConfig(rank=2), jax.random.key(1))
+    _, trained, _ = nnx.split(decoded, nnx.LoRAParam, ...)
+    gradients = jax.tree.map(jnp.ones_like, trained)
+    found = {}
+    for rate in (1.0, 0.25):
+        optim = OptimSettings(preset="adamw", warmup=1, weight_decay=0.0, embedding_rate=rate)
+        optimizer, _ = make_optimizer(optim, 24, 10)
+        state = optimizer.init(trained)
+        for _ in range(2):
+            updates, state = optimizer.update(gradients, state, trained)
+        found[rate] = updates
+    np.testing.assert_allclose(found[0.25]["new_rows"][...], found[1.0]["new_rows"][...] * 0.25, rtol=1e-6)
+    assert float(jnp.abs(found[1.0]["new_rows"][...]).min()) > 0
+    for ours, theirs in zip(jax.tree.leaves(found[0.25]["blocks"]), jax.tree.leaves(found[1.0]["blocks"])):
+        np.testing.assert_array_equal(ours, theirs)
