@@ -32,6 +32,7 @@ class Evaluated:
 def compare(runs: list[str], out: Path) -> None:
     """Shows and writes (`out` as JSON, beside it the table as CSV) how the runs score on the examples that all answered.
 
+    Beside each run are its scores for another patient's ECG, and below all of them those of the first run's commonest answers.
     A difference is the run's score minus the first run's, with the interval that holds 95% of 10,000 samples of the patients.
     A run is its folder, or that of one of its evaluations with a name. Raises ScoresError for a run without evaluation, for
     other splits or references, and where `out` holds another comparison or cannot be written.
@@ -57,6 +58,7 @@ def compare(runs: list[str], out: Path) -> None:
                 name: {"mean": own[name] - scores[0][name], "interval": interval(drawn[name] - samples[0][name])}
                 for name in own
             },
+            "to_other_ecg": mean(_measure(run, common, scorers, "answer_to_other_ecg")),
             "answered": len(run.rows),
             "seeds": run.results["seeds"],
             "checkpoint_step": run.results["checkpoint_step"],
@@ -65,6 +67,7 @@ def compare(runs: list[str], out: Path) -> None:
     }
     del table[first.name]["differences"]
     comparison = {"split": first.results["split"], "sequences": len(common), "patients": len(set(patients)), "runs": table}
+    comparison["commonest_answer"] = mean(_measure(first, common, scorers, "commonest_answer"))
     _write(out, comparison | {"missing": scorers.missing or {}})
     _show(comparison, out)
 
@@ -117,12 +120,12 @@ def _common(runs: list[Evaluated]) -> list[_Example]:
     return common
 
 
-def _measure(run: Evaluated, examples: list[_Example], scorers: Scorers) -> list[PairScores]:
-    """The pairs of each seed."""
+def _measure(run: Evaluated, examples: list[_Example], scorers: Scorers, answer: str = "answer") -> list[PairScores]:
+    """The pairs of each seed; answer: the rows' field."""
     measured = []
     for seed in run.results["seeds"]:
         rows = [run.rows[example][seed] for example in examples]
-        measured.append(measure([row["reference"] for row in rows], [row["answer"] for row in rows], scorers))
+        measured.append(measure([row["reference"] for row in rows], [row[answer] for row in rows], scorers))
     return measured
 
 
@@ -157,13 +160,19 @@ def _csv(runs: dict[str, dict]) -> str:
 
 def _show(comparison: dict, out: Path) -> None:
     rows: dict[str, dict[str, float | str]] = {}
+
+    def percent(scores: dict[str, float]) -> dict[str, float | str]:
+        return {name.replace("_", " "): 100 * value for name, value in scores.items()}
+
     for run, part in comparison["runs"].items():
-        rows[run] = {name.replace("_", " "): 100 * value for name, value in part["scores"].items()}
+        rows[run] = percent(part["scores"])
+        rows[f"  another patient's ECG ({run})"] = percent(part["to_other_ecg"])
         if differences := part.get("differences"):
             rows[f"  minus the first ({run})"] = {
                 name.replace("_", " "): f"{100 * d['mean']:+.1f}" + ("*" if d["interval"][0] * d["interval"][1] > 0 else "")
                 for name, d in differences.items()
             }
+    rows["commonest answer"] = percent(comparison["commonest_answer"])
     counts = f"{comparison['sequences']} sequences of {comparison['patients']} patients that all runs answered"
     title = f"{comparison['split']}: {counts}, in %"
     number_table(title, "", rows, ".1f")

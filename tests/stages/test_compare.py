@@ -52,6 +52,17 @@ def test_runs_are_compared_on_what_all_of_them_answered(tmp_path, capsys):
     assert "32 sequences of 8 patients" in shown and str(out) in shown
 
 
+def test_what_another_patient_s_ecg_and_the_commonest_answer_score_is_beside_the_runs(tmp_path, capsys):
+    first = make_run(tmp_path / "a", share(1.0), answer_to_other_ecg="no", commonest_answer="yes")
+    second = make_run(tmp_path / "b", share(0.0), answer_to_other_ecg="yes", commonest_answer="no")
+    compare([first, second], tmp_path / "table.json")
+    found = json.loads((tmp_path / "table.json").read_text())
+    assert [found["runs"][run]["to_other_ecg"]["exact_match"] for run in (first, second)] == [0.0, 1.0]
+    assert found["commonest_answer"]["exact_match"] == 1.0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "another patient's ECG (" in shown and "commonest answer" in shown
+
+
 def test_named_evaluations_of_one_run_are_compared(tmp_path, monkeypatch):
     run, named = make_run(tmp_path / "a", share(0.3)), make_run(tmp_path / "b", share(0.9))
     shutil.move(tmp_path / "b/eval", tmp_path / "a/eval/best")
