@@ -173,6 +173,21 @@ def test_lora_has_no_effect_at_first_and_only_its_parameters_are_trained(ids):
     assert paths == {f"blocks/{i}/{kernel}/lora/{part}" for i in (0, 1) for kernel in kernels for part in "ab"}
 
 
+def test_gradients_of_a_lora_path_are_those_of_the_plain_product():
+    shapes = {"x": (2, 5, 8), "a": (8, 3), "b": (3, 6), "weights": (2, 5, 6)}
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    x, a, b, weights = (jax.random.normal(key, shape) for key, shape in zip(keys, shapes.values()))
+
+    def of_path(x, a, b):
+        return jnp.sum(weights * LowRankPath(a, b, 2.0, 0.0, "float32")(x, None))
+
+    def of_product(x, a, b):
+        return jnp.sum(weights * 2.0 * (x @ a @ b))
+
+    for got, expected in zip(jax.grad(of_path, (0, 1, 2))(x, a, b), jax.grad(of_product, (0, 1, 2))(x, a, b)):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_lora_adds_its_scaled_product_to_the_kernel(ids):
     model = make()
     add_lora(model, LORA, jax.random.key(1))
