@@ -1,4 +1,4 @@
-"""Causal self-attention: grouped heads, rotary positions, windows, caps.
+"""Causal self-attention: grouped heads, windows, caps.
 
 Axes: B batch, T input tokens, S attended tokens (the input's or a cache's), D width, H query heads, K key/value heads,
 G = H / K, C head width.
@@ -14,11 +14,11 @@ from flax import nnx
 
 from ecgbyte_jax.model.config import DecoderConfig
 from ecgbyte_jax.model.layers import Linear, Norm, soft_cap, split_key
+from ecgbyte_jax.model.rope import Rope, rotate
 
 _QUERIES = 128  # per block, see `attend`
 
 Part = tuple[jax.Array, jax.Array]  # keys [B, K, C, S], values [B, K, S, C]: the layouts that the products read
-Rope = tuple[jax.Array, jax.Array]  # cos, sin [B, T, 1, C / 2]
 
 
 class Attention(nnx.Module):
@@ -139,28 +139,3 @@ def within(mask: jax.Array, positions: jax.Array, key_positions: jax.Array, wind
     """
     back = positions[:, None, :, None] - key_positions[:, None, None, :]
     return mask & ((window == 0) | (back < window))
-
-
-def _inverse_frequencies(config: DecoderConfig) -> np.ndarray:
-    """Rotary frequencies float32 [C / 2], radians per position (Su et al. 2021), scaled as in Llama 3.1 where configured."""
-    frequencies = config.rope_theta ** -(np.arange(0, config.head_dim, 2, dtype=np.float32) / config.head_dim)
-    scaling = config.rope_scaling
-    if scaling is None:
-        return frequencies.astype(np.float32)
-    turns = scaling.original_max_positions * frequencies / (2 * np.pi)
-    share = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    share = np.clip(share, 0.0, 1.0)  # 1: unchanged, 0: divided by the factor
-    return (frequencies * (share + (1 - share) / scaling.factor)).astype(np.float32)
-
-
-def rope_angles(config: DecoderConfig, positions: jax.Array) -> Rope:
-    """The cosines and sines of positions [B, T], float32 [B, T, 1, C / 2] each."""
-    angles = positions[..., None, None].astype(jnp.float32) * _inverse_frequencies(config)
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(x: jax.Array, rope: Rope) -> jax.Array:
-    """Rotates the pairs (c, c + C / 2) of x [B, T, heads, C] by their angles."""
-    cos, sin = rope
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

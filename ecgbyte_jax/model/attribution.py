@@ -13,8 +13,9 @@ import numpy as np
 from flax import nnx
 
 from ecgbyte_jax.errors import ConfigError
-from ecgbyte_jax.model.attention import causal_mask, rope_angles, within
+from ecgbyte_jax.model.attention import causal_mask, within
 from ecgbyte_jax.model.decoder import Decoder
+from ecgbyte_jax.model.rope import layer_ropes
 
 _SHORTEST = 64  # sequences and answers are padded to a power of two, at least this, so that few programs are compiled
 
@@ -130,10 +131,10 @@ def run_blocks(
     valid: bool [B, T], False on padding. A layer's weights are two means over heads, [T, T] each: weighted by `head_share` [H],
     and over all heads equally. Where `head_share` is None the list is empty.
     """
-    rope = None if model.config.rope_theta is None else rope_angles(model.config, positions)
+    ropes = layer_ropes(model.config, positions)
     mask = causal_mask(valid.astype(jnp.int32))
     weights = []
-    for block, window in zip(model.layers(), model.config.layer_windows):
+    for block, rope, window in zip(model.layers(), ropes, model.config.layer_windows):
         near = within(mask, positions, positions, window)
         if head_share is not None:
             by_head = block.attention.weights(block.attention_norm(x), rope, near)[0]  # [H, T, T]

@@ -11,13 +11,32 @@ KERNELS = ("q", "k", "v", "o", "gate", "up", "down")  # linear maps of a block; 
 
 
 @dataclass(frozen=True)
-class RopeScaling:
-    """Llama 3.1's stretching of the low rotary frequencies (`rope_type: llama3` in config.json)."""
+class LinearScaling:
+    """All rotary frequencies are divided by `factor` (Chen et al. 2023; `rope_type: linear` in config.json)."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class Llama3Scaling:
+    """Llama 3.1's stretching of the low rotary frequencies (`rope_type: llama3`)."""
 
     factor: float
     low_freq_factor: float
     high_freq_factor: float
     original_max_positions: int
+
+
+RopeScaling = LinearScaling | Llama3Scaling
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary positions (Su et al. 2021) of base `theta`, on the first `channels` of a head."""
+
+    theta: float
+    channels: int
+    scaling: RopeScaling | None = None
 
 
 @dataclass(frozen=True)
@@ -26,8 +45,9 @@ class DecoderConfig:
 
     norm: "rms" or "layer" (with bias); norm_offset is added to the scale. post_norms: also a norm after attention and MLP.
     qk_norm: an RMS norm of every query and key head. activation: "silu", "gelu", "gelu_tanh", "relu"; gated: a gated MLP, as
-    in SwiGLU. rope_theta None: learned positions, looked up at position + position_offset. embedding_scale: embeddings are
-    multiplied by sqrt(width). windows: positions that each layer's attention reaches back, 0: no limit; (): no limit anywhere.
+    in SwiGLU. rope_theta None: learned positions, looked up at position + position_offset. local_rope_theta: the unscaled base
+    of layers with a window; None: as in the others. embedding_scale: embeddings are multiplied by sqrt(width).
+    windows: positions that each layer's attention reaches back, 0: no limit; (): no limit anywhere.
     query_scale None: head_dim^-0.5. Caps are soft, cap * tanh(x / cap); 0: none. spare_rows: rows at the end of the vocabulary
     that are no token. dtype: of the computation, param_dtype: of the stored weights. remat: "" or the policy of
     `jax.checkpoint_policies` for what a block keeps for the backward pass. scan_layers: the blocks' parameters are stacked,
@@ -45,6 +65,7 @@ class DecoderConfig:
     rope_theta: float | None
     family: str = "llama"
     rope_scaling: RopeScaling | None = None
+    local_rope_theta: float | None = None
     norm: str = "rms"
     norm_eps: float = 1e-5
     norm_offset: float = 0.0
@@ -72,6 +93,15 @@ class DecoderConfig:
     def layer_windows(self) -> tuple[int, ...]:
         """The window of every layer, 0: no limit."""
         return self.windows or (0,) * self.layers
+
+    @property
+    def layer_rotaries(self) -> tuple[Rotary | None, ...]:
+        """The rotary positions of every layer, None: none."""
+        if self.rope_theta is None:
+            return (None,) * self.layers
+        everywhere = Rotary(self.rope_theta, self.head_dim, self.rope_scaling)
+        local = everywhere if self.local_rope_theta is None else Rotary(self.local_rope_theta, self.head_dim)
+        return tuple(local if window else everywhere for window in self.layer_windows)
 
     @property
     def kernels(self) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 Axes: B batch, T input tokens, S tokens of a cache, D width, K key/value heads, C head width, V vocabulary, L layers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -14,9 +14,10 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from ecgbyte_jax.errors import ConfigError
-from ecgbyte_jax.model.attention import Attention, Part, Rope, causal_mask, count_positions, rope_angles, within
+from ecgbyte_jax.model.attention import Attention, Part, causal_mask, count_positions, within
 from ecgbyte_jax.model.config import BATCH_AXES, TENSOR_AXIS, DecoderConfig
 from ecgbyte_jax.model.layers import MLP, Linear, Norm, normal, soft_cap, split_key
+from ecgbyte_jax.model.rope import Rope, layer_ropes, rope_chooser
 
 
 class NewRows(nnx.LoRAParam):
@@ -132,8 +133,8 @@ class Decoder(nnx.Module):
         segment_ids = jnp.ones((b, t), jnp.int32) if attention_mask is None else attention_mask.astype(jnp.int32)
         if positions is None:
             positions = count_positions(segment_ids)  # [B, T]
-        x, rope = self._enter(input_ids, positions)
-        return self.norm(self._run_blocks(x, rope, causal_mask(segment_ids), positions, dropout_key))
+        x = self._enter(input_ids, positions)
+        return self.norm(self._run_blocks(x, causal_mask(segment_ids), positions, dropout_key))
 
     def extend(self, input_ids: jax.Array, there: jax.Array, past: Sequence[Cache] = ()) -> tuple[jax.Array, Cache]:
         """The last hidden states [B, T, D] of ids [B, T] that follow the tokens of `past`, and the cache of these ids.
@@ -148,9 +149,9 @@ class Decoder(nnx.Module):
         masks = [jnp.broadcast_to(part[:, None, None], (b, 1, t, part.shape[1])) for part in past_there]
         masks.append(causal_mask(segment_ids))
         key_positions = [jnp.repeat(part.positions, b // len(part.there), axis=0) for part in past] + [positions]
-        x, rope = self._enter(input_ids, positions)
+        x, ropes = self._enter(input_ids, positions), layer_ropes(self.config, positions)
         keys, values = [], []
-        for layer, (block, window) in enumerate(zip(self.layers(), self.config.layer_windows)):
+        for layer, (block, rope, window) in enumerate(zip(self.layers(), ropes, self.config.layer_windows)):
             near = (
                 [within(mask, positions, at, window) for mask, at in zip(masks, key_positions)]
                 if self.config.windows
@@ -161,10 +162,9 @@ class Decoder(nnx.Module):
             values.append(_split_heads(v, self.config))
         return self.norm(x), Cache(tuple(keys), tuple(values), there, positions)
 
-    def _enter(self, input_ids: jax.Array, positions: jax.Array) -> tuple[jax.Array, Rope | None]:
-        """The input [B, T, D] of the first block, and the rotary angles (None for learned positions)."""
-        x = _split_over_mesh(self.embed(input_ids, positions), None, None)  # [B, T, D]
-        return x, None if self.config.rope_theta is None else rope_angles(self.config, positions)
+    def _enter(self, input_ids: jax.Array, positions: jax.Array) -> jax.Array:
+        """The input [B, T, D] of the first block, split over the mesh."""
+        return _split_over_mesh(self.embed(input_ids, positions), None, None)
 
     def layers(self) -> Sequence[Block]:
         """The single blocks, also where their parameters are stacked."""
@@ -201,31 +201,38 @@ class Decoder(nnx.Module):
             x = x + self.positions[...][positions + config.position_offset].astype(config.dtype)
         return x
 
-    def _run_blocks(
-        self, x: jax.Array, rope: Rope | None, mask: jax.Array, positions: jax.Array, dropout_key: jax.Array | None
-    ) -> jax.Array:
+    def _run_blocks(self, x: jax.Array, mask: jax.Array, positions: jax.Array, dropout_key: jax.Array | None) -> jax.Array:
         """Runs all blocks without a cache: in a loop, or as one compiled block over stacked parameters."""
-        config = self.config
+        config, ropes = self.config, layer_ropes(self.config, positions)
 
-        def run(block: Block, x: jax.Array, window: jax.Array, key: jax.Array | None) -> jax.Array:
+        def run(block: Block, x: jax.Array, rope: Rope | None, window: jax.Array, key: jax.Array | None) -> jax.Array:
             near = within(mask, positions, positions, window) if config.windows else mask
             return block(x, rope, [near], [], key)[0]
 
-        if config.remat:
-            run = jax.checkpoint(run, policy=getattr(jax.checkpoint_policies, config.remat))
         keys = split_key(dropout_key, config.layers)
         if not config.scan_layers:
-            for block, window, key in zip(self.blocks, config.layer_windows, keys):
-                x = run(block, x, jnp.int32(window), key)
+            run_block = self._remat(run)
+            for block, rope, window, key in zip(self.blocks, ropes, config.layer_windows, keys):
+                x = run_block(block, x, rope, jnp.int32(window), key)
             return x
         graphdef, state = nnx.split(self.blocks)
+        choose_rope, rope_numbers = rope_chooser(config, ropes)
+
+        @self._remat
+        def run_stacked(block: Block, x: jax.Array, rope: jax.Array, window: jax.Array, key: jax.Array | None) -> jax.Array:
+            return run(block, x, choose_rope(rope), window, key)
 
         def step(x: jax.Array, layer: tuple) -> tuple[jax.Array, None]:
-            state, window, key = layer
-            return run(nnx.merge(graphdef, state), x, window, key), None
+            state, rope, window, key = layer
+            return run_stacked(nnx.merge(graphdef, state), x, rope, window, key), None
 
         keys = None if dropout_key is None else keys
-        return jax.lax.scan(step, x, (state, jnp.array(config.layer_windows, jnp.int32), keys))[0]
+        return jax.lax.scan(step, x, (state, rope_numbers, jnp.array(config.layer_windows, jnp.int32), keys))[0]
+
+    def _remat(self, run: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        """The function, keeping for the backward pass only what the policy `remat` says."""
+        policy = self.config.remat
+        return jax.checkpoint(run, policy=getattr(jax.checkpoint_policies, policy)) if policy else run
 
 
 def _check_range(name: str, numbers: jax.Array, mask: jax.Array | None, end: int) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ecgbyte_jax.errors import WeightsError
-from ecgbyte_jax.model.config import DecoderConfig, RopeScaling
+from ecgbyte_jax.model.config import DecoderConfig, LinearScaling, Llama3Scaling, RopeScaling
 
 # How PyTorch stores our kernel [n_in, n_out]: LINEAR as [n_out, n_in], CONV1D as [n_in, n_out]. PLAIN: any other tensor.
 LINEAR, CONV1D, PLAIN = "linear", "conv1d", "plain"
@@ -101,6 +101,11 @@ def _or_none(read: Callable[[dict, str], float], raw: dict, field: str, otherwis
     return otherwise if raw.get(field) is None else read(raw, field)
 
 
+def _given(raw: dict, *fields: str) -> dict:
+    """Those of the fields that are there and not null."""
+    return {field: raw[field] for field in fields if raw.get(field) is not None}
+
+
 def _activation(name: str) -> str:
     refuse({"hidden_act": name}, "hidden_act", tuple(_ACTIVATIONS))
     return _ACTIVATIONS[name]
@@ -108,37 +113,63 @@ def _activation(name: str) -> str:
 
 def _read_rope(raw: dict) -> dict:
     """Base and scaling: in `rope_parameters` (transformers 5), or in `rope_theta` and `rope_scaling` (transformers 4)."""
+    rope = _rope_fields(raw)
+    # Llama 2's file has no rope_theta; transformers' default is 10,000.
+    known = {"rope_theta": 10_000.0} if raw["model_type"] == "llama" and not raw.get("rope_parameters") else {}
+    rope = known | _given(raw, "rope_theta", "partial_rotary_factor") | rope
+    refuse(rope, "partial_rotary_factor", (1, None))
+    return {"rope_theta": _at_least_1(rope, "rope_theta"), "rope_scaling": _read_scaling(rope, raw, ("linear", "llama3"))}
+
+
+def _rope_fields(raw: dict) -> dict:
+    """The object of rotary fields, {} where there is none."""
     if raw.get("rope_parameters") and raw.get("rope_scaling"):
         raise WeightsError("rope_parameters and rope_scaling found, one of them expected")
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     if not isinstance(rope, dict):
         raise WeightsError(f"rope_parameters or rope_scaling {rope!r:.60} found, an object expected")
-    # Llama 2's file has no rope_theta; transformers' default is 10,000.
-    known = {"rope_theta": 10_000.0} if raw["model_type"] == "llama" and not raw.get("rope_parameters") else {}
-    rope = known | {name: raw[name] for name in ("rope_theta", "partial_rotary_factor") if raw.get(name) is not None} | rope
-    refuse(rope, "partial_rotary_factor", (1, None))
-    theta, kind = _at_least_1(rope, "rope_theta"), rope.get("rope_type", rope.get("type", "default"))
-    refuse({"rope_type": kind}, "rope_type", ("default", "llama3"))
+    return rope
+
+
+def _read_scaling(rope: dict, raw: dict, kinds: tuple[str, ...]) -> RopeScaling | None:
+    """The scaling that the rotary fields of config.json `raw` describe, one of `kinds`; None: none."""
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    refuse({"rope_type": kind}, "rope_type", ("default", *kinds))
     if kind == "default":
-        return {"rope_theta": theta}
-    factor, low, high = _at_least_1(rope, "factor"), _positive(rope, "low_freq_factor"), _positive(rope, "high_freq_factor")
+        return None
+    factor = _at_least_1(rope, "factor")
+    if kind == "linear":
+        return LinearScaling(factor)
+    low, high = _positive(rope, "low_freq_factor"), _positive(rope, "high_freq_factor")
     if not low < high:
         raise WeightsError(f"high_freq_factor {high} found, a number above low_freq_factor {low} expected")
-    original = _whole(rope, "original_max_position_embeddings")
-    return {"rope_theta": theta, "rope_scaling": RopeScaling(factor, low, high, original)}
+    return Llama3Scaling(factor, low, high, _original_positions(rope, raw))
+
+
+def _original_positions(rope: dict, raw: dict) -> int:
+    """The positions before scaling; beside the rotary fields, this field counts more than among them, as in transformers."""
+    return _whole(raw if "original_max_position_embeddings" in raw else rope, "original_max_position_embeddings")
 
 
 def _write_rope(config: DecoderConfig) -> dict:
     """The fields of transformers 4, which transformers 5 reads too."""
-    scaling = config.rope_scaling
-    written = scaling and {
-        "rope_type": "llama3",
-        "factor": scaling.factor,
-        "low_freq_factor": scaling.low_freq_factor,
-        "high_freq_factor": scaling.high_freq_factor,
-        "original_max_position_embeddings": scaling.original_max_positions,
-    }
-    return {"rope_theta": config.rope_theta, "rope_scaling": written}
+    return {"rope_theta": config.rope_theta, "rope_scaling": _write_scaling(config.rope_scaling)}
+
+
+def _write_scaling(scaling: RopeScaling | None) -> dict | None:
+    match scaling:
+        case None:
+            return None
+        case LinearScaling(factor):
+            return {"rope_type": "linear", "factor": factor}
+        case Llama3Scaling():
+            return {
+                "rope_type": "llama3",
+                "factor": scaling.factor,
+                "low_freq_factor": scaling.low_freq_factor,
+                "high_freq_factor": scaling.high_freq_factor,
+                "original_max_position_embeddings": scaling.original_max_positions,
+            }
 
 
 _MOST = {"layers": 1000, "heads": 10_000}  # more are a mistake, and each would be built
@@ -185,11 +216,11 @@ def _write_fields(config: DecoderConfig, names: dict[str, str]) -> dict:
     return {theirs: getattr(config, ours) for ours, theirs in names.items()} | {"tie_word_embeddings": config.tied_embeddings}
 
 
-def _read_llama_like(raw: dict, *, tied: bool = False) -> dict:
+def _read_llama_like(raw: dict, *, tied: bool = False, read_rope: Callable[[dict], dict] = _read_rope) -> dict:
     """The fields that Llama, Mistral, Qwen and Gemma share."""
     return (
         _read_fields(raw, _LLAMA_FIELDS, tied=tied)
-        | _read_rope(raw)
+        | read_rope(raw)
         | {
             "kv_heads": _or_none(_whole, raw, "num_key_value_heads", raw["num_attention_heads"]),
             "head_dim": _or_none(_whole, raw, "head_dim", raw["hidden_size"] // raw["num_attention_heads"]),
@@ -257,7 +288,7 @@ def _write_windows(config: DecoderConfig) -> dict:
 def _read_qwen2(raw: dict) -> dict:
     windows: tuple[int, ...] = ()
     if _flag(raw, "use_sliding_window", False):
-        first = raw["max_window_layers"]
+        first = raw.get("max_window_layers", 28)
         refuse({"max_window_layers": type(first).__name__}, "max_window_layers", ("int",))
         windows = _layer_windows(raw, lambda i: i >= first)
     return _read_llama_like(raw) | {"qkv_bias": True, "o_bias": False, "windows": windows}
@@ -285,9 +316,10 @@ def _read_gemma(raw: dict) -> dict:
     return _read_gemma_like(raw, name)
 
 
-def _read_gemma_like(raw: dict, activation: str) -> dict:
+def _read_gemma_like(raw: dict, activation: str, read_rope: Callable[[dict], dict] = _read_rope) -> dict:
     refuse(raw, "use_bidirectional_attention", (None, False))
-    return _read_llama_like(raw | {"hidden_act": activation}, tied=True) | {"norm_offset": 1.0, "embedding_scale": True}
+    shared = _read_llama_like(raw | {"hidden_act": activation}, tied=True, read_rope=read_rope)
+    return shared | {"norm_offset": 1.0, "embedding_scale": True}
 
 
 def _write_gemma(config: DecoderConfig) -> dict:
@@ -311,6 +343,48 @@ def _write_gemma2(config: DecoderConfig) -> dict:
         "final_logit_softcapping": config.logit_cap or None,
         **_write_windows(config),
     }
+
+
+def _read_gemma3(raw: dict) -> dict:
+    refuse(raw, "attn_logit_softcapping", (None,))  # transformers has the field, but not the computation
+    every = _or_none(_whole, raw, "sliding_window_pattern", 6)
+    if not raw.get("layer_types"):
+        refuse(raw, "_sliding_window_pattern", (None, every))  # transformers writes it, but reads the other one
+    if "sliding_attention" in (raw.get("layer_types") or ["sliding_attention"]):
+        _whole({"sliding_window": 4096} | raw, "sliding_window")
+    return _read_gemma_like(raw, raw.get("hidden_activation") or "gelu_pytorch_tanh", _read_gemma3_rope) | {
+        "post_norms": True,
+        "qk_norm": True,
+        "query_scale": _positive({"query_pre_attn_scalar": 256} | raw, "query_pre_attn_scalar") ** -0.5,
+        "logit_cap": _or_none(_positive, raw, "final_logit_softcapping", 0.0),
+        "windows": _layer_windows(raw, lambda i: (i + 1) % every != 0),
+    }
+
+
+def _read_gemma3_rope(raw: dict) -> dict:
+    """The bases of global and local layers and the scaling of the global ones; transformers 5 has an object for each kind."""
+    rope = _rope_fields(raw)
+    by_kind = {"full_attention": {}, "sliding_attention": {}} | (
+        rope if raw.get("rope_parameters") else {"full_attention": rope}
+    )
+    for kind, fields in by_kind.items():
+        refuse({"rope_parameters": kind}, "rope_parameters", ("full_attention", "sliding_attention"))
+        if not isinstance(fields, dict):
+            raise WeightsError(f"rope_parameters: {kind} {fields!r:.60} found, an object expected")
+        refuse(fields, "partial_rotary_factor", (1, None))
+    everywhere, local = by_kind["full_attention"], by_kind["sliding_attention"]
+    _read_scaling(local, raw, ())
+    local_base = _or_none(_at_least_1, raw, "rope_local_base_freq", 10_000.0)
+    return {
+        "rope_theta": _at_least_1({"rope_theta": 1_000_000.0} | _given(raw, "rope_theta") | everywhere, "rope_theta"),
+        "rope_scaling": _read_scaling(everywhere, raw, ("linear",)),
+        "local_rope_theta": _at_least_1({"rope_theta": local_base} | local, "rope_theta"),
+    }
+
+
+def _write_gemma3(config: DecoderConfig) -> dict:
+    shared = {name: value for name, value in _write_gemma2(config).items() if name != "attn_logit_softcapping"}
+    return shared | {"rope_local_base_freq": config.local_rope_theta}
 
 
 _WITH_BIAS = {
@@ -415,6 +489,7 @@ FAMILIES = {
     "qwen3": Family("Qwen3ForCausalLM", "model.", _LLAMA, _read_qwen3, _write_qwen3),
     "gemma": Family("GemmaForCausalLM", "model.", _LLAMA, _read_gemma, _write_gemma),
     "gemma2": Family("Gemma2ForCausalLM", "model.", _GEMMA2, _read_gemma2, _write_gemma2),
+    "gemma3_text": Family("Gemma3ForCausalLM", "model.", _GEMMA2, _read_gemma3, _write_gemma3),
     "gpt2": Family("GPT2LMHeadModel", "transformer.", _GPT2, _read_gpt2, _write_gpt2),
     "opt": Family("OPTForCausalLM", "model.", _OPT, _read_opt, _write_opt),
 }

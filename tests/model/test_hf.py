@@ -216,7 +216,10 @@ def test_a_config_that_does_not_fit_the_weights_is_refused_by_name(folder):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"model_type": "mamba"}, "model_type 'mamba'"),
+        (
+            {"model_type": "mamba"},
+            r"config\.json: model_type 'mamba' found, one of \('llama', .*'gemma3_text', .*'opt'\)",
+        ),
         ({"hidden_act": "swiglu"}, "hidden_act 'swiglu'"),
         ({"num_key_value_heads": 3}, "num_key_value_heads 3 found, a divisor of 4 heads"),
         ({"attention_bias": True}, r"no tensor for blocks/0/attention/k/bias"),

@@ -9,7 +9,8 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from ecgbyte_jax.errors import WeightsError
-from ecgbyte_jax.model.hf import grow_vocabulary, load_pretrained, save_pretrained
+from ecgbyte_jax.model.generate import generate
+from ecgbyte_jax.model.hf import grow_vocabulary, load_pretrained, read_config, save_pretrained
 from ecgbyte_jax.model.lora import LoraConfig, add_lora, kernels, merge_lora
 from ecgbyte_jax.model.peft import load_adapter, save_adapter
 
@@ -58,6 +59,13 @@ MODELS = {
         | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 10, "sliding_window": 5}
         | {"query_pre_attn_scalar": 25, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0},
     ),
+    "gemma3": (
+        "gemma3_text",
+        COMMON
+        | {"num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 10, "sliding_window": 5}
+        | {"query_pre_attn_scalar": 25, "sliding_window_pattern": 3, "final_logit_softcapping": 3.0, "pad_token_id": 0}
+        | {"rope_theta": 5e5, "rope_local_base_freq": 300.0, "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+    ),
     "gpt2": ("gpt2", {"vocab_size": 70, "n_embd": 36, "n_layer": 3, "n_head": 3, "n_positions": 64, "n_inner": 50}),
     "opt": (
         "opt",
@@ -102,6 +110,19 @@ def test_loading_and_saving_weights_keeps_the_logits(name, rng, tmp_path):
     back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", attn_implementation="eager").eval()
     assert back.config.model_type == config.family and type(back) is type(theirs)
     np.testing.assert_allclose(torch_logits(back, ids, mask)[mask == 1], expected, atol=2e-4)
+    assert read_config(tmp_path / "ours") == config  # transformers 5 wrote the first config.json, we that of transformers 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gemma3"])
+def test_stacked_layers_and_greedy_generation_match(name, rng, tmp_path):
+    theirs, (ids, mask) = reference(name), rows(rng)
+    theirs.save_pretrained(tmp_path)
+    ours, _ = load_pretrained(tmp_path, scan_layers=True)
+    np.testing.assert_allclose(np.asarray(ours(ids, mask))[mask == 1], torch_logits(theirs, ids, mask)[mask == 1], atol=1e-4)
+    given = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    expected = theirs.generate(torch.tensor(ids), attention_mask=torch.tensor(mask), **given)[:, ids.shape[1] :]
+    np.testing.assert_array_equal(generate(ours, ids, mask, 12), expected)
 
 
 def our_adapter(model, targets) -> None:

@@ -1,0 +1,58 @@
+"""Rotary positions (Su et al. 2021): the frequencies of each layer, scaled as configured, and the rotation of queries and keys.
+
+Axes: B batch, T tokens, C head width, R rotated channels of a head.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ecgbyte_jax.model.config import DecoderConfig, LinearScaling, Llama3Scaling, Rotary
+
+Rope = tuple[jax.Array, jax.Array]  # cos, sin [B, T, 1, R / 2]
+
+
+def layer_ropes(config: DecoderConfig, positions: jax.Array) -> list[Rope | None]:
+    """The rotation of the tokens at positions [B, T] in every layer; None: none."""
+    ropes = {kind: kind and _angles(kind, positions) for kind in dict.fromkeys(config.layer_rotaries)}
+    return [ropes[kind] for kind in config.layer_rotaries]
+
+
+def rope_chooser(config: DecoderConfig, ropes: Sequence[Rope | None]) -> tuple[Callable[[jax.Array], Rope | None], np.ndarray]:
+    """(a function from a traced number to its rotation, the number of every layer int32 [L]), from `layer_ropes`."""
+    kinds = list(dict.fromkeys(config.layer_rotaries))
+    numbers = np.array([kinds.index(kind) for kind in config.layer_rotaries], np.int32)
+    if len(kinds) == 1:
+        return lambda number: ropes[0], numbers
+    different = [ropes[config.layer_rotaries.index(kind)] for kind in kinds]
+    stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *different)
+    return lambda number: jax.tree.map(lambda part: part[number], stacked), numbers
+
+
+def rotate(x: jax.Array, rope: Rope) -> jax.Array:
+    """Rotates the pairs (c, c + R / 2) of x [B, T, heads, C] by their angles."""
+    cos, sin = rope
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def _angles(rotary: Rotary, positions: jax.Array) -> Rope:
+    """The cosines and sines of positions [B, T], float32 [B, T, 1, R / 2] each."""
+    angles = positions[..., None, None].astype(jnp.float32) * _frequencies(rotary)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def _frequencies(rotary: Rotary) -> np.ndarray:
+    """Radians per position, float32 [R / 2]."""
+    plain = rotary.theta ** -(np.arange(0, rotary.channels, 2, dtype=np.float32) / rotary.channels)
+    match rotary.scaling:
+        case LinearScaling(factor):
+            plain = plain / factor
+        case Llama3Scaling() as scaling:
+            turns = scaling.original_max_positions * plain / (2 * np.pi)
+            share = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+            share = np.clip(share, 0.0, 1.0)  # 1: unchanged, 0: divided by the factor
+            plain = plain * (share + (1 - share) / scaling.factor)
+    return plain.astype(np.float32)
