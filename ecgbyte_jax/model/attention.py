@@ -31,8 +31,9 @@ class Attention(nnx.Module):
         self.k = Linear(config.width, keys, config.qkv_bias, config, rngs)
         self.v = Linear(config.width, keys, config.qkv_bias, config, rngs)
         self.o = Linear(queries, config.width, config.o_bias, config, rngs)
-        self.q_norm = nnx.data(Norm(config.head_dim, config, "rms") if config.qk_norm else None)
-        self.k_norm = nnx.data(Norm(config.head_dim, config, "rms") if config.qk_norm else None)
+        normed = {"": None, "head": (config.head_dim, config.head_dim), "all": (queries, keys)}[config.qk_norm]
+        self.q_norm = nnx.data(Norm(normed[0], config, "rms") if normed else None)
+        self.k_norm = nnx.data(Norm(normed[1], config, "rms") if normed else None)
 
     def __call__(
         self, x: jax.Array, rope: Rope | None, masks: Sequence[jax.Array], past: Sequence[Part], key: jax.Array | None
@@ -59,10 +60,13 @@ class Attention(nnx.Module):
         """Queries [B, T, H, C], keys [B, K, C, T] and values [B, K, T, C], with norms and rotary positions applied."""
         cfg, (b, t, _) = self.config, x.shape
         kq, kk, kv = dropout_keys
-        q = self.q(x, kq).reshape(b, t, cfg.heads, cfg.head_dim)  # [B, T, H, C]
-        k = self.k(x, kk).reshape(b, t, cfg.kv_heads, cfg.head_dim)  # [B, T, K, C]
+        q, k = self.q(x, kq), self.k(x, kk)
+        if cfg.qk_norm == "all":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q = q.reshape(b, t, cfg.heads, cfg.head_dim)  # [B, T, H, C]
+        k = k.reshape(b, t, cfg.kv_heads, cfg.head_dim)  # [B, T, K, C]
         v = self.v(x, kv).reshape(b, t, cfg.kv_heads, cfg.head_dim)  # [B, T, K, C]
-        if self.q_norm is not None:
+        if cfg.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)

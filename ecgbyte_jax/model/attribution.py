@@ -15,6 +15,7 @@ from flax import nnx
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.model.attention import causal_mask, within
 from ecgbyte_jax.model.decoder import Decoder
+from ecgbyte_jax.model.layers import apply_norm
 from ecgbyte_jax.model.rope import layer_ropes
 
 _SHORTEST = 64  # sequences and answers are padded to a power of two, at least this, so that few programs are compiled
@@ -137,7 +138,7 @@ def run_blocks(
     for block, rope, window in zip(model.layers(), ropes, model.config.layer_windows):
         near = within(mask, positions, positions, window)
         if head_share is not None:
-            by_head = block.attention.weights(block.attention_norm(x), rope, near)[0]  # [H, T, T]
+            by_head = block.attention.weights(apply_norm(block.attention_norm, x), rope, near)[0]  # [H, T, T]
             weights.append((jnp.tensordot(head_share, by_head, 1), by_head.mean(axis=0)))
         x, _ = block(x, rope, [near], [], None)
     return model.norm(x), weights

@@ -43,8 +43,9 @@ class Rotary:
 class DecoderConfig:
     """The architecture of a decoder; the defaults are Llama's. `family` is Hugging Face's `model_type`.
 
-    norm: "rms" or "layer" (with bias); norm_offset is added to the scale. post_norms: also a norm after attention and MLP.
-    qk_norm: an RMS norm of every query and key head. activation: "silu", "gelu", "gelu_tanh", "relu"; gated: a gated MLP, as
+    norm: "rms" or "layer" (with bias); norm_offset is added to the scale. pre_norms, post_norms: a norm before, and one after,
+    attention and MLP. qk_norm: an RMS norm of the queries and keys, "head": of every head, "all": of all heads together.
+    activation: "silu", "gelu", "gelu_tanh", "relu"; gated: a gated MLP, as
     in SwiGLU. rope_theta None: learned positions, looked up at position + position_offset. local_rope_theta: the unscaled base
     of layers with a window; None: as in the others. embedding_scale: embeddings are multiplied by sqrt(width).
     windows: positions that each layer's attention reaches back, 0: no limit; (): no limit anywhere.
@@ -69,8 +70,9 @@ class DecoderConfig:
     norm: str = "rms"
     norm_eps: float = 1e-5
     norm_offset: float = 0.0
+    pre_norms: bool = True
     post_norms: bool = False
-    qk_norm: bool = False
+    qk_norm: str = ""
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.model.attention import Attention, Part, causal_mask, count_positions, within
 from ecgbyte_jax.model.config import BATCH_AXES, TENSOR_AXIS, DecoderConfig
-from ecgbyte_jax.model.layers import MLP, Linear, Norm, normal, soft_cap, split_key
+from ecgbyte_jax.model.layers import MLP, Linear, Norm, apply_norm, normal, soft_cap, split_key
 from ecgbyte_jax.model.rope import Rope, layer_ropes, rope_chooser
 
 
@@ -61,13 +61,13 @@ class Cache:
 
 
 class Block(nnx.Module):
-    """Attention and MLP, each after a norm (in Gemma 2 also before one) and added to the residual stream."""
+    """Attention and MLP, each after a norm (in Gemma 2 also before one, in OLMo 2 only), added to the residual stream."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        self.attention_norm = Norm(config.width, config)
+        self.attention_norm = nnx.data(Norm(config.width, config) if config.pre_norms else None)
         self.attention = Attention(config, rngs)
         self.post_attention_norm = nnx.data(Norm(config.width, config) if config.post_norms else None)
-        self.mlp_norm = Norm(config.width, config)
+        self.mlp_norm = nnx.data(Norm(config.width, config) if config.pre_norms else None)
         self.mlp = MLP(config, rngs)
         self.post_mlp_norm = nnx.data(Norm(config.width, config) if config.post_norms else None)
 
@@ -76,10 +76,10 @@ class Block(nnx.Module):
     ) -> tuple[jax.Array, Part]:
         """Maps x [B, T, D] to ([B, T, D], (keys, values)); arguments as in `Attention.__call__`."""
         ka, km = split_key(key, 2)
-        mixed, kept = self.attention(self.attention_norm(x), rope, masks, past, ka)
-        x = x + (mixed if self.post_attention_norm is None else self.post_attention_norm(mixed))
-        mapped = self.mlp(self.mlp_norm(x), km)
-        return x + (mapped if self.post_mlp_norm is None else self.post_mlp_norm(mapped)), kept
+        mixed, kept = self.attention(apply_norm(self.attention_norm, x), rope, masks, past, ka)
+        x = x + apply_norm(self.post_attention_norm, mixed)
+        mapped = self.mlp(apply_norm(self.mlp_norm, x), km)
+        return x + apply_norm(self.post_mlp_norm, mapped), kept
 
 
 class Decoder(nnx.Module):

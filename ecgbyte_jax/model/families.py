@@ -244,6 +244,10 @@ def _write_llama_like(config: DecoderConfig) -> dict:
     )
 
 
+# Where it is missing, transformers takes the id of the family's own tokenizer, which must be below vocab_size.
+_NO_PAD = {"pad_token_id": None}
+
+
 def _read_llama(raw: dict) -> dict:
     return _read_llama_like(raw) | {"mlp_bias": _flag(raw, "mlp_bias", False)}
 
@@ -301,11 +305,19 @@ def _write_qwen2(config: DecoderConfig) -> dict:
 
 def _read_qwen3(raw: dict) -> dict:
     bias = _flag(raw, "attention_bias", False)
-    return _read_qwen2(raw) | {"qkv_bias": bias, "o_bias": bias, "qk_norm": True}
+    return _read_qwen2(raw) | {"qkv_bias": bias, "o_bias": bias, "qk_norm": "head"}
 
 
 def _write_qwen3(config: DecoderConfig) -> dict:
     return _write_qwen2(config) | {"attention_bias": config.o_bias}
+
+
+def _read_olmo2(raw: dict) -> dict:
+    return _read_llama_like(raw) | {"pre_norms": False, "post_norms": True, "qk_norm": "all"}
+
+
+def _write_olmo2(config: DecoderConfig) -> dict:
+    return _write_llama_like(config) | _NO_PAD
 
 
 def _read_gemma(raw: dict) -> dict:
@@ -354,7 +366,7 @@ def _read_gemma3(raw: dict) -> dict:
         _whole({"sliding_window": 4096} | raw, "sliding_window")
     return _read_gemma_like(raw, raw.get("hidden_activation") or "gelu_pytorch_tanh", _read_gemma3_rope) | {
         "post_norms": True,
-        "qk_norm": True,
+        "qk_norm": "head",
         "query_scale": _positive({"query_pre_attn_scalar": 256} | raw, "query_pre_attn_scalar") ** -0.5,
         "logit_cap": _or_none(_positive, raw, "final_logit_softcapping", 0.0),
         "windows": _layer_windows(raw, lambda i: (i + 1) % every != 0),
@@ -457,6 +469,10 @@ _GEMMA2 = _LLAMA | {
     "layers.{i}.pre_feedforward_layernorm": ("blocks/{i}/mlp_norm", PLAIN),
     "layers.{i}.post_feedforward_layernorm": ("blocks/{i}/post_mlp_norm", PLAIN),
 }
+_OLMO2 = {name: place for name, place in _LLAMA.items() if not name.endswith("layernorm")} | {
+    "layers.{i}.post_attention_layernorm": ("blocks/{i}/post_attention_norm", PLAIN),
+    "layers.{i}.post_feedforward_layernorm": ("blocks/{i}/post_mlp_norm", PLAIN),
+}
 _GPT2 = {
     "wte": ("embedding", PLAIN),
     "wpe": ("positions", PLAIN),
@@ -487,6 +503,7 @@ FAMILIES = {
     "mistral": Family("MistralForCausalLM", "model.", _LLAMA, _read_mistral, _write_mistral),
     "qwen2": Family("Qwen2ForCausalLM", "model.", _LLAMA, _read_qwen2, _write_qwen2),
     "qwen3": Family("Qwen3ForCausalLM", "model.", _LLAMA, _read_qwen3, _write_qwen3),
+    "olmo2": Family("Olmo2ForCausalLM", "model.", _OLMO2, _read_olmo2, _write_olmo2),
     "gemma": Family("GemmaForCausalLM", "model.", _LLAMA, _read_gemma, _write_gemma),
     "gemma2": Family("Gemma2ForCausalLM", "model.", _GEMMA2, _read_gemma2, _write_gemma2),
     "gemma3_text": Family("Gemma3ForCausalLM", "model.", _GEMMA2, _read_gemma3, _write_gemma3),

@@ -71,6 +71,11 @@ class Norm(nnx.Module):
         return normed.astype(x.dtype)
 
 
+def apply_norm(norm: Norm | None, x: jax.Array) -> jax.Array:
+    """The normalised x [..., width], or x where the family has no norm there."""
+    return x if norm is None else norm(x)
+
+
 class MLP(nnx.Module):
     """Two linear maps around an activation, or three in a gated MLP (Shazeer 2020)."""
 

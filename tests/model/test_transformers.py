@@ -9,6 +9,7 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from ecgbyte_jax.errors import WeightsError
+from ecgbyte_jax.model.attribution import attribute
 from ecgbyte_jax.model.generate import generate
 from ecgbyte_jax.model.hf import grow_vocabulary, load_pretrained, read_config, save_pretrained
 from ecgbyte_jax.model.lora import LoraConfig, add_lora, kernels, merge_lora
@@ -38,6 +39,7 @@ MODELS = {
         | {"sliding_window": 4, "max_window_layers": 1},
     ),
     "qwen3": ("qwen3", COMMON | {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 8, "attention_bias": True}),
+    "olmo2": ("olmo2", COMMON | {"num_attention_heads": 6, "num_key_value_heads": 2, "rope_theta": 1e3}),
     "gemma": ("gemma", COMMON | {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 14}),
     "gemma, silu": (
         "gemma",
@@ -113,8 +115,11 @@ def test_loading_and_saving_weights_keeps_the_logits(name, rng, tmp_path):
     assert read_config(tmp_path / "ours") == config  # transformers 5 wrote the first config.json, we that of transformers 4
 
 
+NEWER = ["gemma3", "olmo2"]  # families without files in shared/fixtures, which test_hf.py and test_attribution.py read
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gemma3"])
+@pytest.mark.parametrize("name", NEWER)
 def test_stacked_layers_and_greedy_generation_match(name, rng, tmp_path):
     theirs, (ids, mask) = reference(name), rows(rng)
     theirs.save_pretrained(tmp_path)
@@ -123,6 +128,20 @@ def test_stacked_layers_and_greedy_generation_match(name, rng, tmp_path):
     given = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     expected = theirs.generate(torch.tensor(ids), attention_mask=torch.tensor(mask), **given)[:, ids.shape[1] :]
     np.testing.assert_array_equal(generate(ours, ids, mask, 12), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NEWER)
+def test_attributed_attention_is_that_of_transformers(name, rng, tmp_path):
+    theirs, ids = reference(name), rng.integers(0, 70, 17)
+    theirs.save_pretrained(tmp_path)
+    ours, config = load_pretrained(tmp_path)
+    with torch.no_grad():
+        expected = theirs(torch.tensor(ids[None]), output_attentions=True).attentions  # L of [1, H, T, T]
+    for layer in range(config.layers):
+        for head in (0, config.heads - 1):
+            attention = attribute(ours, ids[:14], ids[14:], [layer], [head]).attention
+            np.testing.assert_allclose(attention, expected[layer][0, head, 13:16, :14], atol=2e-5)
 
 
 def our_adapter(model, targets) -> None:
