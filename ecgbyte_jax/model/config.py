@@ -45,11 +45,11 @@ class DecoderConfig:
 
     norm: "rms" or "layer" (with bias); norm_offset is added to the scale. pre_norms, post_norms: a norm before, and one after,
     attention and MLP. qk_norm: an RMS norm of the queries and keys, "head": of every head, "all": of all heads together.
-    activation: "silu", "gelu", "gelu_tanh", "relu"; gated: a gated MLP, as
-    in SwiGLU. rope_theta None: learned positions, looked up at position + position_offset. local_rope_theta: the unscaled base
-    of layers with a window; None: as in the others. embedding_scale: embeddings are multiplied by sqrt(width).
-    windows: positions that each layer's attention reaches back, 0: no limit; (): no limit anywhere.
-    query_scale None: head_dim^-0.5. Caps are soft, cap * tanh(x / cap); 0: none. spare_rows: rows at the end of the vocabulary
+    activation: "silu", "gelu", "gelu_tanh", "relu"; gated: a gated MLP, as in SwiGLU. rope_theta None: learned positions,
+    looked up at position + position_offset. local_rope_theta: the unscaled base of layers with a window; None: as in the
+    others. unrotated_layers: the numbers of layers without rotary positions. embedding_scale: embeddings are multiplied by
+    sqrt(width). windows: positions that each layer's attention reaches back, 0: no limit; (): no limit anywhere. query_scale
+    None: head_dim^-0.5. Caps are soft, cap * tanh(x / cap); 0: none. spare_rows: rows at the end of the vocabulary
     that are no token. dtype: of the computation, param_dtype: of the stored weights. remat: "" or the policy of
     `jax.checkpoint_policies` for what a block keeps for the backward pass. scan_layers: the blocks' parameters are stacked,
     and one compiled block runs over them.
@@ -67,6 +67,7 @@ class DecoderConfig:
     family: str = "llama"
     rope_scaling: RopeScaling | None = None
     local_rope_theta: float | None = None
+    unrotated_layers: tuple[int, ...] = ()
     norm: str = "rms"
     norm_eps: float = 1e-5
     norm_offset: float = 0.0
@@ -103,7 +104,8 @@ class DecoderConfig:
             return (None,) * self.layers
         everywhere = Rotary(self.rope_theta, self.head_dim, self.rope_scaling)
         local = everywhere if self.local_rope_theta is None else Rotary(self.local_rope_theta, self.head_dim)
-        return tuple(local if window else everywhere for window in self.layer_windows)
+        rotaries = [local if window else everywhere for window in self.layer_windows]
+        return tuple(None if i in self.unrotated_layers else rotary for i, rotary in enumerate(rotaries))
 
     @property
     def kernels(self) -> tuple[str, ...]:

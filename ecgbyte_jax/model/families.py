@@ -312,6 +312,27 @@ def _write_qwen3(config: DecoderConfig) -> dict:
     return _write_qwen2(config) | {"attention_bias": config.o_bias}
 
 
+def _read_smollm3(raw: dict) -> dict:
+    layers, every = _whole(raw, "num_hidden_layers", _MOST["layers"]), _or_none(_whole, raw, "no_rope_layer_interval", 4)
+    rotated = raw.get("no_rope_layers")  # despite its name, 1 means that the layer has rotary positions
+    rotated = [int((i + 1) % every != 0) for i in range(layers)] if rotated is None else rotated
+    if not isinstance(rotated, list) or len(rotated) != layers or not all(flag in (0, 1) for flag in rotated):
+        raise WeightsError(f"no_rope_layers {rotated!r:.60} found, a list of num_hidden_layers {layers} times 0 or 1 expected")
+    slides = _flag(raw, "use_sliding_window", False)
+    windows = _layer_windows({"sliding_window": None} | raw, lambda i: slides and not rotated[i])
+    return _read_llama_like(raw, tied=True) | {
+        "mlp_bias": _flag(raw, "mlp_bias", False),
+        "unrotated_layers": tuple(i for i, flag in enumerate(rotated) if not flag),
+        "windows": windows,
+    }
+
+
+def _write_smollm3(config: DecoderConfig) -> dict:
+    rotated = [int(i not in config.unrotated_layers) for i in range(config.layers)]
+    own = {"no_rope_layers": rotated, "use_sliding_window": bool(config.windows), **_write_windows(config)}
+    return _write_llama(config) | own | _NO_PAD
+
+
 def _read_olmo2(raw: dict) -> dict:
     return _read_llama_like(raw) | {"pre_norms": False, "post_norms": True, "qk_norm": "all"}
 
@@ -503,6 +524,7 @@ FAMILIES = {
     "mistral": Family("MistralForCausalLM", "model.", _LLAMA, _read_mistral, _write_mistral),
     "qwen2": Family("Qwen2ForCausalLM", "model.", _LLAMA, _read_qwen2, _write_qwen2),
     "qwen3": Family("Qwen3ForCausalLM", "model.", _LLAMA, _read_qwen3, _write_qwen3),
+    "smollm3": Family("SmolLM3ForCausalLM", "model.", _LLAMA, _read_smollm3, _write_smollm3),
     "olmo2": Family("Olmo2ForCausalLM", "model.", _OLMO2, _read_olmo2, _write_olmo2),
     "gemma": Family("GemmaForCausalLM", "model.", _LLAMA, _read_gemma, _write_gemma),
     "gemma2": Family("Gemma2ForCausalLM", "model.", _GEMMA2, _read_gemma2, _write_gemma2),

@@ -27,6 +27,8 @@ def rope_chooser(config: DecoderConfig, ropes: Sequence[Rope | None]) -> tuple[C
     if len(kinds) == 1:
         return lambda number: ropes[0], numbers
     different = [ropes[config.layer_rotaries.index(kind)] for kind in kinds]
+    cos, sin = next(rope for rope in different if rope is not None)
+    different = [rope or (jnp.ones_like(cos), jnp.zeros_like(sin)) for rope in different]  # these change nothing
     stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *different)
     return lambda number: jax.tree.map(lambda part: part[number], stacked), numbers
 

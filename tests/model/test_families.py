@@ -15,6 +15,11 @@ GEMMA3 = {
     "attn_logit_softcapping": None, "final_logit_softcapping": None,
 }  # fmt: skip
 GEMMA3_4 = GEMMA3 | {"rope_theta": 1000000, "rope_local_base_freq": 10000, "rope_scaling": None, "sliding_window_pattern": 6}
+SMOLLM3 = {
+    "model_type": "smollm3", "vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36,
+    "num_attention_heads": 16, "num_key_value_heads": 4, "max_position_embeddings": 65536, "rms_norm_eps": 1e-6,
+    "hidden_act": "silu", "rope_theta": 5e6, "use_sliding_window": False, "sliding_window": None,
+}  # fmt: skip
 LAYER_TYPES = ["full_attention" if i % 6 == 5 else "sliding_attention" for i in range(26)]
 
 
@@ -37,6 +42,14 @@ def test_gemma_3_has_two_bases_in_both_spellings(tmp_path):
     assert scaled == read(tmp_path, GEMMA3 | {"rope_parameters": kinds})
 
 
+def test_every_fourth_layer_of_smollm3_has_no_rotary_positions(tmp_path):
+    config = read(tmp_path, SMOLLM3)
+    assert config.layer_rotaries[:5] == (*(Rotary(5e6, 128),) * 3, None, Rotary(5e6, 128)) and config.windows == ()
+    assert config == read(tmp_path, SMOLLM3 | {"no_rope_layers": [1, 1, 1, 0] * 9, "layer_types": ["full_attention"] * 36})
+    rope = {"rope_theta": None, "rope_parameters": {"rope_theta": 5e6, "rope_type": "default"}}
+    assert config == read(tmp_path, SMOLLM3 | rope)
+
+
 @pytest.mark.parametrize(
     "raw, message",
     [
@@ -50,6 +63,11 @@ def test_gemma_3_has_two_bases_in_both_spellings(tmp_path):
             GEMMA3 | {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
             r"rope_type 'linear' found, one of \('default',\)",
         ),
+        (
+            SMOLLM3 | {"no_rope_layers": [1, 0]},
+            r"no_rope_layers \[1, 0\] found, a list of num_hidden_layers 36 times",
+        ),
+        (SMOLLM3 | {"no_rope_layers": [2] * 36}, "no_rope_layers .* found, a list of num_hidden_layers 36"),
     ],
 )
 def test_what_would_be_computed_differently_is_refused_by_field(raw, message, tmp_path):

@@ -39,6 +39,18 @@ MODELS = {
         | {"sliding_window": 4, "max_window_layers": 1},
     ),
     "qwen3": ("qwen3", COMMON | {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 8, "attention_bias": True}),
+    "smollm3": (
+        "smollm3",
+        COMMON
+        | {"num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 2, "pad_token_id": 0, "rope_theta": 1e3}
+        | {"no_rope_layer_interval": 2, "mlp_bias": True},
+    ),
+    "smollm3, windows": (
+        "smollm3",
+        COMMON
+        | {"num_attention_heads": 6, "num_key_value_heads": 2, "pad_token_id": 0, "rope_theta": 1e3, "sliding_window": 5}
+        | {"no_rope_layers": [0, 1, 0], "use_sliding_window": True, "tie_word_embeddings": False, "attention_bias": True},
+    ),
     "olmo2": ("olmo2", COMMON | {"num_attention_heads": 6, "num_key_value_heads": 2, "rope_theta": 1e3}),
     "gemma": ("gemma", COMMON | {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 14}),
     "gemma, silu": (
@@ -115,7 +127,11 @@ def test_loading_and_saving_weights_keeps_the_logits(name, rng, tmp_path):
     assert read_config(tmp_path / "ours") == config  # transformers 5 wrote the first config.json, we that of transformers 4
 
 
-NEWER = ["gemma3", "olmo2"]  # families without files in shared/fixtures, which test_hf.py and test_attribution.py read
+NEWER = [
+    "gemma3",
+    "olmo2",
+    "smollm3",
+]  # without files in shared/fixtures, which other tests read
 
 
 @pytest.mark.slow
