@@ -18,6 +18,32 @@ class LinearScaling:
 
 
 @dataclass(frozen=True)
+class DynamicScaling:
+    """A base that grows with sequences of more than the model's positions (`rope_type: dynamic`).
+
+    Such sequences are refused, and within its positions the model is one without scaling.
+    """
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class YarnScaling:
+    """Low rotary frequencies are divided by `factor`, high ones kept (Peng et al. 2023, section 3; `rope_type: yarn`).
+
+    Between the channels that turn `beta_slow` and `beta_fast` times in the original positions (`truncate`: rounded outwards)
+    is a ramp. Cosines and sines are multiplied by `attention_factor`.
+    """
+
+    factor: float
+    original_max_positions: int
+    attention_factor: float
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+
+
+@dataclass(frozen=True)
 class Llama3Scaling:
     """Llama 3.1's stretching of the low rotary frequencies (`rope_type: llama3`)."""
 
@@ -27,7 +53,7 @@ class Llama3Scaling:
     original_max_positions: int
 
 
-RopeScaling = LinearScaling | Llama3Scaling
+RopeScaling = LinearScaling | DynamicScaling | YarnScaling | Llama3Scaling
 
 
 @dataclass(frozen=True)
@@ -37,6 +63,11 @@ class Rotary:
     theta: float
     channels: int
     scaling: RopeScaling | None = None
+
+    @property
+    def amplitude(self) -> float:
+        """The factor of all cosines and sines."""
+        return self.scaling.attention_factor if isinstance(self.scaling, YarnScaling) else 1.0
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.model.attention import Attention, Part, causal_mask, count_positions, within
-from ecgbyte_jax.model.config import BATCH_AXES, TENSOR_AXIS, DecoderConfig
+from ecgbyte_jax.model.config import BATCH_AXES, TENSOR_AXIS, DecoderConfig, DynamicScaling
 from ecgbyte_jax.model.layers import MLP, Linear, Norm, apply_norm, normal, soft_cap, split_key
 from ecgbyte_jax.model.rope import Rope, layer_ropes, rope_chooser
 
@@ -109,10 +109,12 @@ class Decoder(nnx.Module):
 
         Several examples in one row are numbered 1, 2, 3 ... in the mask (`segment_ids`) and do not attend to each other. By
         default positions [B, T] count the real tokens of each example. Raises ConfigError for more tokens than the model has
-        positions and, except inside jit, for ids outside the vocabulary and positions outside a learned table.
+        positions and, except inside jit, for ids outside the vocabulary and positions outside a learned table or, with dynamic
+        scaling, beyond those of the model.
         """
         _check_range("input_ids", input_ids, attention_mask, self.config.vocab_size)
-        if self.positions is not None and positions is not None:
+        limited = self.positions is not None or isinstance(self.config.rope_scaling, DynamicScaling)
+        if limited and positions is not None:
             _check_range("positions", positions, attention_mask, self.config.max_positions)
         return _logits(*nnx.split(self), input_ids, attention_mask, positions)
 

@@ -1,10 +1,11 @@
 """Hugging Face's decoder families: config.json to DecoderConfig and back, and the names of their tensors."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from ecgbyte_jax.errors import WeightsError
-from ecgbyte_jax.model.config import DecoderConfig, LinearScaling, Llama3Scaling, RopeScaling
+from ecgbyte_jax.model.config import DecoderConfig, DynamicScaling, LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
 
 # How PyTorch stores our kernel [n_in, n_out]: LINEAR as [n_out, n_in], CONV1D as [n_in, n_out]. PLAIN: any other tensor.
 LINEAR, CONV1D, PLAIN = "linear", "conv1d", "plain"
@@ -118,7 +119,8 @@ def _read_rope(raw: dict) -> dict:
     known = {"rope_theta": 10_000.0} if raw["model_type"] == "llama" and not raw.get("rope_parameters") else {}
     rope = known | _given(raw, "rope_theta", "partial_rotary_factor") | rope
     refuse(rope, "partial_rotary_factor", (1, None))
-    return {"rope_theta": _at_least_1(rope, "rope_theta"), "rope_scaling": _read_scaling(rope, raw, ("linear", "llama3"))}
+    scaling = _read_scaling(rope, raw, ("linear", "dynamic", "yarn", "llama3"))
+    return {"rope_theta": _at_least_1(rope, "rope_theta"), "rope_scaling": scaling}
 
 
 def _rope_fields(raw: dict) -> dict:
@@ -138,17 +140,41 @@ def _read_scaling(rope: dict, raw: dict, kinds: tuple[str, ...]) -> RopeScaling 
     if kind == "default":
         return None
     factor = _at_least_1(rope, "factor")
-    if kind == "linear":
-        return LinearScaling(factor)
+    if kind in ("linear", "dynamic"):
+        return LinearScaling(factor) if kind == "linear" else DynamicScaling(factor)
+    original = _original_positions(rope, raw)
+    if kind == "yarn":
+        return _read_yarn(rope, factor, original)
     low, high = _positive(rope, "low_freq_factor"), _positive(rope, "high_freq_factor")
     if not low < high:
         raise WeightsError(f"high_freq_factor {high} found, a number above low_freq_factor {low} expected")
-    return Llama3Scaling(factor, low, high, _original_positions(rope, raw))
+    return Llama3Scaling(factor, low, high, original)
+
+
+def _read_yarn(rope: dict, factor: float, original: int) -> YarnScaling:
+    if rope.get("rope_theta") == 1:
+        raise WeightsError("rope_theta 1 found, a number above 1 expected with rope_type 'yarn'")
+    return YarnScaling(
+        factor,
+        original,
+        _or_none(_positive, rope, "attention_factor", _yarn_attention(rope, factor)),
+        _or_none(_positive, rope, "beta_fast", 32.0),
+        _or_none(_positive, rope, "beta_slow", 1.0),
+        _flag(rope, "truncate", True),
+    )
+
+
+def _yarn_attention(rope: dict, factor: float) -> float:
+    """0.1 ln(factor) + 1 (Peng et al. 2023, equation 22), or DeepSeek's quotient of two such factors with own weights."""
+    weights = [_or_none(_positive, rope, field, 0.0) for field in ("mscale", "mscale_all_dim")]
+    above, below = (0.1 * weight * math.log(factor) + 1 for weight in (weights if all(weights) else (1.0, 0.0)))
+    return above / below
 
 
 def _original_positions(rope: dict, raw: dict) -> int:
-    """The positions before scaling; beside the rotary fields, this field counts more than among them, as in transformers."""
-    return _whole(raw if "original_max_position_embeddings" in raw else rope, "original_max_position_embeddings")
+    """The positions before scaling: as in transformers, the field of the whole file counts more than that among `rope`."""
+    fields = {"original_max_position_embeddings": raw["max_position_embeddings"]} | rope
+    return _whole(raw if "original_max_position_embeddings" in raw else fields, "original_max_position_embeddings")
 
 
 def _write_rope(config: DecoderConfig) -> dict:
@@ -162,6 +188,18 @@ def _write_scaling(scaling: RopeScaling | None) -> dict | None:
             return None
         case LinearScaling(factor):
             return {"rope_type": "linear", "factor": factor}
+        case DynamicScaling(factor):
+            return {"rope_type": "dynamic", "factor": factor}
+        case YarnScaling():
+            return {
+                "rope_type": "yarn",
+                "factor": scaling.factor,
+                "original_max_position_embeddings": scaling.original_max_positions,
+                "attention_factor": scaling.attention_factor,
+                "beta_fast": scaling.beta_fast,
+                "beta_slow": scaling.beta_slow,
+                "truncate": scaling.truncate,
+            }
         case Llama3Scaling():
             return {
                 "rope_type": "llama3",

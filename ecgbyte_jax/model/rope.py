@@ -3,13 +3,14 @@
 Axes: B batch, T tokens, C head width, R rotated channels of a head.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ecgbyte_jax.model.config import DecoderConfig, LinearScaling, Llama3Scaling, Rotary
+from ecgbyte_jax.model.config import DecoderConfig, LinearScaling, Llama3Scaling, Rotary, YarnScaling
 
 Rope = tuple[jax.Array, jax.Array]  # cos, sin [B, T, 1, R / 2]
 
@@ -42,19 +43,38 @@ def rotate(x: jax.Array, rope: Rope) -> jax.Array:
 
 def _angles(rotary: Rotary, positions: jax.Array) -> Rope:
     """The cosines and sines of positions [B, T], float32 [B, T, 1, R / 2] each."""
-    angles = positions[..., None, None].astype(jnp.float32) * _frequencies(rotary)
-    return jnp.cos(angles), jnp.sin(angles)
+    angles = positions[..., None, None].astype(jnp.float32) * frequencies(rotary)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    return (cos, sin) if rotary.amplitude == 1 else (rotary.amplitude * cos, rotary.amplitude * sin)
 
 
-def _frequencies(rotary: Rotary) -> np.ndarray:
-    """Radians per position, float32 [R / 2]."""
+def frequencies(rotary: Rotary) -> np.ndarray:
+    """Radians per position of each pair of channels, float32 [R / 2]."""
     plain = rotary.theta ** -(np.arange(0, rotary.channels, 2, dtype=np.float32) / rotary.channels)
     match rotary.scaling:
         case LinearScaling(factor):
             plain = plain / factor
+        case YarnScaling() as scaling:
+            kept = _yarn_kept(rotary, scaling)
+            plain = plain * (kept + (1 - kept) / scaling.factor)
         case Llama3Scaling() as scaling:
             turns = scaling.original_max_positions * plain / (2 * np.pi)
-            share = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-            share = np.clip(share, 0.0, 1.0)  # 1: unchanged, 0: divided by the factor
-            plain = plain * (share + (1 - share) / scaling.factor)
+            kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+            kept = np.clip(kept, 0.0, 1.0)
+            plain = plain * (kept + (1 - kept) / scaling.factor)
     return plain.astype(np.float32)
+
+
+def _yarn_kept(rotary: Rotary, scaling: YarnScaling) -> np.ndarray:
+    """How much of each frequency is kept, 0 to 1, float32 [R / 2]; the rest is divided by the factor."""
+
+    def index(turns: float) -> float:
+        """Of the frequency that turns so often in the original positions."""
+        return rotary.channels * math.log(scaling.original_max_positions / (turns * 2 * math.pi)) / (2 * math.log(rotary.theta))
+
+    low, high = index(scaling.beta_fast), index(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rotary.channels - 1)
+    ramp = (np.arange(rotary.channels // 2, dtype=np.float32) - low) / (high - low or 0.001)
+    return 1 - np.clip(ramp, 0.0, 1.0)

@@ -8,7 +8,7 @@ from flax import nnx
 
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.model import attention
-from ecgbyte_jax.model.config import DecoderConfig
+from ecgbyte_jax.model.config import DecoderConfig, DynamicScaling
 from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.model.generate import generate
 from ecgbyte_jax.model.lora import LoraConfig, LowRankPath, add_lora, kernels, merge_lora, unmerge_lora
@@ -119,6 +119,14 @@ def test_more_tokens_than_positions_are_refused():
 def test_ids_and_positions_outside_the_tables_are_refused(given, message):
     with pytest.raises(ConfigError, match=message):
         make(rope_theta=None)(**{name: np.array(numbers) for name, numbers in given.items()})
+
+
+def test_positions_at_which_dynamic_scaling_would_change_the_base_are_refused():
+    model = make(rope_scaling=DynamicScaling(2.0))
+    ids = np.array([[1, 2]])
+    np.testing.assert_array_equal(model(ids, None, np.array([[0, 63]])), make()(ids, None, np.array([[0, 63]])))
+    with pytest.raises(ConfigError, match="positions: 64 found, 0 to 63"):
+        model(ids, None, np.array([[0, 64]]))
 
 
 def test_a_model_called_inside_jit_accepts_concrete_ids(ids):

@@ -242,7 +242,7 @@ def test_a_config_that_does_not_fit_the_weights_is_refused_by_name(folder):
         ({"attention_bias": "no"}, "attention_bias 'no' found"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config .*fp8.* found"),
         ({"head_dim": 7}, "head_dim 7 found, an even number expected"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type 'yarn'"),
+        ({"rope_parameters": {"rope_type": "su", "rope_theta": 1e4}}, "rope_type 'su' found, one of \\('default', 'linear'"),
     ],
 )
 def test_what_this_decoder_does_not_support_is_refused_by_field(folder, change, message):

@@ -10,16 +10,19 @@ from safetensors.numpy import load_file
 
 from ecgbyte_jax.errors import WeightsError
 from ecgbyte_jax.model.attribution import attribute
+from ecgbyte_jax.model.families import FAMILIES
 from ecgbyte_jax.model.generate import generate
 from ecgbyte_jax.model.hf import grow_vocabulary, load_pretrained, read_config, save_pretrained
 from ecgbyte_jax.model.lora import LoraConfig, add_lora, kernels, merge_lora
 from ecgbyte_jax.model.peft import load_adapter, save_adapter
+from ecgbyte_jax.model.rope import frequencies
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft", reason="PEFT is not installed: pip install peft")
 
 COMMON = {"vocab_size": 70, "hidden_size": 36, "num_hidden_layers": 3, "intermediate_size": 40, "max_position_embeddings": 64}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 # Odd shapes: heads that do not divide the width, five queries a key, one key head, windows.
 MODELS = {
     "llama, 3 heads": ("llama", COMMON | {"num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 10}),
@@ -39,6 +42,10 @@ MODELS = {
         | {"sliding_window": 4, "max_window_layers": 1},
     ),
     "qwen3": ("qwen3", COMMON | {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 8, "attention_bias": True}),
+    "qwen3, yarn": (
+        "qwen3",
+        COMMON | {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 32, "rope_theta": 1e3, "rope_scaling": YARN},
+    ),
     "smollm3": (
         "smollm3",
         COMMON
@@ -125,6 +132,39 @@ def test_loading_and_saving_weights_keeps_the_logits(name, rng, tmp_path):
     assert back.config.model_type == config.family and type(back) is type(theirs)
     np.testing.assert_allclose(torch_logits(back, ids, mask)[mask == 1], expected, atol=2e-4)
     assert read_config(tmp_path / "ours") == config  # transformers 5 wrote the first config.json, we that of transformers 4
+
+
+@pytest.mark.parametrize(
+    "scaling, fields",
+    [
+        ({"rope_type": "default"}, {}),
+        ({"type": "linear", "factor": 4.0}, {"rope_theta": 1e5}),
+        ({"rope_type": "dynamic", "factor": 2.0}, {}),
+        ({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}, {"rope_theta": 1e6}),  # Qwen 2.5's
+        ({"rope_type": "yarn", "factor": 4.0}, {"original_max_position_embeddings": 1000}),
+        ({"rope_type": "yarn", "factor": 40, "mscale": 1.0, "mscale_all_dim": 0.7, "beta_fast": 60, "truncate": False}, {}),
+        ({"rope_type": "yarn", "factor": 1.5, "attention_factor": 0.8, "original_max_position_embeddings": 7}, {}),
+        (
+            {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+            {"original_max_position_embeddings": 8192, "rope_theta": 5e5},
+        ),
+    ],
+    ids=lambda fields: fields.get("rope_type", fields.get("type")),
+)
+def test_rotary_frequencies_are_those_of_transformers(scaling, fields, tmp_path):
+    fields = COMMON | {"max_position_embeddings": 131072, "num_attention_heads": 4, "head_dim": 128, "rope_theta": 1e4} | fields
+    raw = {"model_type": "llama", "rms_norm_eps": 1e-6, "hidden_act": "silu"} | fields | {"rope_scaling": scaling}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    config = read_config(tmp_path)
+    written = {"model_type": "llama"} | FAMILIES["llama"].write(config)
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    assert read_config(tmp_path) == config
+    rotary = config.layer_rotaries[0]
+    for spelling in (raw, written):
+        theirs = transformers.AutoConfig.for_model(**json.loads(json.dumps(spelling)))
+        layer = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(theirs)
+        np.testing.assert_allclose(frequencies(rotary), layer.inv_freq, rtol=1e-6)
+        assert rotary.amplitude == pytest.approx(layer.attention_scaling)
 
 
 NEWER = [
