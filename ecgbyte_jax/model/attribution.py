@@ -132,7 +132,7 @@ def run_blocks(
     valid: bool [B, T], False on padding. A layer's weights are two means over heads, [T, T] each: weighted by `head_share` [H],
     and over all heads equally. Where `head_share` is None the list is empty.
     """
-    ropes = layer_ropes(model.config, positions)
+    ropes = layer_ropes(model.config, positions, jnp.sum(valid, axis=1, keepdims=True))
     mask = causal_mask(valid.astype(jnp.int32))
     weights = []
     for block, rope, window in zip(model.layers(), ropes, model.config.layer_windows):

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from ecgbyte_jax.errors import ConfigError
-from ecgbyte_jax.model.config import DecoderConfig, LoraConfig, ModelConfig
+from ecgbyte_jax.model.config import DecoderConfig, LongScaling, LoraConfig, ModelConfig
 from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.model.hf import grow_vocabulary, load_pretrained, locate, read_config
 from ecgbyte_jax.model.lora import add_lora
@@ -79,11 +79,20 @@ def build_model(
 
 
 def check_fit(model: ModelConfig, lora: LoraConfig, positions: int, decoder: DecoderConfig) -> None:
-    """Raises ConfigError where the settings ask for more than a pretrained model has: positions, or kernels for LoRA."""
+    """Raises ConfigError where the settings ask for more than a pretrained model has: positions, or kernels for LoRA.
+
+    With LongRoPE all prompts must be short ones, since `generate` refuses to change the rotary frequencies within a sequence.
+    """
     if decoder.max_positions < positions:
         raise ConfigError(
             f"prompt.max_length + eval.max_new_tokens: {positions} found, at most the {decoder.max_positions} positions of "
             f"'{model.pretrained}' expected"
+        )
+    scaling = decoder.rope_scaling
+    if isinstance(scaling, LongScaling) and scaling.original_max_positions < positions:
+        raise ConfigError(
+            f"prompt.max_length + eval.max_new_tokens: {positions} found, at most {scaling.original_max_positions} expected, "
+            f"after which the rotary frequencies of '{model.pretrained}' change (original_max_position_embeddings)"
         )
     if lora.rank and not _targets(lora, decoder):
         raise ConfigError(f"lora.targets: {lora.targets} found, some of this model's kernels {decoder.kernels} expected")

@@ -53,7 +53,20 @@ class Llama3Scaling:
     original_max_positions: int
 
 
-RopeScaling = LinearScaling | DynamicScaling | YarnScaling | Llama3Scaling
+@dataclass(frozen=True)
+class LongScaling:
+    """LongRoPE (Ding et al. 2024; `rope_type: longrope`): a divisor of every rotary frequency, other ones for long sequences.
+
+    Those of more than `original_max_positions` tokens are long. Cosines and sines are multiplied by `attention_factor`.
+    """
+
+    short_factors: tuple[float, ...]
+    long_factors: tuple[float, ...]
+    original_max_positions: int
+    attention_factor: float
+
+
+RopeScaling = LinearScaling | DynamicScaling | YarnScaling | Llama3Scaling | LongScaling
 
 
 @dataclass(frozen=True)
@@ -67,7 +80,7 @@ class Rotary:
     @property
     def amplitude(self) -> float:
         """The factor of all cosines and sines."""
-        return self.scaling.attention_factor if isinstance(self.scaling, YarnScaling) else 1.0
+        return self.scaling.attention_factor if isinstance(self.scaling, YarnScaling | LongScaling) else 1.0
 
 
 @dataclass(frozen=True)
@@ -78,12 +91,12 @@ class DecoderConfig:
     attention and MLP. qk_norm: an RMS norm of the queries and keys, "head": of every head, "all": of all heads together.
     activation: "silu", "gelu", "gelu_tanh", "relu"; gated: a gated MLP, as in SwiGLU. rope_theta None: learned positions,
     looked up at position + position_offset. local_rope_theta: the unscaled base of layers with a window; None: as in the
-    others. unrotated_layers: the numbers of layers without rotary positions. embedding_scale: embeddings are multiplied by
-    sqrt(width). windows: positions that each layer's attention reaches back, 0: no limit; (): no limit anywhere. query_scale
-    None: head_dim^-0.5. Caps are soft, cap * tanh(x / cap); 0: none. spare_rows: rows at the end of the vocabulary
-    that are no token. dtype: of the computation, param_dtype: of the stored weights. remat: "" or the policy of
-    `jax.checkpoint_policies` for what a block keeps for the backward pass. scan_layers: the blocks' parameters are stacked,
-    and one compiled block runs over them.
+    others. rotary_channels: the first ones of a head, which have rotary positions; 0: all. unrotated_layers: the numbers of
+    layers without rotary positions. embedding_scale: embeddings are multiplied by sqrt(width). windows: positions that each
+    layer's attention reaches back, 0: no limit; (): no limit anywhere. query_scale None: head_dim^-0.5. Caps are soft,
+    cap * tanh(x / cap); 0: none. spare_rows: rows at the end of the vocabulary that are no token. dtype: of the computation,
+    param_dtype: of the stored weights. remat: "" or the policy of `jax.checkpoint_policies` for what a block keeps for the
+    backward pass. scan_layers: the blocks' parameters are stacked, and one compiled block runs over them.
     """
 
     vocab_size: int
@@ -98,6 +111,7 @@ class DecoderConfig:
     family: str = "llama"
     rope_scaling: RopeScaling | None = None
     local_rope_theta: float | None = None
+    rotary_channels: int = 0
     unrotated_layers: tuple[int, ...] = ()
     norm: str = "rms"
     norm_eps: float = 1e-5
@@ -133,8 +147,9 @@ class DecoderConfig:
         """The rotary positions of every layer, None: none."""
         if self.rope_theta is None:
             return (None,) * self.layers
-        everywhere = Rotary(self.rope_theta, self.head_dim, self.rope_scaling)
-        local = everywhere if self.local_rope_theta is None else Rotary(self.local_rope_theta, self.head_dim)
+        channels = self.rotary_channels or self.head_dim
+        everywhere = Rotary(self.rope_theta, channels, self.rope_scaling)
+        local = everywhere if self.local_rope_theta is None else Rotary(self.local_rope_theta, channels)
         rotaries = [local if window else everywhere for window in self.layer_windows]
         return tuple(None if i in self.unrotated_layers else rotary for i, rotary in enumerate(rotaries))
 

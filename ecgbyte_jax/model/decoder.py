@@ -17,7 +17,7 @@ from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.model.attention import Attention, Part, causal_mask, count_positions, within
 from ecgbyte_jax.model.config import BATCH_AXES, TENSOR_AXIS, DecoderConfig, DynamicScaling
 from ecgbyte_jax.model.layers import MLP, Linear, Norm, apply_norm, normal, soft_cap, split_key
-from ecgbyte_jax.model.rope import Rope, layer_ropes, rope_chooser
+from ecgbyte_jax.model.rope import Rope, example_lengths, layer_ropes, rope_chooser
 
 
 class NewRows(nnx.LoRAParam):
@@ -136,13 +136,15 @@ class Decoder(nnx.Module):
         if positions is None:
             positions = count_positions(segment_ids)  # [B, T]
         x = self._enter(input_ids, positions)
-        return self.norm(self._run_blocks(x, causal_mask(segment_ids), positions, dropout_key))
+        return self.norm(self._run_blocks(x, segment_ids, positions, dropout_key))
 
-    def extend(self, input_ids: jax.Array, there: jax.Array, past: Sequence[Cache] = ()) -> tuple[jax.Array, Cache]:
+    def extend(
+        self, input_ids: jax.Array, there: jax.Array, past: Sequence[Cache] = (), lengths: jax.Array | None = None
+    ) -> tuple[jax.Array, Cache]:
         """The last hidden states [B, T, D] of ids [B, T] that follow the tokens of `past`, and the cache of these ids.
 
         there: bool [B, T], False on padding. The parts of the past follow one another, each with its own padding; a part has B
-        rows, or P rows each shared by B / P consecutive ones.
+        rows, or P rows each shared by B / P consecutive ones. lengths: int32 [B], see `layer_ropes`; by default those so far.
         """
         (b, t), segment_ids = input_ids.shape, there.astype(jnp.int32)
         past_there = [jnp.repeat(part.there, b // len(part.there), axis=0) for part in past]  # [B, S]
@@ -151,7 +153,9 @@ class Decoder(nnx.Module):
         masks = [jnp.broadcast_to(part[:, None, None], (b, 1, t, part.shape[1])) for part in past_there]
         masks.append(causal_mask(segment_ids))
         key_positions = [jnp.repeat(part.positions, b // len(part.there), axis=0) for part in past] + [positions]
-        x, ropes = self._enter(input_ids, positions), layer_ropes(self.config, positions)
+        if lengths is None:
+            lengths = before[:, 0] + jnp.sum(there, axis=1)
+        x, ropes = self._enter(input_ids, positions), layer_ropes(self.config, positions, lengths[:, None])
         keys, values = [], []
         for layer, (block, rope, window) in enumerate(zip(self.layers(), ropes, self.config.layer_windows)):
             near = (
@@ -203,9 +207,12 @@ class Decoder(nnx.Module):
             x = x + self.positions[...][positions + config.position_offset].astype(config.dtype)
         return x
 
-    def _run_blocks(self, x: jax.Array, mask: jax.Array, positions: jax.Array, dropout_key: jax.Array | None) -> jax.Array:
+    def _run_blocks(
+        self, x: jax.Array, segment_ids: jax.Array, positions: jax.Array, dropout_key: jax.Array | None
+    ) -> jax.Array:
         """Runs all blocks without a cache: in a loop, or as one compiled block over stacked parameters."""
-        config, ropes = self.config, layer_ropes(self.config, positions)
+        config, mask = self.config, causal_mask(segment_ids)
+        ropes = layer_ropes(config, positions, example_lengths(segment_ids, positions))
 
         def run(block: Block, x: jax.Array, rope: Rope | None, window: jax.Array, key: jax.Array | None) -> jax.Array:
             near = within(mask, positions, positions, window) if config.windows else mask

@@ -1,11 +1,20 @@
 """Hugging Face's decoder families: config.json to DecoderConfig and back, and the names of their tensors."""
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from ecgbyte_jax.errors import WeightsError
-from ecgbyte_jax.model.config import DecoderConfig, DynamicScaling, LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
+from ecgbyte_jax.model.config import (
+    DecoderConfig,
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongScaling,
+    RopeScaling,
+    YarnScaling,
+)
 
 # How PyTorch stores our kernel [n_in, n_out]: LINEAR as [n_out, n_in], CONV1D as [n_in, n_out]. PLAIN: any other tensor.
 LINEAR, CONV1D, PLAIN = "linear", "conv1d", "plain"
@@ -200,6 +209,12 @@ def _write_scaling(scaling: RopeScaling | None) -> dict | None:
                 "beta_slow": scaling.beta_slow,
                 "truncate": scaling.truncate,
             }
+        case LongScaling():
+            return {
+                "type": "longrope",
+                "short_factor": list(scaling.short_factors),
+                "long_factor": list(scaling.long_factors),
+            }
         case Llama3Scaling():
             return {
                 "rope_type": "llama3",
@@ -371,6 +386,63 @@ def _write_smollm3(config: DecoderConfig) -> dict:
     return _write_llama(config) | own | _NO_PAD
 
 
+def _read_phi3(raw: dict) -> dict:
+    for field in ("attention_bias", "mlp_bias"):
+        refuse(raw, field, (None, False))  # published files have them, transformers has no such biases
+    fields = _read_llama_like({"original_max_position_embeddings": 4096} | raw, read_rope=_read_phi3_rope)
+    window = _window({"sliding_window": None} | raw)
+    return fields | {"windows": (window,) * fields["layers"] if window else ()}
+
+
+def _read_phi3_rope(raw: dict) -> dict:
+    rope = {"rope_theta": 10_000.0, "partial_rotary_factor": 1.0} | _given(raw, "rope_theta", "partial_rotary_factor")
+    rope |= _rope_fields(raw)
+    head_dim = _or_none(_whole, raw, "head_dim", raw["hidden_size"] // raw["num_attention_heads"])
+    share = _positive(rope, "partial_rotary_factor")
+    channels = int(head_dim * share)
+    if share > 1 or channels < 2 or channels % 2:
+        raise WeightsError(
+            f"partial_rotary_factor {share} found, at most 1 and an even number of the head's {head_dim} channels expected"
+        )
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    refuse({"rope_type": kind}, "rope_type", ("default", "longrope", "su", "yarn"))  # the last two are older names
+    scaling = None if kind == "default" else _read_long(rope, raw, channels)
+    own = 0 if channels == head_dim else channels
+    return {"rope_theta": _at_least_1(rope, "rope_theta"), "rope_scaling": scaling, "rotary_channels": own}
+
+
+def _read_long(rope: dict, raw: dict, channels: int) -> LongScaling:
+    original = _original_positions(rope, raw)
+    factor = _or_none(_positive, rope, "factor", _whole(raw, "max_position_embeddings") / original)
+    attention = _or_none(_positive, rope, "attention_factor", _long_attention(factor, original))
+    factors = [_factors(rope, field, channels // 2) for field in ("short_factor", "long_factor")]
+    return LongScaling(*factors, original, attention)
+
+
+def _long_attention(factor: float, original: int) -> float:
+    """sqrt(1 + ln(factor) / ln(original positions)) (Ding et al. 2024, section 3)."""
+    return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+
+
+def _factors(rope: dict, field: str, count: int) -> tuple[float, ...]:
+    if not isinstance(rope[field], list) or len(rope[field]) != count:
+        raise WeightsError(f"{field} {rope[field]!r:.60} found, a list of {count} numbers expected, one for each frequency")
+    return tuple(_positive({field: factor}, field) for factor in rope[field])
+
+
+def _write_phi3(config: DecoderConfig) -> dict:
+    scaling, share = config.rope_scaling, (config.rotary_channels or config.head_dim) / config.head_dim
+    if int(share * config.head_dim) < config.rotary_channels:
+        share = math.nextafter(share, 1)
+    written = _write_llama_like(config) | _NO_PAD | {"partial_rotary_factor": share}
+    written["sliding_window"] = max(config.windows, default=0) or None
+    if isinstance(scaling, LongScaling):
+        original = written["original_max_position_embeddings"] = scaling.original_max_positions
+        if scaling.attention_factor != _long_attention(config.max_positions / original, original):
+            written["rope_scaling"]["attention_factor"] = scaling.attention_factor  # transformers 4 knows no such field
+    return written
+
+
 def _read_olmo2(raw: dict) -> dict:
     return _read_llama_like(raw) | {"pre_norms": False, "post_norms": True, "qk_norm": "all"}
 
@@ -528,6 +600,10 @@ _GEMMA2 = _LLAMA | {
     "layers.{i}.pre_feedforward_layernorm": ("blocks/{i}/mlp_norm", PLAIN),
     "layers.{i}.post_feedforward_layernorm": ("blocks/{i}/post_mlp_norm", PLAIN),
 }
+_PHI3 = {name: place for name, place in _LLAMA.items() if not re.search("(q|k|v|gate|up)_proj$", name)} | {
+    "layers.{i}.self_attn.qkv_proj": ("blocks/{i}/attention/(q|k|v)", LINEAR),
+    "layers.{i}.mlp.gate_up_proj": ("blocks/{i}/mlp/(gate|up)", LINEAR),
+}
 _OLMO2 = {name: place for name, place in _LLAMA.items() if not name.endswith("layernorm")} | {
     "layers.{i}.post_attention_layernorm": ("blocks/{i}/post_attention_norm", PLAIN),
     "layers.{i}.post_feedforward_layernorm": ("blocks/{i}/post_mlp_norm", PLAIN),
@@ -563,6 +639,7 @@ FAMILIES = {
     "qwen2": Family("Qwen2ForCausalLM", "model.", _LLAMA, _read_qwen2, _write_qwen2),
     "qwen3": Family("Qwen3ForCausalLM", "model.", _LLAMA, _read_qwen3, _write_qwen3),
     "smollm3": Family("SmolLM3ForCausalLM", "model.", _LLAMA, _read_smollm3, _write_smollm3),
+    "phi3": Family("Phi3ForCausalLM", "model.", _PHI3, _read_phi3, _write_phi3),
     "olmo2": Family("Olmo2ForCausalLM", "model.", _OLMO2, _read_olmo2, _write_olmo2),
     "gemma": Family("GemmaForCausalLM", "model.", _LLAMA, _read_gemma, _write_gemma),
     "gemma2": Family("Gemma2ForCausalLM", "model.", _GEMMA2, _read_gemma2, _write_gemma2),

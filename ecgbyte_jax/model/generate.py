@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from ecgbyte_jax.errors import ConfigError
+from ecgbyte_jax.model.config import LongScaling
 from ecgbyte_jax.model.decoder import Cache, Decoder, unstack
 
 _PIECE = 3000  # least tokens of a part of a prefill, see `_prefill`
@@ -69,11 +70,14 @@ def generate(
     Rows of the vocabulary that are no token have logits of -inf (`DecoderConfig.spare_rows`), and are never chosen.
 
     Raises ConfigError for no rows, a row of only padding or with padding after a token, ids outside the vocabulary, more tokens
-    than the model has positions, and impossible settings.
+    than the model has positions, and impossible settings. With LongRoPE also where the new tokens would change a row's rotary
+    frequencies (see `layer_ropes`): the cached keys and values would no longer be those of its tokens.
     """
     sampling = _Sampling(float(temperature), int(top_k), float(top_p))
     parts = [(input_ids, attention_mask)] if shared is None else [shared, (input_ids, attention_mask)]
     longest = _check(model, parts, max_new_tokens, sampling, key)
+    if isinstance(model.config.rope_scaling, LongScaling):
+        _check_frequencies(parts, max_new_tokens, model.config.rope_scaling.original_max_positions)
     lengths: tuple[int, ...] = (_round(longest[0]),)
     if shared is not None:  # coarser, since every pair of lengths is a program
         lengths = _round(longest[0], steps=4), 1 if longest[1] == 1 else _round(longest[1], least=8, steps=4)
@@ -123,6 +127,31 @@ def _check(
     if sampling.temperature > 0 and key is None:
         raise ConfigError(f"temperature: {sampling.temperature} found without a `key`, which drawing tokens needs")
     return longest
+
+
+def _check_frequencies(parts: list[tuple[jax.Array, jax.Array]], new: int, original: int) -> None:
+    """Raises ConfigError where LongRoPE's frequencies would change in a row, or differ between rows of a shared prefix."""
+    lengths = np.asarray(_prompt_lengths(parts))
+    is_long = lengths > original
+    changing = np.flatnonzero(~is_long & (lengths + new > original))
+    if changing.size:
+        row = changing[0]
+        raise ConfigError(
+            f"row {row}: a prompt of {lengths[row]} tokens and {new} new ones found, together at most {original} "
+            "or a longer prompt expected: after original_max_position_embeddings tokens the rotary frequencies are others"
+        )
+    by_prefix = is_long.reshape(len(parts[0][0]), -1)
+    if (by_prefix != by_prefix[:, :1]).any():
+        raise ConfigError(
+            f"shared: a prefix found in prompts of up to and of more than {original} tokens, one of the two expected: after "
+            "original_max_position_embeddings tokens the rotary frequencies are others"
+        )
+
+
+def _prompt_lengths(parts: list[tuple[jax.Array, jax.Array]]) -> jax.Array:
+    """The number of tokens of each row's complete prompt, int32 [B]."""
+    rows = len(parts[-1][0])
+    return sum((jnp.repeat(jnp.sum(mask != 0, axis=1), rows // len(mask)) for _, mask in parts), jnp.int32(0))
 
 
 @partial(jax.jit, static_argnums=1)
@@ -175,7 +204,7 @@ def _generate(
     """The tokens and their log-probabilities, [B, max_new_tokens] each, as `generate` describes them."""
     model: Decoder = unstack(nnx.merge(graphdef, state))
     *shared, (input_ids, there) = prompt
-    rows = len(input_ids)
+    rows, lengths = len(input_ids), _prompt_lengths(prompt)
     stops = jnp.array(stop_ids, jnp.int32)
 
     def record(now: _Decoding, hidden: jax.Array) -> _Decoding:
@@ -195,7 +224,7 @@ def _generate(
         )
 
     def extend(now: _Decoding) -> _Decoding:
-        hidden, token = model.extend(now.last[:, None], jnp.ones((rows, 1), bool), (*past, now.cache))
+        hidden, token = model.extend(now.last[:, None], jnp.ones((rows, 1), bool), (*past, now.cache), lengths)
         return record(replace(now, cache=now.cache.put(token, now.step)), hidden)
 
     def unfinished(now: _Decoding) -> jax.Array:
@@ -206,7 +235,7 @@ def _generate(
     past: tuple[Cache, ...] = ()
     for ids, mask in [*shared, (input_ids[:, :-1], there[:, :-1])]:
         if ids.shape[1]:
-            past += (_prefill(model, ids, mask, past),)
+            past += (_prefill(model, ids, mask, past, lengths.reshape(len(ids), -1)[:, 0]),)
     start = _Decoding(
         step=jnp.int32(0),
         last=input_ids[:, -1],
@@ -219,14 +248,15 @@ def _generate(
     return end.tokens, end.log_probs
 
 
-def _prefill(model: Decoder, ids: jax.Array, there: jax.Array, past: tuple[Cache, ...]) -> Cache:
-    """The cache of prompts [B, T].
+def _prefill(model: Decoder, ids: jax.Array, there: jax.Array, past: tuple[Cache, ...], lengths: jax.Array) -> Cache:
+    """The cache of ids [B, T], parts of prompts of `lengths` [B] tokens.
 
     On a single CPU device a large batch is split into parts that run in parallel and fit the CPU's caches: a quarter faster.
     """
     lone = jax.default_backend() == "cpu" and jax.device_count() == 1 and not past
     pieces = max((n for n in (1, 2, 4) if lone and len(ids) % n == 0 and ids.size >= n * _PIECE), default=1)
-    caches = [model.extend(*piece, past)[1] for piece in zip(jnp.split(ids, pieces), jnp.split(there, pieces))]
+    split = zip(*(jnp.split(rows, pieces) for rows in (ids, there, lengths)))
+    caches = [model.extend(piece, there, past, lengths)[1] for piece, there, lengths in split]
     return jax.tree.map(lambda *rows: jnp.concatenate(rows), *caches)
 
 

@@ -10,14 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ecgbyte_jax.model.config import DecoderConfig, LinearScaling, Llama3Scaling, Rotary, YarnScaling
+from ecgbyte_jax.model.config import DecoderConfig, LinearScaling, Llama3Scaling, LongScaling, Rotary, YarnScaling
 
 Rope = tuple[jax.Array, jax.Array]  # cos, sin [B, T, 1, R / 2]
 
 
-def layer_ropes(config: DecoderConfig, positions: jax.Array) -> list[Rope | None]:
-    """The rotation of the tokens at positions [B, T] in every layer; None: none."""
-    ropes = {kind: kind and _angles(kind, positions) for kind in dict.fromkeys(config.layer_rotaries)}
+def layer_ropes(config: DecoderConfig, positions: jax.Array, lengths: jax.Array) -> list[Rope | None]:
+    """The rotation of the tokens at positions [B, T] in every layer, None: none.
+
+    lengths: int32 [B, T] or [B, 1], of each token's complete sequence, by which LongRoPE chooses its frequencies. In
+    transformers the longest sequence of a batch chooses for all; here each one does by itself, so that its result does not
+    depend on its neighbours in the batch or the row, nor on padding. It is that of transformers for the sequence alone.
+    """
+    ropes = {kind: kind and _angles(kind, positions, lengths) for kind in dict.fromkeys(config.layer_rotaries)}
     return [ropes[kind] for kind in config.layer_rotaries]
 
 
@@ -37,19 +42,30 @@ def rope_chooser(config: DecoderConfig, ropes: Sequence[Rope | None]) -> tuple[C
 def rotate(x: jax.Array, rope: Rope) -> jax.Array:
     """Rotates the pairs (c, c + R / 2) of x [B, T, heads, C] by their angles."""
     cos, sin = rope
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    half = cos.shape[-1]
+    first, second, rest = jnp.split(x.astype(jnp.float32), (half, 2 * half), axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1).astype(x.dtype)
 
 
-def _angles(rotary: Rotary, positions: jax.Array) -> Rope:
+def example_lengths(segment_ids: jax.Array, positions: jax.Array) -> jax.Array:
+    """The number of positions up to the last token of each token's example, int32 [B, T]."""
+    same = segment_ids[:, :, None] == segment_ids[:, None, :]
+    return jnp.max(jnp.where(same, positions[:, None, :], 0), axis=2) + 1
+
+
+def _angles(rotary: Rotary, positions: jax.Array, lengths: jax.Array) -> Rope:
     """The cosines and sines of positions [B, T], float32 [B, T, 1, R / 2] each."""
-    angles = positions[..., None, None].astype(jnp.float32) * frequencies(rotary)
+    used: jax.Array | np.ndarray = frequencies(rotary)
+    if isinstance(rotary.scaling, LongScaling):
+        is_long = lengths[..., None, None] > rotary.scaling.original_max_positions
+        used = jnp.where(is_long, frequencies(rotary, long=True), used)  # [B, T or 1, 1, R / 2]
+    angles = positions[..., None, None].astype(jnp.float32) * used
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     return (cos, sin) if rotary.amplitude == 1 else (rotary.amplitude * cos, rotary.amplitude * sin)
 
 
-def frequencies(rotary: Rotary) -> np.ndarray:
-    """Radians per position of each pair of channels, float32 [R / 2]."""
+def frequencies(rotary: Rotary, *, long: bool = False) -> np.ndarray:
+    """Radians per position of each pair of channels, float32 [R / 2]; `long`: LongRoPE's for long sequences."""
     plain = rotary.theta ** -(np.arange(0, rotary.channels, 2, dtype=np.float32) / rotary.channels)
     match rotary.scaling:
         case LinearScaling(factor):
@@ -57,6 +73,8 @@ def frequencies(rotary: Rotary) -> np.ndarray:
         case YarnScaling() as scaling:
             kept = _yarn_kept(rotary, scaling)
             plain = plain * (kept + (1 - kept) / scaling.factor)
+        case LongScaling() as scaling:
+            plain = plain / np.array(scaling.long_factors if long else scaling.short_factors, np.float32)
         case Llama3Scaling() as scaling:
             turns = scaling.original_max_positions * plain / (2 * np.pi)
             kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)

@@ -8,7 +8,7 @@ from flax import nnx
 
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.model import attention
-from ecgbyte_jax.model.config import DecoderConfig, DynamicScaling
+from ecgbyte_jax.model.config import DecoderConfig, DynamicScaling, LongScaling
 from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.model.generate import generate
 from ecgbyte_jax.model.lora import LoraConfig, LowRankPath, add_lora, kernels, merge_lora, unmerge_lora
@@ -127,6 +127,18 @@ def test_positions_at_which_dynamic_scaling_would_change_the_base_are_refused():
     np.testing.assert_array_equal(model(ids, None, np.array([[0, 63]])), make()(ids, None, np.array([[0, 63]])))
     with pytest.raises(ConfigError, match="positions: 64 found, 0 to 63"):
         model(ids, None, np.array([[0, 64]]))
+
+
+def test_each_example_in_a_row_has_the_rotary_frequencies_of_its_own_length(ids):
+    scaling = LongScaling((1.0, 2.0, 3.0, 4.0), (4.0, 5.0, 6.0, 7.0), 5, 1.2)
+    model = make(rope_scaling=scaling)
+    segments = np.tile([1] * 7 + [2] * 5, (3, 1))  # a long example and a short one
+    packed = model(ids, segments)
+    np.testing.assert_allclose(packed[:, :7], model(ids[:, :7]), atol=1e-5)
+    np.testing.assert_allclose(packed[:, 7:], model(ids[:, 7:]), atol=1e-5)
+    short = make(rope_scaling=replace(scaling, long_factors=scaling.short_factors))(ids, segments)
+    np.testing.assert_allclose(packed[:, 7:], short[:, 7:], atol=1e-5)
+    assert np.abs(packed[:, :7] - short[:, :7]).max() > 1e-3
 
 
 def test_a_model_called_inside_jit_accepts_concrete_ids(ids):

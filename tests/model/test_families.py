@@ -1,11 +1,13 @@
 """config.json of published models, in the spellings of transformers 4 and 5, and what is refused in them."""
 
 import json
+import math
 
 import pytest
 
 from ecgbyte_jax.errors import WeightsError
 from ecgbyte_jax.model.config import DecoderConfig, LinearScaling, Rotary
+from ecgbyte_jax.model.families import FAMILIES
 from ecgbyte_jax.model.hf import read_config
 
 GEMMA3 = {
@@ -20,6 +22,14 @@ SMOLLM3 = {
     "num_attention_heads": 16, "num_key_value_heads": 4, "max_position_embeddings": 65536, "rms_norm_eps": 1e-6,
     "hidden_act": "silu", "rope_theta": 5e6, "use_sliding_window": False, "sliding_window": None,
 }  # fmt: skip
+PHI4_MINI = {
+    "model_type": "phi3", "vocab_size": 200064, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32,
+    "num_attention_heads": 24, "num_key_value_heads": 8, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5,
+    "original_max_position_embeddings": 4096, "hidden_act": "silu", "rope_theta": 1e4, "partial_rotary_factor": 0.75,
+    "sliding_window": 262144, "tie_word_embeddings": True, "attention_bias": False, "mlp_bias": False,
+}  # fmt: skip
+FACTORS = {"short_factor": [1.0] * 48, "long_factor": [1 + i / 8 for i in range(48)]}
+LONG = {"type": "longrope", **FACTORS}
 LAYER_TYPES = ["full_attention" if i % 6 == 5 else "sliding_attention" for i in range(26)]
 
 
@@ -50,6 +60,32 @@ def test_every_fourth_layer_of_smollm3_has_no_rotary_positions(tmp_path):
     assert config == read(tmp_path, SMOLLM3 | rope)
 
 
+def test_phi_4_mini_rotates_part_of_each_head_with_two_lists_of_factors(tmp_path):
+    config = read(tmp_path, PHI4_MINI | {"rope_scaling": LONG})
+    (rotary,) = {*config.layer_rotaries}
+    assert rotary.channels == 96 and config.head_dim == 128 and config.layer_windows == (262144,) * 32
+    assert rotary.scaling.original_max_positions == 4096 and rotary.scaling.long_factors[:2] == (1.0, 1.125)
+    assert rotary.amplitude == pytest.approx(1.1902, abs=1e-4)  # sqrt(1 + ln(32) / ln(4096))
+    moved = {"rope_theta": 1e4, "partial_rotary_factor": 0.75, "original_max_position_embeddings": 4096}
+    raw = {name: value for name, value in PHI4_MINI.items() if name not in moved}  # 4096 positions are the default
+    assert config == read(tmp_path, raw | {"rope_parameters": {"rope_type": "longrope", **FACTORS, **moved}})
+    assert config == read(tmp_path, PHI4_MINI | {"rope_scaling": {"type": "su", **FACTORS}})
+
+
+@pytest.mark.parametrize("extra", [{}, {"attention_factor": 1.5}, {"factor": 8.0}])
+@pytest.mark.parametrize("share", [0.58, 0.76, 1.0])  # 0.58 * 100 is rounded to 57.99 in floating point
+def test_a_written_phi_3_is_read_again(extra, share, tmp_path):
+    count = round(share * 100) // 2
+    scaling = {"type": "longrope", "short_factor": [1.0] * count, "long_factor": [2.0] * count, **extra}
+    raw = PHI4_MINI | {"hidden_size": 2400, "partial_rotary_factor": math.nextafter(share, 1), "rope_scaling": scaling}
+    config = read(tmp_path, raw)
+    assert config.layer_rotaries[0].channels == 2 * count
+    written = FAMILIES["phi3"].write(config)
+    assert {*written["rope_scaling"]} - {"attention_factor"} == {"type", "short_factor", "long_factor"}
+    assert ("attention_factor" in written["rope_scaling"]) == bool(extra)  # transformers 4 reads three fields
+    assert read(tmp_path, {"model_type": "phi3"} | written) == config
+
+
 @pytest.mark.parametrize(
     "raw, message",
     [
@@ -68,6 +104,20 @@ def test_every_fourth_layer_of_smollm3_has_no_rotary_positions(tmp_path):
             r"no_rope_layers \[1, 0\] found, a list of num_hidden_layers 36 times",
         ),
         (SMOLLM3 | {"no_rope_layers": [2] * 36}, "no_rope_layers .* found, a list of num_hidden_layers 36"),
+        (PHI4_MINI | {"mlp_bias": True}, r"mlp_bias True found, one of \(None, False\)"),
+        (
+            PHI4_MINI | {"partial_rotary_factor": 0.7},
+            r"partial_rotary_factor 0\.7 found, at most 1 and an even number of",
+        ),
+        (
+            PHI4_MINI | {"rope_scaling": LONG | {"long_factor": [1.0]}},
+            r"long_factor \[1\.0\] found, a list",
+        ),
+        (
+            PHI4_MINI | {"rope_scaling": LONG | {"short_factor": [0] * 48}},
+            "short_factor 0 found, a number",
+        ),
+        (PHI4_MINI | {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type 'linear' found"),
     ],
 )
 def test_what_would_be_computed_differently_is_refused_by_field(raw, message, tmp_path):

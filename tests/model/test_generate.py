@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.model import generate as module
-from ecgbyte_jax.model.config import DecoderConfig
+from ecgbyte_jax.model.config import DecoderConfig, LongScaling
 from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.model.generate import _choose, _cut, _round, _Sampling, generate
 
@@ -55,6 +55,22 @@ def test_top_k_1_and_a_small_top_p_leave_only_the_likeliest_token(model, prompt)
     for only in ({"top_k": 1}, {"top_p": 1e-6}):
         drawn = generate(model, *prompt, 6, temperature=1.0, key=jax.random.key(0), **only)
         np.testing.assert_array_equal(drawn, greedy)
+
+
+LONG = LongScaling((1.0, 2.0, 3.0, 4.0), (4.0, 5.0, 6.0, 7.0), 9, 1.2)
+
+
+def test_new_tokens_that_would_change_the_rotary_frequencies_are_refused(prompt):
+    model, (ids, mask) = Decoder(replace(CONFIG, rope_scaling=LONG), nnx.Rngs(0)), prompt
+    with pytest.raises(ConfigError, match="row 0: a prompt of 9 tokens and 1 new ones found, together at most 9 or a longer"):
+        generate(model, ids, mask, 1)
+    shared = ids[:1, :5], mask[:1, :5]
+    with pytest.raises(ConfigError, match="shared: a prefix found in prompts of up to and of more than 9 tokens"):
+        generate(model, ids[:, :5], np.array([[False] * 4 + [True], [True] * 5]), 1, shared=shared)
+    # Of 10 tokens, a prefix and the last token among them: long from the first token on.
+    tokens = generate(model, ids[:, :5], mask[:, :5], 4, shared=shared)
+    whole = np.concatenate([ids[[0, 0], :5], ids[:, :5], tokens], axis=1)
+    np.testing.assert_array_equal(model(whole).argmax(-1)[:, 9:-1], tokens)
 
 
 @settings(max_examples=30)

@@ -46,6 +46,19 @@ MODELS = {
         "qwen3",
         COMMON | {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 32, "rope_theta": 1e3, "rope_scaling": YARN},
     ),
+    "phi3": (
+        "phi3",
+        COMMON
+        | {"hidden_size": 48, "num_attention_heads": 3, "num_key_value_heads": 1, "pad_token_id": 0, "sliding_window": 7}
+        | {"partial_rotary_factor": 0.75, "rope_theta": 1e3},
+    ),
+    "phi3, longrope": (
+        "phi3",
+        COMMON
+        | {"hidden_size": 48, "num_attention_heads": 3, "pad_token_id": 0, "partial_rotary_factor": 0.75, "rope_theta": 1e3}
+        | {"original_max_position_embeddings": 5, "tie_word_embeddings": True}
+        | {"rope_scaling": {"type": "longrope", "short_factor": [1.0, 1.1, 1.3, 1.5, 2.0, 3.0], "long_factor": [*range(2, 8)]}},
+    ),
     "smollm3": (
         "smollm3",
         COMMON
@@ -96,10 +109,10 @@ MODELS = {
 }
 
 
-def reference(name: str):
+def reference(name: str, **changes):
     kind, fields = MODELS[name]
     torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(kind, **fields, attn_implementation="eager")
+    config = transformers.AutoConfig.for_model(kind, **fields | changes, attn_implementation="eager")
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # biases and norms too
@@ -167,11 +180,7 @@ def test_rotary_frequencies_are_those_of_transformers(scaling, fields, tmp_path)
         assert rotary.amplitude == pytest.approx(layer.attention_scaling)
 
 
-NEWER = [
-    "gemma3",
-    "olmo2",
-    "smollm3",
-]  # without files in shared/fixtures, which other tests read
+NEWER = ["gemma3", "olmo2", "smollm3", "phi3, longrope"]  # without files in shared/fixtures, which other tests read
 
 
 @pytest.mark.slow
@@ -184,6 +193,24 @@ def test_stacked_layers_and_greedy_generation_match(name, rng, tmp_path):
     given = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     expected = theirs.generate(torch.tensor(ids), attention_mask=torch.tensor(mask), **given)[:, ids.shape[1] :]
     np.testing.assert_array_equal(generate(ours, ids, mask, 12), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scan", [False, True])
+def test_longrope_chooses_for_each_row_as_transformers_for_that_row_alone(scan, rng, tmp_path):
+    theirs = reference("phi3, longrope", original_max_position_embeddings=9)
+    theirs.save_pretrained(tmp_path)
+    ours, _ = load_pretrained(tmp_path, scan_layers=scan)
+    lengths = (17, 10, 9, 6)
+    ids, mask = rng.integers(1, 70, (4, 17)), np.arange(17) >= 17 - np.array(lengths)[:, None]
+    logits, tokens = np.asarray(ours(ids, mask)), [*generate(ours, ids[:2], mask[:2], 5), *generate(ours, ids[3:], mask[3:], 3)]
+    for row, length in enumerate(lengths):
+        alone, whole = torch.tensor(ids[row : row + 1, -length:]), np.ones((1, length), np.int64)
+        np.testing.assert_allclose(logits[row, -length:], torch_logits(theirs, alone.numpy(), whole)[0], atol=1e-4)
+    for row, new in zip((0, 1, 3), tokens, strict=True):
+        alone = torch.tensor(ids[row : row + 1, -lengths[row] :])
+        given = {"max_new_tokens": len(new), "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        np.testing.assert_array_equal(new, theirs.generate(alone, **given)[0, lengths[row] :])
 
 
 @pytest.mark.slow
@@ -219,6 +246,7 @@ def fill(model) -> None:
         ("qwen3", ("q", "v")),
         ("gpt2", ("q", "k", "v", "o", "up", "down")),
         ("gpt2", ("v", "o")),
+        pytest.param("phi3", ("q", "v", "o", "gate", "down"), marks=pytest.mark.slow),
         ("opt", ("q", "o", "up", "down")),
     ],
 )
@@ -241,7 +269,10 @@ def test_our_adapter_loads_in_peft(name, targets, scan, rng, tmp_path):
     np.testing.assert_allclose(np.asarray(ours(ids, mask))[mask == 1], adapted, atol=5e-4)
 
 
-@pytest.mark.parametrize("name, targets", [("mistral, window", ["q_proj", "down_proj"]), ("gpt2", ["c_attn", "c_fc"])])
+@pytest.mark.parametrize(
+    "name, targets",
+    [("mistral, window", ["q_proj", "down_proj"]), ("gpt2", ["c_attn", "c_fc"]), ("phi3", ["qkv_proj", "gate_up_proj"])],
+)
 def test_an_adapter_of_peft_loads_here(name, targets, rng, tmp_path):
     theirs, (ids, mask) = reference(name), rows(rng)
     theirs.save_pretrained(tmp_path / "base")

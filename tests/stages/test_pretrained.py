@@ -15,7 +15,8 @@ from ecgbyte_jax.inputs.batches import open_split
 from ecgbyte_jax.inputs.prepared import load_prepared
 from ecgbyte_jax.inputs.prompt import render
 from ecgbyte_jax.inputs.text import load_text_tokenizer, train_text_tokenizer
-from ecgbyte_jax.model.build import Parts, build_model
+from ecgbyte_jax.model.build import Parts, build_model, check_fit
+from ecgbyte_jax.model.config import DecoderConfig, LongScaling
 from ecgbyte_jax.model.lora import kernels
 from ecgbyte_jax.model.sharding import make_mesh
 from ecgbyte_jax.run.workdir import Workdir
@@ -109,6 +110,14 @@ def test_a_prompt_longer_than_the_model_s_positions_is_refused(pretrained):
     pretrained.prompt.max_length = 505
     with pytest.raises(ConfigError, match=r"513 found, at most the 512 positions"):
         build(pretrained)
+
+
+def test_prompts_on_both_sides_of_longrope_s_switch_are_refused(pretrained):
+    scaling, settings = LongScaling((1.0,), (2.0,), 260, 1.0), Settings.of(pretrained)
+    decoder = DecoderConfig(100, 8, 1, 1, 1, 2, 8, max_positions=512, rope_theta=1e4, rope_scaling=scaling)
+    check_fit(settings.model, settings.lora, 260, decoder)
+    with pytest.raises(ConfigError, match=r"261 found, at most 260 expected, after which the rotary frequencies of .* change"):
+        check_fit(settings.model, settings.lora, 261, decoder)
 
 
 def test_the_rows_that_round_the_vocabulary_up_are_spare(pretrained):
