@@ -5,6 +5,7 @@ Axes: D width, V vocabulary, L layers.
 
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -86,8 +87,11 @@ def load_pretrained(
     plan = {tensor.stored: tensor for tensor in family.tensors(set(shapes), config.layers)}
     plan |= {stored.removeprefix(family.prefix): tensor for stored, tensor in plan.items()}  # some files omit the prefix
     missing, problems = set(shapes), []
+    tied_rows = set()  # checksums of a tied embedding and of a head stored beside it
     for stored, array in stored_tensors(folder):
         tensor = plan.get(stored)
+        if config.tied_embeddings and (stored == "lm_head.weight" or (tensor and tensor.parameters == ("embedding",))):
+            tied_rows.add(zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
         if tensor is None:
             if not (_IGNORED.fullmatch(stored) or (config.tied_embeddings and stored == "lm_head.weight")):
                 problems.append(f"no place for {stored}")
@@ -109,6 +113,8 @@ def load_pretrained(
                 places.put(name, part)
             else:
                 problems.append(f"{stored} has shape {part.shape} for {name}, {shapes[name]} expected")
+    if len(tied_rows) > 1:
+        problems.append("lm_head.weight differs from the embedding, tie_word_embeddings False expected")
     problems += [f"no tensor for {name}" for name in sorted(missing)]
     if problems:
         raise WeightsError(f"{folder}: the weights do not fit config.json: {'; '.join(problems)}")

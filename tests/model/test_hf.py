@@ -325,6 +325,16 @@ def test_a_tensor_that_is_stored_twice_is_refused(folder):
         load_pretrained(folder)
 
 
+def test_a_head_beside_a_tied_embedding_must_equal_it(folder):
+    """A head that differs is untied in transformers 5, whatever config.json says."""
+    assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"]
+    edit_tensors(folder, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"].copy()}))
+    load_pretrained(folder)
+    edit_tensors(folder, lambda tensors: tensors["lm_head.weight"].__setitem__((0, 0), 9.0))
+    with pytest.raises(WeightsError, match=r"lm_head\.weight differs from the embedding, tie_word_embeddings False expected"):
+        load_pretrained(folder)
+
+
 def test_two_activations_of_a_gemma_that_disagree_are_refused(shared, tmp_path):
     raw = json.loads((shared / "fixtures/hf_torch/gemma/config.json").read_text())
     changed = raw | {"hidden_act": "gelu", "hidden_activation": "silu"}
