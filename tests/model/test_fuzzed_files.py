@@ -12,7 +12,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from ecgbyte_jax.errors import WeightsError
-from ecgbyte_jax.model.hf import load_pretrained
+from ecgbyte_jax.model import families
+from ecgbyte_jax.model.hf import load_pretrained, read_config
 from ecgbyte_jax.model.lora import kernels
 from ecgbyte_jax.model.peft import load_adapter
 
@@ -22,13 +23,26 @@ peft = pytest.importorskip("peft", reason="PEFT is not installed: pip install pe
 
 pytestmark = pytest.mark.slow
 
-FAMILIES = ("llama3", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gpt2", "opt")
+FIXTURES = ("llama3", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gpt2", "opt")
+SIZES = {
+    "vocab_size": 40, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 3,
+    "num_key_value_heads": 1, "max_position_embeddings": 64, "pad_token_id": None,
+}  # fmt: skip
+LONG = {"rope_type": "longrope", "short_factor": [1.0, 1.5, 2.0], "long_factor": [2.0, 3.0, 4.0]}
+MADE = {
+    "gemma3_text": SIZES | {"head_dim": 8, "sliding_window": 6, "sliding_window_pattern": 2, "query_pre_attn_scalar": 16},
+    "olmo2": SIZES,
+    "smollm3": SIZES | {"no_rope_layer_interval": 2},
+    "phi3": SIZES | {"partial_rotary_factor": 0.75, "rope_scaling": LONG, "original_max_position_embeddings": 32},
+}
+FAMILIES = (*FIXTURES, *MADE)
 CASES = 3000  # of config.json over all families, of index files, and of adapters
 COMPARED_EVERY = 4  # configs with transformers, which takes most of the time
 IDS = np.arange(1, 18)[None]
 VALUES = (
     *(None, True, False, 0, 1, 2, 3, 4, 8, -1, 0.5, 1e-5, 1e-6, 1e4, 5e5, math.nan, math.inf, 2**31, 10**400, "", "6", "1e-5"),
     *("silu", "gelu", "relu", "gelu_new", "sliding_attention", "llama", [], {}, [1], [None, "x"], {"a": 1}, "\ud800", "x\0y"),
+    *("linear", "dynamic", "yarn", "longrope"),
 )
 # PEFT decides by these where adapters go; here the file's tensors decide.
 PLACES = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "inference_mode", "task_type"}
@@ -83,12 +97,34 @@ def their_logits(folder) -> np.ndarray | None:
         return None
 
 
+def make(family: str, folder) -> None:
+    """A small model of random weights, written by transformers."""
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(family, **MADE[family])
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():  # norms too
+            parameter += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+
+
+def both_spellings(folder) -> list[dict]:
+    """The config.json of transformers 5, and that of transformers 4 which we write."""
+    config = read_config(folder)
+    written = {"model_type": config.family, "torch_dtype": "float32"} | families.FAMILIES[config.family].write(config)
+    return [json.loads((folder / "config.json").read_text()), json.loads(json.dumps(written))]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_changed_config_is_refused_or_gives_transformers_logits(family, shared, tmp_path):
-    source = shared / "fixtures/hf_torch" / family
-    shutil.copyfile(source / "model.safetensors", tmp_path / "model.safetensors")
-    settings, known, compared = json.loads((source / "config.json").read_text()), {}, 0
+    if family in MADE:
+        make(family, tmp_path)
+    else:
+        for file in ("model.safetensors", "config.json"):
+            shutil.copyfile(shared / "fixtures/hf_torch" / family / file, tmp_path / file)
+    spellings, known, compared = both_spellings(tmp_path), {}, 0
     for seed in range(CASES // len(FAMILIES)):
+        settings = spellings[seed // COMPARED_EVERY % 2]
         text = mutated(settings, np.random.default_rng(seed), kept={"model_type", "dtype", "torch_dtype"})
         (tmp_path / "config.json").write_text(text, encoding="utf-8", errors="surrogatepass")
         try:
