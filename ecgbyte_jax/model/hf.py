@@ -4,11 +4,12 @@ Axes: D width, V vocabulary, L layers.
 """
 
 import json
+import logging
 import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,15 @@ from ecgbyte_jax.errors import WeightsError
 from ecgbyte_jax.model.config import DecoderConfig
 from ecgbyte_jax.model.decoder import Decoder, NewRows
 from ecgbyte_jax.model.families import FAMILIES, LINEAR, Tensor, refuse
-from ecgbyte_jax.model.stored import stored_tensors
+from ecgbyte_jax.model.stored import stored_tensors, weight_files
 
 # Stored buffers that follow from config.json.
 _IGNORED = re.compile(r".*rotary_emb\.inv_freq|.*\.attn\.(masked_)?bias")
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_HEAD = "lm_head.weight"
+_NEVER_TIED_BY_FLAX = ("llama", "mistral")  # transformers 4's Flax classes that ignore tie_word_embeddings
 _SHARD_BYTES = 5_000_000_000
+_LOG = logging.getLogger(__name__)
 _DRAWS = 2**22  # random float32 numbers in memory at once, see `_append_rows`
 
 
@@ -77,6 +81,7 @@ def load_pretrained(
     Reads config.json and `*.safetensors` or `flax_model.msgpack`, one file or several with an index. Each tensor is placed as
     it is read, with the shardings that `shard` returns for the tree of abstract parameters (None: the default device). Raises
     WeightsError, which names all missing, unexpected, misshapen and non-finite tensors, or the faulty field of config.json.
+    A stored head that is not used, since config.json ties it to an embedding that differs, is logged.
     """
     folder = locate(folder)
     config = replace(read_config(folder), dtype=dtype, param_dtype=param_dtype, remat=remat, scan_layers=scan_layers)
@@ -93,7 +98,10 @@ def load_pretrained(
         if config.tied_embeddings and (stored == "lm_head.weight" or (tensor and tensor.parameters == ("embedding",))):
             tied_rows.add(zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
         if tensor is None:
-            if not (_IGNORED.fullmatch(stored) or (config.tied_embeddings and stored == "lm_head.weight")):
+            if config.tied_embeddings and stored == _HEAD:
+                if _own_head(folder, config):
+                    _LOG.warning("%s: %s is not used: config.json ties it to the embedding, which differs", folder, _HEAD)
+            elif not _IGNORED.fullmatch(stored):
                 problems.append(f"no place for {stored}")
             continue
         if not missing.issuperset(tensor.parameters):
@@ -122,8 +130,40 @@ def load_pretrained(
 
 
 def read_config(folder: Path) -> DecoderConfig:
-    """The decoder that `config.json` describes; raises WeightsError for what this decoder does not support."""
-    path = Path(folder) / "config.json"
+    """The decoder that `config.json` describes, untied where `has_flax_head`.
+
+    Raises WeightsError for what this decoder does not support.
+    """
+    config = _read_config_file(Path(folder) / "config.json")
+    return replace(config, tied_embeddings=False) if _has_flax_head(Path(folder), config) else config
+
+
+def has_flax_head(folder: Path) -> bool:
+    """Whether a msgpack has a head of its own though config.json ties it, which Flax's Llama and Mistral never do."""
+    return _has_flax_head(folder, _read_config_file(folder / "config.json"))
+
+
+def _has_flax_head(folder: Path, config: DecoderConfig) -> bool:
+    ignores = config.tied_embeddings and config.family in _NEVER_TIED_BY_FLAX and any(folder.glob("flax_model.msgpack*"))
+    return ignores and weight_files(folder)[0].suffix == ".msgpack" and _own_head(folder, config)
+
+
+def _own_head(folder: Path, config: DecoderConfig) -> bool:
+    """Whether the files hold a head that is not the embedding."""
+    stamps = [(file, file.stat().st_size, file.stat().st_mtime_ns) for file in weight_files(folder)]
+    return _compare_head(folder, config.family, *stamps)
+
+
+@cache
+def _compare_head(folder: Path, family: str, *_stamps: tuple[Path, int, int]) -> bool:
+    """Reads the head and, where there is one, the embedding alone."""
+    head = dict(stored_tensors(folder, {_HEAD}))
+    (embedding,) = FAMILIES[family].tensors({"embedding"}, 0)
+    names = {embedding.stored, embedding.stored.removeprefix(FAMILIES[family].prefix)}
+    return any(not np.array_equal(head[_HEAD], array) for _, array in stored_tensors(folder, names)) if head else False
+
+
+def _read_config_file(path: Path) -> DecoderConfig:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

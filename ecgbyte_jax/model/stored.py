@@ -2,7 +2,8 @@
 
 import json
 import mmap
-from collections.abc import Iterator
+import struct
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -16,21 +17,28 @@ from ecgbyte_jax.errors import WeightsError
 _FLAX_LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight"}
 _CHUNKED = "__msgpack_chunked_array__"  # how Flax splits arrays of more than 1 GiB
 _DAMAGE = (
-    *(SafetensorError, msgpack.exceptions.UnpackException, OSError, EOFError, RecursionError, OverflowError),
+    *(SafetensorError, msgpack.exceptions.UnpackException, struct.error, OSError, EOFError, RecursionError, OverflowError),
     *(ValueError, TypeError, LookupError, AttributeError),  # from the content of a msgpack
 )
-_MAPS = (*range(0x80, 0x90), 0xDE, 0xDF)  # the first bytes of a msgpack map
+# First byte of a msgpack object -> form of the length after it. Maps; texts; extensions, with their code.
+_MAPS = {byte: byte & 0xF for byte in range(0x80, 0x90)} | {0xDE: ">H", 0xDF: ">I"}
+_TEXTS = {byte: byte & 0x1F for byte in range(0xA0, 0xC0)} | {0xD9: ">B", 0xDA: ">H", 0xDB: ">I"}
+_EXTENSIONS = {0xD4 + i: 2**i for i in range(5)} | {0xC7: ">B", 0xC8: ">H", 0xC9: ">I"}
+# First byte of None, a bool or a number -> size of the whole.
+_NUMBERS = dict.fromkeys((*range(0x80), *range(0xE0, 0x100), 0xC0, 0xC2, 0xC3), 1)
+_NUMBERS |= {0xCA: 5, 0xCB: 9, 0xCC: 2, 0xCD: 3, 0xCE: 5, 0xCF: 9, 0xD0: 2, 0xD1: 3, 0xD2: 5, 0xD3: 9}
 
 
-def stored_tensors(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+def stored_tensors(folder: Path, only: Container[str] | None = None) -> Iterator[tuple[str, np.ndarray]]:
     """(PyTorch's name, array in PyTorch's layout) of every tensor in the folder, one at a time in memory.
 
-    Raises WeightsError, naming the file, where a file is missing or damaged.
+    only: the names of those to read (None: all); the others' bytes are not touched. Raises WeightsError, naming the file, where
+    a file is missing or damaged.
     """
     for file in weight_files(folder):
         read = _safetensors if file.suffix == ".safetensors" else _msgpack
         try:
-            yield from read(file)
+            yield from read(file, only)
         except _DAMAGE as error:
             raise WeightsError(f"{file}: damaged or truncated: {error!r}") from error
 
@@ -66,9 +74,11 @@ def _files_of(index: Path) -> list[str]:
     return sorted(set(names))
 
 
-def _safetensors(file: Path) -> Iterator[tuple[str, np.ndarray]]:
+def _safetensors(file: Path, only: Container[str] | None) -> Iterator[tuple[str, np.ndarray]]:
     with safe_open(file, framework="np") as tensors:
         for name in tensors.keys():  # noqa: SIM118 (not a mapping)
+            if only is not None and name not in only:
+                continue
             try:
                 array = tensors.get_tensor(name)
             except AttributeError as error:  # numpy has no such type
@@ -79,33 +89,48 @@ def _safetensors(file: Path) -> Iterator[tuple[str, np.ndarray]]:
             yield name, array
 
 
-def _msgpack(file: Path) -> Iterator[tuple[str, np.ndarray]]:
+def _msgpack(file: Path, only: Container[str] | None) -> Iterator[tuple[str, np.ndarray]]:
     with open(file, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        unpacker = msgpack.Unpacker(stream, max_buffer_size=0, ext_hook=_array, strict_map_key=False)
-        for path, array in _leaves(unpacker, content, ()):
+        for path, start, end in _leaves(content, 0, ())[0]:
             name = ".".join((*path[:-1], _FLAX_LEAVES.get(path[-1], path[-1])))
-            # Flax's kernels are [n_in, n_out] where PyTorch's are [n_out, n_in]; in GPT-2 it is the other way round.
-            yield name, array.T if path[-1] == "kernel" else array
+            if only is None or name in only:
+                with memoryview(content)[start:end] as part:
+                    array = _whole(msgpack.unpackb(part, ext_hook=_array), path)
+                # Flax's kernels are [n_in, n_out] where PyTorch's are [n_out, n_in]; in GPT-2 it is the other way round.
+                yield name, array.T if path[-1] == "kernel" else array
 
 
-def _leaves(unpacker: msgpack.Unpacker, content: mmap.mmap, path: tuple[str, ...]) -> Iterator[tuple[tuple, np.ndarray]]:
-    """(path, array) of each array in the file's order; no array is kept."""
-    if content[unpacker.tell()] not in _MAPS:
-        yield path, _checked(unpacker.unpack(), path)
-        return
-    entries = unpacker.read_map_header()
-    for entry in range(entries):
-        key = unpacker.unpack()
-        if key == _CHUNKED and entry == 0:
-            unpacker.unpack()
-            parts = {unpacker.unpack(): unpacker.unpack() for _ in range(entries - 1)}
-            shape, chunks = ([parts[name][str(i)] for i in range(len(parts[name]))] for name in ("shape", "chunks"))
-            yield path, np.concatenate([chunk.ravel() for chunk in chunks]).reshape(shape)
-            return
-        yield from _leaves(unpacker, content, (*path, str(key)))
+def _leaves(content: mmap.mmap, at: int, path: tuple[str, ...]) -> tuple[list[tuple[tuple[str, ...], int, int]], int]:
+    """((path, start, end) of each array of the object at `at`, in the file's order; where the object ends)."""
+    if content[at] not in _MAPS:
+        size, start = (_NUMBERS[content[at]], at) if content[at] in _NUMBERS else _length(content, at, _EXTENSIONS)
+        end = start + size
+        return [(path, at, end)], end
+    start, found, chunked, (entries, at) = at, [], False, _length(content, at, _MAPS)
+    for _ in range(entries):
+        size, at = _length(content, at, _TEXTS)
+        key = content[at : at + size].decode()
+        leaves, at = _leaves(content, at + size, (*path, key))
+        found, chunked = found + leaves, chunked or key == _CHUNKED
+    return ([(path, start, at)] if chunked else found), at
 
 
-def _checked(leaf: object, path: tuple[str, ...]) -> np.ndarray:
+def _length(content: mmap.mmap, at: int, forms: dict[int, int | str]) -> tuple[int, int]:
+    """(the length that an object's head says, where the head ends)."""
+    if content[at] not in forms:
+        raise ValueError(f"{content[at]:#x} found at byte {at}, the head of a map, a text or an array expected")
+    form, end = forms[content[at]], at + 1
+    if isinstance(form, str):
+        (form,) = struct.unpack_from(form, content, end)
+        end += struct.calcsize(forms[content[at]])
+    return form, end + (forms is _EXTENSIONS)  # whose code is a byte more
+
+
+def _whole(leaf: object, path: tuple[str, ...]) -> np.ndarray:
+    """A leaf as an array, put together where Flax has split it."""
+    if isinstance(leaf, dict) and _CHUNKED in leaf:
+        shape, chunks = ([leaf[name][str(i)] for i in range(len(leaf[name]))] for name in ("shape", "chunks"))
+        return np.concatenate([chunk.ravel() for chunk in chunks]).reshape(shape)
     if not isinstance(leaf, np.ndarray):
         raise ValueError(f"{'.'.join(path)}: {leaf!r:.40} found, an array expected")
     return leaf

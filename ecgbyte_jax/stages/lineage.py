@@ -259,10 +259,12 @@ def _text_tokenizer(pretrained: str) -> str:
 
 
 def _weights(pretrained: str) -> tuple[str, ...]:
-    """Of what a pretrained folder's weights and config.json hold."""
+    """Of what a pretrained folder's weights and config.json hold, and whether the head is Flax's own."""
     if not pretrained:
         return ()
-    from ecgbyte_jax.model.hf import locate
+    from ecgbyte_jax.model.hf import has_flax_head, locate
     from ecgbyte_jax.train.restore import weights_digest
 
-    return weights_digest(pretrained), content_digest(locate(pretrained).glob("config.json"))
+    folder = locate(pretrained)
+    digests = weights_digest(pretrained), content_digest(folder.glob("config.json"))
+    return (*digests, "own head") if has_flax_head(folder) else digests

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import weakref
 from dataclasses import replace
@@ -464,6 +465,69 @@ def test_chunked_flax_arrays_are_reassembled(shared, tmp_path, monkeypatch):
     shutil.copyfile(source / "config.json", tmp_path / "config.json")
     ids = np.load(source / "expected.npz")["input_ids"]
     np.testing.assert_array_equal(load_pretrained(tmp_path)[0](ids), load_pretrained(source)[0](ids))
+
+
+@pytest.fixture
+def tied_flax(shared, tmp_path):
+    """Flax's Llama, whose head is its own, with a config.json that ties it."""
+    folder = tmp_path / "tied"
+    shutil.copytree(shared / "fixtures/hf_flax/llama", folder)
+    edit_config(folder, tie_word_embeddings=True)
+    return folder
+
+
+def test_flax_s_own_head_is_used_though_config_json_ties_it(tied_flax, tmp_path):
+    expected = np.load(tied_flax / "expected.npz")
+    ids, mask = expected["input_ids"], expected["attention_mask"]
+    model, config = load_pretrained(tied_flax)
+    assert not config.tied_embeddings
+    np.testing.assert_allclose(np.asarray(model(ids, mask))[mask == 1], expected["logits"][mask == 1], atol=2e-4)
+    save_pretrained(model, tmp_path / "saved")
+    assert json.loads((tmp_path / "saved/config.json").read_text())["tie_word_embeddings"] is False
+    np.testing.assert_array_equal(load_pretrained(tmp_path / "saved")[0](ids), model(ids))
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+    theirs = pytest.importorskip("transformers").AutoModelForCausalLM.from_pretrained(tmp_path / "saved").eval()
+    with torch.no_grad():
+        logits = theirs(torch.tensor(ids), torch.tensor(mask)).logits.numpy()
+    np.testing.assert_allclose(np.asarray(model(ids, mask))[mask == 1], logits[mask == 1], atol=2e-4)
+
+
+@pytest.mark.parametrize("equal, changes", [(True, {}), (False, {"model_type": "gemma", "hidden_act": "gelu_pytorch_tanh"})])
+def test_a_head_that_flax_would_not_use_is_not_used(tied_flax, equal, changes, caplog):
+    edit_config(tied_flax, **changes)
+    if equal:
+        tree = serialization.msgpack_restore((tied_flax / "flax_model.msgpack").read_bytes())
+        tree["lm_head"]["kernel"] = tree["model"]["embed_tokens"]["embedding"].T
+        (tied_flax / "flax_model.msgpack").write_bytes(serialization.msgpack_serialize(tree))
+    assert load_pretrained(tied_flax)[1].tied_embeddings
+    assert [record.message for record in caplog.records] == (
+        [] if equal else [f"{tied_flax}: lm_head.weight is not used: config.json ties it to the embedding, which differs"]
+    )
+
+
+def test_a_differing_head_of_safetensors_is_named_in_one_line_and_not_used(shared, folder, caplog):
+    ids = np.load(shared / "fixtures/hf_torch/llama3/expected.npz")["input_ids"]
+    expected = load_pretrained(folder)[0](ids)
+    edit_tensors(folder, lambda tensors: tensors.update({"lm_head.weight": 2 * tensors["model.embed_tokens.weight"]}))
+    np.testing.assert_array_equal(load_pretrained(folder)[0](ids), expected)
+    (line,) = [record.message for record in caplog.records]
+    assert line == f"{folder}: lm_head.weight is not used: config.json ties it to the embedding, which differs"
+
+
+def test_the_head_is_compared_once_and_no_other_tensor_is_read_for_it(tied_flax, monkeypatch):
+    read = []
+
+    def watched(folder, only=None):
+        for name, array in stored_tensors(folder, only):
+            read.append(name)
+            yield name, array
+
+    monkeypatch.setattr(hf, "stored_tensors", watched)
+    assert not any(hf.read_config(tied_flax).tied_embeddings for _ in range(3))
+    assert read == ["lm_head.weight", "model.embed_tokens.weight"]
+    before = (tied_flax / "flax_model.msgpack").stat()
+    os.utime(tied_flax / "flax_model.msgpack", ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert hf.has_flax_head(tied_flax) and len(read) == 4
 
 
 def test_a_model_with_lora_is_not_written_as_if_merged(shared, tmp_path):
