@@ -21,8 +21,9 @@ _SYNTHETIC = "{count} synthetic recordings, with questions made by the same prog
 
 @dataclass(frozen=True)
 class Card:
-    """What a card says; step: of the checkpoint; base: the pretrained model's name or ""; segment: its length in words.
+    """What a card says; step: of the checkpoint; segment: its length in words.
 
+    base: the pretrained model's hub id or ""; file: its GGUF file's name or "";
     results: of the evaluation of this very checkpoint, or None and `unevaluated` says why; temperature: its answers';
     question: one of the training's; cut: how many test segments did not fit into a prompt; apart: whether its patients are in
     training too.
@@ -32,6 +33,7 @@ class Card:
     step: int
     adapter: bool
     base: str
+    file: str
     synthetic: bool
     data: str
     segment: str
@@ -57,7 +59,8 @@ def make_card(
         name=name,
         step=step,
         adapter=settings.export.adapter,
-        base="" if Path(pretrained).is_dir() else pretrained,
+        base=pretrained if pretrained and not Path(pretrained).exists() else "",
+        file=Path(pretrained).name if Path(pretrained).is_file() else "",
         synthetic=synthetic > 0,
         data=_SYNTHETIC.format(count=synthetic) if synthetic else ": ".join(CORPORA[settings.data.corpus]),
         segment=f"{samples / rate:g} s" if rate else f"{samples} samples",

@@ -166,7 +166,9 @@ _FLOATS = one_of("float32", "bfloat16", "float16")
 class ModelConfig:
     """The language model that a run trains: pretrained, or from scratch with the sizes below. Raises SettingsError."""
 
-    pretrained: str = setting("", 'a Hugging Face folder or hub id; "": from scratch with the sizes below', is_path=True)
+    pretrained: str = setting(
+        "", 'a Hugging Face folder or hub id, or a GGUF file; "": from scratch with the sizes below', is_path=True
+    )
     width: int = setting(256, "width of the residual stream", at_least(1))
     layers: int = setting(4, "blocks", at_least(1))
     heads: int = setting(4, "query heads", at_least(1))

@@ -1,4 +1,4 @@
-"""Hugging Face folders: weights read (checked both ways, placed tensor by tensor) and written; rows for new tokens.
+"""Hugging Face folders, and GGUF files: weights read (checked both ways, placed one by one) and written; rows for new tokens.
 
 Axes: D width, V vocabulary, L layers.
 """
@@ -27,6 +27,7 @@ from ecgbyte_jax.errors import WeightsError
 from ecgbyte_jax.model.config import DecoderConfig
 from ecgbyte_jax.model.decoder import Decoder, NewRows
 from ecgbyte_jax.model.families import FAMILIES, LINEAR, Tensor, refuse
+from ecgbyte_jax.model.gguf_file import config_fields, open_gguf
 from ecgbyte_jax.model.stored import stored_tensors, weight_files
 
 # Stored buffers that follow from config.json.
@@ -40,13 +41,15 @@ _DRAWS = 2**22  # random float32 numbers in memory at once, see `_append_rows`
 
 
 def locate(name: str | Path) -> Path:
-    """The folder itself, or for a hub id such as "meta-llama/Llama-3.2-1B" its folder in the cache, downloaded if needed.
+    """The folder or GGUF file itself, or for a hub id such as "meta-llama/Llama-3.2-1B" its folder, downloaded if needed.
 
     Raises WeightsError, which says what to do, where neither exists or the model's licence has to be accepted first.
     """
-    if Path(name).is_dir():
+    if Path(name).is_dir() or Path(name).is_file():
         return Path(name)
     where = f"no folder '{name}'"
+    if Path(name).suffix == ".gguf":
+        raise WeightsError(f"model.pretrained: no file '{name}'; the name of a GGUF file that is there expected")
     if not _HUB_ID.fullmatch(str(name)):
         raise WeightsError(f"{where}; a folder or a hub id expected: `hf download meta-llama/Llama-3.2-1B --local-dir FOLDER`")
     try:
@@ -76,12 +79,13 @@ def load_pretrained(
     scan_layers: bool = False,
     shard: Callable[[Any], Any] | None = None,
 ) -> tuple[Decoder, DecoderConfig]:
-    """Loads the decoder of a Hugging Face folder or hub id, and its config.
+    """Loads the decoder of a Hugging Face folder, hub id or GGUF file, and its config.
 
-    Reads config.json and `*.safetensors` or `flax_model.msgpack`, one file or several with an index. Each tensor is placed as
-    it is read, with the shardings that `shard` returns for the tree of abstract parameters (None: the default device). Raises
-    WeightsError, which names all missing, unexpected, misshapen and non-finite tensors, or the faulty field of config.json.
-    A stored head that is not used, since config.json ties it to an embedding that differs, is logged.
+    Reads config.json and `*.safetensors` or `flax_model.msgpack`, one file or several with an index; or the metadata and
+    quantised tensors of a GGUF file. Each tensor is placed as it is read, with the shardings that `shard` returns for the tree
+    of abstract parameters (None: the default device). Raises WeightsError, which names all missing, unexpected, misshapen and
+    non-finite tensors, or the faulty field of config.json or the metadata. A stored head that is not used, since config.json
+    ties it to an embedding that differs, is logged.
     """
     folder = locate(folder)
     config = replace(read_config(folder), dtype=dtype, param_dtype=param_dtype, remat=remat, scan_layers=scan_layers)
@@ -125,22 +129,23 @@ def load_pretrained(
         problems.append("lm_head.weight differs from the embedding, tie_word_embeddings False expected")
     problems += [f"no tensor for {name}" for name in sorted(missing)]
     if problems:
-        raise WeightsError(f"{folder}: the weights do not fit config.json: {'; '.join(problems)}")
+        settings = "the metadata" if folder.is_file() else "config.json"
+        raise WeightsError(f"{folder}: the weights do not fit {settings}: {'; '.join(problems)}")
     return nnx.merge(graphdef, places.state()), config
 
 
 def read_config(folder: Path) -> DecoderConfig:
-    """The decoder that `config.json` describes, untied where `has_flax_head`.
+    """The decoder that `config.json`, or a GGUF file's metadata, describes; untied where `has_flax_head`.
 
     Raises WeightsError for what this decoder does not support.
     """
-    config = _read_config_file(Path(folder) / "config.json")
+    config = _read_settings(Path(folder))
     return replace(config, tied_embeddings=False) if _has_flax_head(Path(folder), config) else config
 
 
 def has_flax_head(folder: Path) -> bool:
     """Whether a msgpack has a head of its own though config.json ties it, which Flax's Llama and Mistral never do."""
-    return _has_flax_head(folder, _read_config_file(folder / "config.json"))
+    return _has_flax_head(folder, _read_settings(folder))
 
 
 def _has_flax_head(folder: Path, config: DecoderConfig) -> bool:
@@ -163,16 +168,10 @@ def _compare_head(folder: Path, family: str, *_stamps: tuple[Path, int, int]) ->
     return any(not np.array_equal(head[_HEAD], array) for _, array in stored_tensors(folder, names)) if head else False
 
 
-def _read_config_file(path: Path) -> DecoderConfig:
+def _read_settings(folder: Path) -> DecoderConfig:
+    path, gguf = (folder, open_gguf(folder)) if folder.is_file() else (folder / "config.json", None)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise WeightsError(f"{path}: no such file; model.pretrained must be a folder downloaded from Hugging Face") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{path}: not readable as JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise WeightsError(f"{path}: a JSON object with the model's settings expected")
-    try:
+        raw = config_fields(gguf) if gguf else _read_json(path)
         refuse(raw, "model_type", tuple(FAMILIES))
         config = DecoderConfig(family=raw["model_type"], **FAMILIES[raw["model_type"]].read(raw))
     except WeightsError as error:
@@ -186,6 +185,18 @@ def _read_config_file(path: Path) -> DecoderConfig:
     if config.rope_theta is not None and (config.head_dim < 2 or config.head_dim % 2):
         raise WeightsError(f"{path}: head_dim {config.head_dim} found, an even number expected for rotary positions")
     return config
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise WeightsError("no such file; model.pretrained must be a folder downloaded from Hugging Face") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"not readable as JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise WeightsError("a JSON object with the model's settings expected")
+    return raw
 
 
 def _shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Weight files, read tensor by tensor: safetensors and Flax's msgpack, one file or several with an index."""
+"""Weight files, read tensor by tensor: safetensors and Flax's msgpack, one file or several with an index; or GGUF."""
 
 import json
 import mmap
@@ -12,6 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ecgbyte_jax.errors import WeightsError
+from ecgbyte_jax.model.gguf_file import gguf_tensors, open_gguf
 
 # The last part of a tensor's name in Flax -> in PyTorch.
 _FLAX_LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight"}
@@ -30,13 +31,13 @@ _NUMBERS |= {0xCA: 5, 0xCB: 9, 0xCC: 2, 0xCD: 3, 0xCE: 5, 0xCF: 9, 0xD0: 2, 0xD1
 
 
 def stored_tensors(folder: Path, only: Container[str] | None = None) -> Iterator[tuple[str, np.ndarray]]:
-    """(PyTorch's name, array in PyTorch's layout) of every tensor in the folder, one at a time in memory.
+    """(PyTorch's name, array in PyTorch's layout) of every tensor in the folder or GGUF file, one at a time in memory.
 
     only: the names of those to read (None: all); the others' bytes are not touched. Raises WeightsError, naming the file, where
     a file is missing or damaged.
     """
     for file in weight_files(folder):
-        read = _safetensors if file.suffix == ".safetensors" else _msgpack
+        read = {".safetensors": _safetensors, ".msgpack": _msgpack}.get(file.suffix, gguf_tensors)
         try:
             yield from read(file, only)
         except _DAMAGE as error:
@@ -44,7 +45,12 @@ def stored_tensors(folder: Path, only: Container[str] | None = None) -> Iterator
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The folder's weight files; raises WeightsError where there are none, or some of an index are missing."""
+    """The folder's weight files, or the GGUF file alone.
+
+    Raises WeightsError where there are none, some of an index are missing, or the GGUF file cannot be used.
+    """
+    if folder.is_file():
+        return [open_gguf(folder).path]
     for stem, ending in (("model", "safetensors"), ("flax_model", "msgpack")):
         if (folder / f"{stem}.{ending}").is_file():
             return [folder / f"{stem}.{ending}"]
@@ -58,8 +64,9 @@ def weight_files(folder: Path) -> list[Path]:
     pickles = (
         "; its .bin files are pickles, which are not read: save the model as safetensors" if [*folder.glob("*.bin")] else ""
     )
+    gguf = "".join(f"; give model.pretrained the name of the file {file}" for file in sorted(folder.glob("*.gguf"))[:1])
     raise WeightsError(
-        f"{folder}: neither model.safetensors nor flax_model.msgpack (nor an index of several files) found{pickles}"
+        f"{folder}: neither model.safetensors nor flax_model.msgpack (nor an index of several files) found{pickles}{gguf}"
     )
 
 

@@ -32,10 +32,13 @@ def export(settings: Settings, workdir: Workdir) -> None:
     """Runs the stage where it is not done: writes `export/` with a checkpoint's weights, tokenizers, code, example and card.
 
     Several processes that share the model gather it tensor by tensor, and the leader writes.
-    Raises ConfigError where an adapter is asked for and there is no LoRA on a pretrained model.
+    Raises ConfigError where an adapter is asked for and there is no LoRA on a pretrained model, or PEFT cannot load that.
     """
-    if settings.export.adapter and not (settings.lora.rank and settings.model.pretrained):
+    pretrained = settings.model.pretrained
+    if settings.export.adapter and not (settings.lora.rank and pretrained):
         raise ConfigError("export.adapter: True found, which needs LoRA (lora.rank above 0) on a pretrained model")
+    if settings.export.adapter and Path(pretrained).is_file():
+        raise ConfigError(f"export.adapter: True found, but PEFT cannot load '{pretrained}', a GGUF file; leave it out")
     folder = workdir.export.resolve()  # it may be a link to another disk
     stage = lineage.exported(settings, workdir, folder / MARKER)
     if agree(stage.finished()):

@@ -249,12 +249,18 @@ def _given_tokenizer(file: str) -> str:
 
 
 def _text_tokenizer(pretrained: str) -> str:
-    """Of what a pretrained text tokenizer's files hold; raises WeightsError where they are missing, before hours of work."""
+    """Of what a pretrained text tokenizer's files, or the metadata of GGUF, hold.
+
+    Raises WeightsError where they are missing, before hours of work.
+    """
     if not pretrained:
         return ""
+    from ecgbyte_jax.model.gguf_file import open_gguf, tokenizer_metadata
     from ecgbyte_jax.model.hf import locate  # which imports JAX: it takes a second, and most preparation does without
 
     folder = locate(pretrained)
+    if folder.is_file():
+        return json_digest(tokenizer_metadata(open_gguf(folder)))
     return content_digest(sorted({file for pattern in _TEXT_FILES for file in folder.glob(pattern) if file.is_file()}))
 
 

@@ -96,21 +96,22 @@ def _together(settings: Settings, alone: bool) -> AbstractContextManager[None]:
 
 
 def _check_pretrained(settings: Settings) -> None:
-    """Looks at the folder of `model.pretrained`, config.json, tokenizer, chat template and files of weights, before any work.
+    """Looks at what `model.pretrained` names, its settings, tokenizer, chat template and files of weights, before any work.
 
     Raises WeightsError or TokenizerError that names the file at fault, ConfigError for settings that do not fit the model.
     """
     from ecgbyte_jax.inputs.chat import Chat  # these take seconds to import, and most preparation does without
-    from ecgbyte_jax.inputs.text import add_ecg_tokens, load_text_tokenizer
+    from ecgbyte_jax.inputs.text import add_ecg_tokens
     from ecgbyte_jax.model.build import check_fit
     from ecgbyte_jax.model.hf import locate, read_config
     from ecgbyte_jax.model.stored import weight_files
+    from ecgbyte_jax.stages.prepare import pretrained_text_tokenizer
     from ecgbyte_jax.train.restore import positions
 
     folder = locate(settings.model.pretrained)
     check_fit(settings.model, settings.lora, positions(settings), read_config(folder))
     weight_files(folder)
-    tokenizer = load_text_tokenizer(folder)
+    tokenizer = pretrained_text_tokenizer(settings.model.pretrained)
     if settings.prompt.format == "chat":
         add_ecg_tokens(tokenizer, 0)
         Chat.of(tokenizer, settings.prompt.system)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ecgbyte_jax.errors import ShardsError
 from ecgbyte_jax.inputs.chat import Chat
+from ecgbyte_jax.inputs.gguf_tokenizer import make_gguf_tokenizer
 from ecgbyte_jax.inputs.prepared import tokenizer_digests
 from ecgbyte_jax.inputs.prompt import PromptIds
 from ecgbyte_jax.inputs.shards import Manifest, write_manifest
@@ -118,9 +119,7 @@ def _remove_strays(workdir: Workdir, manifest: Manifest) -> None:
 
 def _make_text_tokenizer(settings: Settings, corpus: Corpus, ecg_vocab_size: int) -> "PreTrainedTokenizerFast":
     if settings.model.pretrained:
-        from ecgbyte_jax.model.hf import locate
-
-        tokenizer = load_text_tokenizer(locate(settings.model.pretrained))
+        tokenizer = pretrained_text_tokenizer(settings.model.pretrained)
     else:
         texts = (text for e in corpus.examples if e.split == "train" for text in (e.question, e.answer))
         tokenizer = train_text_tokenizer(texts, settings.prompt.text_vocab_size)
@@ -140,6 +139,17 @@ def _text_form(settings: Settings, corpus: Corpus, workdir: Workdir, ids: Prompt
     return TextForm(
         prompt.format, system, prompt.max_length, every_answer, settings.data.questions_together, settings.seed, ids
     )
+
+
+def pretrained_text_tokenizer(pretrained: str) -> "PreTrainedTokenizerFast":
+    """The text tokenizer of a Hugging Face folder, hub id or GGUF file; raises TokenizerError or WeightsError."""
+    from ecgbyte_jax.model.gguf_file import open_gguf, tokenizer_metadata  # these import JAX: most preparation does without
+    from ecgbyte_jax.model.hf import locate
+
+    place = locate(pretrained)
+    if place.is_file():
+        return make_gguf_tokenizer(tokenizer_metadata(open_gguf(place)), place)
+    return load_text_tokenizer(place)
 
 
 def _report(workdir: Workdir, corpus: Corpus, manifest: Manifest, rows: dict[str, object]) -> None:

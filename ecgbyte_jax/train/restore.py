@@ -122,22 +122,27 @@ def check_origin(checkpoints: Checkpoints, step: int, about: dict) -> None:
 
 
 def weights_digest(pretrained: str) -> str:
-    """Changes with the bytes or the name of any file of weights, wherever their folder is; each host reads its share."""
+    """Changes with the bytes or the name of any file of weights, wherever their folder is; each host reads its share.
+
+    A GGUF file counts by its bytes alone.
+    """
     if not pretrained:
         return ""
-    files = [file for ending in ("*.safetensors", "*.msgpack") for file in sorted(locate(pretrained).glob(ending))]
+    place = locate(pretrained)
+    gguf = place.is_file()
+    files = [place] if gguf else [file for end in ("*.safetensors", "*.msgpack") for file in sorted(place.glob(end))]
     own = np.zeros(32, np.uint8)
     for file in files[jax.process_index() :: jax.process_count()]:
         stat = file.stat()
-        own ^= np.frombuffer(_file_digest(file, stat.st_size, stat.st_mtime_ns), np.uint8)
+        own ^= np.frombuffer(_file_digest(file, "" if gguf else file.name, stat.st_size, stat.st_mtime_ns), np.uint8)
     shares = np.asarray(multihost_utils.process_allgather(own)).reshape(-1, 32)
     return np.bitwise_xor.reduce(shares).tobytes().hex()
 
 
 @cache
-def _file_digest(file: Path, _size: int, _time: int) -> bytes:
+def _file_digest(file: Path, name: str, _size: int, _time: int) -> bytes:
     """SHA-256 of a file's name and content; read once for all stages of a command."""
-    return hashlib.sha256(file.name.encode() + bytes.fromhex(file_digest(file))).digest()
+    return hashlib.sha256(name.encode() + bytes.fromhex(file_digest(file))).digest()
 
 
 def _choose(checkpoints: Checkpoints, which: str) -> int:
