@@ -13,10 +13,10 @@ K_BLOCKS = {"Q2_K": (84, (80, 82)), "Q3_K": (110, (108,)), "Q4_K": (144, (0, 2))
 TEMPLATE = "{% for message in messages %}<bos>{{ message['content'] }}<eos>{% endfor %}"
 
 
-def write_gguf(path: Path, model, architecture: str, kind: str = "F32", **metadata) -> Path:
-    """Writes a model of transformers, its matrices quantised to `kind`, with a tokenizer of 320 tokens or fewer.
+def write_gguf(path: Path, model, architecture: str, types: tuple[str, ...] = ("F32",), **metadata) -> Path:
+    """Writes a model of transformers, with matrices of types[layer], the embedding's of types[0], and a tokenizer.
 
-    metadata: further values, with "__" for "."; None leaves one out.
+    metadata: further values, with "__" for ".".
     """
     import gguf
 
@@ -43,7 +43,8 @@ def write_gguf(path: Path, model, architecture: str, kind: str = "F32", **metada
         add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
         add(name.replace("__", "."), value)
     add_tokenizer(writer, config.vocab_size)
-    names = gguf.get_tensor_name_map(next(k for k, v in gguf.MODEL_ARCH_NAMES.items() if v == architecture), sizes["block_count"])
+    number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    names = gguf.get_tensor_name_map(number, config.num_hidden_layers)
     rng = np.random.default_rng(0)
     for name, tensor in model.state_dict().items():
         module, _, leaf = name.rpartition(".")
@@ -55,7 +56,10 @@ def write_gguf(path: Path, model, architecture: str, kind: str = "F32", **metada
             array = array.reshape(heads, 2, -1, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
         if architecture.startswith("gemma") and module.endswith("norm"):
             array = array + 1
-        add_tensor(writer, f"{names.get_name(module)}.{leaf}", array, kind if array.ndim == 2 else "F32", rng)
+        layer = int(module.split(".")[2]) if ".layers." in module else 0
+        add_tensor(
+            writer, f"{names.get_name(module)}.{leaf}", array, types[layer % len(types)] if array.ndim == 2 else "F32", rng
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -64,6 +68,7 @@ def write_gguf(path: Path, model, architecture: str, kind: str = "F32", **metada
 
 
 def add_tensor(writer, name: str, array: np.ndarray, kind: str, rng: np.random.Generator) -> None:
+    """Adds a tensor of a type; one of a K-type has random values of its own."""
     import gguf
 
     number = gguf.GGMLQuantizationType[kind]
@@ -71,7 +76,7 @@ def add_tensor(writer, name: str, array: np.ndarray, kind: str, rng: np.random.G
         size, scales = K_BLOCKS[kind]
         blocks = rng.integers(0, 256, (len(array), array.shape[1] // 256, size), np.uint8)
         for at in scales:
-            blocks[..., at : at + 2] = (rng.normal(0, 1e-3, (*blocks.shape[:2], 1)).astype(np.float16)).view(np.uint8)
+            blocks[..., at : at + 2] = (rng.normal(0, 3e-5, (*blocks.shape[:2], 1)).astype(np.float16)).view(np.uint8)
         array = blocks.reshape(len(array), -1)
     elif kind not in ("F32", "F16"):
         array = gguf.quantize(np.ascontiguousarray(array), number)

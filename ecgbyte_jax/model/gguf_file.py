@@ -23,6 +23,7 @@ _FAMILIES = {  # general.architecture -> Hugging Face's model_type
     "qwen3": "qwen3",
     "gemma": "gemma",
     "gemma2": "gemma2",
+    "gemma3": "gemma3_text",
     "phi3": "phi3",
 }
 _TYPES = (
@@ -60,14 +61,17 @@ _IN_LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+_GEMMA2 = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
 _IN_LAYER_OF = {
-    "gemma2": {
-        "post_attention_norm": "post_attention_layernorm",
-        "ffn_norm": "pre_feedforward_layernorm",
-        "post_ffw_norm": "post_feedforward_layernorm",
-    },
+    "gemma2": _GEMMA2,
+    "gemma3": _GEMMA2,
     "phi3": {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"},
 }
+_LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}  # the size whose queries are scaled by width / heads, not by the head's width
 _ROPE_FACTORS = "rope_freqs.weight"  # by which the rotary frequencies are divided
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _TEXT, _LIST = 8, 9
@@ -221,7 +225,7 @@ def tokenizer_metadata(file: GgufFile) -> dict[str, Any]:
 def config_fields(file: GgufFile) -> dict[str, Any]:
     """The fields of config.json that the metadata and the tensors' names stand for; raises WeightsError where one is missing.
 
-    What GGUF does not store is as in llama.cpp: the activation, Gemma 2's scale of queries, and a rotary base of 10,000.
+    What GGUF does not store is as in llama.cpp: the activation, Gemma's scale of queries, and a rotary base of 10,000.
     """
     architecture = file.architecture
     metadata = {name.removeprefix(f"{architecture}."): value for name, value in file.metadata.items()}
@@ -245,7 +249,8 @@ def config_fields(file: GgufFile) -> dict[str, Any]:
         return raw  # which the family's reader refuses
     raw.setdefault("head_dim", width // heads)
     if architecture.startswith("gemma"):
-        raw["query_pre_attn_scalar"] = width // heads if raw["num_hidden_layers"] == 46 else raw["head_dim"]  # 46: the 27B
+        per_width = raw["num_hidden_layers"] == _LAYERS_OF_27B.get(architecture)
+        raw["query_pre_attn_scalar"] = width // heads if per_width else raw["head_dim"]
     else:
         raw["hidden_act"] = "silu"
     if metadata.get("rope.dimension_count", raw["head_dim"]) != raw["head_dim"]:
@@ -277,24 +282,26 @@ def _rope_scaling(file: GgufFile, metadata: dict[str, Any], raw: dict[str, Any])
 
 
 def gguf_tensors(path: Path, only: Container[str] | None) -> Iterator[tuple[str, np.ndarray]]:
-    """(PyTorch's name, float32 array in PyTorch's layout) of every tensor, dequantised one at a time.
-
-    llama.cpp's order of Llama's query and key channels, and the 1 that it adds to the scales of Gemma's norms, are undone.
-    """
+    """(PyTorch's name, float32 array in PyTorch's layout) of every tensor, or those named, dequantised one at a time."""
     file = open_gguf(path)
-    heads = file.metadata.get(f"{file.architecture}.attention.head_count")
-    kv_heads = file.metadata.get(f"{file.architecture}.attention.head_count_kv", heads)
     for name in file.tensors:
         pytorch = _pytorch_name(file.architecture, name)
-        if name == _ROPE_FACTORS or (only is not None and pytorch not in only):
-            continue
-        array, module = _values(file, name), name.split(".")[-2]
-        if file.architecture == "llama" and module in ("attn_q", "attn_k"):
-            pairs = array.reshape(heads if module == "attn_q" else kv_heads, -1, 2, *array.shape[1:])
-            array = pairs.swapaxes(1, 2).reshape(array.shape)
-        elif file.architecture.startswith("gemma") and module.endswith("norm"):
-            array = array - 1
-        yield pytorch, array
+        if name != _ROPE_FACTORS and (only is None or pytorch in only):
+            yield pytorch, _restored(file, name)
+
+
+def _restored(file: GgufFile, name: str) -> np.ndarray:
+    """A tensor without llama.cpp's order of Llama's query and key channels, and the 1 that it adds to Gemma's norms."""
+    array, architecture, module = _values(file, name), file.architecture, name.rpartition(".")[0].rpartition(".")[2]
+    if architecture.startswith("gemma") and module.endswith("norm"):
+        return array - 1
+    if architecture != "llama" or module not in ("attn_q", "attn_k"):
+        return array
+    heads = file.metadata[f"{architecture}.attention.head_count"]
+    if module == "attn_k":
+        heads = file.metadata.get(f"{architecture}.attention.head_count_kv", heads)
+    pairs = array.reshape(heads, -1, 2, *array.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(array.shape)
 
 
 def _pytorch_name(architecture: str, name: str) -> str:
