@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from flax import nnx, serialization
 from safetensors.numpy import load_file, save_file
 
 from ecgbyte_jax.errors import ConfigError, EcgByteError, WeightsError
@@ -24,7 +25,8 @@ from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.stages import pipeline, train
 from ecgbyte_jax.stages.inquiry import Inquiry
 from ecgbyte_jax.stages.pipeline import run
-from ecgbyte_jax.train.restore import build_for, positions, weights_digest
+from ecgbyte_jax.train.restore import build_for, open_trained, positions, weights_digest
+from tests.gguf_models import write_gguf
 from tests.launch import ROOT
 from tests.stages.asked import ask_example, asked
 from tests.tiny_llama import write_llama
@@ -104,6 +106,104 @@ def test_other_pretrained_weights_are_trained_anew_and_the_same_elsewhere_are_no
     save_file(tensors | {"model.norm.weight": tensors["model.norm.weight"] + 1}, weights)
     run(pretrained, tmp_path / "w", ["prepare", "train"])
     assert len(trainings) == 2
+
+
+@pytest.fixture
+def gguf_file(tmp_path):
+    """A tiny random Llama with a head of its own in a GGUF file, its matrices in Q8_0."""
+    pytest.importorskip("gguf", reason="gguf is not installed: pip install gguf")
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=330, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS, num_key_value_heads=KV_HEADS,
+        intermediate_size=MLP, max_position_embeddings=512, initializer_range=0.2,
+    )  # fmt: skip
+    return write_gguf(tmp_path / "small.Q8_0.gguf", transformers.LlamaForCausalLM(config), "llama", ("Q8_0",))
+
+
+@pytest.fixture
+def flax_folder(llama, rng):
+    """The Llama with a head of its own, in Flax's msgpack, beside a config.json that ties it."""
+    tensors = load_file(llama / "model.safetensors")
+    vocab_size = len(tensors["model.embed_tokens.weight"])
+    tree: dict = {"lm_head": {"kernel": rng.normal(0, 0.2, (WIDTH, vocab_size)).astype(np.float32)}}
+    for name, array in tensors.items():
+        *modules, _ = name.split(".")
+        leaf = "kernel" if "_proj" in name else "embedding" if "embed" in name else "weight"
+        inner = tree
+        for module in modules:
+            inner = inner.setdefault(module, {})
+        inner[leaf] = array.T if leaf == "kernel" else array
+    (llama / "flax_model.msgpack").write_bytes(serialization.msgpack_serialize(tree))
+    (llama / "model.safetensors").unlink()
+    return llama
+
+
+def test_new_tokens_and_padding_rows_have_a_place_in_flax_s_own_head(pretrained, flax_folder):
+    pretrained.model.vocab_multiple, pretrained.model.train_new_embeddings = 128, True
+    settings = Settings.of(pretrained)
+    sizes = (settings.seed, positions(settings), 400)
+    parts = build_model(settings.model, settings.lora, *sizes, make_mesh(8, 1, 1), first_new_id=350)
+    model = parts.model(parts.trained)
+    assert not parts.config.tied_embeddings and model.head.kernel.shape[1] == 350
+    assert {path[-1] for path, _ in nnx.to_flat_state(parts.trained)} == {"a", "b", "new_rows", "new_head_rows"}
+    assert len(model.new_head_rows[...]) == len(model.new_rows[...]) == 512 - 350
+    logits = np.asarray(model(np.array([[5, 399]])))
+    assert np.isfinite(logits[..., :400]).all() and np.isneginf(logits[..., 400:]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["gguf_file", "flax_folder"])
+def test_other_forms_of_a_pretrained_model_go_all_the_way(pretrained, form, tmp_path, capsys, request):
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    source = request.getfixturevalue(form)
+    pretrained.model.pretrained = str(source)
+    pretrained.model.dtype = pretrained.model.param_dtype = "float32"  # in which PyTorch's answers are the same
+    pretrained.model.vocab_multiple, pretrained.model.train_new_embeddings = 128, True
+    workdir, stages = tmp_path / "w", ["prepare", "train", "eval", "export"]
+    run(pretrained, workdir, stages)
+    record = str(next(path.with_suffix("") for path in sorted((workdir / "synthetic").rglob("*_hr.hea"))))
+    run(pretrained, workdir, ["ask"], inquiry=Inquiry((record,), ("Does this ECG show sinus rhythm?",)))
+    assert "answer   " in capsys.readouterr().out
+    config = json.loads((workdir / "export/config.json").read_text())
+    assert config["tie_word_embeddings"] is False and "lm_head.weight" in load_file(workdir / "export/model.safetensors")
+    assert ("began with the weights of small.Q8_0.gguf" in (workdir / "export/README.md").read_text()) == (form == "gguf_file")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(workdir / "export").eval()
+    prepared = load_prepared(Workdir(workdir))
+    sequence = open_split(prepared.shards, prepared.manifest, "test")[0]
+    ids = render(prepared.ids, sequence.ecgs, sequence.question_ids, sequence.answer_ids, 256)[0][None].astype(np.int64)
+    settings = Settings.of(pretrained)
+    ours = open_trained(settings, Workdir(workdir), "last").model
+    with torch.no_grad():
+        expected = theirs(torch.tensor(ids)).logits.numpy()
+    tokens = len(prepared.text_tokenizer)
+    np.testing.assert_allclose(np.asarray(ours(ids))[..., :tokens], expected[..., :tokens], atol=2e-4)
+    if form == "gguf_file":  # moved and renamed, it is the same model
+        pretrained.model.pretrained = str(source.rename(tmp_path / "renamed.gguf"))
+    run(pretrained, workdir, ["prepare", "train", "eval"])
+    assert capsys.readouterr().out.count("have not changed, nothing to do") == 3
+    if form == "gguf_file":
+        pretrained.export.adapter = True
+        with pytest.raises(ConfigError, match=r"export\.adapter: True found, but PEFT cannot load '.*renamed\.gguf'"):
+            run(pretrained, workdir, ["export"])
+
+
+def test_another_quantisation_is_trained_anew_with_the_same_texts(pretrained, gguf_file, tmp_path, monkeypatch):
+    trainings = []
+    monkeypatch.setattr(train, "_train", lambda *_: (tmp_path, trainings.append(1)))
+    pretrained.model.pretrained = str(gguf_file)
+    run(pretrained, tmp_path / "w", ["prepare", "train"])
+    prepared = (tmp_path / "w/shards/manifest.json").stat().st_mtime_ns
+    content = bytearray(gguf_file.read_bytes())
+    content[-3] ^= 1
+    gguf_file.write_bytes(content)
+    run(pretrained, tmp_path / "w", ["prepare", "train"])
+    assert len(trainings) == 2 and (tmp_path / "w/shards/manifest.json").stat().st_mtime_ns == prepared
+    gguf_file.write_bytes(content[:-2000])
+    monkeypatch.setattr(pipeline, "_run_stage", lambda name, *_: pytest.fail(f"{name} was begun"))
+    with pytest.raises(WeightsError, match=r"small\.Q8_0\.gguf: truncated"):
+        run(pretrained, tmp_path / "w", ["prepare", "train"])
 
 
 def test_a_prompt_longer_than_the_model_s_positions_is_refused(pretrained):
