@@ -72,6 +72,8 @@ _IN_LAYER_OF = {
     "phi3": {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"},
 }
 _LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}  # the size whose queries are scaled by width / heads, not by the head's width
+_SCALING = "rope.scaling."
+_SCALING_FIELDS = {"type": "rope_type", "factor": "factor", "original_context_length": "original_max_position_embeddings"}
 _ROPE_FACTORS = "rope_freqs.weight"  # by which the rotary frequencies are divided
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _TEXT, _LIST = 8, 9
@@ -107,8 +109,11 @@ def open_gguf(path: Path) -> GgufFile:
     Raises WeightsError for a file of another form, a truncated one, one of several, another architecture or type than those
     known here, and where the package `gguf` is not installed.
     """
-    stat = path.stat()
-    return _open(path, stat.st_size, stat.st_mtime_ns)
+    try:
+        stat = path.stat()
+        return _open(path, stat.st_size, stat.st_mtime_ns)
+    except OSError as error:
+        raise WeightsError(f"{path}: {error.strerror}") from error
 
 
 @lru_cache(maxsize=1)
@@ -263,7 +268,10 @@ def config_fields(file: GgufFile) -> dict[str, Any]:
 def _rope_scaling(file: GgufFile, metadata: dict[str, Any], raw: dict[str, Any]) -> dict[str, Any] | None:
     """Llama 3's scaling is stored as its factors alone: those of its published settings are recognised, others refused."""
     if (kind := metadata.get("rope.scaling.type", "none")) != "none":
-        return {"rope_type": kind, "factor": metadata.get("rope.scaling.factor")}
+        parts = {name.removeprefix(_SCALING): value for name, value in metadata.items() if name.startswith(_SCALING)}
+        if others := sorted({*parts} - {*_SCALING_FIELDS, "finetuned"}):
+            raise WeightsError(f"{file.architecture}.{_SCALING}{others[0]} found, of scalings only {[*_SCALING_FIELDS]} expected")
+        return {_SCALING_FIELDS[name]: value for name, value in parts.items() if name in _SCALING_FIELDS}
     if any(name.startswith("rope_factors_") for name in file.tensors):
         return {"rope_type": "longrope"}
     if _ROPE_FACTORS not in file.tensors:
