@@ -72,6 +72,7 @@ _IN_LAYER_OF = {
     "phi3": {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"},
 }
 _LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}  # the size whose queries are scaled by width / heads, not by the head's width
+_ONLY = {"expert_count": (None, 0), "attention.causal": (None, True), "rope.scale_linear": (None, 1)}
 _SCALING = "rope.scaling."
 _SCALING_FIELDS = {"type": "rope_type", "factor": "factor", "original_context_length": "original_max_position_embeddings"}
 _ROPE_FACTORS = "rope_freqs.weight"  # by which the rotary frequencies are divided
@@ -238,8 +239,9 @@ def config_fields(file: GgufFile) -> dict[str, Any]:
     missing += [name for name in ("token_embd.weight",) if name not in file.tensors]
     if missing:
         raise WeightsError(f"{', '.join(missing)}: not found, expected in a GGUF file of a {architecture}")
-    if metadata.get("expert_count"):
-        raise WeightsError(f"{architecture}.expert_count {metadata['expert_count']} found, a model without experts expected")
+    for name, known in _ONLY.items():
+        if metadata.get(name) not in known:
+            raise WeightsError(f"{architecture}.{name} {metadata[name]!r:.60} found, one of {known} expected")
     raw = {field: metadata[name] for name, field in (_REQUIRED | _OPTIONAL).items() if name in metadata}
     raw |= {
         "model_type": _FAMILIES[architecture],
@@ -267,10 +269,12 @@ def config_fields(file: GgufFile) -> dict[str, Any]:
 
 def _rope_scaling(file: GgufFile, metadata: dict[str, Any], raw: dict[str, Any]) -> dict[str, Any] | None:
     """Llama 3's scaling is stored as its factors alone: those of its published settings are recognised, others refused."""
-    if (kind := metadata.get("rope.scaling.type", "none")) != "none":
+    if metadata.get("rope.scaling.type", "none") != "none":
         parts = {name.removeprefix(_SCALING): value for name, value in metadata.items() if name.startswith(_SCALING)}
         if others := sorted({*parts} - {*_SCALING_FIELDS, "finetuned"}):
-            raise WeightsError(f"{file.architecture}.{_SCALING}{others[0]} found, of scalings only {[*_SCALING_FIELDS]} expected")
+            raise WeightsError(
+                f"{file.architecture}.{_SCALING}{others[0]} found, of scalings only {[*_SCALING_FIELDS]} expected"
+            )
         return {_SCALING_FIELDS[name]: value for name, value in parts.items() if name in _SCALING_FIELDS}
     if any(name.startswith("rope_factors_") for name in file.tensors):
         return {"rope_type": "longrope"}

@@ -151,6 +151,17 @@ def test_llama_3_s_scaling_is_recognised_by_its_factors(tmp_path):
     np.testing.assert_allclose(ours(IDS), logits(written), atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["linear", "yarn"])
+def test_a_scaling_of_the_metadata_is_that_of_config_json(kind, tmp_path):
+    rope = {"rope_type": kind, "factor": 4.0, "rope_theta": 10_000.0, "original_max_position_embeddings": 32}
+    written, architecture, _ = reference("qwen2", rope_parameters=rope)
+    metadata = {"type": kind, "factor": 4.0, "original_context_length": 32}
+    path = write_gguf(
+        tmp_path / "qwen.gguf", written, architecture, **{f"qwen2__rope__scaling__{k}": v for k, v in metadata.items()}
+    )
+    np.testing.assert_allclose(load_pretrained(path)[0](IDS), logits(written), atol=1e-4)
+
+
 def test_other_factors_of_the_rotary_frequencies_are_refused_and_those_of_1_are_none(tmp_path):
     path, _ = with_rope_factors(tmp_path / "ones.gguf", np.ones(8))
     assert load_pretrained(path)[1].rope_scaling is None
@@ -162,8 +173,13 @@ def test_other_factors_of_the_rotary_frequencies_are_refused_and_those_of_1_are_
 @pytest.mark.parametrize(
     "metadata, message",
     [
-        ({"llama__rope__scaling__type": "yarn", "llama__rope__scaling__factor": 4.0}, "rope_type 'yarn' found"),
-        ({"llama__expert_count": 8}, "llama.expert_count 8 found, a model without experts expected"),
+        ({"llama__rope__scaling__type": "longrope"}, "rope_type 'longrope' found"),
+        (
+            {"llama__rope__scaling__type": "yarn", "llama__rope__scaling__yarn_log_multiplier": 0.1},
+            "llama.rope.scaling.yarn_log_multiplier found",
+        ),
+        ({"llama__expert_count": 8}, r"llama\.expert_count 8 found, one of \(None, 0\) expected"),
+        ({"llama__rope__scale_linear": 2.0}, r"llama\.rope\.scale_linear 2\.0 found"),
         ({"split__count": 3}, "split.count 3 found"),
         ({"llama__attention__key_length": 8}, "partial_rotary_factor 2.0 found"),
     ],
