@@ -45,6 +45,7 @@ _OPTIONAL = {
     "attention.sliding_window": "sliding_window",
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
+    "rope.scaling.original_context_length": "original_max_position_embeddings",
 }
 # Our names are PyTorch's: modules, and those of a layer.
 _MODULES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -74,8 +75,9 @@ _IN_LAYER_OF = {
 _LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}  # the size whose queries are scaled by width / heads, not by the head's width
 _ONLY = {"expert_count": (None, 0), "attention.causal": (None, True), "rope.scale_linear": (None, 1)}
 _SCALING = "rope.scaling."
-_SCALING_FIELDS = {"type": "rope_type", "factor": "factor", "original_context_length": "original_max_position_embeddings"}
+_SCALING_FIELDS = {"type": "rope_type", "factor": "factor"}
 _ROPE_FACTORS = "rope_freqs.weight"  # by which the rotary frequencies are divided
+_LONG_FACTORS = {"rope_factors_short.weight": "short_factor", "rope_factors_long.weight": "long_factor"}
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _TEXT, _LIST = 8, 9
 
@@ -243,6 +245,8 @@ def config_fields(file: GgufFile) -> dict[str, Any]:
         if metadata.get(name) not in known:
             raise WeightsError(f"{architecture}.{name} {metadata[name]!r:.60} found, one of {known} expected")
     raw = {field: metadata[name] for name, field in (_REQUIRED | _OPTIONAL).items() if name in metadata}
+    if not raw.get("sliding_window"):  # llama.cpp writes 0 for Phi-4
+        raw.pop("sliding_window", None)
     raw |= {
         "model_type": _FAMILIES[architecture],
         "vocab_size": file.tensors["token_embd.weight"].shape[0],
@@ -271,13 +275,14 @@ def _rope_scaling(file: GgufFile, metadata: dict[str, Any], raw: dict[str, Any])
     """Llama 3's scaling is stored as its factors alone: those of its published settings are recognised, others refused."""
     if metadata.get("rope.scaling.type", "none") != "none":
         parts = {name.removeprefix(_SCALING): value for name, value in metadata.items() if name.startswith(_SCALING)}
-        if others := sorted({*parts} - {*_SCALING_FIELDS, "finetuned"}):
-            raise WeightsError(
-                f"{file.architecture}.{_SCALING}{others[0]} found, of scalings only {[*_SCALING_FIELDS]} expected"
-            )
+        known = (*_SCALING_FIELDS, "original_context_length", "finetuned")
+        if others := sorted({*parts} - {*known}):
+            raise WeightsError(f"{file.architecture}.{_SCALING}{others[0]} found, of a scaling only {known} expected")
         return {_SCALING_FIELDS[name]: value for name, value in parts.items() if name in _SCALING_FIELDS}
-    if any(name.startswith("rope_factors_") for name in file.tensors):
-        return {"rope_type": "longrope"}
+    if any(name in file.tensors for name in _LONG_FACTORS):
+        attention = {"attention_factor": metadata.get("rope.scaling.attn_factor")}
+        factors = {field: _values(file, name).tolist() for name, field in _LONG_FACTORS.items() if name in file.tensors}
+        return {"rope_type": "longrope"} | attention | factors
     if _ROPE_FACTORS not in file.tensors:
         return None
     found = _values(file, _ROPE_FACTORS)
@@ -298,7 +303,7 @@ def gguf_tensors(path: Path, only: Container[str] | None) -> Iterator[tuple[str,
     file = open_gguf(path)
     for name in file.tensors:
         pytorch = _pytorch_name(file.architecture, name)
-        if name != _ROPE_FACTORS and (only is None or pytorch in only):
+        if name not in (_ROPE_FACTORS, *_LONG_FACTORS) and (only is None or pytorch in only):
             yield pytorch, _restored(file, name)
 
 

@@ -84,8 +84,6 @@ def llama(tmp_path) -> Path:
 
 @pytest.mark.parametrize("name", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in MODELS if name != "llama")])
 def test_a_file_is_the_model_that_transformers_reads_and_saves_as_a_folder(name, tmp_path):
-    if MODELS[name][0] not in hf.FAMILIES:
-        pytest.skip(f"{name} is not a family of this decoder")
     written, architecture, metadata = reference(name)
     path = write_gguf(tmp_path / "small.gguf", written, architecture, **metadata)
     theirs = written if name == "gemma" else read_by_transformers(path)  # which transformers does not read
@@ -124,18 +122,37 @@ def test_tensors_are_dequantised_one_at_a_time(llama, monkeypatch):
     assert len(alive) == 20 and most <= 2
 
 
-def with_rope_factors(path: Path, factors: np.ndarray, **changes):
-    """A Llama's file with factors of its rotary frequencies."""
-    written, architecture, metadata = reference("llama", **changes)
+def with_factors(path: Path, name: str, factors: dict[str, list[float]], metadata: dict, **changes):
+    """A file with factors of its rotary frequencies as tensors, and the model that it was written from."""
+    written, architecture, others = reference(name, **changes)
     original = gguf.GGUFWriter.write_header_to_file
 
     def add_factors(writer):
-        writer.add_tensor("rope_freqs.weight", factors.astype(np.float32))
+        for tensor, values in factors.items():
+            writer.add_tensor(tensor, np.array(values, np.float32))
         original(writer)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gguf.GGUFWriter, "write_header_to_file", add_factors)
-        return write_gguf(path, written, architecture, **metadata), written
+        return write_gguf(path, written, architecture, **others, **metadata), written
+
+
+def test_longrope_and_partial_rotary_positions_of_phi_are_read(tmp_path):
+    short, long = [1.0, 1.1, 1.25, 1.5], [1.5, 2.0, 4.0, 8.0]
+    rope = {"rope_type": "longrope", "short_factor": short, "long_factor": long, "rope_theta": 10_000.0}
+    changes = {"rope_parameters": rope | {"partial_rotary_factor": 0.5}, "original_max_position_embeddings": 16}
+    metadata = {"rope__scaling__original_context_length": 16, "rope__dimension_count": 8, "attention__sliding_window": 0}
+    path, written = with_factors(
+        tmp_path / "phi.gguf",
+        "phi3",
+        {"rope_factors_long.weight": long, "rope_factors_short.weight": short},
+        {f"phi3__{key}": value for key, value in metadata.items()},
+        **changes,
+    )
+    for length in (IDS.shape[1], 16):  # longer than the original positions, and not
+        with torch.no_grad():
+            expected = written(torch.tensor(IDS[:, :length])).logits.numpy()
+        np.testing.assert_allclose(load_pretrained(path)[0](IDS[:, :length]), expected, atol=1e-4)
 
 
 def test_llama_3_s_scaling_is_recognised_by_its_factors(tmp_path):
@@ -145,7 +162,7 @@ def test_llama_3_s_scaling_is_recognised_by_its_factors(tmp_path):
     plain = 500_000.0 ** -(np.arange(0, 16, 2) / 16)
     factors = plain / written.model.rotary_emb.inv_freq.numpy()
     assert len({*factors.round(3)}) > 2  # kept, stretched and between
-    path, _ = with_rope_factors(tmp_path / "llama3.gguf", factors, rope_parameters=rope)
+    path, _ = with_factors(tmp_path / "llama3.gguf", "llama", {"rope_freqs.weight": factors}, {}, rope_parameters=rope)
     ours, config = load_pretrained(path)
     assert config.rope_scaling.factor == 32
     np.testing.assert_allclose(ours(IDS), logits(written), atol=1e-4)
@@ -163,9 +180,9 @@ def test_a_scaling_of_the_metadata_is_that_of_config_json(kind, tmp_path):
 
 
 def test_other_factors_of_the_rotary_frequencies_are_refused_and_those_of_1_are_none(tmp_path):
-    path, _ = with_rope_factors(tmp_path / "ones.gguf", np.ones(8))
+    path, _ = with_factors(tmp_path / "ones.gguf", "llama", {"rope_freqs.weight": np.ones(8)}, {})
     assert load_pretrained(path)[1].rope_scaling is None
-    path, _ = with_rope_factors(tmp_path / "other.gguf", np.linspace(1, 32, 8))
+    path, _ = with_factors(tmp_path / "other.gguf", "llama", {"rope_freqs.weight": np.linspace(1, 32, 8)}, {})
     with pytest.raises(WeightsError, match=r"other\.gguf: rope_freqs\.weight: other factors found than Llama 3\.1's"):
         load_pretrained(path)
 
