@@ -191,7 +191,8 @@ def _read_json(path: Path) -> dict:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise WeightsError("no such file; model.pretrained must be a folder downloaded from Hugging Face") from error
+        gguf = "".join(f", or {file}" for file in sorted(path.parent.glob("*.gguf"))[:1])
+        raise WeightsError(f"no such file; model.pretrained must be a folder downloaded from Hugging Face{gguf}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"not readable as JSON: {error}") from error
     if not isinstance(raw, dict):

@@ -64,9 +64,8 @@ def weight_files(folder: Path) -> list[Path]:
     pickles = (
         "; its .bin files are pickles, which are not read: save the model as safetensors" if [*folder.glob("*.bin")] else ""
     )
-    gguf = "".join(f"; give model.pretrained the name of the file {file}" for file in sorted(folder.glob("*.gguf"))[:1])
     raise WeightsError(
-        f"{folder}: neither model.safetensors nor flax_model.msgpack (nor an index of several files) found{pickles}{gguf}"
+        f"{folder}: neither model.safetensors nor flax_model.msgpack (nor an index of several files) found{pickles}"
     )
 
 

@@ -247,8 +247,8 @@ def test_files_of_another_form_and_truncated_ones_are_refused_in_one_line(llama,
             load_pretrained(tmp_path / "cut.gguf")
     with pytest.raises(WeightsError, match=r"no file '.*nowhere\.gguf'"):
         load_pretrained(tmp_path / "nowhere.gguf")
-    with pytest.raises(WeightsError, match=r"give model\.pretrained the name of the file .*\.gguf"):
-        hf.weight_files(tmp_path)
+    with pytest.raises(WeightsError, match=r"config\.json: no such file; .* Hugging Face, or .*cut\.gguf"):
+        load_pretrained(tmp_path)
 
 
 def test_damaged_metadata_are_refused_or_give_a_model(llama, tmp_path):
