@@ -6,7 +6,6 @@ Axes: D width, V vocabulary, L layers.
 import json
 import logging
 import re
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, partial
@@ -84,8 +83,8 @@ def load_pretrained(
     Reads config.json and `*.safetensors` or `flax_model.msgpack`, one file or several with an index; or the metadata and
     quantised tensors of a GGUF file. Each tensor is placed as it is read, with the shardings that `shard` returns for the tree
     of abstract parameters (None: the default device). Raises WeightsError, which names all missing, unexpected, misshapen and
-    non-finite tensors, or the faulty field of config.json or the metadata. A stored head that is not used, since config.json
-    ties it to an embedding that differs, is logged.
+    non-finite tensors, or the faulty field of config.json or the metadata. A head in safetensors that differs from the
+    embedding to which config.json ties it is refused, and one that Flax would not use is logged.
     """
     folder = locate(folder)
     config = replace(read_config(folder), dtype=dtype, param_dtype=param_dtype, remat=remat, scan_layers=scan_layers)
@@ -96,15 +95,15 @@ def load_pretrained(
     plan = {tensor.stored: tensor for tensor in family.tensors(set(shapes), config.layers)}
     plan |= {stored.removeprefix(family.prefix): tensor for stored, tensor in plan.items()}  # some files omit the prefix
     missing, problems = set(shapes), []
-    tied_rows = set()  # checksums of a tied embedding and of a head stored beside it
     for stored, array in stored_tensors(folder):
         tensor = plan.get(stored)
-        if config.tied_embeddings and (stored == "lm_head.weight" or (tensor and tensor.parameters == ("embedding",))):
-            tied_rows.add(zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
         if tensor is None:
             if config.tied_embeddings and stored == _HEAD:
                 if _own_head(folder, config):
-                    _LOG.warning("%s: %s is not used: config.json ties it to the embedding, which differs", folder, _HEAD)
+                    if weight_files(folder)[0].suffix != ".msgpack":  # transformers 4 tied it, 5 does not
+                        problems.append(f"{_HEAD} differs from the embedding, tie_word_embeddings False expected")
+                    else:
+                        _LOG.warning("%s: %s is not used: config.json ties it to the embedding, which differs", folder, _HEAD)
             elif not _IGNORED.fullmatch(stored):
                 problems.append(f"no place for {stored}")
             continue
@@ -125,8 +124,6 @@ def load_pretrained(
                 places.put(name, part)
             else:
                 problems.append(f"{stored} has shape {part.shape} for {name}, {shapes[name]} expected")
-    if len(tied_rows) > 1:
-        problems.append("lm_head.weight differs from the embedding, tie_word_embeddings False expected")
     problems += [f"no tensor for {name}" for name in sorted(missing)]
     if problems:
         settings = "the metadata" if folder.is_file() else "config.json"

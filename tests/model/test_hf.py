@@ -505,15 +505,6 @@ def test_a_head_that_flax_would_not_use_is_not_used(tied_flax, equal, changes, c
     )
 
 
-def test_a_differing_head_of_safetensors_is_named_in_one_line_and_not_used(shared, folder, caplog):
-    ids = np.load(shared / "fixtures/hf_torch/llama3/expected.npz")["input_ids"]
-    expected = load_pretrained(folder)[0](ids)
-    edit_tensors(folder, lambda tensors: tensors.update({"lm_head.weight": 2 * tensors["model.embed_tokens.weight"]}))
-    np.testing.assert_array_equal(load_pretrained(folder)[0](ids), expected)
-    (line,) = [record.message for record in caplog.records]
-    assert line == f"{folder}: lm_head.weight is not used: config.json ties it to the embedding, which differs"
-
-
 def test_the_head_is_compared_once_and_no_other_tensor_is_read_for_it(tied_flax, monkeypatch):
     read = []
 

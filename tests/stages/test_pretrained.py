@@ -29,9 +29,7 @@ from ecgbyte_jax.train.restore import build_for, open_trained, positions, weight
 from tests.gguf_models import write_gguf
 from tests.launch import ROOT
 from tests.stages.asked import ask_example, asked
-from tests.tiny_llama import write_llama
-
-WIDTH = 32
+from tests.tiny_llama import HEADS, KV_HEADS, LAYERS, MLP, WIDTH, write_llama
 
 
 @pytest.fixture
