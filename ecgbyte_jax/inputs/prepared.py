@@ -19,20 +19,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The shards' folder and manifest, the text tokenizer, the ids of prompts and their form."""
+    """The shards' folder and manifest, the tokenizers, the ids of prompts and their form."""
 
     shards: Path
     manifest: Manifest
     text_tokenizer: "PreTrainedTokenizerFast"
     ids: PromptIds
     form: Form
+    ecg_tokenizer: ECGTokenizer
 
 
 def load_prepared(workdir: Workdir) -> Prepared:
     """Opens the shards and tokenizers; raises ShardsError or TokenizerError, naming the file, if one is missing."""
-    ecg_vocab_size = ECGTokenizer.load(workdir.ecg_tokenizer).bpe.vocab_size
+    ecg_tokenizer = ECGTokenizer.load(workdir.ecg_tokenizer)
     text_tokenizer = load_text_tokenizer(workdir.text_tokenizer)
-    ids = PromptIds.of(text_tokenizer, ecg_vocab_size)
+    ids = PromptIds.of(text_tokenizer, ecg_tokenizer.bpe.vocab_size)
     manifest = read_manifest(workdir.shards)
     digests = tokenizer_digests(workdir)
     for name, digest in digests.items():
@@ -41,7 +42,7 @@ def load_prepared(workdir: Workdir) -> Prepared:
                 f"{workdir.shards}: written with a {name} other than that in {workdir.tokenizers}; run --stage=prepare again"
             )
     form = open_form(manifest.format, manifest.system, workdir.text_tokenizer, ids, "".join(digests.values()))
-    return Prepared(workdir.shards, manifest, text_tokenizer, ids, form)
+    return Prepared(workdir.shards, manifest, text_tokenizer, ids, form, ecg_tokenizer)
 
 
 def tokenizer_digests(workdir: Workdir) -> dict[str, str]:

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -16,7 +17,7 @@ from ecgbyte_jax.model.lora import add_lora
 from ecgbyte_jax.model.sharding import abstract, make_sharded, parameter_shardings, place
 
 _COMPUTED_AS = ("dtype", "param_dtype", "remat", "scan_layers")  # settings that hold for a pretrained model too
-_NOT_OF_THE_DECODER = ("pretrained", "vocab_multiple", "train_new_embeddings")
+_NOT_OF_THE_DECODER = ("pretrained", "vocab_multiple", "train_new_embeddings", "new_rows")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ def build_model(
     vocab_size: int,
     mesh: Mesh,
     first_new_id: int | None = None,
+    described: tuple[np.ndarray, np.ndarray] | None = None,
     *,
     to_restore: bool = False,
 ) -> Parts:
@@ -48,8 +50,8 @@ def build_model(
 
     `positions`: of a prompt with its answer. The same settings and seed give the same weights on any mesh, up to float32's last
     bit. With `lora.rank` > 0 only the LoRA paths are trained, and with `model.train_new_embeddings` the embeddings from
-    `first_new_id` on. `to_restore` leaves the trained parameters abstract (jax.ShapeDtypeStruct with a sharding), for a
-    checkpoint to be read into.
+    `first_new_id` on. `described`: of new tokens, see `grow_vocabulary`. `to_restore` leaves the trained parameters abstract
+    (jax.ShapeDtypeStruct with a sharding), for a checkpoint to be read into.
     """
     trained = nnx.LoRAParam if lora.rank else nnx.Param
     weights_key, rows_key, lora_key = jax.random.split(jax.random.key(seed), 3)
@@ -60,7 +62,7 @@ def build_model(
     grown = replace(config, vocab_size=tokens + unused, spare_rows=unused)
 
     def adapt(decoder: Decoder) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-        decoder = grow_vocabulary(decoder, grown.vocab_size, rows_key, train_from=train_from)
+        decoder = grow_vocabulary(decoder, grown.vocab_size, rows_key, train_from=train_from, described=described)
         decoder.config = grown
         if lora.rank:
             add_lora(decoder, replace(lora, targets=_targets(lora, grown)), lora_key)

@@ -187,6 +187,12 @@ class ModelConfig:
     vocab_multiple: int = setting(
         128, "the embedding is padded to a multiple of this many rows, which mesh.tensor should divide", at_least(1)
     )
+    new_rows: str = setting(
+        "mean",
+        'pretrained: where the ECG tokens\' embeddings begin: "mean": at the mean of the others, as published; "waveform": by '
+        "the shape of the signal that each token stands for, as far from the mean as the others",
+        one_of("mean", "waveform"),
+    )
     train_new_embeddings: bool = setting(False, "with LoRA: also train the embeddings of the ECG tokens (published: frozen)")
 
     def __post_init__(self) -> None:
@@ -202,6 +208,12 @@ class LoraConfig:
     alpha: float = setting(32.0, "a path is scaled by alpha / rank", above(0))
     dropout: float = setting(0.05, "dropout on a path's input", Rule(lambda share: 0 <= share < 1, "0 or more, below 1"))
     targets: tuple[str, ...] = setting(KERNELS, "kernels that get a path, where a pretrained model has them", some_of(*KERNELS))
+
+    first_layer: int = setting(
+        0,
+        "blocks before this one, counted from 0, get no path, and need no backward pass where embeddings are frozen",
+        at_least(0),
+    )
 
     def __post_init__(self) -> None:
         missing = self.rank and not self.targets

@@ -60,18 +60,26 @@ def _draw_kept(key: jax.Array, dropout: float, shape: tuple[int, ...]) -> jax.Ar
 
 
 def add_lora(model: Decoder, lora: LoraConfig, key: jax.Array) -> None:
-    """Adds a LowRankPath to every kernel of the blocks whose name is in `lora.targets`; b starts at zero.
+    """Adds a LowRankPath to every kernel whose name is in `lora.targets`, of the blocks from `lora.first_layer` on; b is zero.
 
     a is drawn as in PEFT (Kaiming uniform with a = sqrt(5)), from one key per kernel and layer, so that stacked blocks get the
-    same values. Raises ConfigError where a target names no kernel.
+    same values. Raises ConfigError where a target names no kernel, and for a first layer that is missing or in stacked blocks.
     """
     available = {name.rpartition("/")[2] for name, _, _ in kernels(model)}
     unknown = sorted(set(lora.targets) - available)
     if unknown or not lora.targets:
         raise ConfigError(f"lora.targets: {unknown or 'none'} found, some of this model's kernels {sorted(available)} expected")
+    if lora.first_layer >= model.config.layers:
+        raise ConfigError(
+            f"lora.first_layer: {lora.first_layer} found, below the model's {model.config.layers} layers expected"
+        )
+    if lora.first_layer and model.config.scan_layers:
+        raise ConfigError(
+            f"lora.first_layer: {lora.first_layer} found with model.scan_layers, which has one block for all layers"
+        )
     for name, layer, linear in kernels(model):
         kernel = name.rpartition("/")[2]
-        if kernel not in lora.targets:
+        if kernel not in lora.targets or (layer or 0) < lora.first_layer:
             continue
         n_in, n_out = linear.kernel.shape[-2:]
         draws = jax.random.split(jax.random.fold_in(key, KERNELS.index(kernel)), model.config.layers)

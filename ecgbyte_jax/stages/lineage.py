@@ -54,6 +54,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "model.remat",
         "model.scan_layers",
         "model.vocab_multiple",
+        "model.new_rows",
         "model.train_new_embeddings",
         "lora",
         "optim",

@@ -20,6 +20,7 @@ from ecgbyte_jax.inputs.form import Form
 from ecgbyte_jax.inputs.prepared import Prepared, load_prepared
 from ecgbyte_jax.inputs.prompt import PromptIds
 from ecgbyte_jax.inputs.text import load_text_tokenizer
+from ecgbyte_jax.inputs.token_features import token_features
 from ecgbyte_jax.model.build import Parts, build_model, left_out_targets
 from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.model.hf import load_pretrained, locate
@@ -53,8 +54,8 @@ def open_trained(settings: Settings, workdir: Workdir, which: str) -> Trained:
     mesh = make_mesh(**asdict(settings.mesh))
     with jax.set_mesh(mesh):
         model, _ = restore_model(settings, workdir, prepared, mesh, which)
-    ecg_tokenizer = ECGTokenizer.load(workdir.ecg_tokenizer)
-    return Trained(model, mesh, prepared.ids, prepared.form, prepared.text_tokenizer, ecg_tokenizer, settings.prompt.max_length)
+    tokenizers = prepared.text_tokenizer, prepared.ecg_tokenizer
+    return Trained(model, mesh, prepared.ids, prepared.form, *tokenizers, settings.prompt.max_length)
 
 
 def positions(settings: Settings) -> int:
@@ -72,12 +73,20 @@ def build_for(settings: Settings, prepared: Prepared, mesh: Mesh, *, to_restore:
         len(prepared.text_tokenizer),
         mesh,
         first_new_id=int(prepared.ids.ecg.min()),
+        described=_described(settings, prepared),
         to_restore=to_restore,
     )
     left_out = left_out_targets(settings.lora, parts.config)
     if left_out:
         console.print(f"lora.targets: {', '.join(left_out)} left out, which a {parts.config.family} does not have")
     return parts
+
+
+def _described(settings: Settings, prepared: Prepared) -> tuple[np.ndarray, np.ndarray] | None:
+    """The ECG tokens' ids and features, where `model.new_rows` begins with these."""
+    if settings.model.new_rows == "mean" or not settings.model.pretrained:
+        return None
+    return prepared.ids.ecg, token_features(prepared.ecg_tokenizer.bpe.tokens)
 
 
 def restore_model(

@@ -241,6 +241,23 @@ def test_dropout_zeroes_its_share_of_the_inputs_and_scales_the_others_up(rate):
     np.testing.assert_allclose(dropped[dropped != 0], 1 / (1 - rate), rtol=1e-6)
 
 
+def test_lora_from_a_layer_on_leaves_the_others_without_a_path_or_a_gradient(ids):
+    model = make()
+    add_lora(model, replace(LORA, first_layer=1), jax.random.key(1))
+    assert {layer for _, layer, linear in kernels(model) if linear.lora is not None} == set(range(1, model.config.layers))
+    whole = make()
+    add_lora(whole, LORA, jax.random.key(1))
+    np.testing.assert_array_equal(model.blocks[1].attention.q.lora.a[...], whole.blocks[1].attention.q.lora.a[...])
+    graphdef, trained, frozen = nnx.split(model, nnx.LoRAParam, ...)
+    compute = jax.make_jaxpr(jax.grad(lambda p: nnx.merge(graphdef, p, frozen)(ids).sum()))(trained)
+    every = jax.make_jaxpr(jax.grad(lambda p: nnx.merge(*nnx.split(whole, nnx.LoRAParam, ...)[:1], p, frozen)(ids).sum()))
+    assert str(compute).count("dot_general") < str(every(nnx.split(whole, nnx.LoRAParam, ...)[1])).count("dot_general")
+    with pytest.raises(ConfigError, match=f"first_layer: {model.config.layers} found, below"):
+        add_lora(make(), replace(LORA, first_layer=model.config.layers), jax.random.key(1))
+    with pytest.raises(ConfigError, match=r"first_layer: 1 found with model\.scan_layers"):
+        add_lora(make(scan_layers=True), replace(LORA, first_layer=1), jax.random.key(1))
+
+
 def test_a_lora_target_that_the_model_lacks_is_refused():
     with pytest.raises(ConfigError, match=r"lora\.targets: \['gate'\] found, some of this model's kernels"):
         add_lora(make(gated=False), replace(LORA, targets=("q", "gate")), jax.random.key(0))
