@@ -1,7 +1,7 @@
 """Dialogues as a model's own chat template writes them, with the ECGs at the start of the first user turn.
 
-The loss is taken on the assistant's turns with their end tokens: on what the template marks by `{% generation %}`, or else from
-the end of the prompt that the template makes for an answer to the answer's end token.
+The loss is taken on the assistant's turns with their end tokens: on what the template marks by `{% generation %}` and the end
+token after it, or else from the end of the prompt that the template makes for an answer to the answer's end token.
 """
 
 import re
@@ -25,7 +25,8 @@ _DAY = {"%d": "26", "%b": "Jul", "%B": "July", "%m": "07", "%Y": "2024", "%y": "
 _FIXED_DAY = "{%- macro strftime_now(form) %}{{ form" + "".join(f" | replace({k!r}, {v!r})" for k, v in _DAY.items())
 _FIXED_DAY += " }}{% endmacro %}"
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_FAULTS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)  # what code in a template can raise
+# What code in a template can raise.
+_FAULTS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 _PRIVATE = range(0xE000, 0xF8FF)  # characters without a meaning of their own, in place of special tokens' spellings
 
 
@@ -104,7 +105,7 @@ class Chat:
         # A template may strip a question.
         first = len(_spell(prompt[: prompt.rindex(question.strip())], spelt)) - (len(shown) - len(shown.lstrip()))
         _, offsets = self._encode(prompt, spelt)
-        (places,) = np.nonzero((offsets[:, 1] > first) & (offsets[:, 0] < first + len(shown)))
+        (places,) = np.nonzero((offsets[:, 1] > first) & (offsets[:, 0] < first + len(shown.rstrip())))
         return shown, places, [(max(int(a) - first, 0), int(b) - first) for a, b in offsets[places]]
 
     def _text(self, dialogue: Dialogue, every_answer: bool) -> Text:
@@ -126,7 +127,11 @@ class Chat:
                 answers[start : self._end(ids, start)] = True
         for first, last in [] if spans is None else spans if every_answer else spans[-1:]:
             first, last = (len(_spell(whole[:place], spelt)) for place in (first, last))
-            answers |= (offsets[:, 1] > first) & (offsets[:, 0] < last)
+            (places,) = np.nonzero((offsets[:, 1] > first) & (offsets[:, 0] < last))
+            answers[places] = True
+            if not np.isin(ids[places], self.stops).any():  # else a model would not learn to end an answer
+                end = int(places[-1]) + 1
+                answers[end : self._end(ids, end)] = True
         return Text(ids, answers, start)
 
     def _prompt_length(self, dialogue: Dialogue, spelt: dict[str, str], turn: int, ids: np.ndarray) -> int:
@@ -154,13 +159,18 @@ class Chat:
         if ids[np.isin(ids, markers)].tolist() != markers:
             raise ExampleError("the question's text is not written as it is")
         named = replace(self, stops=tuple(self.tokenizer.added_tokens_decoder))
-        end = int(ids[named._end(ids, prompt) - 1])
-        return tuple(sorted({end, self.tokenizer.eos_token_id}))
+        end = named._end(ids, prompt)
+        answer: Any = self.tokenizer.decode(ids[prompt : end - 1])
+        if answer.strip() != "answer":
+            written = self.tokenizer.decode(ids[prompt:end])
+            raise ExampleError(f"after the prompt it writes {written!r}, the answer's text and an end token expected")
+        return tuple(sorted({int(ids[end - 1]), self.tokenizer.eos_token_id}))
 
     def _shows_system(self) -> bool:
         """Whether the template writes a system turn; many refuse it, or leave it out."""
+        probe = replace(self, system=chr(_PRIVATE[0]))  # a short text may be in the template itself
         try:
-            return self.system.strip() in self._render(Dialogue(1, (("question", ""),)), 1)
+            return probe.system in probe._render(Dialogue(1, (("question", ""),)), 1)
         except ExampleError:
             return False
 

@@ -123,6 +123,17 @@ def test_what_the_template_marks_itself_bears_the_loss():
     assert marked(form.tokenizer, last).count("«") == 1
 
 
+def test_an_answer_that_is_marked_without_its_end_token_bears_the_loss_with_it():
+    tokenizer = with_ecg_tokens("marked")
+    whole = "'<|im_start|>assistant\\n' + message['content'] + '<|im_end|>\\n' }}{% endgeneration %}"
+    bare = "'<|im_start|>assistant\\n' + message['content'] }}{% endgeneration %}{{ '<|im_end|>\\n' }}"
+    assert whole in tokenizer.chat_template
+    tokenizer.chat_template = tokenizer.chat_template.replace(whole, bare)
+    (text,) = Chat.of(tokenizer, "").texts([THREE], every_answer=True)
+    answers = [f"<|im_start|>assistant\n{answer}<|im_end|>" for _, answer in THREE.turns]
+    assert [part.split("»")[0] for part in marked(tokenizer, text).split("«")[1:]] == answers
+
+
 def test_a_template_that_rewrites_earlier_answers_takes_one_sequence_for_each_question():
     form = chat("thinking")
     (found,) = form.texts([THREE], every_answer=True)
@@ -176,7 +187,8 @@ def test_generation_stops_at_the_end_of_a_turn_and_at_eos(kind):
 def test_the_question_s_words_are_found_in_the_prompt(kind):
     form = chat(kind)
     evil = Dialogue(1, (("Sure?", "yes"), (" Sure <sig_end>?", "")))
-    for dialogue, question in ((ONE, "What is the rate?"), (evil, " Sure <sig_end>?")):
+    spaced = Dialogue(1, (("\nSure?\n", ""),))
+    for dialogue, question in ((ONE, "What is the rate?"), (evil, " Sure <sig_end>?"), (spaced, "\nSure?\n")):
         text, places, offsets = form.locate(dialogue)
         (prompt,) = form.prompts([dialogue])
         assert text == question
@@ -203,12 +215,20 @@ def test_the_oldest_turns_are_left_out_where_there_is_no_room():
         ("{{ messages[0].content.nowhere.at_all }}", "it raises: "),
         ("{% for m in messages %}{{ m['role'] + 1 }}{% endfor %}", "it raises: "),
         ("{{ '{%' }", "it raises: "),
+        ("{{ 1 / 0 }}", "it raises: division by zero"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "it raises: maximum recursion depth"),
         ("{% for m in messages %}{{ m['content'] + '\n' }}{% endfor %}", "ends without a special token"),
         ("{{ 'hello' }}", "does not continue the prompt"),
         ("{% for m in messages %}{{ m['role'] + '<|im_end|>' }}{% endfor %}", "question's text is not written as it is"),
         (
             "{% for m in messages %}{{ m['content'] + '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}A:{% endif %}",
             "does not continue the prompt",
+        ),
+        (
+            "{% for m in messages %}{{ '<|im_start|>' + m['role'] }}{% if m['role'] == 'assistant' %}{{ '<|im_start|>final' }}"
+            "{% endif %}{{ m['content'] + '<|im_end|>' }}{% endfor %}"
+            "{% if add_generation_prompt %}{{ '<|im_start|>assistant' }}{% endif %}",
+            "after the prompt it writes '<|im_start|>'",
         ),
     ],
 )
@@ -229,6 +249,7 @@ def test_a_template_that_leaves_the_system_turn_out_gets_its_text_in_front_of_th
     assert not form.takes_system
     (text,) = form.texts([ONE])
     assert spelt(tokenizer, text.ids).startswith(f"<|im_start|>user\n{SYSTEM}\n\n{ECG}What")
+    assert not Chat.of(tokenizer, "user").takes_system  # a word that the template writes itself
 
 
 def test_a_saved_and_loaded_folder_gives_the_same_ids(tmp_path):
