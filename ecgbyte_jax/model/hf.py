@@ -52,9 +52,9 @@ def locate(name: str | Path) -> Path:
     if not _HUB_ID.fullmatch(str(name)):
         raise WeightsError(f"{where}; a folder or a hub id expected: `hf download meta-llama/Llama-3.2-1B --local-dir FOLDER`")
     try:
-        folder = snapshot_download(str(name), allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"])
+        folder = snapshot_download(str(name), allow_patterns=["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors"])
         if not [*Path(folder).glob("*.safetensors")]:
-            folder = snapshot_download(str(name), allow_patterns=["*.json", "*.txt", "*.model", "*.msgpack"])
+            folder = snapshot_download(str(name), allow_patterns=["*.json", "*.jinja", "*.txt", "*.model", "*.msgpack"])
         return Path(folder)
     except hub.GatedRepoError as error:
         raise WeightsError(

@@ -164,6 +164,18 @@ def test_a_hub_id_is_found_in_the_cache_without_a_network(folder, tmp_path, monk
         load_pretrained("someone/other")
 
 
+def test_a_hub_model_s_chat_template_is_downloaded_with_it(tmp_path, monkeypatch):
+    patterns = []
+
+    def download(name, allow_patterns):
+        patterns.append(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr(hf, "snapshot_download", download)
+    assert hf.locate("someone/small") == tmp_path
+    assert len(patterns) == 2 and all("*.jinja" in each and "*.json" in each for each in patterns)
+
+
 def test_a_gated_model_s_error_says_what_to_do(monkeypatch):
     def refuse(*_, **__):
         raise hub.GatedRepoError("gated", response=SimpleNamespace(headers={}, request=None))
