@@ -66,18 +66,24 @@ class Corpus:
         max_bad_fraction: float,
         published_split: bool = False,
     ) -> "Corpus":
-        """Collects the examples; of those with the same id all but the first are rejected.
+        """Collects the examples; of those with the same id all but the first are rejected, with what follows them.
 
         Raises CorpusError if a patient or recording is in two splits (`published_split`: a warning), or a recording belongs to
         two patients.
         """
         examples: dict[str, Example] = {}
         rejected: list[Rejected] = []
+        doubled: set[str] = set()
         for item in items:
             if isinstance(item, Rejected):
                 rejected.append(item)
             elif item.id in examples:
+                doubled.add(item.id)
                 rejected.append(Rejected(item.id, str(item.records[0]), "an earlier example has the same id"))
+            elif item.previous in doubled:  # else it would go on with the conversation of that earlier example
+                doubled.add(item.id)
+                reason = f"it follows {item.previous!r}, and an earlier example has the same id"
+                rejected.append(Rejected(item.id, str(item.records[0]), reason))
             else:
                 examples[item.id] = item
         corpus = cls(len(examples) + len(rejected), list(examples.values()), rejected, folders, quarantine, max_bad_fraction)

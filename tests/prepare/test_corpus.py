@@ -1,5 +1,6 @@
 """A corpus as preparation holds it: its checks, and the published splits."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,17 @@ def test_a_training_comparison_with_a_test_recording_is_refused():
         with pytest.raises(CorpusError, match=r"more than one split|recording 'root/r2'"):
             corpus(example("a", "train", names, "r1", "r2"), test)
     assert len(corpus(example("a", "test", ["P1", "P2"], "r1", "r2"), test).examples) == 2
+
+
+def test_a_conversation_with_the_id_of_another_is_rejected_whole():
+    def turn(record: str, number: int) -> Example:
+        previous = f"x/{number - 1}" if number else ""
+        return replace(example(f"x/{number}", "train", ["P1"], record), history=(("q", "a"),) * number, previous=previous)
+
+    found = corpus(*(turn("r1", number) for number in range(2)), *(turn("r2", number) for number in range(3)))
+    assert [(e.id, e.records[0].name) for e in found.examples] == [("x/0", "r1"), ("x/1", "r1")]
+    assert [rejected.id for rejected in found.rejected] == ["x/0", "x/1", "x/2"]
+    assert found.rejected[-1].reason == "it follows 'x/1', and an earlier example has the same id"
 
 
 def test_the_published_split_of_ecg_chat_is_by_conversation(config, tmp_path):
