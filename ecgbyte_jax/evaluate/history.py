@@ -21,8 +21,8 @@ def by_turn(items: list[Item]) -> list[list[Item]]:
         while id:
             if id not in previous:
                 raise ConfigError(
-                    f"eval.history 'own': question {item.sequence.id!r} follows {id!r}, which is not evaluated; "
-                    "eval.max_sequences 0, or eval.history 'reference' expected"
+                    f"eval.history 'own': question {item.sequence.id!r} follows {id!r}, which is not evaluated; eval.history "
+                    "'reference' expected, or eval.max_sequences 0 unless preparation set that question aside"
                 )
             number, id = number + 1, previous[id]
         rounds += [[] for _ in range(number + 1 - len(rounds))]

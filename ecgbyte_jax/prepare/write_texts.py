@@ -36,7 +36,8 @@ class TextForm:
     """How the texts are made: settings of the prompt, and the ids that a plain one needs beside its texts'.
 
     every_answer: a conversation in training is one text, with the loss on every answer; together: as many training questions
-    about the same ECGs, in an order drawn by `seed`, are made a conversation.
+    about the same ECGs, in an order drawn by `seed`, are made a conversation; files: the digest of the text tokenizer's files,
+    with the chat template and the special tokens that it writes.
     """
 
     format: str
@@ -46,11 +47,13 @@ class TextForm:
     together: int
     seed: int
     ids: PromptIds
+    files: str
 
     def identity(self) -> list:
-        """Returns what the texts depend on beside the tokenizer."""
+        """Returns what the texts depend on beside the tokenizer's own file."""
         special = self.ids.bos, self.ids.eos, self.ids.sig_start, self.ids.sig_end
-        return [self.format, self.system, self.max_length, self.every_answer, *special]  # together, seed: in the units
+        # Beside together and seed, which are in the units.
+        return [self.format, self.system, self.max_length, self.every_answer, self.files, *special]
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,7 @@ def write_part(task: TextTask) -> dict:
 
 def _write_texts(task: TextTask) -> dict:
     how, target = task.how, task.target
-    form = open_form(how.format, how.system, target.tokenizer.parent, how.ids, target.tokenizer_sha256)
+    form = open_form(how.format, how.system, target.tokenizer.parent, how.ids, how.files)
     summary, rejected, answers = SplitSummary(), [], {"": Counter()}
     lengths: list[list[int]] = []
     every = how.every_answer and task.units[0].last.split == "train"

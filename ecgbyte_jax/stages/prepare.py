@@ -21,6 +21,7 @@ from ecgbyte_jax.prepare.workers import Run, open_workers
 from ecgbyte_jax.prepare.write_ecg import write_ecg
 from ecgbyte_jax.prepare.write_texts import TextForm, make_manifest, write_texts
 from ecgbyte_jax.run.console import banner, console
+from ecgbyte_jax.run.stage import content_digest
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import SPLITS, Settings
 from ecgbyte_jax.stages import lineage
@@ -136,9 +137,9 @@ def _text_form(settings: Settings, corpus: Corpus, workdir: Workdir, ids: Prompt
         if every_answer and (settings.data.questions_together > 1 or any(example.history for example in corpus.examples)):
             chat.check_every_answer()
     system = prompt.system if prompt.format == "chat" else ""
-    return TextForm(
-        prompt.format, system, prompt.max_length, every_answer, settings.data.questions_together, settings.seed, ids
-    )
+    files = content_digest(sorted(file for file in workdir.text_tokenizer.iterdir() if file.is_file()))
+    together = settings.data.questions_together
+    return TextForm(prompt.format, system, prompt.max_length, every_answer, together, settings.seed, ids, files)
 
 
 def pretrained_text_tokenizer(pretrained: str) -> "PreTrainedTokenizerFast":

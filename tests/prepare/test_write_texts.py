@@ -9,7 +9,7 @@ from ecgbyte_jax.corpora.example import Example
 from ecgbyte_jax.inputs.prompt import PromptIds
 from ecgbyte_jax.prepare.write_texts import TextForm, in_units
 
-HOW = TextForm("chat", "", 256, True, 1, 0, PromptIds(1, 2, 0, 3, 4, np.arange(5)))
+HOW = TextForm("chat", "", 256, True, 1, 0, PromptIds(1, 2, 0, 3, 4, np.arange(5)), "")
 
 
 def about(number: int, record: str, question: str, history=(), previous: str = "") -> Example:

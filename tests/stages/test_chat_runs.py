@@ -98,7 +98,7 @@ def test_own_answers_are_the_history_of_later_questions(recordings, tmp_path, rn
     assert (tmp_path / "w/eval/generations.jsonl").read_bytes() == whole
     run(config, tmp_path / "w", ["attend"])
     config.eval.max_sequences = 3
-    with pytest.raises(Exception, match="which is not evaluated"):
+    with pytest.raises(Exception, match=r"which is not evaluated; eval\.history 'reference' expected"):
         run(config, tmp_path / "w", ["eval"])
 
 
@@ -136,6 +136,19 @@ def test_turns_without_room_are_left_out_and_counted(recordings, tmp_path, rng, 
     )
     for sequence in open_split(found.shards, found.manifest, "train"):
         assert len(sequence.text) < 70 and len(sequence.history) < 3
+
+
+@pytest.mark.slow
+def test_a_changed_template_is_read_again_in_the_same_process(recordings, tmp_path, rng):
+    folder = write_llama(tmp_path / "llama", chat_tokenizer("chatml"), rng)
+    config = chat_config(recordings, folder)
+    run(config, tmp_path / "w", ["prepare"])
+    template = folder / "chat_template.jinja"
+    template.write_text(f"{{{{ 'HELLO' }}}}{template.read_text()}")
+    run(config, tmp_path / "w", ["prepare"])
+    found = load_prepared(Workdir(tmp_path / "w"))
+    for sequence in open_split(found.shards, found.manifest, "train"):
+        assert found.text_tokenizer.decode(sequence.text.ids).startswith("HELLO")
 
 
 def test_what_cannot_be_a_chat_is_refused_before_any_work(recordings, tmp_path, rng):
