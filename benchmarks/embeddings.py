@@ -22,7 +22,7 @@ from ecgbyte_jax.inputs.prepared import Prepared, load_prepared
 from ecgbyte_jax.inputs.token_features import token_features
 from ecgbyte_jax.model.config import DecoderConfig
 from ecgbyte_jax.model.decoder import Decoder
-from ecgbyte_jax.model.hf import grow_vocabulary
+from ecgbyte_jax.model.hf import Described, grow_vocabulary
 from ecgbyte_jax.run.workdir import Workdir
 
 _OLD, _WIDTH = 5_000, 576  # rows and width of the embedding that is grown; SmolLM2-135M's width
@@ -37,7 +37,7 @@ def rows_of(kind: str, prepared: Prepared) -> np.ndarray:
         vocab_size=_OLD, width=_WIDTH, layers=1, heads=1, kv_heads=1, head_dim=2, mlp_width=2, max_positions=2, rope_theta=1e4
     )
     ids = np.arange(_OLD, _OLD + len(tokens))
-    described = (ids, token_features(tokens)) if kind == "waveform" else None
+    described = Described(ids, token_features(tokens), _OLD) if kind == "waveform" else None
     model = grow_vocabulary(Decoder(config, nnx.Rngs(0)), int(ids[-1]) + 1, jax.random.key(1), described=described)
     return np.asarray(model.embedding[...], np.float32)[ids]
 

@@ -134,7 +134,9 @@ class PromptSettings:
         "plain", '"plain": as published; "chat": by the chat template of model.pretrained', one_of("plain", "chat")
     )
     system: str = setting(
-        "You are an expert in reading 12-lead electrocardiograms (ECGs).", 'chat: text of the system turn; "": none'
+        "You are an expert in reading 12-lead electrocardiograms (ECGs).",
+        'chat: text of the system turn; "": none',
+        Rule(lambda text: text.isprintable() or max(text, default="") < "\ud800", "text in UTF-8"),
     )
     max_length: int = setting(1024, "tokens; longer ECGs are cut at their end", at_least(8))
     # At least the 256 bytes and the special tokens.
@@ -342,6 +344,15 @@ class Settings:
             f"optim.embedding_rate: {rate} found, which needs model.train_new_embeddings and lora.rank": (
                 rate != 1 and not trained_rows
             ),
+        }
+        contradictions |= {
+            "model.new_rows: 'waveform' found without model.pretrained, beside whose embeddings they begin": (
+                self.model.new_rows != "mean" and not self.model.pretrained
+            ),
+            f"lora.first_layer: {self.lora.first_layer} found with lora.rank 0, which has no LoRA": (
+                self.lora.first_layer > 0 and not self.lora.rank
+            ),
+            "train.turns: 'last' found, which needs prompt.format 'chat'": self.train.turns != "all" and not chat,
         }
         check(self, [problem for problem, found in contradictions.items() if found])
 

@@ -55,7 +55,8 @@ def _order(format: str, ids: PromptIds, system: str) -> dict:
     """Of a prompt's parts."""
     ecg = [SIG_START, "ECG", SIG_END]
     if format == "chat":
-        about = f"the text tokenizer's chat template; the first user turn begins with {' '.join(ecg)}, once for each ECG"
+        about = f"the text tokenizer's chat template; the first user turn begins with {' '.join(ecg)}, once for each ECG; "
+        about += "given enable_thinking=False and, where it writes the day, 26 Jul 2024"
         return {"order": about, "system": system}
     start = [] if ids.bos is None else ["bos"]
     return {"order": [*start, *ecg, "question"], "two_ecgs": [*start, *ecg, *ecg, "question"], "system": ""}

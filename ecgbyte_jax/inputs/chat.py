@@ -62,6 +62,10 @@ class Chat:
         parsing.encode_special_tokens, literal.encode_special_tokens = False, True
         names = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         chat = cls(tokenizer, system, True, (), parsing, literal, _any_of(names))
+        if spelling := chat.special.search(system):
+            raise TokenizerError(
+                f"prompt.system: {spelling[0]!r} found, which {where} reads as a special token; other words expected"
+            )
         chat = replace(chat, takes_system=not system or chat._shows_system())
         try:
             return replace(chat, stops=chat._find_stops())
@@ -102,8 +106,9 @@ class Chat:
         escaped, spelt = self._escape(dialogue)
         prompt, question = self._render(escaped, len(escaped.turns)), escaped.turns[-1][0]
         shown = _spell(question, spelt)
+        asked = self._render(escaped, len(escaped.turns), headed=False)  # the answer's header may hold the question's words too
         # A template may strip a question.
-        first = len(_spell(prompt[: prompt.rindex(question.strip())], spelt)) - (len(shown) - len(shown.lstrip()))
+        first = len(_spell(prompt[: asked.rindex(question.strip())], spelt)) - (len(shown) - len(shown.lstrip()))
         _, offsets = self._encode(prompt, spelt)
         (places,) = np.nonzero((offsets[:, 1] > first) & (offsets[:, 0] < first + len(shown.rstrip())))
         return shown, places, [(max(int(a) - first, 0), int(b) - first) for a, b in offsets[places]]
@@ -183,16 +188,16 @@ class Chat:
         roles = ("user", "assistant")
         return system + [{"role": role, "content": text} for turn in turns for role, text in zip(roles, turn)]
 
-    def _render(self, dialogue: Dialogue, prompt_of: int = 0) -> str:
-        """The dialogue, or with `prompt_of` the prompt for the answer of that turn, counted from 1."""
+    def _render(self, dialogue: Dialogue, prompt_of: int = 0, headed: bool = True) -> str:
+        """The dialogue, or with `prompt_of` the prompt for the answer of that turn, counted from 1; headed: with its header."""
         messages = self._messages(dialogue)
         messages = messages[: len(messages) - 2 * (len(dialogue.turns) - prompt_of) - 1] if prompt_of else messages
         apply: Any = self.tokenizer.apply_chat_template
         try:
-            how = {"chat_template": self._template(), "tokenize": False, "add_generation_prompt": bool(prompt_of)}
+            how = {"chat_template": self._template(), "tokenize": False, "add_generation_prompt": bool(prompt_of) and headed}
             return apply(messages, **how, **_GIVEN)
         except _FAULTS as error:
-            raise ExampleError(f"it raises: {error}") from error
+            raise ExampleError(f"it raises: {' '.join(str(error).split())}") from error
 
     def _render_marked(self, dialogue: Dialogue) -> tuple[str, list[tuple[int, int]]]:
         """The dialogue, and the characters that the template marks by `{% generation %}`."""
@@ -203,7 +208,7 @@ class Chat:
         try:
             rendered = render_jinja_template([self._messages(dialogue)], chat_template=self._template(), **given)
         except _FAULTS as error:
-            raise ExampleError(f"it raises: {error}") from error
+            raise ExampleError(f"it raises: {' '.join(str(error).split())}") from error
         (whole,), (spans,) = rendered
         return whole, [(int(first), int(last)) for first, last in spans]
 

@@ -45,17 +45,22 @@ def fit(
     Returns for each what `encode` returned, or ExampleError where even the last turn is too long, and how many turns were left
     out.
     """
-    left = list(dialogues)
-    found = list(encode(left))
-    while long := [i for i, text in enumerate(found) if _too_long(text, left[i], max_length) and len(left[i].turns) > 1]:
-        for i in long:
-            left[i] = replace(left[i], turns=left[i].turns[1:])
-        for i, text in zip(long, encode([left[i] for i in long])):
-            found[i] = text
-    return [
-        (_too_long(text, shorter, max_length) or text, len(dialogue.turns) - len(shorter.turns))
-        for text, shorter, dialogue in zip(found, left, dialogues)
-    ]
+    fitting: list[tuple[Encoded | ExampleError, int]] = []
+    for dialogue, text in zip(dialogues, encode(list(dialogues))):
+        left_out, most = 0, len(dialogue.turns) - 1
+        if most and _too_long(text, dialogue, max_length):
+            left_out = 1
+            while left_out < most:  # between the least number that may do and one that does, or all but the last turn
+                middle = (left_out + most) // 2
+                (shorter,) = encode([_later(dialogue, middle)])
+                left_out, most = (middle + 1, most) if _too_long(shorter, dialogue, max_length) else (left_out, middle)
+            (text,) = encode([_later(dialogue, left_out)])
+        fitting.append((_too_long(text, dialogue, max_length) or text, left_out))
+    return fitting
+
+
+def _later(dialogue: Dialogue, left_out: int) -> Dialogue:
+    return replace(dialogue, turns=dialogue.turns[left_out:])
 
 
 def _too_long(text: Text | np.ndarray | ExampleError, dialogue: Dialogue, max_length: int) -> ExampleError | None:

@@ -157,7 +157,8 @@ class Manifest:
 
     splits by name; ecg: the files of ECG tokens, in the order of segment numbers; written: every file's records, bytes
     and SHA-256; digests: of the ECG tokenizer, the text tokenizer and the settings; commonest: question -> its most frequent
-    answer in training, of questions that the corpus repeats; "" -> that of any question; format, system: of the prompts.
+    answer in training, of questions that the corpus repeats; "" -> that of any question; format, system: of the prompts;
+    pretrained_tokens: of the pretrained text tokenizer, before others were added, 0 without one.
     """
 
     splits: dict[str, SplitSummary]
@@ -167,6 +168,7 @@ class Manifest:
     commonest: dict[str, str]
     format: str
     system: str
+    pretrained_tokens: int
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -5,15 +5,14 @@ from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.model.config import DecoderConfig, LongScaling, LoraConfig, ModelConfig
 from ecgbyte_jax.model.decoder import Decoder
-from ecgbyte_jax.model.hf import grow_vocabulary, load_pretrained, locate, read_config
-from ecgbyte_jax.model.lora import add_lora
+from ecgbyte_jax.model.hf import Described, grow_vocabulary, load_pretrained, locate, read_config
+from ecgbyte_jax.model.lora import add_lora, check_first_layer
 from ecgbyte_jax.model.sharding import abstract, make_sharded, parameter_shardings, place
 
 _COMPUTED_AS = ("dtype", "param_dtype", "remat", "scan_layers")  # settings that hold for a pretrained model too
@@ -42,7 +41,7 @@ def build_model(
     vocab_size: int,
     mesh: Mesh,
     first_new_id: int | None = None,
-    described: tuple[np.ndarray, np.ndarray] | None = None,
+    described: Described | None = None,
     *,
     to_restore: bool = False,
 ) -> Parts:
@@ -96,6 +95,8 @@ def check_fit(model: ModelConfig, lora: LoraConfig, positions: int, decoder: Dec
             f"prompt.max_length + eval.max_new_tokens: {positions} found, at most {scaling.original_max_positions} expected, "
             f"after which the rotary frequencies of '{model.pretrained}' change (original_max_position_embeddings)"
         )
+    if lora.rank:
+        check_first_layer(lora, decoder.layers, model.scan_layers)
     if lora.rank and not _targets(lora, decoder):
         raise ConfigError(f"lora.targets: {lora.targets} found, some of this model's kernels {decoder.kernels} expected")
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -357,27 +357,34 @@ def _parameter(name: str, parameters: dict[str, jax.Array]) -> jax.Array:
     return parameters[f"blocks/{rest}"][int(layer)]
 
 
+class Described(NamedTuple):
+    """What is known of tokens: ids int [E], features float32 [E, F]; those below `first` have trained rows already."""
+
+    ids: np.ndarray
+    features: np.ndarray
+    first: int
+
+
 def grow_vocabulary(
     model: Decoder,
     size: int,
     key: jax.Array,
     *,
     train_from: int | None = None,
-    described: tuple[np.ndarray, np.ndarray] | None = None,
+    described: Described | None = None,
 ) -> Decoder:
     """Grows the embedding (and head) to at least `size` rows, as `transformers` does with mean_resizing; returns the model.
 
     New rows are drawn from a normal with the old rows' mean and 1e-9 times their covariance. A random mixture of the centred
     rows has exactly that covariance, so no [D, D] matrix is needed. `train_from`: the rows of this id and above become separate
-    parameters (NewRows), which are trained while the others are frozen. `described`: ids int [E] and float32 [E, F], what is
-    known of these tokens; the embedding's new rows are then as far from the mean as the old ones, and alike for like tokens.
+    parameters (NewRows), which are trained while the others are frozen. `described`: what is known of new tokens; their rows,
+    also those that were spare, are then as far from the mean as the old ones, and alike for like tokens.
     """
-    old = model.config.vocab_size
-    added = max(0, size - old)
+    added = max(0, size - model.config.vocab_size)
     for_embedding, for_head = jax.random.split(key)
     rows = _append_rows(model.embedding[...], added, for_embedding)
-    if described is not None and added:
-        rows = _describe_rows(rows, old, *described, jax.random.fold_in(key, 2))
+    if described is not None:
+        rows = _describe_rows(rows, described, jax.random.fold_in(key, 2))
     columns = None if model.head is None else _append_rows(model.head.kernel[...].T, added, for_head)
     if train_from is not None:
         model.new_rows = NewRows(rows[train_from:].astype(jnp.float32))
@@ -392,15 +399,17 @@ def grow_vocabulary(
     return model
 
 
-def _describe_rows(rows: jax.Array, old: int, ids: np.ndarray, features: np.ndarray, key: jax.Array) -> jax.Array:
-    """Draws the rows from `old` on of [V, D] anew: half noise, by which tokens differ, half a projection of their features."""
-    mean, deviation = (statistic(rows[:old].astype(jnp.float32), axis=0) for statistic in (jnp.mean, jnp.std))
+def _describe_rows(rows: jax.Array, described: Described, key: jax.Array) -> jax.Array:
+    """Draws the rows from `first` on of [V, D] anew: half noise, by which tokens differ, half a projection of features."""
+    ids, features, first = described
+    mean, deviation = (statistic(rows[:first].astype(jnp.float32), axis=0) for statistic in (jnp.mean, jnp.std))
     for_noise, for_projection = jax.random.split(key)
-    drawn = jax.random.normal(for_noise, (len(rows) - old, rows.shape[1]))
-    projected = features[ids >= old] @ jax.random.normal(for_projection, (features.shape[1], rows.shape[1]))
-    places = ids[ids >= old] - old
-    drawn = drawn.at[places].set((drawn[places] + projected / projected.std()) / 2**0.5)
-    return rows.at[old:].set((mean + deviation * drawn).astype(rows.dtype))
+    drawn = jax.random.normal(for_noise, (len(rows) - first, rows.shape[1]))
+    places = ids[ids >= first] - first
+    projected = features[ids >= first] @ jax.random.normal(for_projection, (features.shape[1], rows.shape[1]))
+    if len(places):
+        drawn = drawn.at[places].set((drawn[places] + projected / projected.std()) / 2**0.5)
+    return rows.at[first:].set((mean + deviation * drawn).astype(rows.dtype))
 
 
 @partial(jax.jit, static_argnums=1)

@@ -69,14 +69,7 @@ def add_lora(model: Decoder, lora: LoraConfig, key: jax.Array) -> None:
     unknown = sorted(set(lora.targets) - available)
     if unknown or not lora.targets:
         raise ConfigError(f"lora.targets: {unknown or 'none'} found, some of this model's kernels {sorted(available)} expected")
-    if lora.first_layer >= model.config.layers:
-        raise ConfigError(
-            f"lora.first_layer: {lora.first_layer} found, below the model's {model.config.layers} layers expected"
-        )
-    if lora.first_layer and model.config.scan_layers:
-        raise ConfigError(
-            f"lora.first_layer: {lora.first_layer} found with model.scan_layers, which has one block for all layers"
-        )
+    check_first_layer(lora, model.config.layers, model.config.scan_layers)
     for name, layer, linear in kernels(model):
         kernel = name.rpartition("/")[2]
         if kernel not in lora.targets or (layer or 0) < lora.first_layer:
@@ -91,6 +84,16 @@ def add_lora(model: Decoder, lora: LoraConfig, key: jax.Array) -> None:
         a = jax.vmap(draw)(draws) if layer is None else draw(draws[layer])
         b = jnp.zeros((*a.shape[:-2], lora.rank, n_out), jnp.float32)
         linear.lora = LowRankPath(a, b, lora.alpha / lora.rank, lora.dropout, linear.dtype)
+
+
+def check_first_layer(lora: LoraConfig, layers: int, stacked: bool) -> None:
+    """Raises ConfigError where no block is left for a path, or where one stacked block stands for all layers."""
+    if lora.first_layer >= layers:
+        raise ConfigError(f"lora.first_layer: {lora.first_layer} found, below the model's {layers} layers expected")
+    if lora.first_layer and stacked:
+        raise ConfigError(
+            f"lora.first_layer: {lora.first_layer} found with model.scan_layers, which has one block for all layers"
+        )
 
 
 def kernels(model: Decoder) -> Iterator[tuple[str, int | None, Linear]]:

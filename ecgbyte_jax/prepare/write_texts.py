@@ -9,7 +9,7 @@ import numpy as np
 
 from ecgbyte_jax.corpora.example import SPLITS, Example, Rejected
 from ecgbyte_jax.errors import ExampleError
-from ecgbyte_jax.inputs.form import fit, open_form
+from ecgbyte_jax.inputs.form import Form, fit, open_form
 from ecgbyte_jax.inputs.prompt import Dialogue, PromptIds, share_room
 from ecgbyte_jax.inputs.shards import Manifest, Sequence, SplitSummary, Written, write_lengths, write_shard
 from ecgbyte_jax.prepare.corpus import Corpus
@@ -26,6 +26,11 @@ class Unit:
     turns: tuple[tuple[str, str], ...]
 
     @property
+    def joined(self) -> bool:
+        """Whether its questions were put together, each of which could be a text of its own."""
+        return len(self.turns) > 1 and len(self.last.turns) == 1
+
+    @property
     def last(self) -> Example:
         """The example whose answer is at the end."""
         return self.examples[-1]
@@ -36,7 +41,8 @@ class TextForm:
     """How the texts are made: settings of the prompt, and the ids that a plain one needs beside its texts'.
 
     every_answer: a conversation in training is one text, with the loss on every answer; together: as many training questions
-    about the same ECGs, in an order drawn by `seed`, are made a conversation; files: the digest of the text tokenizer's files,
+    about the same ECGs, in an order drawn by `seed`, are made a conversation where their ECGs fit beside them;
+    pretrained_tokens: as in Manifest; files: the digest of the text tokenizer's files,
     with the chat template and the special tokens that it writes.
     """
 
@@ -48,6 +54,7 @@ class TextForm:
     seed: int
     ids: PromptIds
     files: str
+    pretrained_tokens: int
 
     def identity(self) -> list:
         """Returns what the texts depend on beside the tokenizer's own file."""
@@ -159,11 +166,16 @@ def _write_texts(task: TextTask) -> dict:
     summary, rejected, answers = SplitSummary(), [], {"": Counter()}
     lengths: list[list[int]] = []
     every = how.every_answer and task.units[0].last.split == "train"
-    dialogues = [Dialogue(len(unit.last.records), unit.turns) for unit in task.units]
+    parts = [
+        (unit, segments)
+        for whole, segments in zip(task.units, task.segments)
+        for unit in _split(whole, segments, form, how.max_length)
+    ]
+    dialogues = [Dialogue(len(unit.last.records), unit.turns) for unit, _ in parts]
     texts = fit(lambda left: form.texts(left, every), dialogues, how.max_length)
 
     def records() -> Iterator[bytes]:
-        for unit, segments, (text, left_out) in zip(task.units, task.segments, texts):
+        for (unit, segments), (text, left_out) in zip(parts, texts):
             if isinstance(text, ExampleError):
                 rejected.extend(asdict(Rejected(example.id, str(example.records[0]), str(text))) for example in unit.examples)
                 continue
@@ -196,6 +208,19 @@ def _write_texts(task: TextTask) -> dict:
     }
 
 
+def _split(unit: Unit, segments: tuple[tuple[tuple[int, int], ...], ...], form: Form, max_length: int) -> list[Unit]:
+    """Halves of questions that were put together, and halves of those, until their longest ECGs fit beside them."""
+    if not unit.joined:
+        return [unit]
+    longest = max(sum(length for _, length in ecgs) for ecgs in segments)
+    (text,) = form.texts([Dialogue(len(unit.last.records), unit.turns)], True)
+    if isinstance(text, ExampleError) or len(text) + longest <= max_length:
+        return [unit]
+    middle = len(unit.turns) // 2
+    halves = Unit(unit.examples[:middle], unit.turns[:middle]), Unit(unit.examples[middle:], unit.turns[middle:])
+    return [part for half in halves for part in _split(half, segments, form, max_length)]
+
+
 def _count(summary: SplitSummary, max_length: int, room: int, lengths: list[int]) -> int:
     """Adds one sequence to the summary; returns its number of tokens."""
     length = max_length - room + sum(share_room(room, lengths))
@@ -208,5 +233,5 @@ def _count(summary: SplitSummary, max_length: int, room: int, lengths: list[int]
 
 def make_manifest(ecg: EcgShards, texts: Texts, digests: dict[str, str], how: TextForm) -> Manifest:
     """Assembles the manifest that completes the shards."""
-    written = ecg.written | texts.written
-    return Manifest(texts.splits, list(ecg.written), written, digests, texts.commonest, how.format, how.system)
+    written, prompts = ecg.written | texts.written, (how.format, how.system, how.pretrained_tokens)
+    return Manifest(texts.splits, list(ecg.written), written, digests, texts.commonest, *prompts)

@@ -139,7 +139,9 @@ def _text_form(settings: Settings, corpus: Corpus, workdir: Workdir, ids: Prompt
     system = prompt.system if prompt.format == "chat" else ""
     files = content_digest(sorted(file for file in workdir.text_tokenizer.iterdir() if file.is_file()))
     together = settings.data.questions_together
-    return TextForm(prompt.format, system, prompt.max_length, every_answer, together, settings.seed, ids, files)
+    pretrained = settings.model.pretrained
+    known = len(pretrained_text_tokenizer(pretrained)) if pretrained else 0
+    return TextForm(prompt.format, system, prompt.max_length, every_answer, together, settings.seed, ids, files, known)
 
 
 def pretrained_text_tokenizer(pretrained: str) -> "PreTrainedTokenizerFast":

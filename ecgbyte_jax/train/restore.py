@@ -23,7 +23,7 @@ from ecgbyte_jax.inputs.text import load_text_tokenizer
 from ecgbyte_jax.inputs.token_features import token_features
 from ecgbyte_jax.model.build import Parts, build_model, left_out_targets
 from ecgbyte_jax.model.decoder import Decoder
-from ecgbyte_jax.model.hf import load_pretrained, locate
+from ecgbyte_jax.model.hf import Described, load_pretrained, locate
 from ecgbyte_jax.model.sharding import make_mesh, parameter_shardings
 from ecgbyte_jax.run.console import console
 from ecgbyte_jax.run.workdir import Workdir
@@ -82,11 +82,12 @@ def build_for(settings: Settings, prepared: Prepared, mesh: Mesh, *, to_restore:
     return parts
 
 
-def _described(settings: Settings, prepared: Prepared) -> tuple[np.ndarray, np.ndarray] | None:
-    """The ECG tokens' ids and features, where `model.new_rows` begins with these."""
-    if settings.model.new_rows == "mean" or not settings.model.pretrained:
+def _described(settings: Settings, prepared: Prepared) -> Described | None:
+    """The ECG tokens' features, where `model.new_rows` begins with these."""
+    if settings.model.new_rows == "mean":
         return None
-    return prepared.ids.ecg, token_features(prepared.ecg_tokenizer.bpe.tokens)
+    features = token_features(prepared.ecg_tokenizer.bpe.tokens)
+    return Described(prepared.ids.ecg, features, prepared.manifest.pretrained_tokens)
 
 
 def restore_model(

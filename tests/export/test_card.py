@@ -32,7 +32,7 @@ def card(tmp_path):
 
     def write(config=None, results=None, unevaluated="", temperature=0.0):
         splits = {name: SplitSummary(examples=4, sequences=20, ecg_cut=3) for name in ("train", "valid", "test")}
-        manifest = Manifest(splits, [], {}, {}, {}, "plain", "")
+        manifest = Manifest(splits, [], {}, {}, {}, "plain", "", 0)
         settings = Settings.of(config or small_config())
         write_card(tmp_path, make_card("demo", 287, settings, manifest, results, unevaluated, temperature))
         return (tmp_path / "README.md").read_text()

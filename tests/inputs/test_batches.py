@@ -48,7 +48,7 @@ def folder(tmp_path):
         )
     train = SplitSummary(["train-0", "train-1", "train-2"], "train-lengths", 10, 10, 1, 0, 80, 8, 2)
     splits = {"train": train, "valid": SplitSummary(), "test": SplitSummary(["test-0"], "test-lengths", 2, 2, 0, 0, 16, 8, 2)}
-    write_manifest(shards, Manifest(splits, ["ecg-0", "ecg-1"], written, {}, {"": "a0"}, "plain", ""))
+    write_manifest(shards, Manifest(splits, ["ecg-0", "ecg-1"], written, {}, {"": "a0"}, "plain", "", 0))
     return shards
 
 

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from ecgbyte_jax.corpora.example import Example
-from ecgbyte_jax.inputs.prompt import PromptIds
-from ecgbyte_jax.prepare.write_texts import TextForm, in_units
+from ecgbyte_jax.inputs.chat import Chat
+from ecgbyte_jax.inputs.prompt import Dialogue, PromptIds
+from ecgbyte_jax.prepare.write_texts import TextForm, Unit, _split, in_units
+from tests.inputs.test_chat import with_ecg_tokens
 
-HOW = TextForm("chat", "", 256, True, 1, 0, PromptIds(1, 2, 0, 3, 4, np.arange(5)), "")
+HOW = TextForm("chat", "", 256, True, 1, 0, PromptIds(1, 2, 0, 3, 4, np.arange(5)), "", 0)
 
 
 def about(number: int, record: str, question: str, history=(), previous: str = "") -> Example:
@@ -46,3 +48,18 @@ def test_questions_about_the_same_recording_are_put_together_in_a_drawn_order():
     assert [unit.examples for unit in other] != [unit.examples for unit in units]
     orders = {tuple(example.question for example in unit.examples) for unit in units[1:]}
     assert any(list(order) != sorted(order) for order in orders)
+
+
+def test_questions_put_together_are_divided_until_their_ecg_fits():
+    form = Chat.of(with_ecg_tokens("chatml"), "")
+    asked = tuple(about(n, "r", f"question {n} about this ECG?") for n in range(8))
+    whole = Unit(asked, tuple((example.question, example.answer) for example in asked))
+    (text,) = form.texts([Dialogue(1, whole.turns)], True)
+    segments = (((0, 40),), ((1, 60),))
+    assert _split(whole, segments, form, len(text) + 60) == [whole]
+    for limit, count in ((len(text) + 59, 2), (len(text) // 2 + 60, 4), (61, 8)):
+        parts = _split(whole, segments, form, limit)
+        assert len(parts) == count and [example for part in parts for example in part.examples] == list(asked)
+        assert all(part.turns == tuple((e.question, e.answer) for e in part.examples) for part in parts)
+    talk = Unit(tuple(TALK), TALK[-1].turns)
+    assert _split(talk, segments, form, 20) == [talk]  # a conversation loses its oldest turns instead
