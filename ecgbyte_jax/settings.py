@@ -136,7 +136,7 @@ class PromptSettings:
     system: str = setting(
         "You are an expert in reading 12-lead electrocardiograms (ECGs).",
         'chat: text of the system turn; "": none',
-        Rule(lambda text: text.isprintable() or max(text, default="") < "\ud800", "text in UTF-8"),
+        Rule(lambda text: not any("\ud800" <= character <= "\udfff" for character in text), "text in UTF-8"),
     )
     max_length: int = setting(1024, "tokens; longer ECGs are cut at their end", at_least(8))
     # At least the 256 bytes and the special tokens.

@@ -113,6 +113,25 @@ def test_settings_that_do_not_fit_each_other_are_refused():
         replace(defaults.lora, rank=4, targets=())
 
 
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"prompt.format": "chat"}, "'chat' found without model.pretrained"),
+        ({"data.questions_together": 2}, "questions_together: 2 found, which needs prompt.format 'chat'"),
+        ({"train.turns": "last"}, "turns: 'last' found, which needs prompt.format 'chat'"),
+        ({"model.new_rows": "waveform"}, "'waveform' found without model.pretrained"),
+        ({"lora.first_layer": 2}, "first_layer: 2 found with lora.rank 0"),
+        ({"optim.embedding_rate": 0.5, "lora.rank": 4}, "embedding_rate: 0.5 found, which needs model.train_new_embeddings"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(changes, message):
+    config = demo.get_config()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(SettingsError) as caught:
+        Settings.of(config)
+    assert len(caught.value.problems) == 1 and message in str(caught.value)
+
+
 def test_a_tilde_is_the_home_folder_in_every_path(monkeypatch):
     monkeypatch.setenv("HOME", "/home/somebody")
     config = default_config()
