@@ -4,7 +4,7 @@
 
 No language model takes part: each question of the run's training split is answered by one softmax (scikit-learn, extra
 `sampling`) from the mean of an ECG's rows, and scored by exact match on its test split. The rows are those of `model.new_rows`,
-drawn beside 5,000 random old rows; "one row each" stands for rows that are trained, whatever they hold.
+added to 5,000 random rows; "one row each" gives every token a column of its own, an upper bound for trained rows.
 """
 
 import argparse

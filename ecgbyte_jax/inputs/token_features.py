@@ -1,4 +1,4 @@
-"""What each ECG token looks like: features of the waveform that it stands for, from which a model's embeddings can begin.
+"""Features of each ECG token's waveform, from which a model's embeddings can be initialised.
 
 Axes: E tokens of the ECG vocabulary, F features.
 """

@@ -189,8 +189,8 @@ class ModelConfig:
     )
     new_rows: str = setting(
         "mean",
-        'pretrained: where the ECG tokens\' embeddings begin: "mean": at the mean of the others, as published; "waveform": by '
-        "the shape of the signal that each token stands for, as far from the mean as the others",
+        'pretrained: initial embeddings of the ECG tokens: "mean": the mean of the others, as published; "waveform": by the '
+        "shape of each token's signal, as far from the mean as the others",
         one_of("mean", "waveform"),
     )
     train_new_embeddings: bool = setting(False, "with LoRA: also train the embeddings of the ECG tokens (published: frozen)")

@@ -176,7 +176,7 @@ class _Reader:
         self.content, self.at = content, at
 
     def number(self, form: str) -> Any:
-        """A number; a float32 as the shortest decimal that stands for it."""
+        """A number; a float32 is read as its shortest decimal."""
         (value,) = struct.unpack_from(f"<{form}", self.content, self.at)
         self.at += struct.calcsize(f"<{form}")
         return float(str(np.float32(value))) if form == "f" else value
@@ -231,7 +231,7 @@ def tokenizer_metadata(file: GgufFile) -> dict[str, Any]:
 
 
 def config_fields(file: GgufFile) -> dict[str, Any]:
-    """The fields of config.json that the metadata and the tensors' names stand for; raises WeightsError where one is missing.
+    """The fields of config.json that follow from the metadata and the tensors' names; raises WeightsError where one is missing.
 
     What GGUF does not store is as in llama.cpp: the activation, Gemma's scale of queries, and a rotary base of 10,000.
     """

@@ -87,7 +87,7 @@ def add_lora(model: Decoder, lora: LoraConfig, key: jax.Array) -> None:
 
 
 def check_first_layer(lora: LoraConfig, layers: int, stacked: bool) -> None:
-    """Raises ConfigError where no block is left for a path, or where one stacked block stands for all layers."""
+    """Raises ConfigError where no block is left for a path, or where the blocks are stacked into one."""
     if lora.first_layer >= layers:
         raise ConfigError(f"lora.first_layer: {lora.first_layer} found, below the model's {layers} layers expected")
     if lora.first_layer and stacked:
