@@ -47,7 +47,7 @@ def rooms(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("folder", sorted(ALLOWED))
 def test_folder_imports_only_what_it_may(folder):
-    for path in (PACKAGE / folder).glob("*.py"):
+    for path in (PACKAGE / folder).rglob("*.py"):
         assert rooms(path) - BASE <= ALLOWED[folder], path
 
 

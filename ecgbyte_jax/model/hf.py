@@ -25,7 +25,8 @@ from safetensors.numpy import save_file
 from ecgbyte_jax.errors import WeightsError
 from ecgbyte_jax.model.config import DecoderConfig
 from ecgbyte_jax.model.decoder import Decoder, NewRows
-from ecgbyte_jax.model.families import FAMILIES, LINEAR, Tensor, refuse
+from ecgbyte_jax.model.families.fields import refuse
+from ecgbyte_jax.model.families.table import FAMILIES, LINEAR, Tensor
 from ecgbyte_jax.model.gguf_file import config_fields, open_gguf
 from ecgbyte_jax.model.stored import stored_tensors, weight_files
 

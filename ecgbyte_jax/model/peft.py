@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from ecgbyte_jax.errors import WeightsError
 from ecgbyte_jax.model.config import DecoderConfig
 from ecgbyte_jax.model.decoder import Decoder, unstack
-from ecgbyte_jax.model.families import CONV1D, FAMILIES, LINEAR
+from ecgbyte_jax.model.families.table import CONV1D, FAMILIES, LINEAR
 from ecgbyte_jax.model.hf import stored_vocabulary, whole
 from ecgbyte_jax.model.layers import Linear
 from ecgbyte_jax.model.lora import LowRankPath, kernels

@@ -7,7 +7,7 @@ import pytest
 
 from ecgbyte_jax.errors import WeightsError
 from ecgbyte_jax.model.config import DecoderConfig, LinearScaling, Rotary
-from ecgbyte_jax.model.families import FAMILIES
+from ecgbyte_jax.model.families.table import FAMILIES
 from ecgbyte_jax.model.hf import read_config
 
 GEMMA3 = {

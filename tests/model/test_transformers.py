@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from ecgbyte_jax.errors import WeightsError
 from ecgbyte_jax.model.attribution import attribute
-from ecgbyte_jax.model.families import FAMILIES
+from ecgbyte_jax.model.families.table import FAMILIES
 from ecgbyte_jax.model.generate import generate
 from ecgbyte_jax.model.hf import grow_vocabulary, load_pretrained, read_config, save_pretrained
 from ecgbyte_jax.model.lora import LoraConfig, add_lora, kernels, merge_lora
