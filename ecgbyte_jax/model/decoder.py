@@ -1,4 +1,4 @@
-"""A causal decoder in Flax NNX for all of Hugging Face's families that `families.py` knows.
+"""A causal decoder in Flax NNX for all of Hugging Face's families in `families/`.
 
 Axes: B batch, T input tokens, S tokens of a cache, D width, K key/value heads, C head width, V vocabulary, L layers.
 """
