@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from ecgbyte_jax.errors import WeightsError
-from ecgbyte_jax.model import families
+from ecgbyte_jax.model.families.table import FAMILIES as TABLE
 from ecgbyte_jax.model.hf import load_pretrained, read_config
 from ecgbyte_jax.model.lora import kernels
 from ecgbyte_jax.model.peft import load_adapter
@@ -111,7 +111,7 @@ def make(family: str, folder) -> None:
 def both_spellings(folder) -> list[dict]:
     """The config.json of transformers 5, and that of transformers 4 which we write."""
     config = read_config(folder)
-    written = {"model_type": config.family, "torch_dtype": "float32"} | families.FAMILIES[config.family].write(config)
+    written = {"model_type": config.family, "torch_dtype": "float32"} | TABLE[config.family].write(config)
     return [json.loads((folder / "config.json").read_text()), json.loads(json.dumps(written))]
 
 
