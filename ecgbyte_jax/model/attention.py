@@ -4,21 +4,25 @@ Axes: B batch, T input tokens, S attended tokens (the input's or a cache's), D w
 G = H / K, C head width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
-from ecgbyte_jax.model.config import DecoderConfig
+from ecgbyte_jax.model.config import ATTENTION, DecoderConfig
 from ecgbyte_jax.model.layers import Linear, Norm, soft_cap, split_key
 from ecgbyte_jax.model.rope import Rope, rotate
 
 _QUERIES = 128  # per block, see `attend`
 
 Part = tuple[jax.Array, jax.Array]  # keys [B, K, C, S], values [B, K, S, C]: the layouts that the products read
+# Attends from queries [B, T, H, C] to their tokens' own keys [B, K, C, T] and values [B, K, T, C], and to earlier ones if it
+# knows any -> [B, T, H, C]: `attend` or `kernels.fused.fused_attention`, bound to masks.
+Mix = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 class Attention(nnx.Module):
@@ -35,18 +39,12 @@ class Attention(nnx.Module):
         self.q_norm = nnx.data(Norm(normed[0], config, "rms") if normed else None)
         self.k_norm = nnx.data(Norm(normed[1], config, "rms") if normed else None)
 
-    def __call__(
-        self, x: jax.Array, rope: Rope | None, masks: Sequence[jax.Array], past: Sequence[Part], key: jax.Array | None
-    ) -> tuple[jax.Array, Part]:
-        """Maps x [B, T, D] to ([B, T, D], (keys, values) of these tokens); `key` draws LoRA's dropout.
-
-        past: cached (keys, values) in any number of parts; a part has B rows, or P rows each shared by B / P consecutive ones.
-        masks: bool [B, 1, T, S] for each part, then [B, 1, T, T] for the tokens themselves.
-        """
+    def __call__(self, x: jax.Array, rope: Rope | None, mix: Mix, key: jax.Array | None) -> tuple[jax.Array, Part]:
+        """Maps x [B, T, D] to ([B, T, D], (keys, values) of these tokens); `key` draws LoRA's dropout."""
         *qkv_keys, ko = split_key(key, 4)
         q, k, v = self._project(x, rope, qkv_keys)
-        mixed = attend(q, [*past, (k, v)], masks, self.config)  # [B, T, H, C]
-        return self.o(mixed.reshape(*x.shape[:2], -1), ko), (k, v)
+        mixed = checkpoint_name(mix(q, k, v), ATTENTION)  # [B, T, H, C]
+        return checkpoint_name(self.o(mixed.reshape(*x.shape[:2], -1), ko), ATTENTION), (k, v)
 
     def weights(self, x: jax.Array, rope: Rope | None, mask: jax.Array) -> jax.Array:
         """The attention weights float32 [B, H, T, T] of x [B, T, D] under mask bool [B, 1, T, T]; rows sum to 1."""
@@ -60,12 +58,12 @@ class Attention(nnx.Module):
         """Queries [B, T, H, C], keys [B, K, C, T] and values [B, K, T, C], with norms and rotary positions applied."""
         cfg, (b, t, _) = self.config, x.shape
         kq, kk, kv = dropout_keys
-        q, k = self.q(x, kq), self.k(x, kk)
+        q, k, v = (checkpoint_name(part, ATTENTION) for part in (self.q(x, kq), self.k(x, kk), self.v(x, kv)))
         if cfg.qk_norm == "all":
             q, k = self.q_norm(q), self.k_norm(k)
         q = q.reshape(b, t, cfg.heads, cfg.head_dim)  # [B, T, H, C]
         k = k.reshape(b, t, cfg.kv_heads, cfg.head_dim)  # [B, T, K, C]
-        v = self.v(x, kv).reshape(b, t, cfg.kv_heads, cfg.head_dim)  # [B, T, K, C]
+        v = v.reshape(b, t, cfg.kv_heads, cfg.head_dim)  # [B, T, K, C]
         if cfg.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
@@ -76,8 +74,8 @@ class Attention(nnx.Module):
 def attend(q: jax.Array, parts: Sequence[Part], masks: Sequence[jax.Array], config: DecoderConfig) -> jax.Array:
     """Attends from q [B, T, H, C] to the parts, under a mask bool [B, 1, T, S] for each -> [B, T, H, C]; float32 softmax.
 
-    The last part is the tokens' own (S = T). A block of queries reads its keys only up to the block's end: this halves the
-    work, and no [B, H, T, T] is in memory at once.
+    A part has B rows, or P rows each shared by B / P consecutive ones; the last is the tokens' own (S = T). A block of queries
+    reads its keys only up to the block's end: this halves the work, and no [B, H, T, T] is in memory at once.
     """
     tokens, (*past, (k, v)) = q.shape[1], parts
     mixed = []

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from ecgbyte_jax.errors import ConfigError
-from ecgbyte_jax.model.attention import causal_mask, within
+from ecgbyte_jax.model.attention import attend, causal_mask, within
 from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.model.layers import apply_norm
 from ecgbyte_jax.model.rope import layer_ropes
@@ -140,5 +140,5 @@ def run_blocks(
         if head_share is not None:
             by_head = block.attention.weights(apply_norm(block.attention_norm, x), rope, near)[0]  # [H, T, T]
             weights.append((jnp.tensordot(head_share, by_head, 1), by_head.mean(axis=0)))
-        x, _ = block(x, rope, [near], [], None)
+        x, _ = block(x, rope, lambda q, k, v, near=near: attend(q, [(k, v)], [near], model.config), None)
     return model.norm(x), weights

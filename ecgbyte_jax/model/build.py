@@ -12,11 +12,12 @@ from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.model.config import DecoderConfig, LongScaling, LoraConfig, ModelConfig
 from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.model.hf import Described, grow_vocabulary, load_pretrained, locate, read_config
+from ecgbyte_jax.model.kernels.fused import kernel_for
 from ecgbyte_jax.model.lora import add_lora, check_first_layer
 from ecgbyte_jax.model.sharding import abstract, make_sharded, parameter_shardings, place
 
 _COMPUTED_AS = ("dtype", "param_dtype", "remat", "scan_layers")  # settings that hold for a pretrained model too
-_NOT_OF_THE_DECODER = ("pretrained", "vocab_multiple", "train_new_embeddings", "new_rows")
+_NOT_OF_THE_DECODER = ("pretrained", "vocab_multiple", "train_new_embeddings", "new_rows", "attention")
 
 
 @dataclass(frozen=True)
@@ -52,21 +53,10 @@ def build_model(
     `first_new_id` on. `described`: of new tokens, see `grow_vocabulary`. `to_restore` leaves the trained parameters abstract
     (jax.ShapeDtypeStruct with a sharding), for a checkpoint to be read into.
     """
-    trained = nnx.LoRAParam if lora.rank else nnx.Param
-    weights_key, rows_key, lora_key = jax.random.split(jax.random.key(seed), 3)
-    train_from = first_new_id if lora.rank and model.train_new_embeddings else None
-    config = _decoder_config(model, lora, positions, vocab_size)
-    tokens = max(config.vocab_size, vocab_size)
-    unused = -tokens % model.vocab_multiple
-    grown = replace(config, vocab_size=tokens + unused, spare_rows=unused)
-
-    def adapt(decoder: Decoder) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-        decoder = grow_vocabulary(decoder, grown.vocab_size, rows_key, train_from=train_from, described=described)
-        decoder.config = grown
-        if lora.rank:
-            add_lora(decoder, replace(lora, targets=_targets(lora, grown)), lora_key)
-        return nnx.split(decoder, trained, ...)
-
+    config = _decoder_config(model, lora, positions, vocab_size, mesh)
+    grown = _grow(config, vocab_size, model.vocab_multiple)
+    weights_key, keys = _keys(seed)
+    adapt = partial(_adapt, grown=grown, model=model, lora=lora, keys=keys, first_new_id=first_new_id, described=described)
     if to_restore and not lora.rank:  # nothing is frozen, so no weight is made or read
         parts = jax.eval_shape(lambda: adapt(Decoder(config, nnx.Rngs(weights_key))))
     elif model.pretrained:
@@ -77,6 +67,58 @@ def build_model(
         parts = make_sharded(lambda: adapt(Decoder(config, nnx.Rngs(weights_key))), mesh)
     graphdef, trained_state, frozen = parts
     return Parts(grown, graphdef, abstract(trained_state, mesh) if to_restore else trained_state, frozen)
+
+
+def abstract_model(
+    model: ModelConfig,
+    lora: LoraConfig,
+    positions: int,
+    vocab_size: int,
+    mesh: Mesh,
+    first_new_id: int | None = None,
+) -> Parts:
+    """What `build_model` returns as shapes, types and shardings; of a pretrained model only its settings are read."""
+    config = _decoder_config(model, lora, positions, vocab_size, mesh)
+    grown = _grow(config, vocab_size, model.vocab_multiple)
+
+    def make() -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+        weights_key, keys = _keys(0)
+        return _adapt(Decoder(config, nnx.Rngs(weights_key)), grown, model, lora, keys, first_new_id, None)
+
+    graphdef, trained, frozen = jax.eval_shape(make)
+    return Parts(grown, graphdef, abstract(trained, mesh), abstract(frozen, mesh))
+
+
+def _keys(seed: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """The keys that random weights are drawn with; those of new rows, and of LoRA's paths."""
+    weights_key, rows_key, lora_key = jax.random.split(jax.random.key(seed), 3)
+    return weights_key, (rows_key, lora_key)
+
+
+def _grow(config: DecoderConfig, vocab_size: int, multiple: int) -> DecoderConfig:
+    """The decoder with at least `vocab_size` tokens, and spare rows up to a multiple."""
+    tokens = max(config.vocab_size, vocab_size)
+    unused = -tokens % multiple
+    return replace(config, vocab_size=tokens + unused, spare_rows=unused)
+
+
+def _adapt(
+    decoder: Decoder,
+    grown: DecoderConfig,
+    model: ModelConfig,
+    lora: LoraConfig,
+    keys: tuple[jax.Array, jax.Array],
+    first_new_id: int | None,
+    described: Described | None,
+) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """The decoder with rows for new tokens and LoRA's paths, split into what is trained and what is frozen."""
+    rows_key, lora_key = keys
+    train_from = first_new_id if lora.rank and model.train_new_embeddings else None
+    decoder = grow_vocabulary(decoder, grown.vocab_size, rows_key, train_from=train_from, described=described)
+    decoder.config = grown
+    if lora.rank:
+        add_lora(decoder, replace(lora, targets=_targets(lora, grown)), lora_key)
+    return nnx.split(decoder, nnx.LoRAParam if lora.rank else nnx.Param, ...)
 
 
 def check_fit(model: ModelConfig, lora: LoraConfig, positions: int, decoder: DecoderConfig) -> None:
@@ -116,9 +158,16 @@ def _targets(lora: LoraConfig, decoder: DecoderConfig) -> tuple[str, ...]:
     return tuple(name for name in lora.targets if name in decoder.kernels)
 
 
-def _decoder_config(model: ModelConfig, lora: LoraConfig, positions: int, vocab_size: int) -> DecoderConfig:
+def _decoder_config(model: ModelConfig, lora: LoraConfig, positions: int, vocab_size: int, mesh: Mesh) -> DecoderConfig:
     """The decoder before rows are added: a pretrained one's own, else one with `vocab_size` tokens."""
+    config = _without_kernel(model, lora, positions, vocab_size)
+    kernel = kernel_for(mesh.devices.flat[0].platform, config.head_dim) if model.attention == "auto" else ""
+    return replace(config, attention_kernel=kernel)
+
+
+def _without_kernel(model: ModelConfig, lora: LoraConfig, positions: int, vocab_size: int) -> DecoderConfig:
     sizes = {name: value for name, value in asdict(model).items() if name not in _NOT_OF_THE_DECODER}
+    sizes["remat"] = "" if model.remat == "auto" else model.remat  # training decides, see `train.memory`
     if not model.pretrained:
         return DecoderConfig(vocab_size=vocab_size, max_positions=positions, **sizes)
     decoder = read_config(locate(model.pretrained))

@@ -7,6 +7,10 @@ from ecgbyte_jax.rules import Rule, above, at_least, check, one_of, setting, som
 # The mesh axes that a batch and the heads are split over; see sharding.py for those of the parameters.
 BATCH_AXES = ("data", "fsdp")
 TENSOR_AXIS = "tensor"
+# Names of what a block may keep for the backward pass: attention's products, and the hidden products of the MLP.
+ATTENTION, MLP_HIDDEN = "attention", "mlp hidden"
+# Values of `remat` -> the names that are kept: the rest of a block is computed again, without a large product in `products`.
+KEPT = {"products": (ATTENTION, MLP_HIDDEN), "attention": (ATTENTION,), "inputs": ()}
 KERNELS = ("q", "k", "v", "o", "gate", "up", "down")  # linear maps of a block; LoRA can adapt each
 
 
@@ -95,8 +99,9 @@ class DecoderConfig:
     layers without rotary positions. embedding_scale: embeddings are multiplied by sqrt(width). windows: positions that each
     layer's attention reaches back, 0: no limit; (): no limit anywhere. query_scale None: head_dim^-0.5. Caps are soft,
     cap * tanh(x / cap); 0: none. spare_rows: rows at the end of the vocabulary that are no token. dtype: of the computation,
-    param_dtype: of the stored weights. remat: "" or the policy of `jax.checkpoint_policies` for what a block keeps for the
-    backward pass. scan_layers: the blocks' parameters are stacked, and one compiled block runs over them.
+    param_dtype: of the stored weights. remat: "" (everything) or what of `KEPT` a block keeps for the backward
+    pass. scan_layers: the blocks' parameters are stacked, and one compiled block runs over them. attention_kernel: ""
+    or the fused kernel (see `kernels.fused`) by which a row's tokens attend to each other where there is no cache.
     """
 
     vocab_size: int
@@ -136,6 +141,7 @@ class DecoderConfig:
     param_dtype: str = "float32"
     remat: str = ""
     scan_layers: bool = False
+    attention_kernel: str = ""
 
     @property
     def layer_windows(self) -> tuple[int, ...]:
@@ -179,11 +185,18 @@ class ModelConfig:
     dtype: str = setting("float32", "number type of the computation", _FLOATS)
     param_dtype: str = setting("float32", "number type of the stored weights", _FLOATS)
     remat: str = setting(
-        "",
-        'what a block keeps for the backward pass, a policy of jax.checkpoint_policies; "" keeps all',
-        one_of("", "nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable", "everything_saveable"),
+        "auto",
+        'what a block keeps for the backward pass: "" everything; "products" (only what is cheap is computed again); '
+        '"attention" (the MLP is computed again); "inputs" (all is); "auto": "" on CPUs, elsewhere the first other one that '
+        "fits the devices",
+        one_of("auto", "", *KEPT),
     )
     scan_layers: bool = setting(False, "one compiled block runs over stacked parameters: deep models compile much faster")
+    attention: str = setting(
+        "auto",
+        'training: "auto": a fused kernel on GPUs and TPUs, which keeps no scores; "plain": as on CPUs',
+        one_of("auto", "plain"),
+    )
     vocab_multiple: int = setting(
         128, "the embedding is padded to a multiple of this many rows, which mesh.tensor should divide", at_least(1)
     )

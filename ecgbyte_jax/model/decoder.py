@@ -14,8 +14,9 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from ecgbyte_jax.errors import ConfigError
-from ecgbyte_jax.model.attention import Attention, Part, causal_mask, count_positions, within
-from ecgbyte_jax.model.config import BATCH_AXES, TENSOR_AXIS, DecoderConfig, DynamicScaling
+from ecgbyte_jax.model.attention import Attention, Mix, Part, attend, causal_mask, count_positions, within
+from ecgbyte_jax.model.config import BATCH_AXES, KEPT, TENSOR_AXIS, DecoderConfig, DynamicScaling
+from ecgbyte_jax.model.kernels.fused import fused_attention
 from ecgbyte_jax.model.layers import MLP, Linear, Norm, apply_norm, normal, soft_cap, split_key
 from ecgbyte_jax.model.rope import Rope, example_lengths, layer_ropes, rope_chooser
 
@@ -71,12 +72,10 @@ class Block(nnx.Module):
         self.mlp = MLP(config, rngs)
         self.post_mlp_norm = nnx.data(Norm(config.width, config) if config.post_norms else None)
 
-    def __call__(
-        self, x: jax.Array, rope: Rope | None, masks: Sequence[jax.Array], past: Sequence[Part], key: jax.Array | None
-    ) -> tuple[jax.Array, Part]:
+    def __call__(self, x: jax.Array, rope: Rope | None, mix: Mix, key: jax.Array | None) -> tuple[jax.Array, Part]:
         """Maps x [B, T, D] to ([B, T, D], (keys, values)); arguments as in `Attention.__call__`."""
         ka, km = split_key(key, 2)
-        mixed, kept = self.attention(apply_norm(self.attention_norm, x), rope, masks, past, ka)
+        mixed, kept = self.attention(apply_norm(self.attention_norm, x), rope, mix, ka)
         x = x + apply_norm(self.post_attention_norm, mixed)
         mapped = self.mlp(apply_norm(self.mlp_norm, x), km)
         return x + apply_norm(self.post_mlp_norm, mapped), kept
@@ -163,7 +162,8 @@ class Decoder(nnx.Module):
                 if self.config.windows
                 else masks
             )
-            x, (k, v) = block(x, rope, near, [(part.keys[layer], part.values[layer]) for part in past], None)
+            parts = [(part.keys[layer], part.values[layer]) for part in past]
+            x, (k, v) = block(x, rope, self._attend_to(parts, near), None)
             keys.append(_split_heads(k, self.config))
             values.append(_split_heads(v, self.config))
         return self.norm(x), Cache(tuple(keys), tuple(values), there, positions)
@@ -207,6 +207,10 @@ class Decoder(nnx.Module):
             x = x + self.positions[...][positions + config.position_offset].astype(config.dtype)
         return x
 
+    def _attend_to(self, past: Sequence[Part], masks: Sequence[jax.Array]) -> Mix:
+        """Attention to parts of the past and to the tokens' own, with a mask for each."""
+        return lambda q, k, v: attend(q, [*past, (k, v)], masks, self.config)
+
     def _run_blocks(
         self, x: jax.Array, segment_ids: jax.Array, positions: jax.Array, dropout_key: jax.Array | None
     ) -> jax.Array:
@@ -215,8 +219,11 @@ class Decoder(nnx.Module):
         ropes = layer_ropes(config, positions, example_lengths(segment_ids, positions))
 
         def run(block: Block, x: jax.Array, rope: Rope | None, window: jax.Array, key: jax.Array | None) -> jax.Array:
-            near = within(mask, positions, positions, window) if config.windows else mask
-            return block(x, rope, [near], [], key)[0]
+            if config.attention_kernel:
+                mix = partial(fused_attention, segment_ids=segment_ids, window=window, config=config)
+            else:
+                mix = self._attend_to([], [within(mask, positions, positions, window) if config.windows else mask])
+            return block(x, rope, mix, key)[0]
 
         keys = split_key(dropout_key, config.layers)
         if not config.scan_layers:
@@ -239,9 +246,11 @@ class Decoder(nnx.Module):
         return jax.lax.scan(step, x, (state, rope_numbers, jnp.array(config.layer_windows, jnp.int32), keys))[0]
 
     def _remat(self, run: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-        """The function, keeping for the backward pass only what the policy `remat` says."""
-        policy = self.config.remat
-        return jax.checkpoint(run, policy=getattr(jax.checkpoint_policies, policy)) if policy else run
+        """The function, keeping for the backward pass only what `remat` says."""
+        if not self.config.remat:
+            return run
+        kept = jax.checkpoint_policies.save_only_these_names(*KEPT[self.config.remat])
+        return jax.checkpoint(run, policy=kept, prevent_cse=not self.config.scan_layers)
 
 
 def _check_range(name: str, numbers: jax.Array, mask: jax.Array | None, end: int) -> None:

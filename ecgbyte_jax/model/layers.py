@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
-from ecgbyte_jax.model.config import DecoderConfig
+from ecgbyte_jax.model.config import MLP_HIDDEN, DecoderConfig
 
 _ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -89,5 +90,6 @@ class MLP(nnx.Module):
     def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
         """Maps [B, T, D] to [B, T, D]; `key` draws LoRA's dropout."""
         kg, ku, kd = split_key(key, 3)
-        up, act = self.up(x, ku), _ACTIVATIONS[self.activation]  # [B, T, F]
-        return self.down(act(up) if self.gate is None else act(self.gate(x, kg)) * up, kd)  # [B, T, D]
+        up, act = checkpoint_name(self.up(x, ku), MLP_HIDDEN), _ACTIVATIONS[self.activation]  # [B, T, F]
+        gated = act(up) if self.gate is None else act(checkpoint_name(self.gate(x, kg), MLP_HIDDEN)) * up
+        return self.down(gated, kd)  # [B, T, D]

@@ -51,6 +51,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "model.rope_theta",
         "model.dtype",
         "model.param_dtype",
+        "model.attention",
         "model.remat",
         "model.scan_layers",
         "model.vocab_multiple",

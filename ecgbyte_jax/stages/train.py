@@ -11,6 +11,7 @@ from ecgbyte_jax.inputs.batches import open_split
 from ecgbyte_jax.inputs.plan import Plan
 from ecgbyte_jax.inputs.prepared import Prepared, load_prepared
 from ecgbyte_jax.model.build import Parts, count
+from ecgbyte_jax.model.kernels.fused import kernel_for
 from ecgbyte_jax.model.sharding import bytes_a_device, check_batch_size, kept_whole, make_mesh
 from ecgbyte_jax.run.console import banner, console
 from ecgbyte_jax.run.processes import agree, leads, wait_for_all
@@ -21,11 +22,19 @@ from ecgbyte_jax.stages import lineage
 from ecgbyte_jax.train.checkpoint import Checkpoints, DamagedCheckpointError
 from ecgbyte_jax.train.feed import Feed, plan_batches
 from ecgbyte_jax.train.loop import Loop, Outputs, Profile
+from ecgbyte_jax.train.memory import with_remat
 from ecgbyte_jax.train.metrics_log import MetricsLog
 from ecgbyte_jax.train.optim import make_optimizer
 from ecgbyte_jax.train.restore import build_for, check_origin, origin
 from ecgbyte_jax.train.step import TrainState, abstract_state, make_step, start_state
 from ecgbyte_jax.train.validate import make_validation
+
+_KEPT = {  # value of `remat` -> what a block keeps for the backward pass
+    "": "everything",
+    "products": "products and attention; the rest is computed again",
+    "attention": "attention; the rest is computed again",
+    "inputs": "the blocks' inputs; the rest is computed again",
+}
 
 
 def train(settings: Settings, workdir: Workdir, profile_steps: tuple[int, int] = (0, 0)) -> None:
@@ -80,13 +89,14 @@ def _train(settings: Settings, workdir: Workdir, mesh: Mesh, stage: Stage, profi
 
         checkpoints = open_checkpoints() if agree(stage.begun()) else None  # else those here are of another training
         resumed = checkpoints is not None and bool(checkpoints.steps())
-        parts = build_for(settings, prepared, mesh, to_restore=resumed)
+        chosen = with_remat(settings, mesh, len(prepared.text_tokenizer), int(prepared.ids.ecg.min()))
+        parts = build_for(chosen, prepared, mesh, to_restore=resumed)
         optimizer, schedule = make_optimizer(settings.optim, parts.config.width, len(plan))
         state, start = None, 0
         if resumed:
             state, start = _resume(checkpoints, abstract_state(parts.trained, optimizer, mesh), about)
         if state is None:
-            parts = build_for(settings, prepared, mesh) if resumed else parts
+            parts = build_for(chosen, prepared, mesh) if resumed else parts
             state = start_state(parts.trained, optimizer, mesh)
         _show_start(settings, mesh, parts, prepared, plan, start, state)
         step = make_step(parts, optimizer, settings.lora.dropout, settings.seed, settings.train.accumulate)
@@ -129,6 +139,8 @@ def _show_start(
         "mesh": ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
         "parameters": f"{count(parts.trained):,} trained, {count(parts.frozen):,} frozen, {parts.config.param_dtype}",
         "on each device": f"{bytes_a_device(state, parts.frozen) / 1e6:,.1f} MB of parameters and the optimizer's state",
+        "attention": _describe_attention(settings, parts, device.platform),
+        "kept": _KEPT[parts.config.remat],
         "vocabulary": f"{len(prepared.text_tokenizer)} tokens, {prepared.ids.ecg.size} of them ECG",
         "training examples": f"{split.examples} in {split.sequences} sequences",
         "a step": f"{size} rows, {places // len(seen)} places on average, {100 * real / places:.0f}% of them real tokens",
@@ -140,3 +152,16 @@ def _show_start(
     if prepared.manifest.splits["valid"].sequences < size:
         rows["validation"] = "none: the split holds fewer sequences than a batch"
     banner("train", rows)
+
+
+def _describe_attention(settings: Settings, parts: Parts, platform: str) -> str:
+    """How attention is computed, and where not by a fused kernel, why."""
+    if parts.config.attention_kernel:
+        return f"the fused kernel '{parts.config.attention_kernel}'"
+    if settings.model.attention == "plain":
+        why = "model.attention is 'plain'"
+    elif kernel_for(platform, 64):
+        why = f"no kernel for heads of {parts.config.head_dim} channels"
+    else:
+        why = f"no kernel for '{platform}'"
+    return f"plain operations: {why}"

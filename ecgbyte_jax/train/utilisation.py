@@ -4,25 +4,13 @@ import jax
 import numpy as np
 
 from ecgbyte_jax.model.config import DecoderConfig
-
-# Dense bfloat16 FLOP/s of one device, by the start of jax's `device_kind`; the makers' data sheets.
-_PEAKS = {
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-}
+from ecgbyte_jax.train.chips import chip_of
 
 
 def peak_flops() -> float | None:
     """FLOP/s of all devices together, None where it is not known (on a CPU, for example)."""
-    kind = jax.devices()[0].device_kind
-    peak = next((peak for name, peak in _PEAKS.items() if kind.startswith(name)), None)
-    return None if peak is None else peak * jax.device_count()
+    chip = chip_of(jax.devices()[0])
+    return None if chip is None else chip.flops * jax.device_count()
 
 
 def step_flops(config: DecoderConfig, trained: int, lengths: np.ndarray) -> float:
