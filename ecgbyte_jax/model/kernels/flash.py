@@ -21,6 +21,7 @@ from ecgbyte_jax.model.config import ATTENTION
 _UNSEEN = -1e30  # a score; the first key that is seen makes all weights of unseen ones 0
 _LOG2_E = math.log2(math.e)  # GPUs have a fast 2^x
 _TILE, _LEAST = 64, 16  # tokens of a tile; the least size of a product on tensor cores
+_TILE_BYTES = 2**14  # several tiles are in shared memory, of which the smallest GPUs have 100 KB
 
 
 class Settings(NamedTuple):
@@ -41,8 +42,9 @@ def flash_attention(
     of the scores, see `layers.soft_cap`. interpret: without a GPU, which is slow.
     """
     tokens, width = q.shape[1], q.shape[3]
-    block = min(_TILE, max(_LEAST, pl.next_power_of_2(tokens)))
-    more, wider = -tokens % block, max(_LEAST, pl.next_power_of_2(width)) - width
+    padded_width = max(_LEAST, pl.next_power_of_2(width))
+    block = min(_TILE, max(_LEAST, pl.next_power_of_2(tokens)), max(_LEAST, _TILE_BYTES // (padded_width * q.dtype.itemsize)))
+    more, wider = -tokens % block, padded_width - width
     q = jnp.pad(q, ((0, 0), (0, more), (0, 0), (0, wider)))
     k = jnp.pad(k, ((0, 0), (0, 0), (0, wider), (0, more)))
     v = jnp.pad(v, ((0, 0), (0, 0), (0, more), (0, wider)))
