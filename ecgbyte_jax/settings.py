@@ -24,7 +24,7 @@ from ecgbyte_jax.rules import Rule, above, at_least, between, check, one_of, set
 SPLITS = ("train", "valid", "test")
 
 _BELOW_1 = Rule(lambda share: 0 <= share < 1, "0 or more, below 1")
-_LATER = ("mesh", "distributed", "export", "eval", "attend")  # parts that a trained model does not depend on
+_LATER = ("mesh", "distributed", "fit", "export", "eval", "attend")  # parts that a trained model does not depend on
 _WHOLE = Rule(lambda values: all(value >= 0 for value in values), "whole numbers from 0")
 
 
@@ -225,6 +225,18 @@ class DistributedSettings:
 
 
 @dataclass(frozen=True)
+class FitSettings:
+    """For which hardware --stage=fit compiles."""
+
+    topology: str = setting("here", 'CHIP-DEVICES, for example v5e-8 or h100-8, or the devices that are "here"')
+    search: bool = setting(False, "find the most rows a device, for every value of model.remat")
+    tokens: int = setting(0, "tokens of an epoch, for its hours, where nothing is prepared", at_least(0))
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
 class ExportSettings:
     """What --stage=export writes."""
 
@@ -323,6 +335,7 @@ class Settings:
     train: TrainSettings = field(default_factory=TrainSettings)
     mesh: MeshSettings = field(default_factory=MeshSettings)
     distributed: DistributedSettings = field(default_factory=DistributedSettings)
+    fit: FitSettings = field(default_factory=FitSettings)
     export: ExportSettings = field(default_factory=ExportSettings)
     eval: EvalSettings = field(default_factory=EvalSettings)
     attend: AttendSettings = field(default_factory=AttendSettings)
@@ -359,9 +372,14 @@ class Settings:
     @classmethod
     def of(cls, config: ConfigDict) -> "Settings":
         """The settings of an experiment; raises SettingsError that lists every one that is unknown or cannot work."""
+        return cls.of_dict(config.to_dict())
+
+    @classmethod
+    def of_dict(cls, config: dict[str, Any]) -> "Settings":
+        """The settings in a dictionary, which may come from JSON; raises SettingsError as `of` does."""
         values: dict[str, Any] = {}
         problems: list[str] = []
-        given, known = _plain(config.to_dict()), {part.name: part for part in fields(cls)}
+        given, known = _plain(config), {part.name: part for part in fields(cls)}
         for name in sorted(given.keys() - known.keys()):
             problems.append(f"{name}: no such setting")
         for name, part in known.items():

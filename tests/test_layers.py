@@ -19,11 +19,12 @@ ALLOWED = {
     "prepare": {"prepare", "ecg", "corpora", "inputs", "run", "settings"},
     "evaluate": {"evaluate", "ecg", "inputs", "model", "run", "settings"},
     "train": {"train", "ecg", "inputs", "model", "run", "settings", "evaluate"},
+    "fit": {"fit", "inputs", "model", "run", "settings", "train"},
     "explain": {"explain", "ecg", "inputs", "model", "run", "settings", "evaluate", "train"},
     "report": {"report", "ecg", "explain"},
     "export": {"export", "ecg", "corpora", "inputs", "settings"},
     "stages": {"stages", "settings", "ecg", "corpora", "inputs", "model", "run", "prepare", "evaluate", "train", "explain",
-               "report", "export"},
+               "report", "export", "fit"},
 }  # fmt: skip
 ALLOWED_FILES = {"settings": {"ecg", "model.config"}, "rules": set(), "files": set(), "errors": set()}
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.model.config import LongScaling
@@ -86,6 +87,16 @@ def generate(
     key = jax.random.key(0) if key is None else key
     tokens, log_probs = _generate(graphdef, state, prompt, key, max_new_tokens, tuple(stop_ids), pad_id, sampling)
     return (tokens, log_probs) if return_log_probs else tokens
+
+
+def lower_generation(
+    graphdef: nnx.GraphDef, state: nnx.State, prompt: tuple[int, int], max_new_tokens: int, sharding: NamedSharding
+) -> jax.stages.Lowered:
+    """The program that `generate` runs for prompts of (rows, tokens), lowered for the current mesh; `state` may be abstract."""
+    ids = jax.ShapeDtypeStruct(prompt, jnp.int32, sharding=sharding)
+    there = jax.ShapeDtypeStruct(prompt, bool, sharding=sharding)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return _generate.lower(graphdef, state, [(ids, there)], key, max_new_tokens, (), 0, _Sampling(0.0, 0, 1.0))
 
 
 def _check(

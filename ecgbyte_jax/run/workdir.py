@@ -111,6 +111,11 @@ class Workdir:
         """What the shards hold, in JSON."""
         return self.shards / "manifest.json"
 
+    @property
+    def fit(self) -> Path:
+        """Whether the experiment fits some hardware, and what a step costs there."""
+        return self.root / "fit.json"
+
     # What training makes.
 
     @property

@@ -101,6 +101,7 @@ CHANGES_NO_OUTPUT = (
     "eval.name",
     "mesh",
     "distributed",
+    "fit",
 )
 # The parts of config.json that a stage writes: what its outputs were made with, and where and how it ran.
 _KEPT = {

@@ -20,6 +20,7 @@ STAGES = {  # in their order, with what --help says of them
     "tokenizer": "train the ECG tokenizer by itself, and measure its compression and errors",
     "prepare": "clean recordings, train the tokenizers, write token shards",
     "inspect": "show the counts of the prepared data and one prompt",
+    "fit": "compile for hardware that need not be here (fit.topology): memory, least times",
     "train": "train the model, or go on from its last checkpoint",
     "eval": "answer the test questions from a checkpoint, score the answers",
     "attend": "write where in the ECG chosen answers come from: .npz, .png, .svg",
@@ -29,7 +30,7 @@ STAGES = {  # in their order, with what --help says of them
 }
 _TOGETHER = ("train", "eval", "export")  # every process takes part; the other stages are the leader's, and the others wait
 _ALONE = ("attend", "ask")  # one process holds the whole model
-_STARTERS = ("tokenizer", "prepare")  # may make a run's folder; the other stages read what is there
+_STARTERS = ("tokenizer", "prepare", "fit")  # may make a run's folder; the other stages read what is there
 _LOOKERS = ("inspect", "ask")  # write nothing into the run's folder, so they may run beside another command
 
 
@@ -53,7 +54,8 @@ def run(
         raise ConfigError("--record, --question and what belongs to them: found without --stage=ask")
     settings = Settings.of(config)
     workdir = Workdir(folder, settings.eval.name)
-    check_data(settings.data)
+    if stages != ["fit"]:
+        check_data(settings.data)
     if settings.model.pretrained and "prepare" in stages:
         _check_pretrained(settings)
     alone = not settings.distributed.initialize
@@ -70,7 +72,7 @@ def run(
     except OSError as error:
         raise ConfigError(f"--workdir: '{folder}' cannot be made or is no folder: {error.strerror}") from error
     _check_links(folder)
-    if {*_STARTERS} & {*stages}:
+    if {"tokenizer", "prepare"} & {*stages}:
         _check_corpus(settings.data, workdir)
     quiet = keeping_stdout_clear() if inquiry.format == "json" else nullcontext()
     try:
@@ -183,6 +185,8 @@ def _run_stage(name: str, settings: Settings, workdir: Workdir, extra: tuple) ->
             from ecgbyte_jax.stages.prepare import prepare as stage
         case "inspect":
             from ecgbyte_jax.stages.inspect import inspect as stage
+        case "fit":
+            from ecgbyte_jax.fit.fit import fit as stage
         case "train":
             from ecgbyte_jax.stages.train import train as stage
         case "eval":
@@ -195,7 +199,7 @@ def _run_stage(name: str, settings: Settings, workdir: Workdir, extra: tuple) ->
             from ecgbyte_jax.stages.export import export as stage
         case "ask":
             from ecgbyte_jax.stages.ask import ask as stage
-    if name not in ("tokenizer", "prepare", "inspect"):
+    if name not in ("tokenizer", "prepare", "inspect", "fit"):
         _keep_compiled(workdir)
     try:
         stage(settings, workdir, *extra)

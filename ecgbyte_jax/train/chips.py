@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import jax
 from jax.sharding import Mesh
 
+USABLE = 0.95  # of a device's memory: the rest is its runtime's
 ABSENT = "compile_only_runtime"  # of a topology's devices, for which programs are compiled alone
 
 

@@ -9,12 +9,11 @@ from ecgbyte_jax.model.build import abstract_model
 from ecgbyte_jax.model.config import KEPT, TENSOR_AXIS, DecoderConfig
 from ecgbyte_jax.model.sharding import batch_parts, bytes_a_device
 from ecgbyte_jax.settings import Settings
-from ecgbyte_jax.train.chips import memory_of
+from ecgbyte_jax.train.chips import USABLE, memory_of
 from ecgbyte_jax.train.restore import positions
 
 _MARGIN = 1.2  # of what is estimated here; `--stage=fit` asks the compiler
 _ELSEWHERE = 2**30  # bytes of logits, their gradient, and what a runtime takes
-_USABLE = 0.95  # of a device's memory
 _LANES = 128  # to which TPUs round the width of a head
 _MOMENTS = 2  # of Adam, as many as there are trained parameters
 
@@ -31,7 +30,7 @@ def with_remat(settings: Settings, mesh: Mesh, vocab_size: int, first_new_id: in
         return replace(settings, model=replace(settings.model, remat=""))
     parts = abstract_model(settings.model, settings.lora, positions(settings), vocab_size, mesh, first_new_id)
     held = bytes_a_device(parts.frozen) + (1 + _MOMENTS) * bytes_a_device(parts.trained)
-    room = _USABLE * memory - held - _ELSEWHERE
+    room = USABLE * memory - held - _ELSEWHERE
     split = mesh.shape[TENSOR_AXIS]
 
     def needed(remat: str) -> float:

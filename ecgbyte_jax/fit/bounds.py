@@ -1,0 +1,50 @@
+"""The least time that a step and a generated token can take on a chip: the roofline (Williams et al. 2009)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from ecgbyte_jax.model.config import DecoderConfig
+from ecgbyte_jax.train.chips import Chip
+from ecgbyte_jax.train.utilisation import step_flops
+
+_READS = {"": 2, "products": 2, "attention": 3, "inputs": 3}  # of the weights in a step: forward, backward, and again
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Seconds that the arithmetic, the device's memory and the communication take at least; they may overlap."""
+
+    arithmetic: float
+    memory: float
+    communication: float
+
+    @property
+    def seconds(self) -> float:
+        """The longest of the three."""
+        return max(self.arithmetic, self.memory, self.communication)
+
+
+def step_bound(config: DecoderConfig, found: dict[str, Any], chip: Chip, lengths: np.ndarray) -> Bound:
+    """Of a training step; `found` is what `programs.measure` returned, lengths int [n, 2] as in `step_flops`.
+
+    Every device reads all weights of its part of `tensor`, whoever keeps them, and writes and reads what is kept once.
+    """
+    flops = step_flops(config, found["parameters"]["trained"], lengths) / found["devices"]
+    total = (found["parameters"]["trained"] + found["parameters"]["frozen"]) * jnp.dtype(config.param_dtype).itemsize
+    moved = _READS[found["remat"]] * total / found["mesh"]["tensor"] + 2 * found["step"]["temporaries"]
+    sent = sum(kind["bytes"] for kind in found["step"]["collectives"].values())
+    return Bound(flops / chip.flops, moved / chip.bandwidth, sent / chip.link)
+
+
+def token_bound(config: DecoderConfig, found: dict[str, Any], chip: Chip, rows: int, prompt: int) -> Bound:
+    """Of one token of every row of a batch with prompts of so many tokens: the weights and the cache are read once."""
+    weights = found["parameters"]["trained"] + found["parameters"]["frozen"]
+    size = jnp.dtype(config.dtype).itemsize
+    tensor, batch_parts = found["mesh"]["tensor"], found["mesh"]["data"] * found["mesh"]["fsdp"]
+    own_rows = -(-rows // batch_parts)
+    cache = own_rows * prompt * config.layers * 2 * config.kv_heads * config.head_dim * size
+    arithmetic = 2 * own_rows * weights / tensor / chip.flops
+    return Bound(arithmetic, (weights / tensor * size + cache / tensor) / chip.bandwidth, 0.0)

@@ -1,0 +1,183 @@
+"""Stage `fit`: whether an experiment fits hardware that need not be here, and what a step costs there at least."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+
+from ecgbyte_jax.errors import ConfigError
+from ecgbyte_jax.files import write_whole
+from ecgbyte_jax.fit.bounds import step_bound, token_bound
+from ecgbyte_jax.fit.programs import Request
+from ecgbyte_jax.fit.topology import chip_and_count, environment
+from ecgbyte_jax.inputs.prepared import load_prepared
+from ecgbyte_jax.inputs.shards import read_lengths
+from ecgbyte_jax.model.config import KEPT, DecoderConfig
+from ecgbyte_jax.model.hf import locate, read_config
+from ecgbyte_jax.run.console import banner, console
+from ecgbyte_jax.run.workdir import Workdir
+from ecgbyte_jax.settings import Settings
+from ecgbyte_jax.train.chips import CHIPS, USABLE, Chip
+
+_ANSWER = 128  # tokens, where nothing is prepared
+_LETTERS, _SPECIAL = 26, 4  # of the ECG's vocabulary; tokens around an ECG, end and padding
+_HOUR = 3600
+_GB = 1e9
+_NAMES = {"step": "training step", "generation": "generation"}
+_REMEDY = "fewer rows (train.batch_size, eval.batch_size), more of train.accumulate or mesh.fsdp, or model.remat='inputs' help"
+
+
+def fit(settings: Settings, workdir: Workdir) -> None:
+    """Compiles the training step and the generation for `fit.topology`, prints what they need and writes fit.json.
+
+    Raises ConfigError where the topology is not known, its compiler is missing or crashes, or the experiment does not fit.
+    """
+    name = settings.fit.topology
+    chip = None if name == "here" else CHIPS[chip_and_count(name)[0]]
+    request, lengths = _request(settings, workdir)
+    console.print(f"fit: compiling for {name}, which takes a minute or more")
+    found = _measure(request)
+    report: dict[str, Any] = {"topology": name} | found
+    if settings.fit.search:
+        report["search"] = _search(request)
+    if chip is not None and "refused" not in found["step"]:
+        report["bounds"] = _bounds(settings, found, chip, lengths)
+    write_whole(workdir.fit, [json.dumps(report, indent=1).encode()])
+    _show(report)
+    problem = _problem(found)
+    if problem:
+        raise ConfigError(f"fit: {problem}; written to {workdir.fit}")
+
+
+def _request(settings: Settings, workdir: Workdir) -> tuple[Request, np.ndarray | None]:
+    """What to compile, and the (tokens, answer tokens) of an epoch's sequences, int [n, 2], where they are known."""
+    config = asdict(settings)
+    if workdir.manifest.is_file():
+        prepared = load_prepared(workdir)
+        lengths = read_lengths(prepared.shards, prepared.manifest, "train")
+        vocabulary, first = len(prepared.text_tokenizer), int(prepared.ids.ecg.min())
+        answers = -(-int(lengths[:, 1].max()) // 8) * 8
+    else:
+        pretrained = settings.model.pretrained
+        first = read_config(locate(pretrained)).vocab_size if pretrained else settings.prompt.text_vocab_size
+        vocabulary = first + _LETTERS + settings.tokenizer.num_merges + _SPECIAL
+        rows = settings.fit.tokens // settings.prompt.max_length
+        lengths = np.tile([settings.prompt.max_length, _ANSWER], (rows, 1)) if rows else None
+        answers = _ANSWER
+    steps = 1 if lengths is None else max(1, int(len(lengths) * settings.train.epochs) // settings.train.batch_size)
+    return Request(config, settings.fit.topology, vocabulary, first, answers, steps), lengths
+
+
+def _measure(request: Request) -> dict[str, Any]:
+    """What `programs.measure` returns, by a process of its own; raises ConfigError where it refuses or its compiler crashes."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ecgbyte_jax.fit.programs"],
+        input=json.dumps(asdict(request)),
+        env=os.environ | environment(request.topology),
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode == 0:
+        return json.loads(done.stdout.splitlines()[-1])
+    last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no message")
+    if done.returncode == 2:
+        raise ConfigError(last)
+    how = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
+    raise ConfigError(f"fit.topology: the compiler for {request.topology} failed ({how}): {last:.300}")
+
+
+def _problem(found: dict[str, Any]) -> str:
+    """Why the programs do not fit, "" where they do."""
+    for program in ("step", "generation"):
+        measured, memory = found.get(program, {}), found["memory"]
+        if "refused" in measured:
+            return f"the {_NAMES[program]} does not fit: {measured['refused']}; {_REMEDY}"
+        if measured and memory and measured["peak"] > USABLE * memory:
+            needed, usable = measured["peak"] / _GB, USABLE * memory / _GB
+            return (
+                f"the {_NAMES[program]} does not fit: {needed:.1f} GB a device found, {usable:.1f} GB usable, "
+                f"{needed - usable:.1f} GB too much; {_REMEDY}"
+            )
+    return ""
+
+
+def _search(request: Request) -> dict[str, int]:
+    """The most rows a device with which a step fits, for each value of `remat`."""
+    return {remat: _most_rows(replace(request, remat=remat, generate=False)) for remat in KEPT}
+
+
+def _most_rows(request: Request) -> int:
+    """From the peaks of one row and two along a line, then checked."""
+
+    def share(rows: int) -> float:
+        """Of the usable memory, 0 where it does not fit."""
+        found = _measure(replace(request, rows=rows))
+        fits = not _problem(found)
+        console.print(f"fit: {rows} rows a device, model.remat '{request.remat}': {'fits' if fits else 'does not fit'}")
+        return found["step"]["peak"] / (USABLE * found["memory"]) if fits else 0.0
+
+    first = share(1)
+    second = first and share(2)
+    if not second:
+        return int(bool(first))
+    rows = max(2, 1 + int((1 - first) / max(second - first, 1e-6)))
+    while rows > 2 and not share(rows):
+        rows -= max(1, rows // 16)
+    return rows
+
+
+def _bounds(settings: Settings, found: dict[str, Any], chip: Chip, lengths: np.ndarray | None) -> dict[str, Any]:
+    """The least seconds of a step and of a token, and what follows from them."""
+    config = DecoderConfig(**found["config"])
+    rows = np.tile([settings.prompt.max_length, found["answer tokens"]], (found["rows"], 1))
+    step = step_bound(config, found, chip, rows)
+    token = token_bound(config, found, chip, settings.eval.batch_size, settings.prompt.max_length)
+    bounds = {"step": asdict(step) | {"seconds": step.seconds}, "token": asdict(token) | {"seconds": token.seconds}}
+    bounds["examples_per_s"] = found["rows"] / step.seconds
+    bounds["tokens_per_s"] = settings.eval.batch_size / token.seconds
+    if lengths is not None:
+        steps = len(lengths) * settings.train.epochs / found["rows"]
+        bounds["hours"] = steps * step.seconds / _HOUR
+    return bounds
+
+
+def _show(report: dict[str, Any]) -> None:
+    memory, step, generation = report["memory"], report["step"], report.get("generation", {})
+    sizes = " x ".join(f"{axis} {size}" for axis, size in report["mesh"].items())
+    rows: dict[str, object] = {
+        "devices": f"{report['devices']} x {report['device']}, {sizes}",
+        "parameters": f"{report['parameters']['trained']:,} trained, {report['parameters']['frozen']:,} frozen",
+        "attention": f"the fused kernel '{report['attention']}'" if report["attention"] else "plain operations",
+        "a step": f"{report['rows']} rows, {report['rows a device']} a device, model.remat '{report['remat']}'",
+    }
+    for name, measured in (("training step", step), ("generation", generation)):
+        if "peak" in measured:
+            of = f" of {memory / _GB:.1f} GB" if memory else ""
+            rows[name] = (
+                f"{measured['peak'] / _GB:.2f}{of} a device: {measured['arguments'] / _GB:.2f} of arguments, "
+                f"{measured['temporaries'] / _GB:.2f} of temporaries; compiled in {measured['seconds']:.0f} s"
+            )
+            sent = [
+                f"{number['times']} {kind} ({number['bytes'] / _GB:.3f} GB)" for kind, number in measured["collectives"].items()
+            ]
+            rows[f"  {name.split()[-1]} sends"] = ", ".join(sent) or "nothing"
+    if "bounds" in report:
+        bounds, least = report["bounds"], report["bounds"]["step"]
+        parts = ", ".join(f"{part} {1000 * least[part]:.1f}" for part in ("arithmetic", "memory", "communication"))
+        rows["a step takes at least"] = f"{1000 * least['seconds']:.1f} ms ({parts})"
+        rows["at that bound"] = f"{bounds['examples_per_s']:.1f} examples/s" + (
+            f", {bounds['hours']:.2f} hours for all epochs" if "hours" in bounds else ""
+        )
+        rows["a token at least"] = f"{1000 * bounds['token']['seconds']:.2f} ms, {bounds['tokens_per_s']:,.0f} tokens/s"
+    if "search" in report:
+        found = report["search"]
+        rows["most rows a device"] = ", ".join(f"{number} with '{remat}'" for remat, number in found.items())
+        best = next((remat for remat, number in found.items() if number), None)
+        if best:
+            total = found[best] * report["devices"] // report["mesh"]["tensor"]
+            rows["recommended"] = f"model.remat='{best}', train.batch_size={total}"
+    banner("fit", rows)

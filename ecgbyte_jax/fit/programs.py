@@ -1,0 +1,150 @@
+"""Compiles an experiment's step and generation for a topology: a process of its own, since a compiler may crash.
+
+    python -m ecgbyte_jax.fit.programs < request.json
+
+Reads a `Request` as JSON, and prints what it `measured` as the last line.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from ecgbyte_jax.errors import EcgByteError
+from ecgbyte_jax.fit.collectives import count_collectives
+from ecgbyte_jax.fit.topology import devices_of
+from ecgbyte_jax.model.build import Parts, abstract_model, count
+from ecgbyte_jax.model.config import DecoderConfig
+from ecgbyte_jax.model.generate import lower_generation
+from ecgbyte_jax.model.sharding import batch_parts, batch_sharding, bytes_a_device, check_batch_size, make_mesh
+from ecgbyte_jax.settings import Settings
+from ecgbyte_jax.train.chips import memory_of
+from ecgbyte_jax.train.memory import with_remat
+from ecgbyte_jax.train.optim import make_optimizer
+from ecgbyte_jax.train.restore import positions
+from ecgbyte_jax.train.step import abstract_state, make_step
+
+_GPU_OPTIONS = {"xla_gpu_autotune_level": "0"}  # which needs a GPU
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to compile: an experiment's settings, where for, and the sizes that its data has.
+
+    rows: of a device at once, in place of the settings' (0). remat: likewise ("unset").
+    """
+
+    settings: dict[str, Any]
+    topology: str
+    vocab_size: int
+    first_new_id: int
+    answer_tokens: int
+    steps: int
+    generate: bool = True
+    rows: int = 0
+    remat: str = "unset"
+
+
+def measure(request: Request) -> dict[str, Any]:
+    """The memory, arithmetic and communication of each program on each device, as its compiler says."""
+    settings = Settings.of_dict(request.settings)
+    devices = devices_of(request.topology)
+    mesh = make_mesh(**asdict(settings.mesh), devices=devices)
+    if request.rows:
+        size = request.rows * batch_parts(mesh) * settings.train.accumulate
+        settings = replace(settings, train=replace(settings.train, batch_size=size))
+    if request.remat != "unset":
+        settings = replace(settings, model=replace(settings.model, remat=request.remat))
+    check_batch_size(mesh, settings.train.batch_size, "train.batch_size", settings.train.accumulate)
+    settings = with_remat(settings, mesh, request.vocab_size, request.first_new_id)
+    with jax.set_mesh(mesh):
+        parts = abstract_model(
+            settings.model, settings.lora, positions(settings), request.vocab_size, mesh, request.first_new_id
+        )
+        found: dict[str, Any] = {
+            "device": devices[0].device_kind,
+            "devices": len(devices),
+            "mesh": dict(mesh.shape),
+            "rows": settings.train.batch_size,
+            "rows a device": settings.train.batch_size // settings.train.accumulate // batch_parts(mesh),
+            "remat": settings.model.remat,
+            "attention": parts.config.attention_kernel,
+            "parameters": {"trained": count(parts.trained), "frozen": count(parts.frozen)},
+            "weights": bytes_a_device(parts.trained, parts.frozen),
+            "memory": memory_of(mesh),
+            "answer tokens": request.answer_tokens,
+            "config": _plain(parts.config),
+        }
+        found["step"] = _compile(lambda: _lower_step(settings, parts, mesh, request), devices)
+        if request.generate:
+            found["generation"] = _compile(lambda: _lower_answers(settings, parts, mesh), devices)
+    return found
+
+
+def _plain(config: DecoderConfig) -> dict[str, Any]:
+    """The sizes of a decoder, as JSON: those fields that are numbers, words or truth values."""
+    return {name: value for name, value in asdict(config).items() if isinstance(value, int | float | str)}
+
+
+def _lower_step(settings: Settings, parts: Parts, mesh: Mesh, request: Request) -> jax.stages.Lowered:
+    optimizer, _ = make_optimizer(settings.optim, parts.config.width, request.steps)
+    state = abstract_state(parts.trained, optimizer, mesh)
+    rows, tokens, sharding = settings.train.batch_size, settings.prompt.max_length, batch_sharding(mesh)
+
+    def array(places: int, kind: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, places), kind, sharding=sharding)
+
+    batch = {name: array(tokens, jnp.int32) for name in ("input_ids", "segment_ids", "positions")}
+    batch |= {name: array(request.answer_tokens, jnp.int32) for name in ("answer_places", "targets")}
+    batch["answer_mask"] = array(request.answer_tokens, jnp.bool)
+    step = make_step(parts, optimizer, settings.lora.dropout, settings.seed, settings.train.accumulate)
+    return step.lower(state, parts.frozen, batch, 1)
+
+
+def _lower_answers(settings: Settings, parts: Parts, mesh: Mesh) -> jax.stages.Lowered:
+    rows = -(-settings.eval.batch_size // batch_parts(mesh)) * batch_parts(mesh)
+    decoder = nnx.split(parts.model(parts.trained))
+    prompt = rows, settings.prompt.max_length
+    return lower_generation(*decoder, prompt, settings.eval.max_new_tokens, batch_sharding(mesh))
+
+
+def _compile(lower: Callable[[], jax.stages.Lowered], devices: list[jax.Device]) -> dict[str, Any]:
+    """What the compiler says of a program, or how it refused it."""
+    start = time.monotonic()
+    try:
+        program = lower().compile(_GPU_OPTIONS if devices[0].platform in ("cuda", "gpu") else None)
+    except RuntimeError as error:  # jax's own kind
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return {"refused": str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: "), "seconds": time.monotonic() - start}
+    memory, costs = program.memory_analysis(), program.cost_analysis() or {}
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return {
+        "seconds": time.monotonic() - start,
+        "arguments": memory.argument_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "peak": held + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes,
+        "flops": costs.get("flops", 0.0),
+        "bytes": costs.get("bytes accessed", 0.0),
+        "collectives": {kind: asdict(sent) for kind, sent in count_collectives(program.as_text()).items()},
+    }
+
+
+def main() -> None:
+    """Answers a request on stdin; an error of ours is one line on stderr and exit code 2."""
+    try:
+        print(json.dumps(measure(Request(**json.load(sys.stdin)))))
+    except EcgByteError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Stage `fit`: compiling for hardware that is not here."""
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+from ecgbyte_jax.errors import ConfigError
+from ecgbyte_jax.fit import fit as stage
+from ecgbyte_jax.fit.bounds import step_bound, token_bound
+from ecgbyte_jax.fit.collectives import Collectives, count_collectives
+from ecgbyte_jax.fit.fit import fit
+from ecgbyte_jax.fit.topology import chip_and_count, devices_of, environment
+from ecgbyte_jax.model.config import DecoderConfig
+from ecgbyte_jax.run.workdir import Workdir
+from ecgbyte_jax.settings import Settings
+from ecgbyte_jax.train.chips import CHIPS
+
+TEXT = """
+HloModule step
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%body (p: (s32[], bf16[8,4])) -> (s32[], bf16[8,4]) {
+  %gathered = bf16[8,4]{1,0} all-gather(%part), dimensions={0}
+  ROOT %t = (s32[], bf16[8,4]) tuple(%i, %gathered)
+}
+
+%limit (p: (s32[], bf16[8,4])) -> pred[] {
+  %three = s32[] constant(3)
+  ROOT %less = pred[] compare(%i, %three), direction=LT
+}
+
+%known (p: (s32[])) -> (s32[]) {
+  %moved = (f32[2]{0}, f32[2]{0}) collective-permute-start(%x)
+}
+
+%never (p: s32[]) -> pred[] {
+  ROOT %yes = pred[] constant(true)
+}
+
+ENTRY %main (x: f32[16]) -> f32[16] {
+  %loop = (s32[], bf16[8,4]) while(%start), condition=%limit, body=%body
+  %other = (s32[]) while(%s), condition=%never, body=%known, backend_config={"known_trip_count":{"n":"5"}}
+  %started = (f32[2]{0}, f32[16]{0}) all-gather-start(%x), dimensions={0}
+  %done = f32[16]{0} all-gather-done(%started)
+  ROOT %reduced = f32[16]{0} all-reduce(%done), to_apply=%add
+}
+"""
+CONFIG = DecoderConfig(
+    vocab_size=100, width=8, layers=2, heads=2, kv_heads=1, head_dim=4, mlp_width=16, max_positions=64, rope_theta=1e4,
+    dtype="bfloat16", param_dtype="bfloat16",
+)  # fmt: skip
+FOUND = {
+    "parameters": {"trained": 100, "frozen": 900}, "devices": 4, "mesh": {"data": 1, "fsdp": 4, "tensor": 1},
+    "remat": "products",
+    "step": {"temporaries": 5000, "collectives": {"all-gather": {"places": 1, "times": 2, "bytes": 3000}}},
+}  # fmt: skip
+
+
+def test_collectives_in_loops_count_for_every_round():
+    assert count_collectives(TEXT) == {
+        "all-gather": Collectives(2, 4, 3 * 64 + 64),
+        "all-reduce": Collectives(1, 1, 64),
+        "collective-permute": Collectives(1, 5, 5 * 8),
+    }
+
+
+def test_bounds_by_hand():
+    chip = CHIPS["h100"]
+    step = step_bound(CONFIG, FOUND, chip, np.array([[10, 2]] * 8))
+    assert step.memory == pytest.approx((2 * 1000 * 2 + 2 * 5000) / chip.bandwidth)
+    assert step.communication == pytest.approx(3000 / chip.link)
+    assert step.seconds == max(step.arithmetic, step.memory, step.communication)
+    token = token_bound(CONFIG, FOUND, chip, 8, 10)
+    cache = 2 * 10 * 2 * 2 * 1 * 4 * 2  # two rows of four devices
+    assert token.memory == pytest.approx((1000 * 2 + cache) / chip.bandwidth)
+    assert token.arithmetic == pytest.approx(2 * 2 * 1000 / chip.flops)
+
+
+def test_a_topology_is_a_chip_and_a_number_of_devices():
+    assert chip_and_count("a100-40-1") == ("a100-40", 1) and chip_and_count("v5p-64") == ("v5p", 64)
+    assert environment("v5e-8")["JAX_PLATFORMS"] == "cpu" and environment("here") == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("v9-8", "of these chips expected"), ("h100", "of these chips"), ("h100-0", "of these"), ("v5e-7", "slices of 1, 4, 8")],
+)
+def test_an_unknown_topology_is_refused(name, message):
+    with pytest.raises(ConfigError, match=message):
+        chip_and_count(name)
+
+
+def test_a_missing_compiler_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setattr("ecgbyte_jax.fit.topology.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="extra `tpu`"):
+        devices_of("v5e-8")
+    with pytest.raises(ConfigError, match="extra `cuda`"):
+        devices_of("h100-1")
+
+
+def test_a_crash_of_the_compiler_is_one_line(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage.sys, "executable", "/bin/false")
+    with pytest.raises(ConfigError, match=r"the compiler for here failed \(exit code 1\)"):
+        fit(Settings.of(config), Workdir(tmp_path))
+
+
+def test_most_rows_are_found_along_a_line_and_checked(monkeypatch):
+    tried = []
+
+    def measure(request):
+        tried.append(request.rows)
+        peak = 5 + 7 * request.rows + (4 if request.rows > 10 else 0)  # more than the line says
+        return {"memory": 100.0, "step": {"peak": peak}}
+
+    monkeypatch.setattr(stage, "_measure", measure)
+    request = stage.Request({}, "here", 1, 1, 1, 1, remat="inputs")
+    assert stage._most_rows(request) == 12 and tried[:2] == [1, 2] and len(tried) < 6
+
+
+def test_what_does_not_fit_says_by_how_much():
+    found = {"memory": 100e9, "step": {"peak": 120e9}}
+    assert "120.0 GB a device found, 95.0 GB usable, 25.0 GB too much" in stage._problem(found)
+    assert stage._problem({"memory": 100e9, "step": {"peak": 90e9}}) == ""
+    assert "exceeds available HBM" in stage._problem({"memory": 1.0, "step": {"refused": "exceeds available HBM"}})
+
+
+@pytest.mark.slow
+def test_fit_here_writes_what_the_programs_need(config, tmp_path):
+    config.fit.tokens = 10_000
+    fit(Settings.of(config), Workdir(tmp_path))
+    report = json.loads((tmp_path / "fit.json").read_text())
+    assert report["topology"] == "here" and report["remat"] == "" and report["attention"] == ""
+    assert report["step"]["temporaries"] > 0 and report["generation"]["peak"] > 0
+
+
+def on_topology(config, tmp_path, name: str, **mesh) -> dict:
+    config.fit.topology, config.model.scan_layers, config.model.dtype = name, True, "bfloat16"
+    config.model.head_dim, config.lora.rank, config.train.batch_size = 64, 4, 8
+    config.mesh.update(mesh)
+    fit(Settings.of(config), Workdir(tmp_path))
+    return json.loads((tmp_path / "fit.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not find_spec("libtpu"), reason="libtpu is not installed: pip install -e '.[tpu]'")
+def test_fit_compiles_for_a_tpu_that_is_not_here(config, tmp_path):
+    report = on_topology(config, tmp_path, "v5e-4", data=1, fsdp=4)
+    assert report["device"] == "TPU v5 lite" and report["devices"] == 4 and report["attention"] == "splash"
+    assert report["remat"] == "products" and report["bounds"]["step"]["seconds"] > 0
+    assert report["step"]["collectives"]["all-reduce"]["times"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not any(find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)),
+    reason="XLA's compiler for NVIDIA GPUs is not installed: pip install -e '.[cuda]' (6 GB)",
+)
+def test_fit_compiles_for_a_gpu_that_is_not_here(config, tmp_path):
+    report = on_topology(config, tmp_path, "h100-2", data=1, fsdp=2)
+    assert report["device"].startswith("NVIDIA H100") and report["devices"] == 2 and report["attention"] == "flash"
+    assert report["step"]["collectives"]["all-gather"]["times"] > 0
+
+
+def test_programs_answer_a_bad_request_in_one_line():
+    request = {"settings": {}, "topology": "v9-1", "vocab_size": 1, "first_new_id": 1, "answer_tokens": 1, "steps": 1}
+    done = subprocess.run(
+        [sys.executable, "-m", "ecgbyte_jax.fit.programs"], input=json.dumps(request), capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "fit.topology" in done.stderr
