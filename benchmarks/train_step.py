@@ -18,16 +18,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import torch
-from flax import nnx
 
 from benchmarks.peers import machine, make_folder, model_parser
 from ecgbyte_jax.inputs.plan import Layout, Plan
 from ecgbyte_jax.inputs.prompt import lay_out
-from ecgbyte_jax.model.build import Parts, count
-from ecgbyte_jax.model.config import KERNELS, LoraConfig
-from ecgbyte_jax.model.hf import load_pretrained
-from ecgbyte_jax.model.lora import add_lora
-from ecgbyte_jax.model.sharding import make_mesh, parameter_shardings, put_batch
+from ecgbyte_jax.model.build import build_model, count
+from ecgbyte_jax.model.config import KERNELS, LoraConfig, ModelConfig
+from ecgbyte_jax.model.sharding import make_mesh, put_batch
 from ecgbyte_jax.run.console import peak_memory
 from ecgbyte_jax.settings import DataSettings, OptimSettings
 from ecgbyte_jax.train.optim import make_optimizer
@@ -92,8 +89,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--examples", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), help="of this project's rows")
-    parser.add_argument("--scan_layers", action="store_true", help="model.scan_layers, in this project")
+    parser.add_argument("--scan_layers", action="store_true", help="stacked layers, in this project")
     parser.add_argument("--remat", default="", help="model.remat, in this project")
+    parser.add_argument("--attention", default="auto", help="model.attention, in this project")
     parser.add_argument(
         "--peak", type=float, default=0.0, help="TFLOP/s of the device, for the utilisation; 0: its data sheet's"
     )
@@ -162,11 +160,10 @@ def ours(arguments: argparse.Namespace) -> Variant:
     mesh = make_mesh(-1, 1, 1)
     jax.set_mesh(mesh)
     form = {"dtype": arguments.dtype, "param_dtype": arguments.dtype}
-    form |= {"remat": arguments.remat, "scan_layers": arguments.scan_layers}
-    model, decoder = load_pretrained(arguments.folder, **form)
-    add_lora(model, LoraConfig(16, 32.0, 0.05, KERNELS), jax.random.key(0))
-    graphdef, *states = nnx.split(model, nnx.LoRAParam, ...)
-    parts = Parts(decoder, graphdef, *jax.device_put(states, parameter_shardings(states, mesh)))
+    form |= {"remat": arguments.remat, "attention": arguments.attention, "scan_from": int(arguments.scan_layers)}
+    model = ModelConfig(pretrained=arguments.folder, vocab_multiple=1, **form)
+    parts = build_model(model, LoraConfig(16, 32.0, 0.05, KERNELS), 0, LENGTH, arguments.vocab, mesh)
+    decoder = parts.config
     optimizer, _ = make_optimizer(OptimSettings(), decoder.width, 1000)
     step = make_step(parts, optimizer, dropout=0.05)
     plan = planned(arguments, LAYOUTS[arguments.only])

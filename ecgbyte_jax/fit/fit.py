@@ -161,10 +161,7 @@ def _show(report: dict[str, Any]) -> None:
                 f"{measured['peak'] / _GB:.2f}{of} a device: {measured['arguments'] / _GB:.2f} of arguments, "
                 f"{measured['temporaries'] / _GB:.2f} of temporaries; compiled in {measured['seconds']:.0f} s"
             )
-            sent = [
-                f"{number['times']} {kind} ({number['bytes'] / _GB:.3f} GB)" for kind, number in measured["collectives"].items()
-            ]
-            rows[f"  {name.split()[-1]} sends"] = ", ".join(sent) or "nothing"
+            rows[f"  {name.split()[-1]} sends"] = _sent(measured["collectives"]) or "nothing"
     if "bounds" in report:
         bounds, least = report["bounds"], report["bounds"]["step"]
         parts = ", ".join(f"{part} {1000 * least[part]:.1f}" for part in ("arithmetic", "memory", "communication"))
@@ -181,3 +178,9 @@ def _show(report: dict[str, Any]) -> None:
             total = found[best] * report["devices"] // report["mesh"]["tensor"]
             rows["recommended"] = f"model.remat='{best}', train.batch_size={total}"
     banner("fit", rows)
+
+
+def _sent(collectives: dict[str, dict[str, int]]) -> str:
+    """What a program sends: how often and how much, or only how often its text says so."""
+    known = (f"{sent['times']} {kind} ({sent['bytes'] / _GB:.3f} GB)" for kind, sent in collectives.items() if "times" in sent)
+    return ", ".join(known) or ", ".join(f"{sent['places']} {kind} in its text" for kind, sent in collectives.items())

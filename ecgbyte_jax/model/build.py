@@ -17,7 +17,7 @@ from ecgbyte_jax.model.lora import add_lora, check_first_layer
 from ecgbyte_jax.model.sharding import abstract, make_sharded, parameter_shardings, place
 
 _COMPUTED_AS = ("dtype", "param_dtype", "remat", "scan_layers")  # settings that hold for a pretrained model too
-_NOT_OF_THE_DECODER = ("pretrained", "vocab_multiple", "train_new_embeddings", "new_rows", "attention")
+_NOT_OF_THE_DECODER = ("pretrained", "vocab_multiple", "train_new_embeddings", "new_rows", "attention", "scan_from")
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def check_fit(model: ModelConfig, lora: LoraConfig, positions: int, decoder: Dec
             f"after which the rotary frequencies of '{model.pretrained}' change (original_max_position_embeddings)"
         )
     if lora.rank:
-        check_first_layer(lora, decoder.layers, model.scan_layers)
+        check_first_layer(lora, decoder.layers, stacked=False)
     if lora.rank and not _targets(lora, decoder):
         raise ConfigError(f"lora.targets: {lora.targets} found, some of this model's kernels {decoder.kernels} expected")
 
@@ -168,8 +168,11 @@ def _decoder_config(model: ModelConfig, lora: LoraConfig, positions: int, vocab_
 def _without_kernel(model: ModelConfig, lora: LoraConfig, positions: int, vocab_size: int) -> DecoderConfig:
     sizes = {name: value for name, value in asdict(model).items() if name not in _NOT_OF_THE_DECODER}
     sizes["remat"] = "" if model.remat == "auto" else model.remat  # training decides, see `train.memory`
-    if not model.pretrained:
-        return DecoderConfig(vocab_size=vocab_size, max_positions=positions, **sizes)
-    decoder = read_config(locate(model.pretrained))
-    check_fit(model, lora, positions, decoder)
-    return replace(decoder, **{name: sizes[name] for name in _COMPUTED_AS})
+    if model.pretrained:
+        decoder = read_config(locate(model.pretrained))
+        check_fit(model, lora, positions, decoder)
+        decoder = replace(decoder, **{name: sizes[name] for name in ("dtype", "param_dtype", "remat")})
+    else:
+        decoder = DecoderConfig(vocab_size=vocab_size, max_positions=positions, **sizes)
+    deep = 0 < model.scan_from <= decoder.layers
+    return replace(decoder, scan_layers=deep and not lora.first_layer)

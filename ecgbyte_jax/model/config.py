@@ -191,7 +191,12 @@ class ModelConfig:
         "fits the devices",
         one_of("auto", "", *KEPT),
     )
-    scan_layers: bool = setting(False, "one compiled block runs over stacked parameters: deep models compile much faster")
+    scan_from: int = setting(
+        12,
+        "models of this many layers or more run one compiled block over stacked parameters, which compiles much faster "
+        "(not with lora.first_layer); 0: none",
+        at_least(0),
+    )
     attention: str = setting(
         "auto",
         'training: "auto": a fused kernel on GPUs and TPUs, which keeps no scores; "plain": as on CPUs',

@@ -90,7 +90,7 @@ def _put(linear: Linear, name: str, layer: int | None, paths: dict, settings: di
         return
     a, b, scale = next(iter(by_layer.values()))
     if len({(a.shape, scale) for a, _, scale in by_layer.values()}) > 1:
-        raise WeightsError(f"{folder}: the layers of {name} differ in rank or alpha; set scan_layers to False")
+        raise WeightsError(f"{folder}: the layers of {name} differ in rank or alpha; set model.scan_from to 0")
     if layer is None:
         zeros = np.zeros_like(a), np.zeros_like(b), scale
         a, b, _ = map(np.stack, zip(*(by_layer.get(i, zeros) for i in range(linear.kernel.shape[0]))))

@@ -53,7 +53,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "model.param_dtype",
         "model.attention",
         "model.remat",
-        "model.scan_layers",
+        "model.scan_from",
         "model.vocab_multiple",
         "model.new_rows",
         "model.train_new_embeddings",

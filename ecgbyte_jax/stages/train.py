@@ -19,6 +19,7 @@ from ecgbyte_jax.run.stage import Stage
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.stages import lineage
+from ecgbyte_jax.train.ahead import compiled_ahead
 from ecgbyte_jax.train.checkpoint import Checkpoints, DamagedCheckpointError
 from ecgbyte_jax.train.feed import Feed, plan_batches
 from ecgbyte_jax.train.loop import Loop, Outputs, Profile
@@ -103,6 +104,7 @@ def _train(settings: Settings, workdir: Workdir, mesh: Mesh, stage: Stage, profi
         validate = make_validation(settings, workdir, prepared, parts, mesh)
         outputs = open_outputs(checkpoints, start) if checkpoints else None
         loop = Loop(settings.train, plan, parts, schedule, outputs, begin, about, examples)
+        step = opened.enter_context(compiled_ahead(step, plan, start, state, parts.frozen, mesh))
         last = loop.run(state, start, Feed(batches, start, mesh), step, validate, profile)
         written = loop.outputs.checkpoints
         written.wait()

@@ -141,7 +141,7 @@ def test_fit_here_writes_what_the_programs_need(config, tmp_path):
 
 
 def on_topology(config, tmp_path, name: str, **mesh) -> dict:
-    config.fit.topology, config.model.scan_layers, config.model.dtype = name, True, "bfloat16"
+    config.fit.topology, config.model.scan_from, config.model.dtype = name, 1, "bfloat16"
     config.model.head_dim, config.lora.rank, config.train.batch_size = 64, 4, 8
     config.mesh.update(mesh)
     fit(Settings.of(config), Workdir(tmp_path))

@@ -41,7 +41,7 @@ def workdir(tmp_path_factory):
 def trained_config():
     config = small_config()
     config.lora.rank = 4
-    config.model.scan_layers = True
+    config.model.scan_from = 1
     config.model.train_new_embeddings = True
     config.model.vocab_multiple = 128
     config.eval.batch_size = 8
@@ -176,7 +176,7 @@ def test_an_adapter_of_a_model_from_scratch_is_refused(workdir):
 def test_two_processes_that_share_the_model_write_the_export_of_one(workdir, tmp_path):
     shutil.copytree(workdir, tmp_path / "w")
     shutil.rmtree(tmp_path / "w/export")
-    settings = ("lora.rank=4", "model.scan_layers=true", "model.train_new_embeddings=true", "model.vocab_multiple=128")
+    settings = ("lora.rank=4", "model.scan_from=1", "model.train_new_embeddings=true", "model.vocab_multiple=128")
     flags = [f"--config.{setting}" for setting in (*settings, "mesh.data=1", "mesh.tensor=2")]
     outputs = [finish(process) for process in start_two(tmp_path / "w", "--stage=export", *flags)]
     assert "exported" in outputs[0] and "exported" not in outputs[1]

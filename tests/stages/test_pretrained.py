@@ -307,7 +307,7 @@ SCRIPT = """if True:
     config, mesh = small_config(), make_mesh(1, 2, 1)
     config.model.pretrained, config.lora.rank = folder, 4
     for scan in (False, True):
-        config.model.scan_layers = scan
+        config.model.scan_from = int(scan)
         settings = Settings.of(config)
         parts = build_model(settings.model, settings.lora, 0, 512, 400, mesh)
         kernel = parts.frozen["blocks"]["mlp"]["up"]["kernel"] if scan else parts.frozen["embedding"]

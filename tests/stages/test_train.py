@@ -2,6 +2,7 @@ import csv
 import gc
 import json
 import shutil
+from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
@@ -269,6 +270,7 @@ def test_a_training_that_fails_before_its_first_step_leaves_the_one_before(confi
     for make_failing_step in (failing_step, lambda *_: failing_step()()):
         with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="no memory"):
             patch.setattr(stage, "make_step", make_failing_step)
+            patch.setattr(stage, "compiled_ahead", lambda step, *_: nullcontext(step))
             train(Settings.of(config), Workdir(workdir))
         assert contents(workdir / "checkpoints", workdir / "metrics.jsonl", workdir / "config.json") == before
         assert not list(workdir.glob("checkpoints.old-*")) and lineage.trained(first, Workdir(workdir)).finished()
