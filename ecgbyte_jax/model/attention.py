@@ -31,7 +31,7 @@ class Attention(nnx.Module):
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         self.config = config
         queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        self.q = Linear(config.width, queries, config.qkv_bias, config, rngs)
+        self.q = Linear(config.width, queries * (1 + config.attention_gate), config.qkv_bias, config, rngs)
         self.k = Linear(config.width, keys, config.qkv_bias, config, rngs)
         self.v = Linear(config.width, keys, config.qkv_bias, config, rngs)
         self.o = Linear(queries, config.width, config.o_bias, config, rngs)
@@ -42,23 +42,32 @@ class Attention(nnx.Module):
     def __call__(self, x: jax.Array, rope: Rope | None, mix: Mix, key: jax.Array | None) -> tuple[jax.Array, Part]:
         """Maps x [B, T, D] to ([B, T, D], (keys, values) of these tokens); `key` draws LoRA's dropout."""
         *qkv_keys, ko = split_key(key, 4)
-        q, k, v = self._project(x, rope, qkv_keys)
+        q, k, v, gate = self._project(x, rope, qkv_keys)
         mixed = checkpoint_name(mix(q, k, v), ATTENTION)  # [B, T, H, C]
+        if gate is not None:
+            mixed = mixed * jax.nn.sigmoid(gate)
         return checkpoint_name(self.o(mixed.reshape(*x.shape[:2], -1), ko), ATTENTION), (k, v)
 
     def weights(self, x: jax.Array, rope: Rope | None, mask: jax.Array) -> jax.Array:
         """The attention weights float32 [B, H, T, T] of x [B, T, D] under mask bool [B, 1, T, T]; rows sum to 1."""
-        q, k, _ = self._project(x, rope, (None,) * 3)
+        q, k, _, _ = self._project(x, rope, (None,) * 3)
         weights = _weights(q, [k], [mask], self.config)  # [B, K, G, T, T]
         return weights.reshape(weights.shape[0], -1, *weights.shape[-2:])
 
     def _project(
         self, x: jax.Array, rope: Rope | None, dropout_keys: Sequence[jax.Array | None]
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries [B, T, H, C], keys [B, K, C, T] and values [B, K, T, C], with norms and rotary positions applied."""
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+        """Queries [B, T, H, C], keys [B, K, C, T] and values [B, K, T, C], with norms and rotary positions applied.
+
+        Last, what gates the output [B, T, H, C], None where nothing does.
+        """
         cfg, (b, t, _) = self.config, x.shape
         kq, kk, kv = dropout_keys
         q, k, v = (checkpoint_name(part, ATTENTION) for part in (self.q(x, kq), self.k(x, kk), self.v(x, kv)))
+        gate = None
+        if cfg.attention_gate:
+            q, gate = jnp.split(q.reshape(b, t, cfg.heads, -1), 2, axis=-1)  # [B, T, H, C] each
+            q = q.reshape(b, t, -1)
         if cfg.qk_norm == "all":
             q, k = self.q_norm(q), self.k_norm(k)
         q = q.reshape(b, t, cfg.heads, cfg.head_dim)  # [B, T, H, C]
@@ -68,7 +77,7 @@ class Attention(nnx.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
-        return q, k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
+        return q, k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3), gate
 
 
 def attend(q: jax.Array, parts: Sequence[Part], masks: Sequence[jax.Array], config: DecoderConfig) -> jax.Array:

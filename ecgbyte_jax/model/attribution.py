@@ -41,11 +41,12 @@ def attribute(
     """Attributes `answer` [A] to `prompt` [P] (ids, unpadded).
 
     attention: the mean over the given layers and heads, or over all. rollout: attention through all layers, half of each
-    layer's weight on the residual stream (Abnar & Zuidema 2020, section 3; mean over all heads). gradient_input: the input of
-    the first block times the gradient of the answer's log-probability at it, summed over D (Shrikumar et al. 2016).
+    layer's weight on the residual stream (Abnar & Zuidema 2020, section 3; mean over all heads). Delta nets have no attention
+    weights: both leave these layers out. gradient_input: the input of the first block times the gradient of the answer's
+    log-probability at it, summed over D (Shrikumar et al. 2016).
 
     Raises ConfigError for an empty prompt or answer, more tokens than the model has positions, and a layer or head that it
-    lacks.
+    lacks or that has no attention.
     """
     prompt, answer = np.asarray(prompt, np.int32), np.asarray(answer, np.int32)
     _check(model, prompt, answer, layers, heads)
@@ -53,8 +54,8 @@ def attribute(
     length = _padded(total)
     ids = np.pad(np.concatenate([prompt, answer]), (length - total, 0))
     answer_length = _padded(answer_tokens)
-    layer_share = _shares(model.config.layers, layers)
-    head_share = _shares(model.config.heads, heads)
+    layer_share = _shares(model.config.attention_layers, layers)
+    head_share = _shares(range(model.config.heads), heads)
     graphdef, state = nnx.split(model)
     sizes = np.int32(total), np.int32(answer_tokens)
     arrays = _attribute(graphdef, state, ids, *sizes, layer_share, head_share, min(answer_length, length - 1))
@@ -73,6 +74,8 @@ def _check(model: Decoder, prompt: np.ndarray, answer: np.ndarray, layers: Seque
     for name, chosen, count in (("layers", layers, model.config.layers), ("heads", heads, model.config.heads)):
         if not all(0 <= number < count for number in chosen):
             raise ConfigError(f"{name}: {tuple(chosen)} found, numbers from 0 to {count - 1} expected")
+    if not set(layers) <= set(model.config.attention_layers):
+        raise ConfigError(f"layers: {tuple(layers)} found, those with attention {model.config.attention_layers} expected")
     if len(prompt) + len(answer) > model.config.max_positions:
         raise ConfigError(
             f"prompt of {len(prompt)} and answer of {len(answer)} tokens found, together at most the model's "
@@ -80,9 +83,9 @@ def _check(model: Decoder, prompt: np.ndarray, answer: np.ndarray, layers: Seque
         )
 
 
-def _shares(count: int, chosen: Sequence[int]) -> np.ndarray:
-    """The weight in the mean of each of `count` layers or heads, float32; none chosen means all."""
-    included = np.isin(np.arange(count), list(chosen) or np.arange(count))
+def _shares(numbers: Sequence[int], chosen: Sequence[int]) -> np.ndarray:
+    """The weight in the mean of each of these layers or heads, float32; none chosen means all."""
+    included = np.isin(numbers, list(chosen or numbers))
     return (included / included.sum()).astype(np.float32)
 
 
@@ -129,16 +132,19 @@ def run_blocks(
 ) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
     """Runs all blocks on x [B, T, D]; returns the hidden states after the last norm, and row 0's attention weights by layer.
 
-    valid: bool [B, T], False on padding. A layer's weights are two means over heads, [T, T] each: weighted by `head_share` [H],
-    and over all heads equally. Where `head_share` is None the list is empty.
+    valid: bool [B, T], False on padding. The weights of a layer with attention are two means over heads, [T, T] each: weighted
+    by `head_share` [H], and over all heads equally. Where `head_share` is None the list is empty.
     """
     ropes = layer_ropes(model.config, positions, jnp.sum(valid, axis=1, keepdims=True))
-    mask = causal_mask(valid.astype(jnp.int32))
-    weights = []
+    segment_ids = valid.astype(jnp.int32)
+    mask, weights = causal_mask(segment_ids), []
     for block, rope, window in zip(model.layers(), ropes, model.config.layer_windows):
+        if block.attention is None:
+            x, _ = block(x, (segment_ids, None), None)
+            continue
         near = within(mask, positions, positions, window)
         if head_share is not None:
             by_head = block.attention.weights(apply_norm(block.attention_norm, x), rope, near)[0]  # [H, T, T]
             weights.append((jnp.tensordot(head_share, by_head, 1), by_head.mean(axis=0)))
-        x, _ = block(x, rope, lambda q, k, v, near=near: attend(q, [(k, v)], [near], model.config), None)
+        x, _ = block(x, (rope, lambda q, k, v, near=near: attend(q, [(k, v)], [near], model.config)), None)
     return model.norm(x), weights

@@ -2,16 +2,18 @@
 
 from dataclasses import dataclass
 
+from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.rules import Rule, above, at_least, check, one_of, setting, some_of
 
 # The mesh axes that a batch and the heads are split over; see sharding.py for those of the parameters.
 BATCH_AXES = ("data", "fsdp")
 TENSOR_AXIS = "tensor"
-# Names of what a block may keep for the backward pass: attention's products, and the hidden products of the MLP.
+# Names of what a block may keep for the backward pass: products of attention or a delta net, and the MLP's hidden products.
 ATTENTION, MLP_HIDDEN = "attention", "mlp hidden"
 # Values of `remat` -> the names that are kept: the rest of a block is computed again, without a large product in `products`.
 KEPT = {"products": (ATTENTION, MLP_HIDDEN), "attention": (ATTENTION,), "inputs": ()}
-KERNELS = ("q", "k", "v", "o", "gate", "up", "down")  # linear maps of a block; LoRA can adapt each
+KERNELS = ("q", "k", "v", "o", "gate", "up", "down")  # linear maps of a block, or of its parts; LoRA can adapt each
+DELTA_KERNELS = ("beta", "decay")  # narrow linear maps of a delta net; PEFT's adapters may have paths there
 
 
 @dataclass(frozen=True)
@@ -88,20 +90,38 @@ class Rotary:
 
 
 @dataclass(frozen=True)
+class DeltaConfig:
+    """Gated delta nets (Yang et al. 2024) in the place of attention in these layers.
+
+    key_heads: of queries and keys; value_heads: value_heads / key_heads consecutive ones belong to a key head; key_dim,
+    value_dim: widths of a head; conv_width: tokens that the convolution reaches over, its own among them.
+    """
+
+    layers: tuple[int, ...]
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    conv_width: int
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
     """The architecture of a decoder; the defaults are Llama's. `family` is Hugging Face's `model_type`.
 
     norm: "rms" or "layer" (with bias); norm_offset is added to the scale. pre_norms, post_norms: a norm before, and one after,
     attention and MLP. qk_norm: an RMS norm of the queries and keys, "head": of every head, "all": of all heads together.
-    activation: "silu", "gelu", "gelu_tanh", "relu"; gated: a gated MLP, as in SwiGLU. rope_theta None: learned positions,
-    looked up at position + position_offset. local_rope_theta: the unscaled base of layers with a window; None: as in the
-    others. rotary_channels: the first ones of a head, which have rotary positions; 0: all. unrotated_layers: the numbers of
-    layers without rotary positions. embedding_scale: embeddings are multiplied by sqrt(width). windows: positions that each
-    layer's attention reaches back, 0: no limit; (): no limit anywhere. query_scale None: head_dim^-0.5. Caps are soft,
-    cap * tanh(x / cap); 0: none. spare_rows: rows at the end of the vocabulary that are no token. dtype: of the computation,
-    param_dtype: of the stored weights. remat: "" (everything) or what of `KEPT` a block keeps for the backward
-    pass. scan_layers: the blocks' parameters are stacked, and one compiled block runs over them. attention_kernel: ""
-    or the fused kernel (see `kernels.fused`) by which a row's tokens attend to each other where there is no cache.
+    attention_gate: attention's output is multiplied by a sigmoid of as many channels more that `q` returns, head by head.
+    delta: the layers without attention. activation: "silu", "gelu", "gelu_tanh", "relu"; gated: a gated MLP, as in SwiGLU.
+    rope_theta None: learned positions, looked up at position + position_offset. local_rope_theta: the unscaled base of layers
+    with a window; None: as in the others. rotary_channels: the first ones of a head, which have rotary positions; 0: all.
+    unrotated_layers: the numbers of layers without rotary positions. embedding_scale: embeddings are multiplied by sqrt(width).
+    windows: positions that each layer's attention reaches back, 0: no limit; (): no limit anywhere. query_scale None:
+    head_dim^-0.5. Caps are soft, cap * tanh(x / cap); 0: none. spare_rows: rows at the end of the vocabulary that are no token.
+    dtype: of the computation, param_dtype: of the stored weights. remat: "" (everything) or what of `KEPT` a block keeps for
+    the backward pass. scan_layers: the blocks' parameters are stacked, and one compiled block runs over them; with `delta`
+    there are blocks of two kinds, and ConfigError is raised. attention_kernel: "" or the fused kernel (see `kernels.fused`) by
+    which a row's tokens attend to each other where there is no cache.
     """
 
     vocab_size: int
@@ -124,6 +144,8 @@ class DecoderConfig:
     pre_norms: bool = True
     post_norms: bool = False
     qk_norm: str = ""
+    attention_gate: bool = False
+    delta: DeltaConfig | None = None
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
@@ -142,6 +164,15 @@ class DecoderConfig:
     remat: str = ""
     scan_layers: bool = False
     attention_kernel: str = ""
+
+    def __post_init__(self) -> None:
+        if self.delta and self.scan_layers:
+            raise ConfigError(f"model.scan_layers: True found, False expected: a {self.family} has blocks of two kinds")
+
+    @property
+    def attention_layers(self) -> tuple[int, ...]:
+        """The numbers of the layers with attention."""
+        return tuple(i for i in range(self.layers) if self.delta is None or i not in self.delta.layers)
 
     @property
     def layer_windows(self) -> tuple[int, ...]:

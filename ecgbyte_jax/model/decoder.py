@@ -6,6 +6,7 @@ Axes: B batch, T input tokens, S tokens of a cache, D width, K key/value heads, 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from jax.sharding import PartitionSpec
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.model.attention import Attention, Mix, Part, attend, causal_mask, count_positions, within
 from ecgbyte_jax.model.config import BATCH_AXES, KEPT, TENSOR_AXIS, DecoderConfig, DynamicScaling
+from ecgbyte_jax.model.delta_net import DeltaNet, State, empty_state
 from ecgbyte_jax.model.kernels.fused import fused_attention
 from ecgbyte_jax.model.layers import MLP, Linear, Norm, apply_norm, normal, soft_cap, split_key
 from ecgbyte_jax.model.rope import Rope, example_lengths, layer_ropes, rope_chooser
@@ -28,24 +30,27 @@ class NewRows(nnx.LoRAParam):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Cache:
-    """The keys [B, K, C, S] and values [B, K, S, C] of earlier tokens, by layer.
+    """The keys [B, K, C, S] and values [B, K, S, C] of earlier tokens, by layer with attention.
 
-    there: bool [B, S], False on padding and on room not yet used. positions: int32 [B, S].
+    there: bool [B, S], False on padding and on room not yet used. positions: int32 [B, S]. states: by layer with a delta net,
+    after the last token; those of the last part of a past hold for all of it.
     """
 
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
     there: jax.Array
     positions: jax.Array
+    states: tuple[State, ...] = ()
 
     @classmethod
-    def empty(cls, config: DecoderConfig, batch: int, length: int) -> "Cache":
-        """A cache with room for `length` tokens in each of `batch` rows."""
+    def empty(cls, config: DecoderConfig, batch: int, length: int, past: Sequence["Cache"] = ()) -> "Cache":
+        """A cache with room for `length` tokens in each of `batch` rows, which follow those of `past`."""
         keys = jnp.zeros((batch, config.kv_heads, config.head_dim, length), config.dtype)
         values = jnp.zeros((batch, config.kv_heads, length, config.head_dim), config.dtype)
         there = jnp.zeros((batch, length), bool)
         keys, values = _split_heads(keys, config), _split_heads(values, config)
-        return cls((keys,) * config.layers, (values,) * config.layers, there, there.astype(jnp.int32))
+        count = len(config.attention_layers)
+        return cls((keys,) * count, (values,) * count, there, there.astype(jnp.int32), _last_states(config, past, batch))
 
     def put(self, tokens: "Cache", place: jax.Array) -> "Cache":
         """The cache with `tokens` written from index `place` on."""
@@ -58,24 +63,34 @@ class Cache:
             tuple(write(*pair, 2) for pair in zip(self.values, tokens.values)),
             write(self.there, tokens.there, 1),
             write(self.positions, tokens.positions, 1),
+            tokens.states,
         )
 
 
 class Block(nnx.Module):
-    """Attention and MLP, each after a norm (in Gemma 2 also before one, in OLMo 2 only), added to the residual stream."""
+    """Attention or a delta net, then an MLP, each after a norm (in Gemma 2 also before one, in OLMo 2 only).
 
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+    Both are added to the residual stream.
+    """
+
+    def __init__(self, config: DecoderConfig, layer: int, rngs: nnx.Rngs):
+        delta = config.delta if config.delta and layer in config.delta.layers else None
         self.attention_norm = nnx.data(Norm(config.width, config) if config.pre_norms else None)
-        self.attention = Attention(config, rngs)
+        self.attention = nnx.data(None if delta else Attention(config, rngs))
+        self.delta_net = nnx.data(DeltaNet(config, delta, rngs) if delta else None)
         self.post_attention_norm = nnx.data(Norm(config.width, config) if config.post_norms else None)
         self.mlp_norm = nnx.data(Norm(config.width, config) if config.pre_norms else None)
         self.mlp = MLP(config, rngs)
         self.post_mlp_norm = nnx.data(Norm(config.width, config) if config.post_norms else None)
 
-    def __call__(self, x: jax.Array, rope: Rope | None, mix: Mix, key: jax.Array | None) -> tuple[jax.Array, Part]:
-        """Maps x [B, T, D] to ([B, T, D], (keys, values)); arguments as in `Attention.__call__`."""
+    def __call__(self, x: jax.Array, context: tuple, key: jax.Array | None) -> tuple[jax.Array, Any]:
+        """Maps x [B, T, D] to ([B, T, D], what later tokens need of these); `key` draws LoRA's dropout.
+
+        context: the arguments of `Attention.__call__` or `DeltaNet.__call__` between x and key.
+        """
         ka, km = split_key(key, 2)
-        mixed, kept = self.attention(apply_norm(self.attention_norm, x), rope, mix, ka)
+        mixer = self.attention if self.delta_net is None else self.delta_net
+        mixed, kept = mixer(apply_norm(self.attention_norm, x), *context, ka)
         x = x + apply_norm(self.post_attention_norm, mixed)
         mapped = self.mlp(apply_norm(self.mlp_norm, x), km)
         return x + apply_norm(self.post_mlp_norm, mapped), kept
@@ -90,7 +105,7 @@ class Decoder(nnx.Module):
         learned = config.rope_theta is None
         rows = (config.max_positions + config.position_offset, config.width)
         self.positions = nnx.data(nnx.Param(normal(rngs, rows, config.width, config)) if learned else None)
-        blocks = [Block(config, rngs) for _ in range(config.layers)]
+        blocks = [Block(config, layer, rngs) for layer in range(config.layers)]
         self.blocks = nnx.data(_stack(blocks)) if config.scan_layers else nnx.List(blocks)
         self.norm = Norm(config.width, config)
         tied = config.tied_embeddings
@@ -155,18 +170,22 @@ class Decoder(nnx.Module):
         if lengths is None:
             lengths = before[:, 0] + jnp.sum(there, axis=1)
         x, ropes = self._enter(input_ids, positions), layer_ropes(self.config, positions, lengths[:, None])
-        keys, values = [], []
-        for layer, (block, rope, window) in enumerate(zip(self.layers(), ropes, self.config.layer_windows)):
+        past_states, keys, values, states = iter(_last_states(self.config, past, b)), [], [], []
+        for block, rope, window in zip(self.layers(), ropes, self.config.layer_windows):
+            if block.attention is None:
+                x, state = block(x, (segment_ids, next(past_states)), None)
+                states.append(state)
+                continue
             near = (
                 [within(mask, positions, at, window) for mask, at in zip(masks, key_positions)]
                 if self.config.windows
                 else masks
             )
-            parts = [(part.keys[layer], part.values[layer]) for part in past]
-            x, (k, v) = block(x, rope, self._attend_to(parts, near), None)
+            parts = [(part.keys[len(keys)], part.values[len(keys)]) for part in past]
+            x, (k, v) = block(x, (rope, self._attend_to(parts, near)), None)
             keys.append(_split_heads(k, self.config))
             values.append(_split_heads(v, self.config))
-        return self.norm(x), Cache(tuple(keys), tuple(values), there, positions)
+        return self.norm(x), Cache(tuple(keys), tuple(values), there, positions, tuple(states))
 
     def _enter(self, input_ids: jax.Array, positions: jax.Array) -> jax.Array:
         """The input [B, T, D] of the first block, split over the mesh."""
@@ -219,11 +238,13 @@ class Decoder(nnx.Module):
         ropes = layer_ropes(config, positions, example_lengths(segment_ids, positions))
 
         def run(block: Block, x: jax.Array, rope: Rope | None, window: jax.Array, key: jax.Array | None) -> jax.Array:
+            if block.attention is None:
+                return block(x, (segment_ids, None), key)[0]
             if config.attention_kernel:
                 mix = partial(fused_attention, segment_ids=segment_ids, window=window, config=config)
             else:
                 mix = self._attend_to([], [within(mask, positions, positions, window) if config.windows else mask])
-            return block(x, rope, mix, key)[0]
+            return block(x, (rope, mix), key)[0]
 
         keys = split_key(dropout_key, config.layers)
         if not config.scan_layers:
@@ -296,6 +317,17 @@ def _stack(blocks: list[Block]) -> Block:
     """One block whose parameters begin with an axis of layers."""
     graphdef, _ = nnx.split(blocks[0])
     return nnx.merge(graphdef, jax.tree.map(lambda *layers: jnp.stack(layers), *(nnx.state(block) for block in blocks)))
+
+
+def _last_states(config: DecoderConfig, past: Sequence[Cache], batch: int) -> tuple[State, ...]:
+    """The states [B, ...] of all delta nets after the tokens of `past`, with B rows."""
+    if config.delta is None:
+        return ()
+    if past:
+        states = past[-1].states
+        return jax.tree.map(lambda x: jnp.repeat(x, batch // len(x), axis=0), states)
+    empty = empty_state(config, config.delta, batch)
+    return (jax.tree.map(lambda x: _split_over_mesh(x, *(None,) * (x.ndim - 1)), empty),) * len(config.delta.layers)
 
 
 def _split_over_mesh(x: jax.Array, *other_axes: str | None) -> jax.Array:

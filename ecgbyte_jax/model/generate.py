@@ -253,7 +253,7 @@ def _generate(
         done=jnp.zeros(rows, bool),
         tokens=jnp.full((rows, max_new_tokens), pad_id, jnp.int32),
         log_probs=jnp.zeros((rows, max_new_tokens), jnp.float32),
-        cache=Cache.empty(model.config, rows, max_new_tokens),
+        cache=Cache.empty(model.config, rows, max_new_tokens, past),
     )
     end = jax.lax.while_loop(unfinished, extend, start)
     return end.tokens, end.log_probs

@@ -26,12 +26,14 @@ from ecgbyte_jax.errors import WeightsError
 from ecgbyte_jax.model.config import DecoderConfig
 from ecgbyte_jax.model.decoder import Decoder, NewRows
 from ecgbyte_jax.model.families.fields import refuse
-from ecgbyte_jax.model.families.table import FAMILIES, LINEAR, Tensor
+from ecgbyte_jax.model.families.table import FAMILIES, TRANSPOSED, Tensor
 from ecgbyte_jax.model.gguf_file import config_fields, open_gguf
 from ecgbyte_jax.model.stored import stored_tensors, weight_files
 
 # Stored buffers that follow from config.json.
 _IGNORED = re.compile(r".*rotary_emb\.inv_freq|.*\.attn\.(masked_)?bias")
+# Parts of Qwen 3.5 that the text model does not use: the heads for several tokens at once, the image encoder.
+_OTHER_PARTS = re.compile(r"mtp\..*|model\.visual\..*")
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _HEAD = "lm_head.weight"
 _NEVER_TIED_BY_FLAX = ("llama", "mistral")  # transformers 4's Flax classes that ignore tie_word_embeddings
@@ -94,7 +96,7 @@ def load_pretrained(
     shapes = _shapes(config)
     family = FAMILIES[config.family]
     plan = {tensor.stored: tensor for tensor in family.tensors(set(shapes), config.layers)}
-    plan |= {stored.removeprefix(family.prefix): tensor for stored, tensor in plan.items()}  # some files omit the prefix
+    plan = {spelling: tensor for stored, tensor in plan.items() for spelling in family.spellings(stored)}
     missing, problems = set(shapes), []
     for stored, array in stored_tensors(folder):
         tensor = plan.get(stored)
@@ -105,7 +107,7 @@ def load_pretrained(
                         problems.append(f"{_HEAD} differs from the embedding, tie_word_embeddings False expected")
                     else:
                         _LOG.warning("%s: %s is not used: config.json ties it to the embedding, which differs", folder, _HEAD)
-            elif not _IGNORED.fullmatch(stored):
+            elif not _IGNORED.fullmatch(stored) and not (config.delta and _OTHER_PARTS.fullmatch(stored)):
                 problems.append(f"no place for {stored}")
             continue
         if not missing.issuperset(tensor.parameters):
@@ -162,7 +164,7 @@ def _compare_head(folder: Path, family: str, *_stamps: tuple[Path, int, int]) ->
     """Reads the head and, where there is one, the embedding alone."""
     head = dict(stored_tensors(folder, {_HEAD}))
     (embedding,) = FAMILIES[family].tensors({"embedding"}, 0)
-    names = {embedding.stored, embedding.stored.removeprefix(FAMILIES[family].prefix)}
+    names = FAMILIES[family].spellings(embedding.stored)
     return any(not np.array_equal(head[_HEAD], array) for _, array in stored_tensors(folder, names)) if head else False
 
 
@@ -170,6 +172,8 @@ def _read_settings(folder: Path) -> DecoderConfig:
     path, gguf = (folder, open_gguf(folder)) if folder.is_file() else (folder / "config.json", None)
     try:
         raw = config_fields(gguf) if gguf else _read_json(path)
+        if raw.get("model_type") == "qwen3_5" and isinstance(raw.get("text_config"), dict):  # its vision part is not read
+            raw = {"model_type": "qwen3_5_text"} | raw["text_config"]
         refuse(raw, "model_type", tuple(FAMILIES))
         config = DecoderConfig(family=raw["model_type"], **FAMILIES[raw["model_type"]].read(raw))
     except WeightsError as error:
@@ -206,7 +210,7 @@ def _shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
 
 def _parts(tensor: Tensor, array: np.ndarray, shapes: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, np.ndarray]]:
     """(parameter, its part of a stored tensor in our layout)."""
-    if tensor.layout == LINEAR:
+    if tensor.layout in TRANSPOSED:
         array = array.T
     if len(tensor.parameters) == 1:
         yield tensor.parameters[0], array
@@ -340,7 +344,7 @@ def whole(array: jax.Array) -> np.ndarray:
 def _stored(tensor: Tensor, parameters: dict[str, jax.Array]) -> np.ndarray:
     """A tensor in PyTorch's layout."""
     array = np.concatenate([whole(_parameter(name, parameters)) for name in tensor.parameters], axis=-1)
-    return np.ascontiguousarray(array.T if tensor.layout == LINEAR else array)
+    return np.ascontiguousarray(array.T if tensor.layout in TRANSPOSED else array)
 
 
 def _parameter(name: str, parameters: dict[str, jax.Array]) -> jax.Array:

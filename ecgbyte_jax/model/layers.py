@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from ecgbyte_jax.model.config import MLP_HIDDEN, DecoderConfig
 
-_ACTIVATIONS = {
+ACTIVATIONS = {
     "silu": jax.nn.silu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -90,6 +90,6 @@ class MLP(nnx.Module):
     def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
         """Maps [B, T, D] to [B, T, D]; `key` draws LoRA's dropout."""
         kg, ku, kd = split_key(key, 3)
-        up, act = checkpoint_name(self.up(x, ku), MLP_HIDDEN), _ACTIVATIONS[self.activation]  # [B, T, F]
+        up, act = checkpoint_name(self.up(x, ku), MLP_HIDDEN), ACTIVATIONS[self.activation]  # [B, T, F]
         gated = act(up) if self.gate is None else act(checkpoint_name(self.gate(x, kg), MLP_HIDDEN)) * up
         return self.down(gated, kd)  # [B, T, D]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ecgbyte_jax.errors import ConfigError
-from ecgbyte_jax.model.config import KERNELS, LoraConfig
+from ecgbyte_jax.model.config import DELTA_KERNELS, KERNELS, LoraConfig
 from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.model.layers import Linear
 
@@ -65,7 +65,7 @@ def add_lora(model: Decoder, lora: LoraConfig, key: jax.Array) -> None:
     a is drawn as in PEFT (Kaiming uniform with a = sqrt(5)), from one key per kernel and layer, so that stacked blocks get the
     same values. Raises ConfigError where a target names no kernel, and for a first layer that is missing or in stacked blocks.
     """
-    available = {name.rpartition("/")[2] for name, _, _ in kernels(model)}
+    available = {name.rpartition("/")[2] for name, _, _ in kernels(model)} & {*KERNELS}
     unknown = sorted(set(lora.targets) - available)
     if unknown or not lora.targets:
         raise ConfigError(f"lora.targets: {unknown or 'none'} found, some of this model's kernels {sorted(available)} expected")
@@ -75,7 +75,8 @@ def add_lora(model: Decoder, lora: LoraConfig, key: jax.Array) -> None:
         if kernel not in lora.targets or (layer or 0) < lora.first_layer:
             continue
         n_in, n_out = linear.kernel.shape[-2:]
-        draws = jax.random.split(jax.random.fold_in(key, KERNELS.index(kernel)), model.config.layers)
+        number = KERNELS.index(kernel) + len(KERNELS) * name.startswith("delta_net")  # whose gate is not the MLP's
+        draws = jax.random.split(jax.random.fold_in(key, number), model.config.layers)
         bound = n_in**-0.5
 
         def draw(draw_key: jax.Array, n_in: int = n_in, bound: float = bound) -> jax.Array:
@@ -100,8 +101,8 @@ def kernels(model: Decoder) -> Iterator[tuple[str, int | None, Linear]]:
     """(name, such as `attention/q`, layer, linear map) of all blocks; the layer is None where blocks are stacked."""
     blocks = [(None, model.blocks)] if model.config.scan_layers else enumerate(model.blocks)
     for layer, block in blocks:
-        for part in ("attention", "mlp"):
-            for kernel in KERNELS:
+        for part in ("attention", "delta_net", "mlp"):
+            for kernel in (*KERNELS, *DELTA_KERNELS):
                 linear = getattr(getattr(block, part), kernel, None)
                 if linear is not None:
                     yield f"{part}/{kernel}", layer, linear

@@ -57,7 +57,7 @@ def load_adapter(model: Decoder, folder: str | Path) -> None:
     linears = {(name, layer): linear for name, layer, linear in kernels(model)}
     used: set[str] = set()
     paths: dict[tuple[str, int], tuple[np.ndarray, np.ndarray, float]] = {}
-    for module, layer, names in _modules(model.config):
+    for module, layer, names in _modules(model.config, linears):
         stored = [f"{_PREFIX}{module}.lora_{matrix}.weight" for matrix in "AB"]
         if not set(stored) <= set(tensors):
             continue
@@ -125,7 +125,7 @@ def save_adapter(model: Decoder, folder: str | Path, *, base: str, grown: bool =
     folder, model = Path(folder), unstack(model)
     linears = {(name, layer): linear for name, layer, linear in kernels(model)}
     tensors, ranks, alphas, modules, path = {}, {}, {}, [], None
-    for module, layer, names in _modules(model.config):
+    for module, layer, names in _modules(model.config, linears):
         modules.append(module)
         paths = [linears[name, layer].lora for name in names]
         present = [own for own in paths if own is not None]
@@ -242,16 +242,16 @@ def _check_number(value: object, kind: type | UnionType, where: str) -> None:
         raise WeightsError(f"{where} {value!r:.60} found, a {'whole ' if kind is int else ''}number above 0 expected")
 
 
-def _modules(config: DecoderConfig) -> list[tuple[str, int, tuple[str, ...]]]:
-    """(PEFT's module, layer, our kernels in it) of every linear map in the blocks."""
+def _modules(config: DecoderConfig, linears: dict) -> list[tuple[str, int, tuple[str, ...]]]:
+    """(PEFT's module, layer, our kernels in it) of every linear map in the blocks, which are `linears` by name and layer."""
     family = FAMILIES[config.family]
     modules = []
     for module, (ours, layout) in family.names.items():
         if layout in (LINEAR, CONV1D):
             head, _, rest = ours.removeprefix("blocks/{i}/").partition("(")
             names = tuple(head + part for part in rest.removesuffix(")").split("|"))
-            if config.gated or names != ("mlp/gate",):
-                modules += [(family.prefix + module.format(i=i), i, names) for i in range(config.layers)]
+            layers = (i for i in range(config.layers) if {(names[0], i), (names[0], None)} & linears.keys())
+            modules += [(family.prefix + module.format(i=i), i, names) for i in layers]
     return modules
 
 

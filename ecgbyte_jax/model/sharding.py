@@ -24,14 +24,16 @@ RULES = (
     (r"embedding|new_rows|new_head_rows", ("tensor", "fsdp")),  # [V, D]
     (r"positions", (None, "fsdp")),
     (r"head/kernel", ("fsdp", "tensor")),  # [D, V]
-    (r".*/(q|k|v|gate|up)/kernel", ("fsdp", "tensor")),
+    (r".*/(q|k|v|gate|up|beta|decay)/kernel", ("fsdp", "tensor")),
     (r".*/(o|down)/kernel", ("tensor", "fsdp")),
-    (r".*/(q|k|v|gate|up)/lora/a", ("fsdp", None)),
-    (r".*/(q|k|v|gate|up)/lora/b", (None, "tensor")),
+    (r".*/(q|k|v|gate|up|beta|decay)/lora/a", ("fsdp", None)),
+    (r".*/(q|k|v|gate|up|beta|decay)/lora/b", (None, "tensor")),
     (r".*/(o|down)/lora/a", ("tensor", None)),
     (r".*/(o|down)/lora/b", (None, "fsdp")),
     (r".*/(q|k|v|gate|up)/bias", ("tensor",)),
     (r".*/(o|down)/bias", ("fsdp",)),
+    (r".*/conv_(q|k|v)/kernel", (None, None, "tensor")),  # [W, 1, channels]
+    (r".*/delta_net/(a_log|dt_bias)", ("tensor",)),
     (r"(.*/)?\w*norm/(scale|bias)", (None,)),
 )
 _TOP = ("embedding", "positions", "blocks", "norm", "head", "new_rows", "new_head_rows")  # a decoder's own attributes

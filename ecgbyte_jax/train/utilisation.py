@@ -17,11 +17,20 @@ def step_flops(config: DecoderConfig, trained: int, lengths: np.ndarray) -> floa
     """What one step needs: 2 FLOPs a parameter and token forward, 2 for the activations' gradients, 2 for trained weights'.
 
     trained: the number of trained parameters; lengths: int [n, 2], the tokens and answer tokens of each sequence. Padding
-    and the look-up of embeddings are not counted; the head counts for the answers' tokens alone.
+    and the look-up of embeddings are not counted; the head counts for the answers' tokens alone. A delta net counts as its
+    recurrence, whatever the chunks in which it is computed.
     """
     tokens, answers = lengths.sum(axis=0)
-    attention = config.width * config.head_dim * (2 * config.heads + 2 * config.kv_heads)
-    blocks = config.layers * (attention + (3 if config.gated else 2) * config.width * config.mlp_width)
+    attentions = len(config.attention_layers)
+    attention = config.width * config.head_dim * ((3 if config.attention_gate else 2) * config.heads + 2 * config.kv_heads)
+    blocks = attentions * attention + config.layers * (3 if config.gated else 2) * config.width * config.mlp_width
     pairs = np.sum(lengths[:, 0].astype(float) ** 2) / 2  # of a token and one that it sees
-    mixing = 4 * config.layers * config.heads * config.head_dim * pairs  # scores and sums, forward
+    mixing = 4 * attentions * config.heads * config.head_dim * pairs  # scores and sums, forward
+    if config.delta:
+        delta = config.delta
+        keys, values = delta.key_heads * delta.key_dim, delta.value_heads * delta.value_dim
+        blocks += len(delta.layers) * (config.width * (2 * keys + 3 * values + 2 * delta.value_heads))
+        # Of each token: the convolution; the state decayed, read with the key, corrected, and read with the query.
+        token_mixing = 2 * delta.conv_width * (2 * keys + values) + 7 * delta.key_dim * values
+        mixing += len(delta.layers) * token_mixing * tokens
     return float(tokens * (4 * blocks + 2 * min(trained, blocks)) + 3 * mixing + 4 * answers * config.width * config.vocab_size)

@@ -6,7 +6,7 @@ from ecgbyte_jax.errors import WeightsError
 from ecgbyte_jax.model.config import DecoderConfig, LongScaling
 from ecgbyte_jax.model.families.fields import NO_PAD, at_least_1, given, or_none, positive, read_window, refuse, whole
 from ecgbyte_jax.model.families.llama import read_llama_like, write_llama_like
-from ecgbyte_jax.model.families.rotary import original_positions, rope_fields
+from ecgbyte_jax.model.families.rotary import original_positions, read_rotary_channels, rope_fields, rotary_share
 
 
 def read_phi3(raw: dict) -> dict:
@@ -22,16 +22,10 @@ def _read_phi3_rope(raw: dict) -> dict:
     rope = {"rope_theta": 10_000.0, "partial_rotary_factor": 1.0} | given(raw, "rope_theta", "partial_rotary_factor")
     rope |= rope_fields(raw)
     head_dim = or_none(whole, raw, "head_dim", raw["hidden_size"] // raw["num_attention_heads"])
-    share = positive(rope, "partial_rotary_factor")
-    channels = int(head_dim * share)
-    if share > 1 or channels < 2 or channels % 2:
-        raise WeightsError(
-            f"partial_rotary_factor {share} found, at most 1 and an even number of the head's {head_dim} channels expected"
-        )
+    own = read_rotary_channels(rope, head_dim)
     kind = rope.get("rope_type", rope.get("type", "default"))
     refuse({"rope_type": kind}, "rope_type", ("default", "longrope", "su", "yarn"))  # the last two are older names
-    scaling = None if kind == "default" else _read_long(rope, raw, channels)
-    own = 0 if channels == head_dim else channels
+    scaling = None if kind == "default" else _read_long(rope, raw, own or head_dim)
     return {"rope_theta": at_least_1(rope, "rope_theta"), "rope_scaling": scaling, "rotary_channels": own}
 
 
@@ -56,10 +50,8 @@ def _factors(rope: dict, field: str, count: int) -> tuple[float, ...]:
 
 def write_phi3(config: DecoderConfig) -> dict:
     """The fields of config.json that describe this model."""
-    scaling, share = config.rope_scaling, (config.rotary_channels or config.head_dim) / config.head_dim
-    if int(share * config.head_dim) < config.rotary_channels:
-        share = math.nextafter(share, 1)
-    written = write_llama_like(config) | NO_PAD | {"partial_rotary_factor": share}
+    scaling = config.rope_scaling
+    written = write_llama_like(config) | NO_PAD | {"partial_rotary_factor": rotary_share(config)}
     written["sliding_window"] = max(config.windows, default=0) or None
     if isinstance(scaling, LongScaling):
         original = written["original_max_position_embeddings"] = scaling.original_max_positions

@@ -80,6 +80,23 @@ def original_positions(rope: dict, raw: dict) -> int:
     return whole(raw if "original_max_position_embeddings" in raw else fields, "original_max_position_embeddings")
 
 
+def read_rotary_channels(rope: dict, head_dim: int) -> int:
+    """The first channels of a head, which `partial_rotary_factor` says are rotated, 0: all; raises WeightsError."""
+    share = positive(rope, "partial_rotary_factor")
+    channels = int(head_dim * share)
+    if share > 1 or channels < 2 or channels % 2:
+        raise WeightsError(
+            f"partial_rotary_factor {share} found, at most 1 and an even number of the head's {head_dim} channels expected"
+        )
+    return 0 if channels == head_dim else channels
+
+
+def rotary_share(config: DecoderConfig) -> float:
+    """The `partial_rotary_factor` from which `read_rotary_channels` reads the same channels."""
+    share = (config.rotary_channels or config.head_dim) / config.head_dim
+    return math.nextafter(share, 1) if int(share * config.head_dim) < config.rotary_channels else share
+
+
 def write_rope(config: DecoderConfig) -> dict:
     """The fields of transformers 4, which transformers 5 reads too."""
     return {"rope_theta": config.rope_theta, "rope_scaling": _write_scaling(config.rope_scaling)}

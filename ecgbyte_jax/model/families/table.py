@@ -22,9 +22,12 @@ from ecgbyte_jax.model.families.llama import (
     write_smollm3,
 )
 from ecgbyte_jax.model.families.phi3 import read_phi3, write_phi3
+from ecgbyte_jax.model.families.qwen3_5 import read_qwen3_5, write_qwen3_5
 
-# How PyTorch stores our kernel [n_in, n_out]: LINEAR as [n_out, n_in], CONV1D as [n_in, n_out]. PLAIN: any other tensor.
-LINEAR, CONV1D, PLAIN = "linear", "conv1d", "plain"
+# How PyTorch stores our kernel [n_in, n_out]: LINEAR as [n_out, n_in], CONV1D as [n_in, n_out]. DEPTHWISE: a convolution's
+# [W, 1, channels] as [channels, 1, W]. PLAIN: any other tensor.
+LINEAR, CONV1D, DEPTHWISE, PLAIN = "linear", "conv1d", "depthwise", "plain"
+TRANSPOSED = (LINEAR, DEPTHWISE)
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class Family:
     """One `model_type` of Hugging Face.
 
     architecture: the class in transformers. prefix: of all stored names except lm_head's. names: stored module -> (our module,
-    layout), with `{i}` for the layer. read: config.json -> fields of DecoderConfig. write: the inverse.
+    layout), with `{i}` for the layer. read: config.json -> fields of DecoderConfig. write: the inverse. nested: the prefix
+    where the text model is part of one that also sees.
     """
 
     architecture: str
@@ -49,6 +53,12 @@ class Family:
     names: dict[str, tuple[str, str]]
     read: Callable[[dict], dict]
     write: Callable[[DecoderConfig], dict]
+    nested: str = ""
+
+    def spellings(self, stored: str) -> set[str]:
+        """The names under which files have a tensor: with the prefix, without it, and nested."""
+        bare = stored.removeprefix(self.prefix)
+        return {stored, bare} | ({self.nested + bare} if self.nested and bare != stored else set())
 
     def tensors(self, parameters: set[str], layers: int) -> list[Tensor]:
         """The stored tensors that fill these parameters of a decoder with `layers` unstacked blocks."""
@@ -66,6 +76,8 @@ def _leaves(ours: str) -> dict[str, tuple[str, ...]]:
     """PyTorch's weight and bias of a module -> our parameters; `a/(q|k|v)` means three modules in one."""
     if ours in ("embedding", "positions"):
         return {"weight": (ours,)}
+    if ours.endswith("delta_net"):
+        return {"A_log": (f"{ours}/a_log",), "dt_bias": (f"{ours}/dt_bias",)}
     head, _, rest = ours.partition("(")
     modules = [head + part for part in rest.removesuffix(")").split("|")]
     weight = "scale" if ours.endswith("norm") else "kernel"
@@ -100,6 +112,16 @@ _OLMO2 = {name: place for name, place in _LLAMA.items() if not name.endswith("la
     "layers.{i}.post_attention_layernorm": ("blocks/{i}/post_attention_norm", PLAIN),
     "layers.{i}.post_feedforward_layernorm": ("blocks/{i}/post_mlp_norm", PLAIN),
 }
+_QWEN3_5 = _LLAMA | {
+    "layers.{i}.linear_attn.in_proj_qkv": ("blocks/{i}/delta_net/(q|k|v)", LINEAR),
+    "layers.{i}.linear_attn.in_proj_z": ("blocks/{i}/delta_net/gate", LINEAR),
+    "layers.{i}.linear_attn.in_proj_b": ("blocks/{i}/delta_net/beta", LINEAR),
+    "layers.{i}.linear_attn.in_proj_a": ("blocks/{i}/delta_net/decay", LINEAR),
+    "layers.{i}.linear_attn.conv1d": ("blocks/{i}/delta_net/conv_(q|k|v)", DEPTHWISE),
+    "layers.{i}.linear_attn": ("blocks/{i}/delta_net", PLAIN),
+    "layers.{i}.linear_attn.norm": ("blocks/{i}/delta_net/norm", PLAIN),
+    "layers.{i}.linear_attn.out_proj": ("blocks/{i}/delta_net/o", LINEAR),
+}
 _GPT2 = {
     "wte": ("embedding", PLAIN),
     "wpe": ("positions", PLAIN),
@@ -129,6 +151,9 @@ FAMILIES = {
     "mistral": Family("MistralForCausalLM", "model.", _LLAMA, read_mistral, write_mistral),
     "qwen2": Family("Qwen2ForCausalLM", "model.", _LLAMA, read_qwen2, write_qwen2),
     "qwen3": Family("Qwen3ForCausalLM", "model.", _LLAMA, read_qwen3, write_qwen3),
+    "qwen3_5_text": Family(
+        "Qwen3_5ForCausalLM", "model.", _QWEN3_5, read_qwen3_5, write_qwen3_5, nested="model.language_model."
+    ),
     "smollm3": Family("SmolLM3ForCausalLM", "model.", _LLAMA, read_smollm3, write_smollm3),
     "phi3": Family("Phi3ForCausalLM", "model.", _PHI3, read_phi3, write_phi3),
     "olmo2": Family("Olmo2ForCausalLM", "model.", _OLMO2, read_olmo2, write_olmo2),
