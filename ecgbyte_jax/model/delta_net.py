@@ -13,7 +13,7 @@ from flax import nnx
 from ecgbyte_jax.model.config import DecoderConfig, DeltaConfig
 from ecgbyte_jax.model.layers import ACTIVATIONS, Linear, Norm, normal, split_key
 
-_CHUNK = 64  # tokens, see `delta_rule`
+_CHUNK = 64  # tokens, a power of two, see `delta_rule`
 
 # What later tokens need of earlier ones: the last inputs of the convolutions of q, k and v, [B, W - 1, channels] each, and the
 # state, float32 [B, K, R, C, V].
@@ -126,11 +126,11 @@ def delta_rule(
     S <- exp(log_decay) S; S <- S + k beta (v - k S); output q S (equation 10 of the paper). Padding leaves S as it is, and
     every example begins with an S of zeros.
 
-    A chunk of tokens is computed at once (section 3.3): the corrections are the solution u of a triangular system, in
-    which a token sees those before it of its own example, and S only where S ends in its example.
+    A chunk of tokens is computed at once (section 3.3): the corrections u solve a triangular system, in which a token sees
+    those before it of its own example, and S only where S ends in its example.
     """
     (b, tokens, _, c), value_dim = k.shape, v.shape[-1]
-    n = min(_CHUNK, tokens)
+    n = min(_CHUNK, 1 << (tokens - 1).bit_length())
     real = (segment_ids != 0)[..., None, None]
     beta, log_decay = (jnp.where(real, x, 0) for x in (beta, log_decay))
 
@@ -156,8 +156,7 @@ def delta_rule(
     k, q = k[:, :, :, None], q[:, :, :, None]  # [M, B, K, 1, N, C]
     sides = jnp.concatenate([v, from_state[..., None] * k], axis=-1) * beta[..., None]  # [M, B, K, R, N, V + C]
     if n > 1:
-        system = beta[..., None] * (k @ k.swapaxes(-1, -2)) * decay  # below its diagonal; on it are ones
-        sides = jax.lax.linalg.triangular_solve(system, sides, left_side=True, lower=True, unit_diagonal=True)
+        sides = _invert(beta[..., None] * (k @ k.swapaxes(-1, -2)) * decay) @ sides
     reads = (q @ k.swapaxes(-1, -2)) * decay  # [M, B, K, R, N, N]
 
     def step(state: jax.Array, chunk: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
@@ -172,3 +171,39 @@ def delta_rule(
     state, mixed = jax.lax.scan(step, start, parts)  # mixed [M, B, K, R, N, V]
     mixed = jnp.moveaxis(mixed.swapaxes(0, 1), -2, 2)  # [B, M, N, K, R, V]
     return mixed.reshape(b, -1, *mixed.shape[3:])[:, :tokens], state
+
+
+@jax.custom_vjp
+def _invert(system: jax.Array) -> jax.Array:
+    """The inverse of [..., N, N] with ones on the diagonal, the given numbers below it, and zeros above; N is a power of two.
+
+    From blocks of 1 on, each two of the diagonal become one: the inverse of D + B is I - I B I, where I is that of the blocks D
+    and B is what lies between them. XLA's own solver waits for threads on CPUs, and hangs where several devices take them all.
+    """
+    n = system.shape[-1]
+    places = jnp.arange(n)
+    inverse = jnp.broadcast_to(jnp.eye(n), system.shape)
+    for size in (1 << power for power in range(n.bit_length() - 1)):
+        block = places // size
+        between = (block[:, None] == block + 1) & (block % 2 == 0)
+        own = jnp.where(between, system, 0)
+        inverse = inverse - (own if size == 1 else _multiply(_multiply(inverse, own), inverse))
+    return inverse
+
+
+def _multiply(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Errors of an inverse are those of all that is computed with it: no shortened float32 here."""
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def _invert_forward(system: jax.Array) -> tuple[jax.Array, jax.Array]:
+    inverse = _invert(system)
+    return inverse, inverse
+
+
+def _invert_backward(inverse: jax.Array, inverse_bar: jax.Array) -> tuple[jax.Array]:
+    transposed = inverse.swapaxes(-1, -2)
+    return (-jnp.tril(_multiply(_multiply(transposed, inverse_bar), transposed), -1),)
+
+
+_invert.defvjp(_invert_forward, _invert_backward)

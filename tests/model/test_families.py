@@ -28,6 +28,16 @@ PHI4_MINI = {
     "original_max_position_embeddings": 4096, "hidden_act": "silu", "rope_theta": 1e4, "partial_rotary_factor": 0.75,
     "sliding_window": 262144, "tie_word_embeddings": True, "attention_bias": False, "mlp_bias": False,
 }  # fmt: skip
+QWEN3_5 = {
+    "model_type": "qwen3_5_text", "vocab_size": 248320, "hidden_size": 1024, "intermediate_size": 3584, "num_hidden_layers": 24,
+    "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 256, "max_position_embeddings": 262144,
+    "rms_norm_eps": 1e-6, "hidden_act": "silu", "attn_output_gate": True, "full_attention_interval": 4,
+    "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128, "linear_num_key_heads": 16, "linear_num_value_heads": 16,
+    "linear_value_head_dim": 128,
+    "tie_word_embeddings": True, "mamba_ssm_dtype": "float32", "mtp_num_hidden_layers": 1,
+    "rope_parameters": {"mrope_interleaved": True, "mrope_section": [11, 11, 10], "rope_type": "default", "rope_theta": 1e7,
+                        "partial_rotary_factor": 0.25},
+}  # fmt: skip
 FACTORS = {"short_factor": [1.0] * 48, "long_factor": [1 + i / 8 for i in range(48)]}
 LONG = {"type": "longrope", **FACTORS}
 LAYER_TYPES = ["full_attention" if i % 6 == 5 else "sliding_attention" for i in range(26)]
@@ -70,6 +80,20 @@ def test_phi_4_mini_rotates_part_of_each_head_with_two_lists_of_factors(tmp_path
     raw = {name: value for name, value in PHI4_MINI.items() if name not in moved}  # 4096 positions are the default
     assert config == read(tmp_path, raw | {"rope_parameters": {"rope_type": "longrope", **FACTORS, **moved}})
     assert config == read(tmp_path, PHI4_MINI | {"rope_scaling": {"type": "su", **FACTORS}})
+
+
+def test_three_of_four_layers_of_qwen_3_5_are_delta_nets(tmp_path):
+    config = read(tmp_path, QWEN3_5)
+    assert config.attention_layers == (3, 7, 11, 15, 19, 23) and config.layer_rotaries[0] == Rotary(1e7, 64)
+    assert config.delta.layers[:4] == (0, 1, 2, 4) and config.delta.conv_width == 4 and config.attention_gate
+    kinds = ["full_attention" if i % 4 == 3 else "linear_attention" for i in range(24)]
+    assert config == read(tmp_path, QWEN3_5 | {"layer_types": kinds, "full_attention_interval": None})
+    assert config == read(tmp_path, {"model_type": "qwen3_5", "text_config": QWEN3_5, "vision_config": {}})
+    assert config == read(tmp_path, {"model_type": "qwen3_5_text"} | FAMILIES["qwen3_5_text"].write(config))
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 65536, "rope_theta": 1e7}
+    scaled = read(tmp_path, QWEN3_5 | {"rope_parameters": yarn})
+    assert scaled.layer_rotaries[0].channels == 64 and scaled.rope_scaling.factor == 4
+    assert scaled == read(tmp_path, {"model_type": "qwen3_5_text"} | FAMILIES["qwen3_5_text"].write(scaled))
 
 
 @pytest.mark.parametrize("extra", [{}, {"attention_factor": 1.5}, {"factor": 8.0}])
@@ -118,6 +142,13 @@ def test_a_written_phi_3_is_read_again(extra, share, tmp_path):
             "short_factor 0 found, a number",
         ),
         (PHI4_MINI | {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type 'linear' found"),
+        (QWEN3_5 | {"attn_output_gate": False}, r"attn_output_gate False found, one of \(None, True\)"),
+        (QWEN3_5 | {"num_experts": 8}, r"num_experts 8 found"),
+        (QWEN3_5 | {"layer_types": ["linear_attention"] * 24}, "layer_types .* found, at least one 'full_attention' expected"),
+        (QWEN3_5 | {"layer_types": ["full_attention"]}, "layer_types .* found, a list of num_hidden_layers 24 kinds expected"),
+        (QWEN3_5 | {"linear_num_value_heads": 24}, "linear_num_value_heads 24 found, a multiple of linear_num_key_heads 16"),
+        (QWEN3_5 | {"linear_conv_kernel_dim": 1}, "linear_conv_kernel_dim 1 found, 2 or more expected"),
+        ({"model_type": "qwen3_5_moe", "text_config": QWEN3_5}, "model_type 'qwen3_5_moe' found"),
     ],
 )
 def test_what_would_be_computed_differently_is_refused_by_field(raw, message, tmp_path):

@@ -33,6 +33,9 @@ MADE = {
     "gemma3_text": SIZES | {"head_dim": 8, "sliding_window": 6, "sliding_window_pattern": 2, "query_pre_attn_scalar": 16},
     "olmo2": SIZES,
     "smollm3": SIZES | {"no_rope_layer_interval": 2},
+    "qwen3_5_text": SIZES
+    | {"head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 6}
+    | {"linear_value_head_dim": 5, "full_attention_interval": 2},
     "phi3": SIZES | {"partial_rotary_factor": 0.75, "rope_scaling": LONG, "original_max_position_embeddings": 32},
 }
 FAMILIES = (*FIXTURES, *MADE)

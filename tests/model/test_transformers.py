@@ -100,6 +100,13 @@ MODELS = {
         | {"query_pre_attn_scalar": 25, "sliding_window_pattern": 3, "final_logit_softcapping": 3.0, "pad_token_id": 0}
         | {"rope_theta": 5e5, "rope_local_base_freq": 300.0, "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
     ),
+    "qwen3.5": (
+        "qwen3_5_text",
+        COMMON
+        | {"num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "rope_theta": 1e3}
+        | {"linear_num_key_heads": 2, "linear_num_value_heads": 6, "linear_key_head_dim": 8, "linear_value_head_dim": 10}
+        | {"layer_types": [f"{kind}_attention" for kind in ("linear", "linear", "full", "linear")]},
+    ),
     "gpt2": ("gpt2", {"vocab_size": 70, "n_embd": 36, "n_layer": 3, "n_head": 3, "n_positions": 64, "n_inner": 50}),
     "opt": (
         "opt",
@@ -147,6 +154,22 @@ def test_loading_and_saving_weights_keeps_the_logits(name, rng, tmp_path):
     assert read_config(tmp_path / "ours") == config  # transformers 5 wrote the first config.json, we that of transformers 4
 
 
+def test_the_text_part_of_a_qwen_3_5_that_sees_is_read(rng, tmp_path):
+    (kind, fields), (ids, mask) = MODELS["qwen3.5"], rows(rng)
+    sight = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 36}
+    config = transformers.AutoConfig.for_model("qwen3_5", text_config={"model_type": kind} | fields, vision_config=sight)
+    torch.manual_seed(0)
+    whole = transformers.AutoModelForImageTextToText.from_config(config)
+    whole.save_pretrained(tmp_path)
+    assert any(name.startswith("model.visual.") for name in load_file(tmp_path / "model.safetensors"))
+    ours, _ = load_pretrained(tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    expected = torch_logits(theirs, ids, mask)[mask == 1]
+    np.testing.assert_allclose(np.asarray(ours(ids, mask))[mask == 1], expected, atol=1e-4)
+    save_pretrained(ours, tmp_path / "ours")
+    assert type(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours")) is type(theirs)
+
+
 @pytest.mark.parametrize(
     "scaling, fields",
     [
@@ -180,7 +203,7 @@ def test_rotary_frequencies_are_those_of_transformers(scaling, fields, tmp_path)
         assert rotary.amplitude == pytest.approx(layer.attention_scaling)
 
 
-NEWER = ["gemma3", "olmo2", "smollm3", "phi3, longrope"]  # without files in shared/fixtures, which other tests read
+NEWER = ["gemma3", "olmo2", "smollm3", "phi3, longrope", "qwen3.5"]  # without files in shared/fixtures, which other tests read
 
 
 @pytest.mark.slow
@@ -188,7 +211,7 @@ NEWER = ["gemma3", "olmo2", "smollm3", "phi3, longrope"]  # without files in sha
 def test_stacked_layers_and_greedy_generation_match(name, rng, tmp_path):
     theirs, (ids, mask) = reference(name), rows(rng)
     theirs.save_pretrained(tmp_path)
-    ours, _ = load_pretrained(tmp_path, scan_layers=True)
+    ours, _ = load_pretrained(tmp_path, scan_layers=name != "qwen3.5")
     np.testing.assert_allclose(np.asarray(ours(ids, mask))[mask == 1], torch_logits(theirs, ids, mask)[mask == 1], atol=1e-4)
     given = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     expected = theirs.generate(torch.tensor(ids), attention_mask=torch.tensor(mask), **given)[:, ids.shape[1] :]
@@ -220,11 +243,11 @@ def test_attributed_attention_is_that_of_transformers(name, rng, tmp_path):
     theirs.save_pretrained(tmp_path)
     ours, config = load_pretrained(tmp_path)
     with torch.no_grad():
-        expected = theirs(torch.tensor(ids[None]), output_attentions=True).attentions  # L of [1, H, T, T]
-    for layer in range(config.layers):
+        expected = theirs(torch.tensor(ids[None]), output_attentions=True).attentions  # [1, H, T, T] by layer
+    for layer, weights in zip(config.attention_layers, expected, strict=True):
         for head in (0, config.heads - 1):
             attention = attribute(ours, ids[:14], ids[14:], [layer], [head]).attention
-            np.testing.assert_allclose(attention, expected[layer][0, head, 13:16, :14], atol=2e-5)
+            np.testing.assert_allclose(attention, weights[0, head, 13:16, :14], atol=2e-5)
 
 
 def our_adapter(model, targets) -> None:
@@ -248,12 +271,17 @@ def fill(model) -> None:
         ("gpt2", ("v", "o")),
         pytest.param("phi3", ("q", "v", "o", "gate", "down"), marks=pytest.mark.slow),
         ("opt", ("q", "o", "up", "down")),
+        ("qwen3.5", ("q", "k", "v", "o", "gate", "up", "down")),
+        pytest.param("qwen3.5", ("v", "gate"), marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.parametrize("scan", [False, True])
 def test_our_adapter_loads_in_peft(name, targets, scan, rng, tmp_path):
     theirs, (ids, mask) = reference(name), rows(rng)
     theirs.save_pretrained(tmp_path / "base")
+    stackable = name != "qwen3.5"
+    if scan and not stackable:
+        pytest.skip("blocks of two kinds cannot be stacked")
     ours, _ = load_pretrained(tmp_path / "base", scan_layers=scan)
     plain = np.asarray(ours(ids, mask))[mask == 1]
     our_adapter(ours, targets)
@@ -262,7 +290,7 @@ def test_our_adapter_loads_in_peft(name, targets, scan, rng, tmp_path):
     save_adapter(ours, tmp_path / "adapter", base=str(tmp_path / "base"))
     loaded = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter").eval()
     np.testing.assert_allclose(torch_logits(loaded, ids, mask)[mask == 1], adapted, atol=5e-4)
-    again, _ = load_pretrained(tmp_path / "base", scan_layers=not scan)
+    again, _ = load_pretrained(tmp_path / "base", scan_layers=stackable and not scan)
     load_adapter(again, tmp_path / "adapter")
     np.testing.assert_allclose(np.asarray(again(ids, mask))[mask == 1], adapted, atol=5e-4)
     merge_lora(ours)
@@ -271,7 +299,12 @@ def test_our_adapter_loads_in_peft(name, targets, scan, rng, tmp_path):
 
 @pytest.mark.parametrize(
     "name, targets",
-    [("mistral, window", ["q_proj", "down_proj"]), ("gpt2", ["c_attn", "c_fc"]), ("phi3", ["qkv_proj", "gate_up_proj"])],
+    [
+        ("mistral, window", ["q_proj", "down_proj"]),
+        ("gpt2", ["c_attn", "c_fc"]),
+        ("phi3", ["qkv_proj", "gate_up_proj"]),
+        ("qwen3.5", ["in_proj_qkv", "in_proj_a", "in_proj_b", "in_proj_z", "out_proj", "q_proj"]),
+    ],
 )
 def test_an_adapter_of_peft_loads_here(name, targets, rng, tmp_path):
     theirs, (ids, mask) = reference(name), rows(rng)

@@ -11,7 +11,7 @@ from ecgbyte_jax.inputs.batches import open_split
 from ecgbyte_jax.inputs.prepared import load_prepared
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.stages.pipeline import run
-from tests.chat_folders import chat_tokenizer
+from tests.chat_folders import chat_tokenizer, write_chat_folder
 from tests.small import small_config
 from tests.stages.asked import ask_example, asked
 from tests.tiny_llama import write_llama
@@ -77,6 +77,31 @@ def test_each_kind_of_folder_goes_from_files_to_answers_and_to_an_export(kind, r
     assert ask_example(tmp_path / "w/export", records, ["What is the rate?", "Why <|im_end|> </s>?"]) == asked_here
     form = json.loads((tmp_path / "w/export/input.json").read_text())
     assert form["prompt"]["format"] == "chat" and form["prompt"]["system"] == config.prompt.system
+
+
+@pytest.mark.slow
+def test_a_qwen_3_5_is_trained_evaluated_asked_and_exported(recordings, tmp_path):
+    """Packed rows through delta nets, shared prefixes of questions, LoRA, and an export that transformers reads."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+    transformers = pytest.importorskip("transformers")
+    tokenizer = write_chat_folder("thinking", tmp_path / "qwen")
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8, "max_position_embeddings": 512,
+    }  # fmt: skip
+    made = transformers.AutoConfig.for_model("qwen3_5_text", tie_word_embeddings=True, **sizes)
+    transformers.AutoModelForCausalLM.from_config(made).save_pretrained(tmp_path / "qwen")
+    config = chat_config(recordings, tmp_path / "qwen")
+    config.train.turns = "last"
+    run(config, tmp_path / "w", ["prepare", "train", "eval", "attend", "export"])
+    losses = [row["loss"] for row in map(json.loads, (tmp_path / "w/metrics.jsonl").open()) if "loss" in row]
+    assert losses[-1] < losses[0]
+    records = [str(recordings / f"records500/00000/{n:05d}_hr") for n in (17, 18)]
+    asked_here = asked(config, tmp_path / "w", records, ["What is the rate?", "Which rhythm?"])
+    assert ask_example(tmp_path / "w/export", records, ["What is the rate?", "Which rhythm?"]) == asked_here
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "w/export").model_type == "qwen3_5_text"
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from flax import nnx
 from ecgbyte_jax.inputs.prompt import PromptIds, lay_out
 from ecgbyte_jax.model.attention import count_positions
 from ecgbyte_jax.model.build import Parts
-from ecgbyte_jax.model.config import DecoderConfig
+from ecgbyte_jax.model.config import DecoderConfig, DeltaConfig
 from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.model.hf import grow_vocabulary
 from ecgbyte_jax.model.lora import LoraConfig, add_lora, kernels
@@ -27,7 +27,12 @@ IDS = PromptIds(bos=1, eos=2, pad=0, sig_start=3, sig_end=4, ecg=np.arange(20, 6
 CONFIG = DecoderConfig(
     vocab_size=96, width=24, layers=2, heads=6, kv_heads=2, head_dim=8, mlp_width=40, max_positions=64, rope_theta=1e4
 )
-FAMILIES = {"llama": {}, "windows": {"windows": (4, 0)}, "learned positions": {"rope_theta": None, "norm": "layer"}}
+FAMILIES = {
+    "llama": {},
+    "windows": {"windows": (4, 0)},
+    "learned positions": {"rope_theta": None, "norm": "layer"},
+    "delta nets": {"delta": DeltaConfig((0,), 2, 4, 8, 6, 4), "attention_gate": True},
+}
 
 
 def decoder(**changes) -> Decoder:
@@ -49,7 +54,8 @@ def batch(rows, length: int) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("family", "scan"), [("llama", False), ("llama", True), ("windows", False), ("learned positions", False)]
+    ("family", "scan"),
+    [("llama", False), ("llama", True), ("windows", False), ("learned positions", False), ("delta nets", False)],
 )
 def test_packed_losses_and_gradients_are_the_unpacked_ones(rng, family, scan):
     model = decoder(scan_layers=scan, **FAMILIES[family])

@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from ecgbyte_jax.model.config import DecoderConfig
+from ecgbyte_jax.model.config import DecoderConfig, DeltaConfig
 from ecgbyte_jax.train.utilisation import step_flops
 
 CONFIG = DecoderConfig(
@@ -16,3 +18,13 @@ def test_flops_of_a_step_by_hand(trained, a_parameter):
     blocks, mixing, head = 2 * 576 * 16, 2 * 3 * 4 * 8 * (50 + 18), 4 * 4 * 8 * 100
     found = step_flops(CONFIG, trained, np.array([[10, 3], [6, 1]]))
     assert found == pytest.approx(a_parameter * blocks + mixing + head)
+
+
+def test_flops_of_delta_nets_by_hand():
+    # Attention in one block: q with its gate 8 x 16, o 8 x 8, k and v 8 x 4. The other: q and k 8 x 6, v, gate and o 8 x 20,
+    # two maps to 4 heads 8 x 4. Convolutions of 32 channels with 3 weights; states 3 x 5 of 4 heads, 7 FLOPs a number.
+    config = replace(CONFIG, attention_gate=True, delta=DeltaConfig((0,), 2, 4, 3, 5, 3))
+    blocks = 8 * 16 + 8 * 8 + 2 * 8 * 4 + 2 * 8 * 6 + 3 * 8 * 20 + 2 * 8 * 4 + 2 * 3 * 8 * 16
+    mixing = 2 * 2 * 8 * (50 + 18) + 16 * (2 * 32 * 3 + 7 * 4 * 3 * 5)
+    found = step_flops(config, 10**9, np.array([[10, 3], [6, 1]]))
+    assert found == pytest.approx(6 * blocks * 16 + 3 * mixing + 4 * 4 * 8 * 100)
