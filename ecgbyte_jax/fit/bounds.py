@@ -45,6 +45,9 @@ def token_bound(config: DecoderConfig, found: dict[str, Any], chip: Chip, rows: 
     size = jnp.dtype(config.dtype).itemsize
     tensor, batch_parts = found["mesh"]["tensor"], found["mesh"]["data"] * found["mesh"]["fsdp"]
     own_rows = -(-rows // batch_parts)
-    cache = own_rows * prompt * config.layers * 2 * config.kv_heads * config.head_dim * size
+    cache = own_rows * prompt * len(config.attention_layers) * 2 * config.kv_heads * config.head_dim * size
+    if config.delta:  # states are float32, read and written
+        delta = config.delta
+        cache += own_rows * len(delta.layers) * delta.value_heads * delta.key_dim * delta.value_dim * 2 * 4
     arithmetic = 2 * own_rows * weights / tensor / chip.flops
     return Bound(arithmetic, (weights / tensor * size + cache / tensor) / chip.bandwidth, 0.0)

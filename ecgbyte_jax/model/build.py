@@ -137,6 +137,7 @@ def check_fit(model: ModelConfig, lora: LoraConfig, positions: int, decoder: Dec
             f"prompt.max_length + eval.max_new_tokens: {positions} found, at most {scaling.original_max_positions} expected, "
             f"after which the rotary frequencies of '{model.pretrained}' change (original_max_position_embeddings)"
         )
+    replace(decoder, scan_layers=model.scan_layers)  # raises ConfigError for blocks of two kinds
     if lora.rank:
         check_first_layer(lora, decoder.layers, stacked=False)
     if lora.rank and not _targets(lora, decoder):

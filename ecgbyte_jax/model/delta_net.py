@@ -9,11 +9,12 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
-from ecgbyte_jax.model.config import DecoderConfig, DeltaConfig
+from ecgbyte_jax.model.config import ATTENTION, DecoderConfig, DeltaConfig
 from ecgbyte_jax.model.layers import ACTIVATIONS, Linear, Norm, normal, split_key
 
-_CHUNK = 64  # tokens, a power of two, see `delta_rule`
+CHUNK = 64  # tokens, a power of two, see `delta_rule`
 
 # What later tokens need of earlier ones: the last inputs of the convolutions of q, k and v, [B, W - 1, channels] each, and the
 # state, float32 [B, K, R, C, V].
@@ -90,9 +91,11 @@ class DeltaNet(nnx.Module):
         cfg, (b, t, _) = self.delta, x.shape
         kq, kk, kv, kg, kb, kd, ko = split_key(key, 7)
         act, last = ACTIVATIONS[self.config.activation], past or (None,) * 4
-        q, last_q = self.conv_q(self.q(x, kq), segment_ids, last[0])
-        k, last_k = self.conv_k(self.k(x, kk), segment_ids, last[1])
-        v, last_v = self.conv_v(self.v(x, kv), segment_ids, last[2])
+        projected = self.q(x, kq), self.k(x, kk), self.v(x, kv), self.gate(x, kg)
+        q, k, v, gate = (checkpoint_name(part, ATTENTION) for part in projected)
+        q, last_q = self.conv_q(q, segment_ids, last[0])
+        k, last_k = self.conv_k(k, segment_ids, last[1])
+        v, last_v = self.conv_v(v, segment_ids, last[2])
         q, k = (_unit(act(x).reshape(b, t, cfg.key_heads, -1).astype(jnp.float32)) for x in (q, k))  # [B, T, K, C]
         by_head = (b, t, cfg.key_heads, -1)
         v = act(v).reshape(*by_head, cfg.value_dim).astype(jnp.float32)  # [B, T, K, R, V]
@@ -100,9 +103,9 @@ class DeltaNet(nnx.Module):
         steps = jax.nn.softplus(self.decay(x, kd).astype(jnp.float32) + self.dt_bias[...].astype(jnp.float32))
         log_decay = (-jnp.exp(self.a_log[...].astype(jnp.float32)) * steps).reshape(by_head)
         mixed, state = delta_rule(q * cfg.key_dim**-0.5, k, v, beta, log_decay, segment_ids, last[3])
-        gate = jax.nn.silu(self.gate(x, kg).astype(jnp.float32)).reshape(mixed.shape)
-        gated = (self.norm(mixed) * gate).astype(x.dtype).reshape(b, t, -1)
-        return self.o(gated, ko), (last_q, last_k, last_v, state)
+        gate = jax.nn.silu(gate.astype(jnp.float32)).reshape(mixed.shape)
+        gated = (self.norm(checkpoint_name(mixed, ATTENTION)) * gate).astype(x.dtype).reshape(b, t, -1)
+        return checkpoint_name(self.o(gated, ko), ATTENTION), (last_q, last_k, last_v, state)
 
 
 def _unit(x: jax.Array) -> jax.Array:
@@ -130,7 +133,7 @@ def delta_rule(
     those before it of its own example, and S only where S ends in its example.
     """
     (b, tokens, _, c), value_dim = k.shape, v.shape[-1]
-    n = min(_CHUNK, 1 << (tokens - 1).bit_length())
+    n = min(CHUNK, 1 << (tokens - 1).bit_length())
     real = (segment_ids != 0)[..., None, None]
     beta, log_decay = (jnp.where(real, x, 0) for x in (beta, log_decay))
 

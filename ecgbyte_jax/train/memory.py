@@ -7,6 +7,7 @@ from jax.sharding import Mesh
 
 from ecgbyte_jax.model.build import abstract_model
 from ecgbyte_jax.model.config import KEPT, TENSOR_AXIS, DecoderConfig
+from ecgbyte_jax.model.delta_net import CHUNK
 from ecgbyte_jax.model.sharding import batch_parts, bytes_a_device
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.train.chips import USABLE, memory_of
@@ -55,10 +56,20 @@ def kept_bytes(config: DecoderConfig, remat: str, split: int, platform: str) -> 
     split: the devices that share a block's heads and hidden width (mesh.tensor).
     """
     width = -(-config.head_dim // _LANES) * _LANES if platform == "tpu" else config.head_dim
-    heads = width * (2 * config.heads + 2 * config.kv_heads) // split  # queries, mixed values, keys, values
+    # Queries, with what gates the output, mixed values, keys, values.
+    heads = width * ((3 if config.attention_gate else 2) * config.heads + 2 * config.kv_heads) // split
     hidden = (2 if config.gated else 1) * config.mlp_width // split
     each = config.width  # the input of a block
-    each += heads + config.width if remat in ("attention", "products") else 0
+    each += config.width if remat in ("attention", "products") else 0
     each += hidden if remat == "products" else 0
     again = 12 * config.width + 9 * config.mlp_width // split  # measured: norms in float32, activations, LoRA's dropout
-    return jnp.dtype(config.dtype).itemsize * (config.layers * each + again)
+    kept, size = config.layers * each, jnp.dtype(config.dtype).itemsize
+    mixing, mixing_again = len(config.attention_layers) * heads, 0
+    if config.delta:
+        delta = config.delta
+        keys, values = delta.key_heads * delta.key_dim, delta.value_heads * delta.value_dim
+        mixed = values * 4 // size  # in float32
+        mixing += len(delta.layers) * (2 * keys + 2 * values + mixed) // split
+        by_head = 12 * CHUNK + 17 * (delta.key_dim + delta.value_dim)  # measured: a chunk's matrices and their gradients
+        mixing_again = delta.value_heads * by_head * 4 // size // split
+    return size * (kept + again + mixing_again + (mixing if remat in ("attention", "products") else 0))

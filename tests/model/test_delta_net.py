@@ -11,7 +11,8 @@ from flax import nnx
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.model import delta_net as module
 from ecgbyte_jax.model.attribution import attribute
-from ecgbyte_jax.model.config import DecoderConfig, DeltaConfig
+from ecgbyte_jax.model.build import check_fit
+from ecgbyte_jax.model.config import DecoderConfig, DeltaConfig, ModelConfig
 from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.model.delta_net import delta_rule
 from ecgbyte_jax.model.generate import generate
@@ -61,7 +62,7 @@ SEGMENTS = {
 
 @pytest.mark.parametrize("chunk", [1, 4, 64])
 def test_chunks_of_the_delta_rule_are_the_recurrence(rng, monkeypatch, chunk):
-    monkeypatch.setattr(module, "_CHUNK", chunk)
+    monkeypatch.setattr(module, "CHUNK", chunk)
     segment_ids = np.array([*SEGMENTS.values()])
     shape = (len(segment_ids), 23, 2)
     q, k = rng.normal(size=(2, *shape, 6))
@@ -84,7 +85,7 @@ def test_chunks_of_the_delta_rule_are_the_recurrence(rng, monkeypatch, chunk):
 @pytest.mark.slow
 @pytest.mark.parametrize("chunk", [8, 64])
 def test_packed_and_padded_examples_have_the_logits_and_gradients_of_each_alone(rng, monkeypatch, chunk):
-    monkeypatch.setattr(module, "_CHUNK", chunk)
+    monkeypatch.setattr(module, "CHUNK", chunk)
     graphdef, params = nnx.split(Decoder(replace(CONFIG, layers=2, delta=DeltaConfig((0,), 2, 4, 6, 5, 4)), nnx.Rngs(0)))
     lengths = np.array([9, 2, 9, 9])
     examples, weights = rng.integers(0, 40, lengths.sum()), rng.normal(size=(lengths.sum(), 40))
@@ -154,7 +155,7 @@ def test_a_token_sees_only_earlier_tokens(rng, model):
 
 def test_blocks_of_two_kinds_cannot_be_stacked():
     with pytest.raises(ConfigError, match=r"model\.scan_layers: True found, False expected: a qwen3_5_text has blocks of two"):
-        replace(CONFIG, family="qwen3_5_text", scan_layers=True)
+        check_fit(ModelConfig(scan_layers=True), LoraConfig(), 100, replace(CONFIG, family="qwen3_5_text"))
 
 
 @pytest.mark.slow
@@ -182,7 +183,7 @@ def test_a_mesh_and_rematerialisation_change_no_loss_and_no_gradient(rng):
 
     config = replace(CONFIG, layers=2, delta=DeltaConfig((0,), 2, 4, 6, 8, 4))
     expected, expected_gradient = loss(config, (1, 1, 1))
-    others = [(config, (1, 8, 1)), (config, (2, 2, 2)), (replace(config, remat="nothing_saveable"), (1, 1, 1))]
+    others = [(config, (1, 8, 1)), (config, (2, 2, 2)), (replace(config, remat="products"), (1, 1, 1))]
     for changed, layout in others:
         value, gradient = loss(changed, layout)
         assert value == pytest.approx(expected, rel=1e-5)

@@ -271,7 +271,7 @@ def fill(model) -> None:
         ("gpt2", ("v", "o")),
         pytest.param("phi3", ("q", "v", "o", "gate", "down"), marks=pytest.mark.slow),
         ("opt", ("q", "o", "up", "down")),
-        ("qwen3.5", ("q", "k", "v", "o", "gate", "up", "down")),
+        pytest.param("qwen3.5", ("q", "k", "v", "o", "gate", "up", "down"), marks=pytest.mark.slow),
         pytest.param("qwen3.5", ("v", "gate"), marks=pytest.mark.slow),
     ],
 )

@@ -55,8 +55,10 @@ def batch(rows, length: int) -> dict:
 
 @pytest.mark.parametrize(
     ("family", "scan"),
-    [("llama", False), ("llama", True), ("windows", False), ("learned positions", False)]
-    + [pytest.param("delta nets", False, marks=pytest.mark.slow)],
+    [
+        *[("llama", False), ("llama", True), ("windows", False), ("learned positions", False)],
+        pytest.param("delta nets", False, marks=pytest.mark.slow),
+    ],
 )
 def test_packed_losses_and_gradients_are_the_unpacked_ones(rng, family, scan):
     model = decoder(scan_layers=scan, **FAMILIES[family])
