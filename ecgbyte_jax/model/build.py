@@ -137,7 +137,6 @@ def check_fit(model: ModelConfig, lora: LoraConfig, positions: int, decoder: Dec
             f"prompt.max_length + eval.max_new_tokens: {positions} found, at most {scaling.original_max_positions} expected, "
             f"after which the rotary frequencies of '{model.pretrained}' change (original_max_position_embeddings)"
         )
-    replace(decoder, scan_layers=model.scan_layers)  # raises ConfigError for blocks of two kinds
     if lora.rank:
         check_first_layer(lora, decoder.layers, stacked=False)
     if lora.rank and not _targets(lora, decoder):
@@ -176,4 +175,4 @@ def _without_kernel(model: ModelConfig, lora: LoraConfig, positions: int, vocab_
     else:
         decoder = DecoderConfig(vocab_size=vocab_size, max_positions=positions, **sizes)
     deep = 0 < model.scan_from <= decoder.layers
-    return replace(decoder, scan_layers=deep and not lora.first_layer)
+    return replace(decoder, scan_layers=deep and not lora.first_layer and decoder.delta is None)

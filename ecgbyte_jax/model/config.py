@@ -167,7 +167,7 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         if self.delta and self.scan_layers:
-            raise ConfigError(f"model.scan_layers: True found, False expected: a {self.family} has blocks of two kinds")
+            raise ConfigError(f"scan_layers: True found, False expected: a {self.family} has blocks of two kinds")
 
     @property
     def attention_layers(self) -> tuple[int, ...]:
@@ -225,7 +225,7 @@ class ModelConfig:
     scan_from: int = setting(
         12,
         "models of this many layers or more run one compiled block over stacked parameters, which compiles much faster "
-        "(not with lora.first_layer); 0: none",
+        "(not with lora.first_layer or blocks of two kinds); 0: none",
         at_least(0),
     )
     attention: str = setting(
