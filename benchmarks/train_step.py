@@ -92,6 +92,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--scan_layers", action="store_true", help="stacked layers, in this project")
     parser.add_argument("--remat", default="", help="model.remat, in this project")
     parser.add_argument("--attention", default="auto", help="model.attention, in this project")
+    parser.add_argument("--quantize", default="", help="model.quantize, in this project")
     parser.add_argument(
         "--peak", type=float, default=0.0, help="TFLOP/s of the device, for the utilisation; 0: its data sheet's"
     )
@@ -160,7 +161,8 @@ def ours(arguments: argparse.Namespace) -> Variant:
     mesh = make_mesh(-1, 1, 1)
     jax.set_mesh(mesh)
     form = {"dtype": arguments.dtype, "param_dtype": arguments.dtype}
-    form |= {"remat": arguments.remat, "attention": arguments.attention, "scan_from": int(arguments.scan_layers)}
+    form |= {"remat": arguments.remat, "attention": arguments.attention, "quantize": arguments.quantize}
+    form |= {"scan_from": int(arguments.scan_layers)}
     model = ModelConfig(pretrained=arguments.folder, vocab_multiple=1, **form)
     parts = build_model(model, LoraConfig(16, 32.0, 0.05, KERNELS), 0, LENGTH, arguments.vocab, mesh)
     decoder = parts.config

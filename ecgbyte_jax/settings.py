@@ -366,6 +366,9 @@ class Settings:
                 self.lora.first_layer > 0 and not self.lora.rank
             ),
             "train.turns: 'last' found, which needs prompt.format 'chat'": self.train.turns != "all" and not chat,
+            f"model.quantize: '{self.model.quantize}' found, which needs lora.rank above 0 and model.pretrained": (
+                self.model.quantize != "" and not (self.lora.rank and self.model.pretrained)
+            ),
         }
         check(self, [problem for problem, found in contradictions.items() if found])
 

@@ -121,6 +121,8 @@ def test_settings_that_do_not_fit_each_other_are_refused():
         ({"train.turns": "last"}, "turns: 'last' found, which needs prompt.format 'chat'"),
         ({"model.new_rows": "waveform"}, "'waveform' found without model.pretrained"),
         ({"lora.first_layer": 2}, "first_layer: 2 found with lora.rank 0"),
+        ({"model.quantize": "nf4", "lora.rank": 4}, "'nf4' found, which needs lora.rank above 0 and model.pretrained"),
+        ({"model.quantize": "int8", "model.pretrained": "m"}, "'int8' found, which needs lora.rank above 0"),
         ({"optim.embedding_rate": 0.5, "lora.rank": 4}, "embedding_rate: 0.5 found, which needs model.train_new_embeddings"),
     ],
 )

@@ -23,7 +23,7 @@ _SYNTHETIC = "{count} synthetic recordings, with questions made by the same prog
 class Card:
     """What a card says; step: of the checkpoint; segment: its length in words.
 
-    base: the pretrained model's hub id or ""; file: its GGUF file's name or "";
+    base: the pretrained model's hub id or ""; file: its GGUF file's name or ""; quantized: `model.quantize`;
     results: of the evaluation of this very checkpoint, or None and `unevaluated` says why; temperature: its answers';
     question: one of the training's; cut: how many test segments did not fit into a prompt; apart: whether its patients are in
     training too.
@@ -34,6 +34,7 @@ class Card:
     adapter: bool
     base: str
     file: str
+    quantized: str
     synthetic: bool
     data: str
     segment: str
@@ -61,6 +62,7 @@ def make_card(
         adapter=settings.export.adapter,
         base=pretrained if pretrained and not Path(pretrained).exists() else "",
         file=Path(pretrained).name if Path(pretrained).is_file() else "",
+        quantized=settings.model.quantize,
         synthetic=synthetic > 0,
         data=_SYNTHETIC.format(count=synthetic) if synthetic else ": ".join(CORPORA[settings.data.corpus]),
         segment=f"{samples / rate:g} s" if rate else f"{samples} samples",

@@ -13,11 +13,15 @@ from ecgbyte_jax.model.config import DecoderConfig, LongScaling, LoraConfig, Mod
 from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.model.hf import Described, grow_vocabulary, load_pretrained, locate, read_config
 from ecgbyte_jax.model.kernels.fused import kernel_for
-from ecgbyte_jax.model.lora import add_lora, check_first_layer
+from ecgbyte_jax.model.lora import add_lora, check_first_layer, quantize_kernels
+from ecgbyte_jax.model.quantized.formats import BLOCK
+from ecgbyte_jax.model.quantized.kernel import Quantized
 from ecgbyte_jax.model.sharding import abstract, make_sharded, parameter_shardings, place
 
 _COMPUTED_AS = ("dtype", "param_dtype", "remat", "scan_layers")  # settings that hold for a pretrained model too
-_NOT_OF_THE_DECODER = ("pretrained", "vocab_multiple", "train_new_embeddings", "new_rows", "attention", "scan_from")
+_NOT_OF_THE_DECODER = (
+    *("pretrained", "quantize", "vocab_multiple", "train_new_embeddings", "new_rows", "attention", "scan_from"),
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,8 @@ def build_model(
         parts = jax.eval_shape(lambda: adapt(Decoder(config, nnx.Rngs(weights_key))))
     elif model.pretrained:
         how = {name: getattr(config, name) for name in _COMPUTED_AS}
-        decoder, _ = load_pretrained(model.pretrained, shard=partial(parameter_shardings, mesh=mesh), **how)
+        shard = partial(parameter_shardings, mesh=mesh)
+        decoder, _ = load_pretrained(model.pretrained, shard=shard, quantize=model.quantize, **how)
         parts = place(adapt(decoder), mesh)
     else:
         parts = make_sharded(lambda: adapt(Decoder(config, nnx.Rngs(weights_key))), mesh)
@@ -83,7 +88,8 @@ def abstract_model(
 
     def make() -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
         weights_key, keys = _keys(0)
-        return _adapt(Decoder(config, nnx.Rngs(weights_key)), grown, model, lora, keys, first_new_id, None)
+        decoder = quantize_kernels(Decoder(config, nnx.Rngs(weights_key)), model.quantize)
+        return _adapt(decoder, grown, model, lora, keys, first_new_id, None)
 
     graphdef, trained, frozen = jax.eval_shape(make)
     return Parts(grown, graphdef, abstract(trained, mesh), abstract(frozen, mesh))
@@ -122,7 +128,7 @@ def _adapt(
 
 
 def check_fit(model: ModelConfig, lora: LoraConfig, positions: int, decoder: DecoderConfig) -> None:
-    """Raises ConfigError where the settings ask for more than a pretrained model has: positions, or kernels for LoRA.
+    """Raises ConfigError where the settings ask for more than a pretrained model has: positions, kernels for LoRA, blocks.
 
     With LongRoPE all prompts must be short ones, since `generate` refuses to change the rotary frequencies within a sequence.
     """
@@ -141,6 +147,14 @@ def check_fit(model: ModelConfig, lora: LoraConfig, positions: int, decoder: Dec
         check_first_layer(lora, decoder.layers, stacked=False)
     if lora.rank and not _targets(lora, decoder):
         raise ConfigError(f"lora.targets: {lora.targets} found, some of this model's kernels {decoder.kernels} expected")
+    rows = {"width": decoder.width, "heads times head_dim": decoder.heads * decoder.head_dim, "mlp_width": decoder.mlp_width}
+    if decoder.delta:
+        rows["the delta nets' values"] = decoder.delta.value_heads * decoder.delta.value_dim
+    broken = [f"{name} {size}" for name, size in rows.items() if size % BLOCK]
+    if model.quantize == "nf4" and broken:
+        raise ConfigError(
+            f"model.quantize: 'nf4' found for a model of {broken[0]}, a multiple of {BLOCK} expected; 'int8' takes any"
+        )
 
 
 def left_out_targets(lora: LoraConfig, decoder: DecoderConfig) -> tuple[str, ...]:
@@ -149,8 +163,9 @@ def left_out_targets(lora: LoraConfig, decoder: DecoderConfig) -> tuple[str, ...
 
 
 def count(state: Any) -> int:
-    """The number of parameters in a tree."""
-    return sum(leaf.size for leaf in jax.tree.leaves(state))
+    """The number of parameters in a tree; a quantised kernel has those of the kernel that it stands for."""
+    leaves = jax.tree.leaves(state, is_leaf=lambda leaf: isinstance(leaf, Quantized))
+    return sum(leaf.size * (leaf.weights if isinstance(leaf, Quantized) else 1) for leaf in leaves)
 
 
 def _targets(lora: LoraConfig, decoder: DecoderConfig) -> tuple[str, ...]:

@@ -233,6 +233,11 @@ class ModelConfig:
         'training: "auto": a fused kernel on GPUs and TPUs, which keeps no scores; "plain": as on CPUs',
         one_of("auto", "plain"),
     )
+    quantize: str = setting(
+        "",
+        'with LoRA: number format of the frozen kernels, "int8" or "nf4" (QLoRA); "": floats as above',
+        one_of("", "int8", "nf4"),
+    )
     vocab_multiple: int = setting(
         128, "the embedding is padded to a multiple of this many rows, which mesh.tensor should divide", at_least(1)
     )

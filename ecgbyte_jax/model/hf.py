@@ -28,6 +28,8 @@ from ecgbyte_jax.model.decoder import Decoder, NewRows
 from ecgbyte_jax.model.families.fields import refuse
 from ecgbyte_jax.model.families.table import FAMILIES, TRANSPOSED, Tensor
 from ecgbyte_jax.model.gguf_file import config_fields, open_gguf
+from ecgbyte_jax.model.lora import quantize_kernels
+from ecgbyte_jax.model.quantized.formats import quantize as to_format
 from ecgbyte_jax.model.stored import stored_tensors, weight_files
 
 # Stored buffers that follow from config.json.
@@ -79,20 +81,22 @@ def load_pretrained(
     param_dtype: str = "float32",
     remat: str = "",
     scan_layers: bool = False,
+    quantize: str = "",
     shard: Callable[[Any], Any] | None = None,
 ) -> tuple[Decoder, DecoderConfig]:
     """Loads the decoder of a Hugging Face folder, hub id or GGUF file, and its config.
 
     Reads config.json and `*.safetensors` or `flax_model.msgpack`, one file or several with an index; or the metadata and
     quantised tensors of a GGUF file. Each tensor is placed as it is read, with the shardings that `shard` returns for the tree
-    of abstract parameters (None: the default device). Raises WeightsError, which names all missing, unexpected, misshapen and
+    of abstract parameters (None: the default device). `quantize`: a format of `quantized.formats` for the blocks' kernels, of
+    which a single one is in floats at a time. Raises WeightsError, which names all missing, unexpected, misshapen and
     non-finite tensors, or the faulty field of config.json or the metadata. A head in safetensors that differs from the
     embedding to which config.json ties it is refused, and one that Flax would not use is logged.
     """
     folder = locate(folder)
     config = replace(read_config(folder), dtype=dtype, param_dtype=param_dtype, remat=remat, scan_layers=scan_layers)
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0))))
-    places = _Places(state, shard)
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: quantize_kernels(Decoder(config, nnx.Rngs(0)), quantize)))
+    places = _Places(state, shard, quantize)
     shapes = _shapes(config)
     family = FAMILIES[config.family]
     plan = {tensor.stored: tensor for tensor in family.tensors(set(shapes), config.layers)}
@@ -222,7 +226,8 @@ def _parts(tensor: Tensor, array: np.ndarray, shapes: dict[str, tuple[int, ...]]
 class _Places:
     """Abstract parameters that are filled one by one, each directly on its devices."""
 
-    def __init__(self, state: nnx.State, shard: Callable[[Any], Any] | None):
+    def __init__(self, state: nnx.State, shard: Callable[[Any], Any] | None, kind: str):
+        self.kind = kind
         self.flat = nnx.to_flat_state(state)
         self.abstract = {"/".join(map(str, path)): leaf for path, leaf in self.flat}
         sharded = nnx.to_flat_state(shard(state)) if shard else []
@@ -231,18 +236,36 @@ class _Places:
 
     def put(self, name: str, array: np.ndarray) -> None:
         """Fills the parameter `name` of an unstacked decoder; in stacked parameters, its layer."""
+        layer = None
+        if not {name, f"{name}/{self.kind}"} & self.abstract.keys():
+            _, layer, rest = name.split("/", 2)
+            name = f"blocks/{rest}"
         if name in self.abstract:
-            self.filled[name] = _place(array, self.abstract[name].dtype, self.shardings.get(name))
+            self._fill(name, layer, _place(array, self.abstract[name].dtype, self._sharding(name, layer)))
             return
-        _, layer, rest = name.split("/", 2)
-        stacked = f"blocks/{rest}"
-        if stacked not in self.filled:
-            like = self.abstract[stacked]
-            make = jax.jit(lambda: jnp.zeros(like.shape, like.dtype), out_shardings=self.shardings.get(stacked))
-            self.filled[stacked] = make()
-        stack, sharding = self.filled.pop(stacked), self.shardings.get(stacked)
-        layer_sharding = sharding and NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
-        self.filled[stacked] = _set_layer(stack, _place(array, stack.dtype, layer_sharding), int(layer))
+        names = [other for other in self.abstract if other.startswith(f"{name}/")]
+        shardings = {other.removeprefix(f"{name}/"): self._sharding(other, layer) for other in names}
+        split = shardings[self.kind]
+        floats = _place(array, array.dtype, split and NamedSharding(split.mesh, PartitionSpec(split.spec[0], split.spec[-1])))
+        # Waits, so that the floats of one kernel are gone before those of the next arrive.
+        parts = jax.block_until_ready(_quantizer(self.kind, tuple(shardings.items()) if split else ())(floats))
+        for part, values in parts.items():
+            self._fill(f"{name}/{part}", layer, values)
+
+    def _sharding(self, name: str, layer: str | None) -> NamedSharding | None:
+        """That of a parameter, or of one layer of a stacked one; None: the default device."""
+        sharding = self.shardings.get(name)
+        return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:])) if sharding and layer else sharding
+
+    def _fill(self, name: str, layer: str | None, values: jax.Array) -> None:
+        if layer is None:
+            self.filled[name] = values
+            return
+        if name not in self.filled:
+            like = self.abstract[name]
+            make = jax.jit(lambda: jnp.zeros(like.shape, like.dtype), out_shardings=self.shardings.get(name))
+            self.filled[name] = make()
+        self.filled[name] = _set_layer(self.filled.pop(name), values, int(layer))
 
     def state(self) -> nnx.State:
         """The parameters, all of which have been filled."""
@@ -254,6 +277,13 @@ def _place(array: np.ndarray, dtype: jnp.dtype, sharding: jax.sharding.Sharding 
     if sharding is None:
         return jax.device_put(array.astype(dtype))
     return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part].astype(dtype))
+
+
+@cache
+def _quantizer(kind: str, shardings: tuple[tuple[str, NamedSharding], ...]) -> Callable[[jax.Array], dict[str, jax.Array]]:
+    """Maps a kernel to its parts in the format `kind`, each made on the devices that hold it."""
+    where = {"out_shardings": dict(shardings)} if shardings else {}
+    return jax.jit(partial(to_format, kind=kind), **where)
 
 
 @partial(jax.jit, donate_argnums=0)

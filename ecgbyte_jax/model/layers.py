@@ -11,6 +11,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from ecgbyte_jax.model.config import MLP_HIDDEN, DecoderConfig
+from ecgbyte_jax.model.quantized.kernel import QuantizedKernel
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -39,14 +40,15 @@ class Linear(nnx.Module):
     """x @ kernel, plus a bias where the family has one and a LoRA path where `lora.add_lora` added one."""
 
     def __init__(self, n_in: int, n_out: int, bias: bool, config: DecoderConfig, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(normal(rngs, (n_in, n_out), n_in, config))
+        self.kernel: nnx.Param | QuantizedKernel = nnx.Param(normal(rngs, (n_in, n_out), n_in, config))
         self.bias = nnx.data(nnx.Param(jnp.zeros((n_out,), config.param_dtype)) if bias else None)
         self.dtype = config.dtype
         self.lora = nnx.data(None)
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Maps [..., n_in] to [..., n_out]; `key` draws LoRA's dropout, None switches it off."""
-        y = x @ self.kernel[...].astype(self.dtype)
+        kernel = self.kernel
+        y = kernel.multiply(x) if isinstance(kernel, QuantizedKernel) else x @ kernel[...].astype(self.dtype)
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype)
         return y if self.lora is None else y + self.lora(x, key)

@@ -13,6 +13,7 @@ from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.model.config import DELTA_KERNELS, KERNELS, LoraConfig
 from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.model.layers import Linear
+from ecgbyte_jax.model.quantized.kernel import QuantizedKernel
 
 
 class LowRankPath(nnx.Module):
@@ -108,13 +109,29 @@ def kernels(model: Decoder) -> Iterator[tuple[str, int | None, Linear]]:
                     yield f"{part}/{kernel}", layer, linear
 
 
+def quantize_kernels(model: Decoder, kind: str) -> Decoder:
+    """The model with its blocks' kernels in a format of `quantized.formats`, a delta net's narrow ones aside; "": as it is."""
+    for name, _, linear in kernels(model) if kind else ():
+        if name.rpartition("/")[2] in KERNELS:
+            linear.kernel = QuantizedKernel(linear.kernel[...], kind)
+    return model
+
+
 def merge_lora(model: Decoder) -> list[LowRankPath | None]:
-    """Adds every path to its kernel and removes it; returns the paths, for `unmerge_lora`."""
+    """Adds every path to its kernel and removes it; returns the paths, for `unmerge_lora`.
+
+    Quantised kernels, also those without a path, become floats of the model's `param_dtype`.
+    """
     paths = [linear.lora for _, _, linear in kernels(model)]
     for (_, _, linear), path in zip(kernels(model), paths):
+        quantized = isinstance(linear.kernel, QuantizedKernel)
+        if quantized:
+            linear.kernel = nnx.Param(linear.kernel.floats())
         if path is not None:
             _add(linear, path, 1)
             linear.lora = None
+        if quantized:
+            linear.kernel = nnx.Param(linear.kernel[...].astype(model.config.param_dtype))
     return paths
 
 

@@ -18,20 +18,24 @@ from ecgbyte_jax.model.config import BATCH_AXES, TENSOR_AXIS
 
 AXES = (*BATCH_AXES, TENSOR_AXIS)
 
-# Path of a parameter -> how its axes are split. Kernels are [n_in, n_out]. Where the blocks are stacked, their parameters
-# have an axis of layers before these, which stays whole.
+# Path of a parameter -> how its axes are split. Kernels are [n_in, n_out], or as in `quantized/formats.py`. Where the blocks
+# are stacked, their parameters have an axis of layers before these, which stays whole.
 RULES = (
     (r"embedding|new_rows|new_head_rows", ("tensor", "fsdp")),  # [V, D]
     (r"positions", (None, "fsdp")),
     (r"head/kernel", ("fsdp", "tensor")),  # [D, V]
-    (r".*/(q|k|v|gate|up|beta|decay)/kernel", ("fsdp", "tensor")),
-    (r".*/(o|down)/kernel", ("tensor", "fsdp")),
+    (r".*/(q|k|v|gate|up|beta|decay)/kernel(/int8|/absmax)?", ("fsdp", "tensor")),
+    (r".*/(o|down)/kernel(/int8|/absmax)?", ("tensor", "fsdp")),
+    (r".*/(q|k|v|gate|up|beta|decay)/kernel/nf4", ("fsdp", None, "tensor")),
+    (r".*/(o|down)/kernel/nf4", ("tensor", None, "fsdp")),
+    (r".*/(q|k|v|gate|up|beta|decay)/kernel/absmax_(scale|offset)", ("fsdp", None)),
+    (r".*/(o|down)/kernel/absmax_(scale|offset)", ("tensor", None)),
     (r".*/(q|k|v|gate|up|beta|decay)/lora/a", ("fsdp", None)),
     (r".*/(q|k|v|gate|up|beta|decay)/lora/b", (None, "tensor")),
     (r".*/(o|down)/lora/a", ("tensor", None)),
     (r".*/(o|down)/lora/b", (None, "fsdp")),
-    (r".*/(q|k|v|gate|up)/bias", ("tensor",)),
-    (r".*/(o|down)/bias", ("fsdp",)),
+    (r".*/(q|k|v|gate|up|beta|decay)/(bias|kernel/scale)", ("tensor",)),
+    (r".*/(o|down)/(bias|kernel/scale)", ("fsdp",)),
     (r".*/conv_(q|k|v)/kernel", (None, None, "tensor")),  # [W, 1, channels]
     (r".*/delta_net/(a_log|dt_bias)", ("tensor",)),
     (r"(.*/)?\w*norm/(scale|bias)", (None,)),
@@ -114,7 +118,7 @@ def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
     """The sharding of every array in a tree of parameters, by its path.
 
     Paths in an optimizer's state end in the parameters' paths; its counters are scalars. An axis whose size the mesh does not
-    divide stays whole. Raises ConfigError for an array that no rule matches.
+    divide stays whole. Raises ConfigError for an array that no rule matches, and where it does not divide the blocks of nf4.
     """
     return jax.tree.map_with_path(lambda path, leaf: NamedSharding(mesh, _spec(_name(path), leaf.shape, mesh)), tree)
 
@@ -148,7 +152,13 @@ def _name(path: tuple) -> str:
 
 
 def _spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    return PartitionSpec(*(a if a and size % mesh.shape[a] == 0 else None for a, size in zip(_rule(name, shape), shape)))
+    axes = _rule(name, shape)
+    if name.endswith("/kernel/nf4") and shape[-3] % mesh.shape[axes[-3]]:
+        raise ConfigError(
+            f"mesh.{axes[-3]}: {mesh.shape[axes[-3]]} found, a divisor of {shape[-3]} expected, the nf4 blocks of {name[:-4]}; "
+            "model.quantize 'int8' has none"
+        )
+    return PartitionSpec(*(a if a and size % mesh.shape[a] == 0 else None for a, size in zip(axes, shape)))
 
 
 def _rule(name: str, shape: tuple[int, ...]) -> tuple[str | None, ...]:

@@ -54,6 +54,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "model.attention",
         "model.remat",
         "model.scan_from",
+        "model.quantize",
         "model.vocab_multiple",
         "model.new_rows",
         "model.train_new_embeddings",

@@ -26,6 +26,7 @@ from ecgbyte_jax.explain.views import EcgView, View
 from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.inputs.shards import read_ecg, read_manifest
 from ecgbyte_jax.model.build import count
+from ecgbyte_jax.model.quantized.kernel import Quantized
 from ecgbyte_jax.prepare.cleaning import Cleaning
 from ecgbyte_jax.prepare.corpus import Folders
 from ecgbyte_jax.report import sections
@@ -81,7 +82,7 @@ def _make_page(settings: Settings, workdir: Workdir, results: dict, rows: list[d
     trained = _restore(settings, workdir, results)
     title = f"{name}, evaluation {workdir.evaluation_name}" if named else name
     page = sections.make_page(title, results, _named(_data_of(workdir, results) or config.get("data", {})))
-    parameters = count(nnx.state(trained.model, (nnx.Param, nnx.LoRAParam))) if isinstance(trained, Trained) else 0
+    parameters = count(nnx.state(trained.model, (nnx.Param, nnx.LoRAParam, Quantized))) if isinstance(trained, Trained) else 0
     sections.add_origin(page, config, parameters, saved, ecgbyte_jax.__version__, command)
     sections.add_settings(page, config, settings_of(workdir.answers_marker).get("eval", {}), unknown)
     attended = _add_examples(page, settings, workdir, results, choose_examples(rows, settings.seed), trained)

@@ -139,7 +139,8 @@ def _show_start(
     rows = {
         "devices": f"{jax.device_count()} x {device.device_kind}, {jax.process_count()} process(es)",
         "mesh": ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
-        "parameters": f"{count(parts.trained):,} trained, {count(parts.frozen):,} frozen, {parts.config.param_dtype}",
+        "parameters": f"{count(parts.trained):,} trained, {count(parts.frozen):,} frozen, {parts.config.param_dtype}"
+        + (f", the blocks' kernels {settings.model.quantize}" if settings.model.quantize else ""),
         "on each device": f"{bytes_a_device(state, parts.frozen) / 1e6:,.1f} MB of parameters and the optimizer's state",
         "attention": _describe_attention(settings, parts, device.platform),
         "kept": _KEPT[parts.config.remat],
