@@ -229,7 +229,7 @@ class FitSettings:
     """For which hardware --stage=fit compiles."""
 
     topology: str = setting("here", 'CHIP-DEVICES, for example v5e-8 or h100-8, or the devices that are "here"')
-    search: bool = setting(False, "find the most rows a device, for every value of model.remat")
+    search: bool = setting(False, "find the most rows a device with model.remat 'products', 'attention' and 'inputs'")
     tokens: int = setting(0, "tokens of an epoch, for its hours, where nothing is prepared", at_least(0))
 
     def __post_init__(self) -> None:

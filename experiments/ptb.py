@@ -3,7 +3,7 @@
     python main.py --config=experiments/ptb.py --config.data.root=PTBXL --config.model.pretrained=LLAMA --workdir=runs/ptb
 
 PTBXL is the folder of PTB-XL 1.0.3, LLAMA a Hugging Face folder of Llama 3.2 1B.
-Hardware: intended for one accelerator with 40 GB. Time: not measured. Result: not measured.
+Hardware: one accelerator with 16 GB or more; `--stage=fit` says what fits yours. Time: not measured. Result: not measured.
 
     python main.py --config=experiments/ptb.py:tiny --config.data.root=PTBXL --workdir=runs/ptb_tiny
 

@@ -27,14 +27,15 @@ class Bound:
         return max(self.arithmetic, self.memory, self.communication)
 
 
-def step_bound(config: DecoderConfig, found: dict[str, Any], chip: Chip, lengths: np.ndarray) -> Bound:
-    """Of a training step; `found` is what `programs.measure` returned, lengths int [n, 2] as in `step_flops`.
+def step_bound(config: DecoderConfig, found: dict[str, Any], chip: Chip, lengths: np.ndarray, sequences: float) -> Bound:
+    """Of a training step of so many sequences; `found`: see `programs.measure`.
+
+    lengths: of some sequences, int [n, 2] as in `step_flops`.
 
     Every device reads all weights of its part of `tensor`, whoever keeps them, and writes and reads what is kept once.
     """
-    flops = step_flops(config, found["parameters"]["trained"], lengths) / found["devices"]
-    total = (found["parameters"]["trained"] + found["parameters"]["frozen"]) * jnp.dtype(config.param_dtype).itemsize
-    moved = _READS[found["remat"]] * total / found["mesh"]["tensor"] + 2 * found["step"]["temporaries"]
+    flops = step_flops(config, found["parameters"]["trained"], lengths) / len(lengths) * sequences / found["devices"]
+    moved = _READS[found["remat"]] * found["weights"] * found["mesh"]["fsdp"] + 2 * found["step"]["temporaries"]
     sent = sum(kind["bytes"] for kind in found["step"]["collectives"].values())
     return Bound(flops / chip.flops, moved / chip.bandwidth, sent / chip.link)
 
@@ -42,12 +43,16 @@ def step_bound(config: DecoderConfig, found: dict[str, Any], chip: Chip, lengths
 def token_bound(config: DecoderConfig, found: dict[str, Any], chip: Chip, rows: int, prompt: int) -> Bound:
     """Of one token of every row of a batch with prompts of so many tokens: the weights and the cache are read once."""
     weights = found["parameters"]["trained"] + found["parameters"]["frozen"]
+    weights -= 0 if config.tied_embeddings else config.vocab_size * config.width  # which are looked up
+    held = found["weights"] * found["mesh"]["fsdp"]
     size = jnp.dtype(config.dtype).itemsize
+    held -= 0 if config.tied_embeddings else config.vocab_size * config.width * size / found["mesh"]["tensor"]
     tensor, batch_parts = found["mesh"]["tensor"], found["mesh"]["data"] * found["mesh"]["fsdp"]
     own_rows = -(-rows // batch_parts)
-    cache = own_rows * prompt * len(config.attention_layers) * 2 * config.kv_heads * config.head_dim * size
+    seen = sum(min(config.layer_windows[layer] or prompt, prompt) for layer in config.attention_layers)
+    cache = own_rows * seen * 2 * config.kv_heads * config.head_dim * size
     if config.delta:  # states are float32, read and written
         delta = config.delta
         cache += own_rows * len(delta.layers) * delta.value_heads * delta.key_dim * delta.value_dim * 2 * 4
     arithmetic = 2 * own_rows * weights / tensor / chip.flops
-    return Bound(arithmetic, (weights / tensor * size + cache / tensor) / chip.bandwidth, 0.0)
+    return Bound(arithmetic, (held + cache / tensor) / chip.bandwidth, 0.0)

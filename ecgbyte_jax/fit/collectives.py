@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
-_COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(_KINDS)})(-start)?\(")
+# What is started is counted where it is done: there the text has its results alone.
+_COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(_KINDS)})(?:-done)?\(")
 _CALLED = re.compile(
     r"(?:body|condition|calls|to_apply|called_computations|branch_computations)=\{?(%[\w.\-]+(?:, %[\w.\-]+)*)"
 )
@@ -42,7 +43,7 @@ def count_collectives(text: str) -> dict[str, Collectives]:
         for line in lines:
             if (found := _COLLECTIVE.search(line)) and times[name]:
                 total = totals.setdefault(found[2], [0, 0, 0])
-                sent = times[name] * _bytes(found[1], started=bool(found[3]))
+                sent = times[name] * _bytes(found[1])
                 totals[found[2]] = [total[0] + 1, total[1] + times[name], total[2] + sent]
     return {kind: Collectives(*total) for kind, total in sorted(totals.items())}
 
@@ -91,10 +92,10 @@ def _in_order_of_calls(bodies: dict[str, list[str]], entry: str) -> list[str]:
     return order[::-1]
 
 
-def _bytes(shape: str, started: bool) -> int:
-    """The bytes of a result; one that is only started has its operands before it, of which the largest array is the result."""
-    sizes = []
+def _bytes(shape: str) -> int:
+    """The bytes of all arrays of a result."""
+    total = 0
     for kind, dimensions in _ARRAY.findall(shape):
         bits = _BITS.get(kind) or int(re.search(r"\d+", kind)[0])
-        sizes.append(math.prod(int(size) for size in dimensions.split(",") if size) * bits // 8)
-    return (max(sizes, default=0)) if started else sum(sizes)
+        total += math.prod(int(size) for size in dimensions.split(",") if size) * bits // 8
+    return total

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -11,22 +12,23 @@ import numpy as np
 
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.files import write_whole
-from ecgbyte_jax.fit.bounds import step_bound, token_bound
 from ecgbyte_jax.fit.programs import Request
-from ecgbyte_jax.fit.topology import chip_and_count, environment
+from ecgbyte_jax.fit.topology import environment
 from ecgbyte_jax.inputs.prepared import load_prepared
 from ecgbyte_jax.inputs.shards import read_lengths
-from ecgbyte_jax.model.config import KEPT, DecoderConfig
+from ecgbyte_jax.model.config import KEPT
 from ecgbyte_jax.model.hf import locate, read_config
 from ecgbyte_jax.run.console import banner, console
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
-from ecgbyte_jax.train.chips import CHIPS, USABLE, Chip
+from ecgbyte_jax.train.chips import USABLE
 
 _ANSWER = 128  # tokens, where nothing is prepared
 _LETTERS, _SPECIAL = 26, 4  # of the ECG's vocabulary; tokens around an ECG, end and padding
+_SAMPLE = 1000  # sequences, whose lengths the bounds are of
 _HOUR = 3600
 _GB = 1e9
+_ERROR = re.compile(r"[\w.]*(Error|Exception)\b.*:")  # the line of a Python error
 _NAMES = {"step": "training step", "generation": "generation"}
 _REMEDY = "fewer rows (train.batch_size, eval.batch_size), more of train.accumulate or mesh.fsdp, or model.remat='inputs' help"
 
@@ -36,40 +38,45 @@ def fit(settings: Settings, workdir: Workdir) -> None:
 
     Raises ConfigError where the topology is not known, its compiler is missing or crashes, or the experiment does not fit.
     """
-    name = settings.fit.topology
-    chip = None if name == "here" else CHIPS[chip_and_count(name)[0]]
-    request, lengths = _request(settings, workdir)
-    console.print(f"fit: compiling for {name}, which takes a minute or more")
+    request, sequences = _request(settings, workdir)
+    console.print(f"fit: compiling for {request.topology}, which takes a minute or more")
     found = _measure(request)
-    report: dict[str, Any] = {"topology": name} | found
+    report: dict[str, Any] = {"topology": request.topology} | found
+    if "bounds" in found and sequences:
+        report["bounds"]["hours"] = sequences * settings.train.epochs / found["bounds"]["examples_per_s"] / _HOUR
+    _write(report, workdir)
     if settings.fit.search:
+        if found["memory"] is None:
+            raise ConfigError("fit.search: the memory of these devices is not known; fit.topology with a chip expected")
         report["search"] = _search(request)
-    if chip is not None and "refused" not in found["step"]:
-        report["bounds"] = _bounds(settings, found, chip, lengths)
-    write_whole(workdir.fit, [json.dumps(report, indent=1).encode()])
+        _write(report, workdir)
     _show(report)
     problem = _problem(found)
     if problem:
         raise ConfigError(f"fit: {problem}; written to {workdir.fit}")
 
 
-def _request(settings: Settings, workdir: Workdir) -> tuple[Request, np.ndarray | None]:
-    """What to compile, and the (tokens, answer tokens) of an epoch's sequences, int [n, 2], where they are known."""
-    config = asdict(settings)
+def _write(report: dict[str, Any], workdir: Workdir) -> None:
+    write_whole(workdir.fit, [json.dumps(report, indent=1).encode()])
+
+
+def _request(settings: Settings, workdir: Workdir) -> tuple[Request, int]:
+    """What to compile, and the number of an epoch's sequences, 0 where it is not known."""
     if workdir.manifest.is_file():
         prepared = load_prepared(workdir)
+        console.print(f"fit: vocabulary and lengths of the data that was prepared in {workdir.shards}")
         lengths = read_lengths(prepared.shards, prepared.manifest, "train")
-        vocabulary, first = len(prepared.text_tokenizer), int(prepared.ids.ecg.min())
-        answers = -(-int(lengths[:, 1].max()) // 8) * 8
+        vocabulary, first, count = len(prepared.text_tokenizer), int(prepared.ids.ecg.min()), len(lengths)
     else:
         pretrained = settings.model.pretrained
         first = read_config(locate(pretrained)).vocab_size if pretrained else settings.prompt.text_vocab_size
         vocabulary = first + _LETTERS + settings.tokenizer.num_merges + _SPECIAL
-        rows = settings.fit.tokens // settings.prompt.max_length
-        lengths = np.tile([settings.prompt.max_length, _ANSWER], (rows, 1)) if rows else None
-        answers = _ANSWER
-    steps = 1 if lengths is None else max(1, int(len(lengths) * settings.train.epochs) // settings.train.batch_size)
-    return Request(config, settings.fit.topology, vocabulary, first, answers, steps), lengths
+        lengths = np.array([[settings.prompt.max_length, _ANSWER]])
+        count = -(-settings.fit.tokens // settings.prompt.max_length)
+    answers = -(-int(lengths[:, 1].max()) // 8) * 8
+    some = lengths[:: -(-len(lengths) // _SAMPLE)].tolist()
+    steps = max(1, int(count * settings.train.epochs) // settings.train.batch_size)
+    return Request(asdict(settings), settings.fit.topology, vocabulary, first, answers, steps, some), count
 
 
 def _measure(request: Request) -> dict[str, Any]:
@@ -83,7 +90,8 @@ def _measure(request: Request) -> dict[str, Any]:
     )
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
-    last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no message")
+    lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
+    last = next((line for line in reversed(lines) if _ERROR.match(line)), lines[-1])
     if done.returncode == 2:
         raise ConfigError(last)
     how = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
@@ -111,7 +119,7 @@ def _search(request: Request) -> dict[str, int]:
 
 
 def _most_rows(request: Request) -> int:
-    """From the peaks of one row and two along a line, then checked."""
+    """Within a sixteenth: from the peaks of one row and two along a line, then halving what is left."""
 
     def share(rows: int) -> float:
         """Of the usable memory, 0 where it does not fit."""
@@ -124,25 +132,13 @@ def _most_rows(request: Request) -> int:
     second = first and share(2)
     if not second:
         return int(bool(first))
-    rows = max(2, 1 + int((1 - first) / max(second - first, 1e-6)))
-    while rows > 2 and not share(rows):
-        rows -= max(1, rows // 16)
-    return rows
-
-
-def _bounds(settings: Settings, found: dict[str, Any], chip: Chip, lengths: np.ndarray | None) -> dict[str, Any]:
-    """The least seconds of a step and of a token, and what follows from them."""
-    config = DecoderConfig(**found["config"])
-    rows = np.tile([settings.prompt.max_length, found["answer tokens"]], (found["rows"], 1))
-    step = step_bound(config, found, chip, rows)
-    token = token_bound(config, found, chip, settings.eval.batch_size, settings.prompt.max_length)
-    bounds = {"step": asdict(step) | {"seconds": step.seconds}, "token": asdict(token) | {"seconds": token.seconds}}
-    bounds["examples_per_s"] = found["rows"] / step.seconds
-    bounds["tokens_per_s"] = settings.eval.batch_size / token.seconds
-    if lengths is not None:
-        steps = len(lengths) * settings.train.epochs / found["rows"]
-        bounds["hours"] = steps * step.seconds / _HOUR
-    return bounds
+    low, high, rows = 2, 0, max(3, 1 + int((1 - first) / max(second - first, 1e-6)))
+    while not high or high - low > max(1, low // 16):  # within a sixteenth
+        if share(rows):
+            low, rows = rows, (rows + high) // 2 if high else rows + max(1, rows // 8)
+        else:
+            high, rows = rows, (low + rows) // 2
+    return low
 
 
 def _show(report: dict[str, Any]) -> None:
@@ -166,7 +162,7 @@ def _show(report: dict[str, Any]) -> None:
         bounds, least = report["bounds"], report["bounds"]["step"]
         parts = ", ".join(f"{part} {1000 * least[part]:.1f}" for part in ("arithmetic", "memory", "communication"))
         rows["a step takes at least"] = f"{1000 * least['seconds']:.1f} ms ({parts})"
-        rows["at that bound"] = f"{bounds['examples_per_s']:.1f} examples/s" + (
+        rows["at that bound"] = f"{bounds['examples_per_s']:,.1f} examples/s" + (
             f", {bounds['hours']:.2f} hours for all epochs" if "hours" in bounds else ""
         )
         rows["a token at least"] = f"{1000 * bounds['token']['seconds']:.2f} ms, {bounds['tokens_per_s']:,.0f} tokens/s"
@@ -175,7 +171,7 @@ def _show(report: dict[str, Any]) -> None:
         rows["most rows a device"] = ", ".join(f"{number} with '{remat}'" for remat, number in found.items())
         best = next((remat for remat, number in found.items() if number), None)
         if best:
-            total = found[best] * report["devices"] // report["mesh"]["tensor"]
+            total = found[best] * (report["rows"] // report["rows a device"])
             rows["recommended"] = f"model.remat='{best}', train.batch_size={total}"
     banner("fit", rows)
 

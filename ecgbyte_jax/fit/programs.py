@@ -6,7 +6,9 @@ Reads a `Request` as JSON, and prints what it `measured` as the last line.
 """
 
 import json
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -14,10 +16,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
 from ecgbyte_jax.errors import EcgByteError
+from ecgbyte_jax.fit.bounds import step_bound, token_bound
 from ecgbyte_jax.fit.collectives import count_collectives
 from ecgbyte_jax.fit.topology import devices_of
 from ecgbyte_jax.model.build import Parts, abstract_model, count
@@ -25,7 +29,7 @@ from ecgbyte_jax.model.config import DecoderConfig
 from ecgbyte_jax.model.generate import lower_generation
 from ecgbyte_jax.model.sharding import batch_parts, batch_sharding, bytes_a_device, check_batch_size, make_mesh
 from ecgbyte_jax.settings import Settings
-from ecgbyte_jax.train.chips import memory_of
+from ecgbyte_jax.train.chips import Chip, chip_of, memory_of
 from ecgbyte_jax.train.memory import with_remat
 from ecgbyte_jax.train.optim import make_optimizer
 from ecgbyte_jax.train.restore import positions
@@ -38,7 +42,8 @@ _GPU_OPTIONS = {"xla_gpu_autotune_level": "0"}  # which needs a GPU
 class Request:
     """What to compile: an experiment's settings, where for, and the sizes that its data has.
 
-    rows: of a device at once, in place of the settings' (0). remat: likewise ("unset").
+    lengths: the tokens and answer tokens of some of its sequences. rows: of a device at once, in place of the settings' (0).
+    remat: likewise ("unset").
     """
 
     settings: dict[str, Any]
@@ -47,6 +52,7 @@ class Request:
     first_new_id: int
     answer_tokens: int
     steps: int
+    lengths: list[list[int]]
     generate: bool = True
     rows: int = 0
     remat: str = "unset"
@@ -80,17 +86,29 @@ def measure(request: Request) -> dict[str, Any]:
             "weights": bytes_a_device(parts.trained, parts.frozen),
             "memory": memory_of(mesh),
             "answer tokens": request.answer_tokens,
-            "config": _plain(parts.config),
         }
         found["step"] = _compile(lambda: _lower_step(settings, parts, mesh, request), devices)
         if request.generate:
             found["generation"] = _per_text(_compile(lambda: _lower_answers(settings, parts, mesh), devices))
+    chip = chip_of(devices[0])
+    if chip is not None and "refused" not in found["step"]:
+        found["bounds"] = _bounds(settings, parts.config, found, chip, np.array(request.lengths))
     return found
 
 
-def _plain(config: DecoderConfig) -> dict[str, Any]:
-    """The sizes of a decoder, as JSON: those fields that are numbers, words or truth values."""
-    return {name: value for name, value in asdict(config).items() if isinstance(value, int | float | str)}
+def _bounds(
+    settings: Settings, config: DecoderConfig, found: dict[str, Any], chip: Chip, lengths: np.ndarray
+) -> dict[str, Any]:
+    """The least seconds of a step and of a token, and what follows from them."""
+    in_a_row = settings.prompt.max_length / lengths[:, 0].mean() if settings.data.packing else 1.0
+    sequences = found["rows"] * in_a_row
+    step = step_bound(config, found, chip, lengths, sequences)
+    token = token_bound(config, found, chip, settings.eval.batch_size, settings.prompt.max_length)
+    bounds: dict[str, Any] = {"step": asdict(step) | {"seconds": step.seconds}}
+    bounds["token"] = asdict(token) | {"seconds": token.seconds}
+    bounds["examples_per_s"] = sequences / step.seconds
+    bounds["tokens_per_s"] = settings.eval.batch_size / token.seconds
+    return bounds
 
 
 def _lower_step(settings: Settings, parts: Parts, mesh: Mesh, request: Request) -> jax.stages.Lowered:
@@ -131,8 +149,7 @@ def _compile(lower: Callable[[], jax.stages.Lowered], devices: list[jax.Device])
         "arguments": memory.argument_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
         "peak": held + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes,
-        "flops": costs.get("flops", 0.0),
-        "bytes": costs.get("bytes accessed", 0.0),
+        **{ours: costs[theirs] for ours, theirs in (("flops", "flops"), ("bytes", "bytes accessed")) if costs.get(theirs)},
         "collectives": {kind: asdict(sent) for kind, sent in count_collectives(program.as_text()).items()},
     }
 
@@ -145,11 +162,19 @@ def _per_text(measured: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Answers a request on stdin; an error of ours is one line on stderr and exit code 2."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     try:
         print(json.dumps(measure(Request(**json.load(sys.stdin)))))
     except EcgByteError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process when the one that asked is gone."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,12 @@ _FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x
 _CUBES = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8", 512: "8x8x8"}
 _SLICES = {"v4": _CUBES, "v5e": _FLAT, "v5p": _CUBES, "v6e": _FLAT}
 # libtpu asks the machine that it is on for these.
-_TPU_HOST = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
+_TPU_HOST = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,8 @@ def devices_of(name: str) -> list[jax.Device]:
         if not find_spec("libtpu"):
             raise ConfigError("fit.topology: TPUs need the extra `tpu` (libtpu): pip install -e '.[tpu]'")
         os.environ.update({key: value for key, value in _TPU_HOST.items() if key not in os.environ})
-        return list(topologies.get_topology_desc(f"{chip}:{_SLICES[chip][count]}", platform="tpu").devices)
+        lone = {"chips_per_host_bounds": [1, 1, 1]} if count == 1 else {}
+        return list(topologies.get_topology_desc(f"{chip}:{_SLICES[chip][count]}", platform="tpu", **lone).devices)
     if not any(find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)):
         raise ConfigError("fit.topology: NVIDIA GPUs need the extra `cuda` (XLA's compiler for them): pip install -e '.[cuda]'")
     described = topologies.get_topology_desc(

@@ -176,7 +176,7 @@ def _targets(lora: LoraConfig, decoder: DecoderConfig) -> tuple[str, ...]:
 def _decoder_config(model: ModelConfig, lora: LoraConfig, positions: int, vocab_size: int, mesh: Mesh) -> DecoderConfig:
     """The decoder before rows are added: a pretrained one's own, else one with `vocab_size` tokens."""
     config = _without_kernel(model, lora, positions, vocab_size)
-    kernel = kernel_for(mesh.devices.flat[0].platform, config.head_dim) if model.attention == "auto" else ""
+    kernel = kernel_for(mesh.devices.flat[0].platform, config.head_dim, config.dtype) if model.attention == "auto" else ""
     return replace(config, attention_kernel=kernel)
 
 

@@ -93,9 +93,7 @@ def check_first_layer(lora: LoraConfig, layers: int, stacked: bool) -> None:
     if lora.first_layer >= layers:
         raise ConfigError(f"lora.first_layer: {lora.first_layer} found, below the model's {layers} layers expected")
     if lora.first_layer and stacked:
-        raise ConfigError(
-            f"lora.first_layer: {lora.first_layer} found with model.scan_layers, which has one block for all layers"
-        )
+        raise ConfigError(f"lora.first_layer: {lora.first_layer} found for stacked layers, which have one block for all")
 
 
 def kernels(model: Decoder) -> Iterator[tuple[str, int | None, Linear]]:

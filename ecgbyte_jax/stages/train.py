@@ -163,8 +163,8 @@ def _describe_attention(settings: Settings, parts: Parts, platform: str) -> str:
         return f"the fused kernel '{parts.config.attention_kernel}'"
     if settings.model.attention == "plain":
         why = "model.attention is 'plain'"
-    elif kernel_for(platform, 64):
-        why = f"no kernel for heads of {parts.config.head_dim} channels"
+    elif kernel_for(platform, 64, "bfloat16"):
+        why = f"no kernel for heads of {parts.config.head_dim} channels in {parts.config.dtype}"
     else:
         why = f"no kernel for '{platform}'"
     return f"plain operations: {why}"

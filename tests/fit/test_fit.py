@@ -18,6 +18,7 @@ from ecgbyte_jax.model.config import DecoderConfig
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.train.chips import CHIPS
+from ecgbyte_jax.train.utilisation import step_flops
 
 TEXT = """
 HloModule step
@@ -38,6 +39,7 @@ HloModule step
 
 %known (p: (s32[])) -> (s32[]) {
   %moved = (f32[2]{0}, f32[2]{0}) collective-permute-start(%x)
+  %there = f32[2]{0} collective-permute-done(%moved)
 }
 
 %never (p: s32[]) -> pred[] {
@@ -47,8 +49,8 @@ HloModule step
 ENTRY %main (x: f32[16]) -> f32[16] {
   %loop = (s32[], bf16[8,4]) while(%start), condition=%limit, body=%body
   %other = (s32[]) while(%s), condition=%never, body=%known, backend_config={"known_trip_count":{"n":"5"}}
-  %started = (f32[2]{0}, f32[16]{0}) all-gather-start(%x), dimensions={0}
-  %done = f32[16]{0} all-gather-done(%started)
+  %started = ((f32[2]{0}, f32[3]{0}), (f32[16]{0}, f32[24]{0})) all-gather-start(%x, %y), dimensions={0}
+  %done = (f32[16]{0}, f32[24]{0}) all-gather-done(%started)
   ROOT %reduced = f32[16]{0} all-reduce(%done), to_apply=%add
 }
 """
@@ -58,14 +60,14 @@ CONFIG = DecoderConfig(
 )  # fmt: skip
 FOUND = {
     "parameters": {"trained": 100, "frozen": 900}, "devices": 4, "mesh": {"data": 1, "fsdp": 4, "tensor": 1},
-    "remat": "products",
+    "remat": "products", "weights": 500,
     "step": {"temporaries": 5000, "collectives": {"all-gather": {"places": 1, "times": 2, "bytes": 3000}}},
 }  # fmt: skip
 
 
 def test_collectives_in_loops_count_for_every_round():
     assert count_collectives(TEXT) == {
-        "all-gather": Collectives(2, 4, 3 * 64 + 64),
+        "all-gather": Collectives(2, 4, 3 * 64 + 64 + 96),
         "all-reduce": Collectives(1, 1, 64),
         "collective-permute": Collectives(1, 5, 5 * 8),
     }
@@ -73,8 +75,9 @@ def test_collectives_in_loops_count_for_every_round():
 
 def test_bounds_by_hand():
     chip = CHIPS["h100"]
-    step = step_bound(CONFIG, FOUND, chip, np.array([[10, 2]] * 8))
-    assert step.memory == pytest.approx((2 * 1000 * 2 + 2 * 5000) / chip.bandwidth)
+    step = step_bound(CONFIG, FOUND, chip, np.array([[10, 2]] * 4), 8)
+    assert step.arithmetic == pytest.approx(step_flops(CONFIG, 100, np.array([[10, 2]] * 8)) / 4 / chip.flops)
+    assert step.memory == pytest.approx((2 * 500 * 4 + 2 * 5000) / chip.bandwidth)
     assert step.communication == pytest.approx(3000 / chip.link)
     assert step.seconds == max(step.arithmetic, step.memory, step.communication)
     token = token_bound(CONFIG, FOUND, chip, 8, 10)
@@ -111,17 +114,30 @@ def test_a_crash_of_the_compiler_is_one_line(config, tmp_path, monkeypatch):
         fit(Settings.of(config), Workdir(tmp_path))
 
 
-def test_most_rows_are_found_along_a_line_and_checked(monkeypatch):
+@pytest.mark.parametrize(("jump", "most"), [(0, 12), (40, 7), (-40, 18)], ids=["line", "above it", "below it"])
+def test_most_rows_are_found_in_few_compilations(monkeypatch, jump, most):
     tried = []
 
     def measure(request):
         tried.append(request.rows)
-        peak = 5 + 7 * request.rows + (4 if request.rows > 10 else 0)  # more than the line says
+        return {"memory": 100.0, "step": {"peak": 5 + 7 * request.rows + (jump if request.rows > 7 else 0)}}
+
+    monkeypatch.setattr(stage, "_measure", measure)
+    assert stage._most_rows(stage.Request({}, "here", 1, 1, 1, 1, [], remat="inputs")) == most
+    assert tried[:2] == [1, 2] and len(tried) <= 10
+
+
+def test_a_search_that_begins_far_off_ends_soon(monkeypatch):
+    tried = []
+
+    def measure(request):
+        tried.append(request.rows)
+        peak = 10 + 0.01 * request.rows if request.rows < 3 else 5 * request.rows
         return {"memory": 100.0, "step": {"peak": peak}}
 
     monkeypatch.setattr(stage, "_measure", measure)
-    request = stage.Request({}, "here", 1, 1, 1, 1, remat="inputs")
-    assert stage._most_rows(request) == 12 and tried[:2] == [1, 2] and len(tried) < 6
+    assert stage._most_rows(stage.Request({}, "here", 1, 1, 1, 1, [], remat="inputs")) in (18, 19)
+    assert len(tried) < 20
 
 
 def test_what_does_not_fit_says_by_how_much():
@@ -153,7 +169,7 @@ def on_topology(config, tmp_path, name: str, **mesh) -> dict:
 def test_fit_compiles_for_a_tpu_that_is_not_here(config, tmp_path):
     report = on_topology(config, tmp_path, "v5e-4", data=1, fsdp=4)
     assert report["device"] == "TPU v5 lite" and report["devices"] == 4 and report["attention"] == "splash"
-    assert report["remat"] == "products" and report["bounds"]["step"]["seconds"] > 0
+    assert report["remat"] == "products" and "hours" not in report["bounds"] and report["bounds"]["step"]["seconds"] > 0
     assert report["step"]["collectives"]["all-reduce"]["times"] > 0
 
 
@@ -168,8 +184,16 @@ def test_fit_compiles_for_a_gpu_that_is_not_here(config, tmp_path):
     assert report["step"]["collectives"]["all-gather"]["times"] > 0
 
 
+def test_a_search_needs_the_memory_of_the_devices(config, tmp_path, monkeypatch):
+    config.fit.search = True
+    monkeypatch.setattr(stage, "_measure", lambda request: {"memory": None, "step": {"peak": 1}})
+    with pytest.raises(ConfigError, match=r"fit\.search: the memory of these devices is not known"):
+        fit(Settings.of(config), Workdir(tmp_path))
+
+
 def test_programs_answer_a_bad_request_in_one_line():
     request = {"settings": {}, "topology": "v9-1", "vocab_size": 1, "first_new_id": 1, "answer_tokens": 1, "steps": 1}
+    request["lengths"] = [[8, 2]]
     done = subprocess.run(
         [sys.executable, "-m", "ecgbyte_jax.fit.programs"], input=json.dumps(request), capture_output=True, text=True
     )

@@ -254,7 +254,7 @@ def test_lora_from_a_layer_on_leaves_the_others_without_a_path_or_a_gradient(ids
     assert str(compute).count("dot_general") < str(every(nnx.split(whole, nnx.LoRAParam, ...)[1])).count("dot_general")
     with pytest.raises(ConfigError, match=f"first_layer: {model.config.layers} found, below"):
         add_lora(make(), replace(LORA, first_layer=model.config.layers), jax.random.key(1))
-    with pytest.raises(ConfigError, match=r"first_layer: 1 found with model\.scan_layers"):
+    with pytest.raises(ConfigError, match=r"first_layer: 1 found for stacked layers"):
         add_lora(make(scan_layers=True), replace(LORA, first_layer=1), jax.random.key(1))
 
 

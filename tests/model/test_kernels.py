@@ -99,12 +99,12 @@ def test_a_token_s_first_seen_place_follows_examples_padding_and_window():
 
 
 def test_each_platform_has_its_kernel():
-    assert [kernel_for(platform, 64) for platform in ("cuda", "gpu", "tpu", "cpu", "rocm")] == ["flash"] * 2 + [
+    assert [kernel_for(platform, 64, "bfloat16") for platform in ("cuda", "gpu", "tpu", "cpu", "rocm")] == ["flash"] * 2 + [
         "splash",
         "",
         "",
     ]
-    assert kernel_for("tpu", 512) == ""
+    assert kernel_for("tpu", 512, "bfloat16") == "" == kernel_for("tpu", 64, "float16")
 
 
 def loss_and_gradients(kernel: str, mesh=None, **changes) -> tuple[jax.Array, nnx.State]:

@@ -16,10 +16,11 @@ from ecgbyte_jax.model.kernels.splash import splash_attention
 _WIDEST = 256  # heads that the kernels have tiles for
 
 
-def kernel_for(platform: str, head_dim: int) -> str:
+def kernel_for(platform: str, head_dim: int, dtype: str) -> str:
     """The kernel for a platform ("cuda", "tpu", ...): "flash", "splash", or "" for plain operations."""
     kernel = {"cuda": "flash", "gpu": "flash", "tpu": "splash"}.get(platform, "")
-    return kernel if head_dim <= _WIDEST else ""
+    unknown = kernel == "splash" and dtype == "float16"
+    return "" if head_dim > _WIDEST or unknown else kernel
 
 
 def fused_attention(
