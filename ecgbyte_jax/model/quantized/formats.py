@@ -45,14 +45,14 @@ def quantize(kernel: jax.Array, kind: str) -> Parts:
 
 
 @jax.jit
-def dequantize(parts: Parts) -> jax.Array:
-    """The kernel float32 [..., n_in, n_out] that the parts stand for."""
+def dequantize(parts: Parts, levels: jax.Array | np.ndarray = LEVELS) -> jax.Array:
+    """The kernel float32 [..., n_in, n_out] that the parts stand for; levels: NF4's, as an array that may depend on others."""
     if "int8" in parts:
         return parts["int8"].astype(jnp.float32) * parts["scale"][..., None, :]
     packed = parts["nf4"]
     numbers = jnp.concatenate([packed & 15, packed >> 4], axis=-2)  # [..., N, 64, n_out]
-    levels = jax.lax.platform_dependent(numbers, cpu=_gather, default=_choose)
-    return (levels * _block_absmax(parts, packed.shape[-1])[..., None, :]).reshape(kernel_shape(parts))
+    chosen = jax.lax.platform_dependent(numbers, jnp.asarray(levels), cpu=_gather, default=_choose)
+    return (chosen * _block_absmax(parts, packed.shape[-1])[..., None, :]).reshape(kernel_shape(parts))
 
 
 def kernel_shape(parts: Parts) -> tuple[int, ...]:
@@ -101,14 +101,14 @@ def _divisor(scale: jax.Array) -> jax.Array:
     return jnp.where(scale > 0, scale, 1)
 
 
-def _gather(numbers: jax.Array) -> jax.Array:
-    """The levels of these numbers. On CPUs, whose compiler would keep the constants of `_choose` as arrays beside a loop."""
-    return jnp.asarray(LEVELS).at[numbers].get(mode="promise_in_bounds")
+def _gather(numbers: jax.Array, levels: jax.Array) -> jax.Array:
+    """The levels of these numbers. On CPUs, whose compiler would keep each level of `_choose` as an array beside a loop."""
+    return levels.at[numbers].get(mode="promise_in_bounds")
 
 
-def _choose(numbers: jax.Array, low: int = 0, high: int = len(LEVELS)) -> jax.Array:
+def _choose(numbers: jax.Array, levels: jax.Array) -> jax.Array:
     """The same by a tree of choices, which fuses; TPUs gather slowly, and keep an index of 4 bytes for each weight."""
-    if high - low == 1:
-        return jnp.float32(LEVELS[low])
-    half = (high - low) // 2
-    return jnp.where(numbers & half != 0, _choose(numbers, low + half, high), _choose(numbers, low, high - half))
+    if len(levels) == 1:
+        return levels[0]
+    half = len(levels) // 2
+    return jnp.where(numbers & half != 0, _choose(numbers, levels[half:]), _choose(numbers, levels[:half]))

@@ -1,9 +1,10 @@
 """A frozen kernel in few bits, whose product with the activations makes floats of one kernel at a time."""
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
-from ecgbyte_jax.model.quantized.formats import Parts, dequantize, kernel_shape, quantize
+from ecgbyte_jax.model.quantized.formats import LEVELS, Parts, dequantize, kernel_shape, quantize
 
 _WEIGHTS = {"int8": 1, "nf4": 2}  # in an element
 
@@ -62,7 +63,7 @@ def _floats_beside(x: jax.Array, parts: Parts) -> jax.Array:
     """The kernel in x's dtype, made no earlier than x.
 
     Otherwise the compiler would share the floats between forward and backward pass, and make those of all layers ahead of a
-    loop over tokens or micro-batches: the whole model in floats.
+    loop over tokens or micro-batches: the whole model in floats. Of constant levels it would make arrays there.
     """
-    parts, _ = jax.lax.optimization_barrier((parts, x))
-    return dequantize(parts).astype(x.dtype)
+    parts, levels, _ = jax.lax.optimization_barrier((parts, jnp.asarray(LEVELS), x))
+    return dequantize(parts, levels).astype(x.dtype)
