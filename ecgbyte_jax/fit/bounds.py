@@ -35,7 +35,7 @@ def step_bound(config: DecoderConfig, found: dict[str, Any], chip: Chip, lengths
     Every device reads all weights of its part of `tensor`, whoever keeps them, and writes and reads what is kept once.
     """
     flops = step_flops(config, found["parameters"]["trained"], lengths) / len(lengths) * sequences / found["devices"]
-    moved = _READS[found["remat"]] * found["weights"] * found["mesh"]["fsdp"] + 2 * found["step"]["temporaries"]
+    moved = _READS[found["remat"]] * found["all weights"] / found["mesh"]["tensor"] + 2 * found["step"]["temporaries"]
     sent = sum(kind["bytes"] for kind in found["step"]["collectives"].values())
     return Bound(flops / chip.flops, moved / chip.bandwidth, sent / chip.link)
 
@@ -44,9 +44,8 @@ def token_bound(config: DecoderConfig, found: dict[str, Any], chip: Chip, rows: 
     """Of one token of every row of a batch with prompts of so many tokens: the weights and the cache are read once."""
     weights = found["parameters"]["trained"] + found["parameters"]["frozen"]
     weights -= 0 if config.tied_embeddings else config.vocab_size * config.width  # which are looked up
-    held = found["weights"] * found["mesh"]["fsdp"]
     size = jnp.dtype(config.dtype).itemsize
-    held -= 0 if config.tied_embeddings else config.vocab_size * config.width * size / found["mesh"]["tensor"]
+    held = found["all weights"] - (0 if config.tied_embeddings else config.vocab_size * config.width * size)
     tensor, batch_parts = found["mesh"]["tensor"], found["mesh"]["data"] * found["mesh"]["fsdp"]
     own_rows = -(-rows // batch_parts)
     seen = sum(min(config.layer_windows[layer] or prompt, prompt) for layer in config.attention_layers)
@@ -55,4 +54,4 @@ def token_bound(config: DecoderConfig, found: dict[str, Any], chip: Chip, rows: 
         delta = config.delta
         cache += own_rows * len(delta.layers) * delta.value_heads * delta.key_dim * delta.value_dim * 2 * 4
     arithmetic = 2 * own_rows * weights / tensor / chip.flops
-    return Bound(arithmetic, (held + cache / tensor) / chip.bandwidth, 0.0)
+    return Bound(arithmetic, (held + cache) / tensor / chip.bandwidth, 0.0)

@@ -84,6 +84,7 @@ def measure(request: Request) -> dict[str, Any]:
             "attention": parts.config.attention_kernel,
             "parameters": {"trained": count(parts.trained), "frozen": count(parts.frozen)},
             "weights": bytes_a_device(parts.trained, parts.frozen),
+            "all weights": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((parts.trained, parts.frozen))),
             "memory": memory_of(mesh),
             "answer tokens": request.answer_tokens,
         }

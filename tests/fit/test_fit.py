@@ -60,7 +60,7 @@ CONFIG = DecoderConfig(
 )  # fmt: skip
 FOUND = {
     "parameters": {"trained": 100, "frozen": 900}, "devices": 4, "mesh": {"data": 1, "fsdp": 4, "tensor": 1},
-    "remat": "products", "weights": 500,
+    "remat": "products", "all weights": 2000,
     "step": {"temporaries": 5000, "collectives": {"all-gather": {"places": 1, "times": 2, "bytes": 3000}}},
 }  # fmt: skip
 
@@ -77,7 +77,7 @@ def test_bounds_by_hand():
     chip = CHIPS["h100"]
     step = step_bound(CONFIG, FOUND, chip, np.array([[10, 2]] * 4), 8)
     assert step.arithmetic == pytest.approx(step_flops(CONFIG, 100, np.array([[10, 2]] * 8)) / 4 / chip.flops)
-    assert step.memory == pytest.approx((2 * 500 * 4 + 2 * 5000) / chip.bandwidth)
+    assert step.memory == pytest.approx((2 * 2000 + 2 * 5000) / chip.bandwidth)
     assert step.communication == pytest.approx(3000 / chip.link)
     assert step.seconds == max(step.arithmetic, step.memory, step.communication)
     token = token_bound(CONFIG, FOUND, chip, 8, 10)
