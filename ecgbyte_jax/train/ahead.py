@@ -42,7 +42,11 @@ def compiled_ahead(step: Callable, plan: Plan, start: int, state: TrainState, fr
 
     def take(state: TrainState, frozen: Any, batch: dict[str, jax.Array], number: int) -> tuple[TrainState, dict]:
         length = batch["input_ids"].shape[1]
-        program = _wait(programs[length], length) if length in programs else step
+        expected = batch_shapes(plan, length, mesh)
+        as_compiled = all(
+            (rows.shape, rows.dtype) == (expected[name].shape, expected[name].dtype) for name, rows in batch.items()
+        )
+        program = _wait(programs[length], length) if length in programs and as_compiled else step
         return program(state, frozen, batch, number)
 
     try:
