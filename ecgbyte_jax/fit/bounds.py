@@ -32,7 +32,7 @@ def step_bound(config: DecoderConfig, found: dict[str, Any], chip: Chip, lengths
 
     lengths: of some sequences, int [n, 2] as in `step_flops`.
 
-    Every device reads all weights of its part of `tensor`, whoever keeps them, and writes and reads what is kept once.
+    Every device reads all weights of its share of `tensor`, wherever they are stored; activations are written and read once.
     """
     flops = step_flops(config, found["parameters"]["trained"], lengths) / len(lengths) * sequences / found["devices"]
     moved = _READS[found["remat"]] * found["all weights"] / found["mesh"]["tensor"] + 2 * found["step"]["temporaries"]

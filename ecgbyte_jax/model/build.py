@@ -163,7 +163,7 @@ def left_out_targets(lora: LoraConfig, decoder: DecoderConfig) -> tuple[str, ...
 
 
 def count(state: Any) -> int:
-    """The number of parameters in a tree; a quantised kernel has those of the kernel that it stands for."""
+    """The number of parameters in a tree; a quantised kernel counts as the kernel that it approximates."""
     leaves = jax.tree.leaves(state, is_leaf=lambda leaf: isinstance(leaf, Quantized))
     return sum(leaf.size * (leaf.weights if isinstance(leaf, Quantized) else 1) for leaf in leaves)
 

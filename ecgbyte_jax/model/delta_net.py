@@ -43,7 +43,7 @@ class CausalConv(nnx.Module):
         kernel, (_, tokens, _) = self.kernel[...].astype(x.dtype), x.shape
         before = len(kernel) - 1
         x = jnp.pad(jnp.where((segment_ids != 0)[..., None], x, 0), ((0, 0), (before, 0), (0, 0)))
-        if past is not None:  # directly in front of the first token, behind the padding
+        if past is not None:  # directly before the first token, after the padding
             first = tokens - jnp.sum(segment_ids != 0, axis=1)
             x = jax.vmap(lambda row, own, start: jax.lax.dynamic_update_slice_in_dim(row, own, start, 0))(x, past, first)
             segment_ids = jnp.ones_like(segment_ids)

@@ -1,4 +1,4 @@
-"""Quantised kernels: their errors, their memory, and that a model computes with them as with the floats they stand for."""
+"""Quantised kernels: their errors, their memory, and that a model computes the same with them as with dequantised floats."""
 
 from dataclasses import replace
 from functools import partial

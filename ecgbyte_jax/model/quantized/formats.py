@@ -46,7 +46,7 @@ def quantize(kernel: jax.Array, kind: str) -> Parts:
 
 @jax.jit
 def dequantize(parts: Parts, levels: jax.Array | np.ndarray = LEVELS) -> jax.Array:
-    """The kernel float32 [..., n_in, n_out] that the parts stand for; levels: NF4's, as an array that may depend on others."""
+    """The dequantised kernel, float32 [..., n_in, n_out]; levels: those of NF4, as an array that may depend on others."""
     if "int8" in parts:
         return parts["int8"].astype(jnp.float32) * parts["scale"][..., None, :]
     packed = parts["nf4"]
@@ -56,7 +56,7 @@ def dequantize(parts: Parts, levels: jax.Array | np.ndarray = LEVELS) -> jax.Arr
 
 
 def kernel_shape(parts: Parts) -> tuple[int, ...]:
-    """The shape [..., n_in, n_out] of the kernel that the parts stand for."""
+    """The shape [..., n_in, n_out] of the dequantised kernel."""
     if "int8" in parts:
         return parts["int8"].shape
     *stacked, blocks, _, n_out = parts["nf4"].shape
