@@ -18,7 +18,7 @@ try:
 
     from ecgbyte_jax.errors import ConfigError, EcgByteError, StoppedError
     from ecgbyte_jax.run.workdir import Workdir, runs_beside
-    from ecgbyte_jax.settings import expected_values, nearest_settings, setting_fields
+    from ecgbyte_jax.setting_names import expected_values, nearest_settings, setting_fields
     from ecgbyte_jax.stages.usage import usage
 except ModuleNotFoundError as error:
     sys.exit(f"error: {sys.executable} has no module {error.name!r}; run make demo once, then: source .venv/bin/activate")

@@ -8,8 +8,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import Field, asdict, dataclass, field, fields
-from difflib import get_close_matches
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -19,7 +18,7 @@ from ecgbyte_jax.ecg.clean_config import CleanConfig
 from ecgbyte_jax.ecg.perturb import PERTURBATIONS
 from ecgbyte_jax.errors import ConfigError, SettingsError
 from ecgbyte_jax.model.config import LoraConfig, ModelConfig
-from ecgbyte_jax.rules import Rule, above, at_least, between, check, one_of, setting, some_of, spell
+from ecgbyte_jax.rules import Rule, above, at_least, between, check, one_of, setting, some_of
 
 SPLITS = ("train", "valid", "test")
 
@@ -437,39 +436,6 @@ def stored_config(path: Path) -> ConfigDict:
         types = get_type_hints(part)
         config[name] |= {key: _convert(_plain(value), types[key], False) for key, value in given.items()}
     return ConfigDict(config).lock()
-
-
-def setting_fields() -> dict[str, Field]:
-    """Every setting by its name, `part.name`, in the order of this file; `seed` has no part."""
-    named: dict[str, Field] = {}
-    for part in fields(Settings):
-        if isinstance(part.default_factory, type):
-            named |= {f"{part.name}.{inner.name}": inner for inner in fields(part.default_factory)}
-        else:
-            named[part.name] = part
-    return named
-
-
-def expected_values(name: str) -> str:
-    """Words for the values that a setting accepts: "a value of type int, at least 1"."""
-    part, _, last = name.rpartition(".")
-    owner = {f.name: f.default_factory for f in fields(Settings)}[part] if part else Settings
-    rule: Rule | None = setting_fields()[name].metadata["rule"]
-    return spell(get_type_hints(owner)[last]) + (f", {rule.expected}" if rule else "")
-
-
-def nearest_settings(name: str) -> list[str]:
-    """Up to three settings that a misspelt, incomplete or foreign name (`lr`) may mean, the likeliest first."""
-    known, last = setting_fields(), name.rpartition(".")[2].lower()
-    short = {full: full.rpartition(".")[2] for full in known}
-    spelt = [last, *get_close_matches(last, short.values(), 3, 0.75)]
-    found = get_close_matches(name, known, 1, 0.85) + [full for close in spelt for full in known if short[full] == close]
-    for full, described in known.items():
-        meaning = f"{short[full].replace('_', ' ')}, {described.metadata['meaning']}"
-        initials = "".join(word[0] for word in re.findall("[a-z]+", meaning)[:6])
-        if last.replace("_", " ") in meaning if len(last) > 3 else len(last) > 1 and last in initials:
-            found.append(full)
-    return list(dict.fromkeys(found))[:3]
 
 
 def _make_part(part: type, given: object) -> Any:

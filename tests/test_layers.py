@@ -23,10 +23,16 @@ ALLOWED = {
     "explain": {"explain", "ecg", "inputs", "model", "run", "settings", "evaluate", "train"},
     "report": {"report", "ecg", "explain"},
     "export": {"export", "ecg", "corpora", "inputs", "settings"},
-    "stages": {"stages", "settings", "ecg", "corpora", "inputs", "model", "run", "prepare", "evaluate", "train", "explain",
-               "report", "export", "fit"},
+    "stages": {"stages", "settings", "setting_names", "ecg", "corpora", "inputs", "model", "run", "prepare", "evaluate",
+               "train", "explain", "report", "export", "fit"},
 }  # fmt: skip
-ALLOWED_FILES = {"settings": {"ecg", "model.config"}, "rules": set(), "files": set(), "errors": set()}
+ALLOWED_FILES = {
+    "settings": {"ecg", "model.config"},
+    "setting_names": {"settings"},
+    "rules": set(),
+    "files": set(),
+    "errors": set(),
+}
 
 
 def imported(path: Path) -> set[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ecgbyte_jax.settings import setting_fields
+from ecgbyte_jax.setting_names import setting_fields
 from ecgbyte_jax.stages.pipeline import STAGES
 from main import _split
 

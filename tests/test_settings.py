@@ -7,7 +7,8 @@ from dataclasses import fields, replace
 import pytest
 
 from ecgbyte_jax.errors import ConfigError, SettingsError
-from ecgbyte_jax.settings import Settings, default_config, expected_values, nearest_settings, setting_fields, stored_config
+from ecgbyte_jax.setting_names import expected_values, nearest_settings, setting_fields
+from ecgbyte_jax.settings import Settings, default_config, stored_config
 from experiments import demo, demo_pretrained, ecg_chat, ecg_qa_mimic, ecg_qa_ptb, mimic, own, ptb
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
-from ecgbyte_jax.settings import Settings, setting_fields
+from ecgbyte_jax.setting_names import setting_fields
+from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.stages.pipeline import STAGES
 
 _NARROWEST, _WIDEST = 40, 100
