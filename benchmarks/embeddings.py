@@ -22,7 +22,7 @@ from ecgbyte_jax.inputs.prepared import Prepared, load_prepared
 from ecgbyte_jax.inputs.token_features import token_features
 from ecgbyte_jax.model.config import DecoderConfig
 from ecgbyte_jax.model.decoder import Decoder
-from ecgbyte_jax.model.hf import Described, grow_vocabulary
+from ecgbyte_jax.model.vocabulary import Described, grow_vocabulary
 from ecgbyte_jax.run.workdir import Workdir
 
 _OLD, _WIDTH = 5_000, 576  # rows and width of the embedding that is grown; SmolLM2-135M's width

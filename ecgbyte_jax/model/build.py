@@ -11,12 +11,13 @@ from jax.sharding import Mesh
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.model.config import DecoderConfig, LongScaling, LoraConfig, ModelConfig
 from ecgbyte_jax.model.decoder import Decoder
-from ecgbyte_jax.model.hf import Described, grow_vocabulary, load_pretrained, locate, read_config
+from ecgbyte_jax.model.hf import load_pretrained, locate, read_config
 from ecgbyte_jax.model.kernels.fused import kernel_for
 from ecgbyte_jax.model.lora import add_lora, check_first_layer, quantize_kernels
 from ecgbyte_jax.model.quantized.formats import BLOCK
 from ecgbyte_jax.model.quantized.kernel import Quantized
 from ecgbyte_jax.model.sharding import abstract, make_sharded, parameter_shardings, place
+from ecgbyte_jax.model.vocabulary import Described, grow_vocabulary
 
 _COMPUTED_AS = ("dtype", "param_dtype", "remat", "scan_layers")  # settings that hold for a pretrained model too
 _NOT_OF_THE_DECODER = (

@@ -110,7 +110,7 @@ class Decoder(nnx.Module):
         self.norm = Norm(config.width, config)
         tied = config.tied_embeddings
         self.head = nnx.data(None if tied else Linear(config.width, config.vocab_size, False, config, rngs))
-        self.new_rows = nnx.data(None)  # [V - rows of the embedding, D], see `hf.grow_vocabulary`
+        self.new_rows = nnx.data(None)  # [V - rows of the embedding, D], see `vocabulary.grow_vocabulary`
         self.new_head_rows = nnx.data(None)
 
     def __call__(

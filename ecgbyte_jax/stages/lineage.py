@@ -259,8 +259,8 @@ def _text_tokenizer(pretrained: str) -> str:
     """
     if not pretrained:
         return ""
-    from ecgbyte_jax.model.gguf_file import open_gguf, tokenizer_metadata
     from ecgbyte_jax.model.hf import locate  # which imports JAX: it takes a second, and most preparation does without
+    from ecgbyte_jax.model.weights.gguf_file import open_gguf, tokenizer_metadata
 
     folder = locate(pretrained)
     if folder.is_file():

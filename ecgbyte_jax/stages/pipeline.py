@@ -106,7 +106,7 @@ def _check_pretrained(settings: Settings) -> None:
     from ecgbyte_jax.inputs.text import add_ecg_tokens
     from ecgbyte_jax.model.build import check_fit
     from ecgbyte_jax.model.hf import locate, read_config
-    from ecgbyte_jax.model.stored import weight_files
+    from ecgbyte_jax.model.weights.stored import weight_files
     from ecgbyte_jax.stages.prepare import pretrained_text_tokenizer
     from ecgbyte_jax.train.restore import positions
 

@@ -146,8 +146,11 @@ def _text_form(settings: Settings, corpus: Corpus, workdir: Workdir, ids: Prompt
 
 def pretrained_text_tokenizer(pretrained: str) -> "PreTrainedTokenizerFast":
     """The text tokenizer of a Hugging Face folder, hub id or GGUF file; raises TokenizerError or WeightsError."""
-    from ecgbyte_jax.model.gguf_file import open_gguf, tokenizer_metadata  # these import JAX: most preparation does without
     from ecgbyte_jax.model.hf import locate
+    from ecgbyte_jax.model.weights.gguf_file import (  # these import JAX: most preparation does without
+        open_gguf,
+        tokenizer_metadata,
+    )
 
     place = locate(pretrained)
     if place.is_file():

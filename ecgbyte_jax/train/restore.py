@@ -23,8 +23,9 @@ from ecgbyte_jax.inputs.text import load_text_tokenizer
 from ecgbyte_jax.inputs.token_features import token_features
 from ecgbyte_jax.model.build import Parts, build_model, left_out_targets
 from ecgbyte_jax.model.decoder import Decoder
-from ecgbyte_jax.model.hf import Described, load_pretrained, locate
+from ecgbyte_jax.model.hf import load_pretrained, locate
 from ecgbyte_jax.model.sharding import make_mesh, parameter_shardings
+from ecgbyte_jax.model.vocabulary import Described
 from ecgbyte_jax.run.console import console
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings

@@ -9,7 +9,7 @@ from flax import nnx
 from ecgbyte_jax.inputs.token_features import token_features
 from ecgbyte_jax.model.config import DecoderConfig
 from ecgbyte_jax.model.decoder import Decoder
-from ecgbyte_jax.model.hf import Described, grow_vocabulary
+from ecgbyte_jax.model.vocabulary import Described, grow_vocabulary
 
 LETTERS = [np.array([letter], np.uint8) for letter in range(26)]
 FLAT, FLAT_TOO, UP, DOWN = ([5] * 9, [6] * 9, [2, 5, 9, 14, 20], [20, 14, 9, 5, 2])

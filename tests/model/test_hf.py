@@ -17,13 +17,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
 from ecgbyte_jax.errors import WeightsError
-from ecgbyte_jax.model import hf
+from ecgbyte_jax.model import hf, vocabulary
 from ecgbyte_jax.model.decoder import NewRows
 from ecgbyte_jax.model.generate import generate
-from ecgbyte_jax.model.hf import grow_vocabulary, load_pretrained, save_pretrained
+from ecgbyte_jax.model.hf import load_pretrained, save_pretrained
 from ecgbyte_jax.model.lora import LoraConfig, add_lora
 from ecgbyte_jax.model.sharding import make_mesh, parameter_shardings
-from ecgbyte_jax.model.stored import stored_tensors
+from ecgbyte_jax.model.vocabulary import grow_vocabulary
+from ecgbyte_jax.model.weights.stored import stored_tensors
 
 FLAX = [f"hf_flax/{name}" for name in ("llama", "mistral", "gemma", "gpt2", "opt")]
 TORCH = [f"hf_torch/{name}" for name in ("llama3", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gpt2", "opt")]
@@ -406,11 +407,11 @@ def test_growing_the_vocabulary_keeps_the_old_logits_and_adds_rows_near_their_me
 
 def test_new_rows_have_the_old_ones_mean_and_covariance_and_do_not_depend_on_their_number(rng):
     old = jnp.asarray(rng.normal(size=(300, 3)) @ np.array([[2, 1, 0], [0, 1, 0], [0, 0, 3]]) + [0, 5, -5], jnp.float32)
-    new = np.asarray(hf._append_rows(old, 20_000, jax.random.key(0))[300:], np.float64)
+    new = np.asarray(vocabulary._append_rows(old, 20_000, jax.random.key(0))[300:], np.float64)
     exact = np.asarray(old, np.float64)
     np.testing.assert_allclose(new.mean(0), exact.mean(0), atol=1e-5)
     np.testing.assert_allclose(np.cov(new.T) / 1e-9, np.cov(exact.T, bias=True), atol=0.3)
-    fewer = hf._append_rows(old, 70, jax.random.key(0))[300:]
+    fewer = vocabulary._append_rows(old, 70, jax.random.key(0))[300:]
     np.testing.assert_allclose(fewer, new[:70], rtol=1e-6)
 
 
@@ -418,7 +419,7 @@ def test_new_rows_have_the_old_ones_mean_and_covariance_and_do_not_depend_on_the
 def test_new_rows_are_mixed_in_pieces(layout):
     mesh = make_mesh(*layout, jax.devices()[: np.prod(layout)])
     rows = jax.ShapeDtypeStruct((20_000, 8), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("tensor", "fsdp")))
-    program = jax.jit(lambda rows, key: hf._append_rows(rows, 4000, key)).lower(rows, jax.random.key(0)).compile()
+    program = jax.jit(lambda rows, key: vocabulary._append_rows(rows, 4000, key)).lower(rows, jax.random.key(0)).compile()
     mixture_bytes = 4 * 20_000 * 4000  # [added, V]
     assert program.memory_analysis().temp_size_in_bytes < mixture_bytes / 4
 

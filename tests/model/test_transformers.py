@@ -12,10 +12,11 @@ from ecgbyte_jax.errors import WeightsError
 from ecgbyte_jax.model.attribution import attribute
 from ecgbyte_jax.model.families.table import FAMILIES
 from ecgbyte_jax.model.generate import generate
-from ecgbyte_jax.model.hf import grow_vocabulary, load_pretrained, read_config, save_pretrained
+from ecgbyte_jax.model.hf import load_pretrained, read_config, save_pretrained
 from ecgbyte_jax.model.lora import LoraConfig, add_lora, kernels, merge_lora
 from ecgbyte_jax.model.peft import load_adapter, save_adapter
 from ecgbyte_jax.model.rope import frequencies
+from ecgbyte_jax.model.vocabulary import grow_vocabulary
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
 transformers = pytest.importorskip("transformers")

@@ -14,9 +14,9 @@ from ecgbyte_jax.model.attention import count_positions
 from ecgbyte_jax.model.build import Parts
 from ecgbyte_jax.model.config import DecoderConfig, DeltaConfig
 from ecgbyte_jax.model.decoder import Decoder
-from ecgbyte_jax.model.hf import grow_vocabulary
 from ecgbyte_jax.model.lora import LoraConfig, add_lora, kernels
 from ecgbyte_jax.model.sharding import make_mesh, parameter_shardings, put_whole
+from ecgbyte_jax.model.vocabulary import grow_vocabulary
 from ecgbyte_jax.settings import OptimSettings
 from ecgbyte_jax.train import step as module
 from ecgbyte_jax.train.optim import make_optimizer

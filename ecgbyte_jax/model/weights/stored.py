@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ecgbyte_jax.errors import WeightsError
-from ecgbyte_jax.model.gguf_file import gguf_tensors, open_gguf
+from ecgbyte_jax.model.weights.gguf_file import gguf_tensors, open_gguf
 
 # The last part of a tensor's name in Flax -> in PyTorch.
 _FLAX_LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight"}
