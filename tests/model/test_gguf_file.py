@@ -12,9 +12,10 @@ import pytest
 from ecgbyte_jax.errors import TokenizerError, WeightsError
 from ecgbyte_jax.inputs.gguf_tokenizer import make_gguf_tokenizer
 from ecgbyte_jax.inputs.text import load_text_tokenizer
-from ecgbyte_jax.model import gguf_file, hf
+from ecgbyte_jax.model import hf
 from ecgbyte_jax.model.generate import generate
 from ecgbyte_jax.model.hf import load_pretrained, save_pretrained
+from ecgbyte_jax.model.weights import gguf_file
 from ecgbyte_jax.model.weights.gguf_file import gguf_tensors, open_gguf, tokenizer_metadata
 from tests.gguf_models import CONTROL, NORMAL, TEMPLATE, write_gguf
 
