@@ -57,6 +57,12 @@ def test_a_length_that_was_not_looked_at_is_compiled_when_it_comes(mesh, monkeyp
     assert sorted(traced) == [32, 64]
 
 
+def test_a_batch_of_other_types_is_compiled_when_it_comes(mesh):
+    with jax.set_mesh(mesh), compiled_ahead(counted_step([]), plan(), 0, jnp.float32(1), FROZEN, mesh) as take:
+        odd = batch(32, mesh) | {"answer_mask": jnp.full((2, 8), 0.5)}
+        assert float(take(jnp.float32(1), FROZEN, odd, 3)[1]["loss"]) == 3 * 8
+
+
 def test_an_error_of_the_compiler_comes_out_where_the_program_is_needed(mesh):
     @jax.jit
     def step(state, frozen, batch, number):
