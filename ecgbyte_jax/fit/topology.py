@@ -1,6 +1,5 @@
 """The devices of a topology, for which programs can be compiled without having them: `v5e-8`, `h100-8`, or those here."""
 
-import os
 import re
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -76,7 +75,6 @@ def devices_of(name: str) -> list[jax.Device]:
     if chip in _SLICES:
         if not find_spec("libtpu"):
             raise ConfigError("fit.topology: TPUs need the extra `tpu` (libtpu): pip install -e '.[tpu]'")
-        os.environ.update({key: value for key, value in _TPU_HOST.items() if key not in os.environ})
         lone = {"chips_per_host_bounds": [1, 1, 1]} if count == 1 else {}
         return list(topologies.get_topology_desc(f"{chip}:{_SLICES[chip][count]}", platform="tpu", **lone).devices)
     if not any(find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)):

@@ -1,6 +1,6 @@
 """The model that the settings describe, on the mesh, divided into what is trained and what is frozen."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,9 +20,7 @@ from ecgbyte_jax.model.sharding import abstract, make_sharded, parameter_shardin
 from ecgbyte_jax.model.vocabulary import Described, grow_vocabulary
 
 _COMPUTED_AS = ("dtype", "param_dtype", "remat", "scan_layers")  # settings that hold for a pretrained model too
-_NOT_OF_THE_DECODER = (
-    *("pretrained", "quantize", "vocab_multiple", "train_new_embeddings", "new_rows", "attention", "scan_from"),
-)
+_SIZES = ("width", "layers", "heads", "kv_heads", "head_dim", "mlp_width", "rope_theta")  # of a model from scratch
 
 
 @dataclass(frozen=True)
@@ -176,19 +174,19 @@ def _targets(lora: LoraConfig, decoder: DecoderConfig) -> tuple[str, ...]:
 
 def _decoder_config(model: ModelConfig, lora: LoraConfig, positions: int, vocab_size: int, mesh: Mesh) -> DecoderConfig:
     """The decoder before rows are added: a pretrained one's own, else one with `vocab_size` tokens."""
-    config = _without_kernel(model, lora, positions, vocab_size)
-    kernel = kernel_for(mesh.devices.flat[0].platform, config.head_dim, config.dtype) if model.attention == "auto" else ""
-    return replace(config, attention_kernel=kernel)
-
-
-def _without_kernel(model: ModelConfig, lora: LoraConfig, positions: int, vocab_size: int) -> DecoderConfig:
-    sizes = {name: value for name, value in asdict(model).items() if name not in _NOT_OF_THE_DECODER}
-    sizes["remat"] = "" if model.remat == "auto" else model.remat  # training decides, see `train.memory`
+    remat = "" if model.remat == "auto" else model.remat  # training decides, see `train.memory`
+    chosen = {"dtype": model.dtype, "param_dtype": model.param_dtype, "remat": remat}
     if model.pretrained:
         decoder = read_config(locate(model.pretrained))
         check_fit(model, lora, positions, decoder)
-        decoder = replace(decoder, **{name: sizes[name] for name in ("dtype", "param_dtype", "remat")})
+        decoder = replace(decoder, **chosen)
     else:
-        decoder = DecoderConfig(vocab_size=vocab_size, max_positions=positions, **sizes)
+        sizes = {name: getattr(model, name) for name in _SIZES}
+        decoder = DecoderConfig(vocab_size=vocab_size, max_positions=positions, **sizes, **chosen)
     deep = 0 < model.scan_from <= decoder.layers
-    return replace(decoder, scan_layers=deep and not lora.first_layer and decoder.delta is None)
+    kernel, _ = kernel_for(mesh.devices.flat[0].platform, decoder.head_dim, decoder.dtype)
+    return replace(
+        decoder,
+        scan_layers=deep and not lora.first_layer and decoder.delta is None,
+        attention_kernel=kernel if model.attention == "auto" else "",
+    )

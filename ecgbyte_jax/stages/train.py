@@ -142,7 +142,7 @@ def _show_start(
         "parameters": f"{count(parts.trained):,} trained, {count(parts.frozen):,} frozen, {parts.config.param_dtype}"
         + (f", the blocks' kernels {settings.model.quantize}" if settings.model.quantize else ""),
         "on each device": f"{bytes_a_device(state, parts.frozen) / 1e6:,.1f} MB of parameters and the optimizer's state",
-        "attention": _describe_attention(settings, parts, device.platform),
+        "attention": _describe_attention(parts, device.platform),
         "kept": _KEPT[parts.config.remat],
         "vocabulary": f"{len(prepared.text_tokenizer)} tokens, {prepared.ids.ecg.size} of them ECG",
         "training examples": f"{split.examples} in {split.sequences} sequences",
@@ -157,14 +157,10 @@ def _show_start(
     banner("train", rows)
 
 
-def _describe_attention(settings: Settings, parts: Parts, platform: str) -> str:
+def _describe_attention(parts: Parts, platform: str) -> str:
     """How attention is computed, and where not by a fused kernel, why."""
-    if parts.config.attention_kernel:
-        return f"the fused kernel '{parts.config.attention_kernel}'"
-    if settings.model.attention == "plain":
-        why = "model.attention is 'plain'"
-    elif kernel_for(platform, 64, "bfloat16"):
-        why = f"no kernel for heads of {parts.config.head_dim} channels in {parts.config.dtype}"
-    else:
-        why = f"no kernel for '{platform}'"
-    return f"plain operations: {why}"
+    config = parts.config
+    if config.attention_kernel:
+        return f"the fused kernel '{config.attention_kernel}'"
+    _, why = kernel_for(platform, config.head_dim, config.dtype)
+    return f"plain operations: {why or 'as model.attention says'}"

@@ -31,23 +31,20 @@ def compiled_ahead(step: Callable, plan: Plan, start: int, state: TrainState, fr
         yield step
         return
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), (state, frozen))
+    lengths = dict.fromkeys(plan[number].length for number in range(start, min(start + _LOOKED_AT, len(plan))))
+    batches = {length: batch_shapes(plan, length, mesh) for length in lengths}
 
     def compile_for(length: int) -> jax.stages.Compiled:
         with jax.set_mesh(mesh):  # which each thread has for itself
-            return step.lower(*shapes, batch_shapes(plan, length, mesh), 1).compile()
+            return step.lower(*shapes, batches[length], 1).compile()
 
     threads = ThreadPoolExecutor(_THREADS)
-    lengths = dict.fromkeys(plan[number].length for number in range(start, min(start + _LOOKED_AT, len(plan))))
     programs = {length: threads.submit(compile_for, length) for length in lengths}
 
     def take(state: TrainState, frozen: Any, batch: dict[str, jax.Array], number: int) -> tuple[TrainState, dict]:
         length = batch["input_ids"].shape[1]
-        expected = batch_shapes(plan, length, mesh)
-        as_compiled = all(
-            (rows.shape, rows.dtype) == (expected[name].shape, expected[name].dtype) for name, rows in batch.items()
-        )
-        program = _wait(programs[length], length) if length in programs and as_compiled else step
-        return program(state, frozen, batch, number)
+        known = length in programs and _kinds(batch) == _kinds(batches[length])
+        return (_wait(programs[length], length) if known else step)(state, frozen, batch, number)
 
     try:
         yield take
@@ -62,6 +59,11 @@ def batch_shapes(plan: Plan, length: int, mesh: Mesh) -> dict[str, jax.ShapeDtyp
     places |= dict.fromkeys(("answer_places", "targets", "answer_mask"), plan.answer_tokens)
     kinds = {name: jnp.bool if name == "answer_mask" else jnp.int32 for name in places}
     return {name: jax.ShapeDtypeStruct((rows, size), kinds[name], sharding=sharding) for name, size in places.items()}
+
+
+def _kinds(batch: dict[str, Any]) -> dict[str, tuple]:
+    """The shape and type of every array."""
+    return {name: (rows.shape, rows.dtype) for name, rows in batch.items()}
 
 
 def _wait(program: Future[jax.stages.Compiled], length: int) -> jax.stages.Compiled:

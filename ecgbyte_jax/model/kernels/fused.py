@@ -16,11 +16,16 @@ from ecgbyte_jax.model.kernels.splash import splash_attention
 _WIDEST = 256  # heads that the kernels have tiles for
 
 
-def kernel_for(platform: str, head_dim: int, dtype: str) -> str:
-    """The kernel for a platform ("cuda", "tpu", ...): "flash", "splash", or "" for plain operations."""
+def kernel_for(platform: str, head_dim: int, dtype: str) -> tuple[str, str]:
+    """(The kernel for a platform: "flash" on "cuda", "splash" on "tpu", else "" for plain operations; why there is none)."""
     kernel = {"cuda": "flash", "gpu": "flash", "tpu": "splash"}.get(platform, "")
-    unknown = kernel == "splash" and dtype == "float16"
-    return "" if head_dim > _WIDEST or unknown else kernel
+    if not kernel:
+        return "", f"no kernel for '{platform}'"
+    if head_dim > _WIDEST:
+        return "", f"no kernel for heads of {head_dim} channels, {_WIDEST} at most"
+    if kernel == "splash" and dtype == "float16":
+        return "", "no kernel for float16 on TPUs"
+    return kernel, ""
 
 
 def fused_attention(
