@@ -5,11 +5,11 @@ G = H / K, C head width.
 """
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
@@ -41,8 +41,8 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array, rope: Rope | None, mix: Mix, key: jax.Array | None) -> tuple[jax.Array, Part]:
         """Maps x [B, T, D] to ([B, T, D], (keys, values) of these tokens); `key` draws LoRA's dropout."""
-        *qkv_keys, ko = split_key(key, 4)
-        q, k, v, gate = self._project(x, rope, qkv_keys)
+        kx, ko = split_key(key, 2)
+        q, k, v, gate = self._project(x, rope, kx)
         mixed = checkpoint_name(mix(q, k, v), ATTENTION)  # [B, T, H, C]
         if gate is not None:
             mixed = mixed * jax.nn.sigmoid(gate)
@@ -50,20 +50,19 @@ class Attention(nnx.Module):
 
     def weights(self, x: jax.Array, rope: Rope | None, mask: jax.Array) -> jax.Array:
         """The attention weights float32 [B, H, T, T] of x [B, T, D] under mask bool [B, 1, T, T]; rows sum to 1."""
-        q, k, _, _ = self._project(x, rope, (None,) * 3)
-        weights = _weights(q, [k], [mask], self.config)  # [B, K, G, T, T]
+        q, k, _, _ = self._project(x, rope, None)
+        weights = jax.nn.softmax(_scores(q, k, mask, self.config), axis=-1)  # [B, K, G, T, T]
         return weights.reshape(weights.shape[0], -1, *weights.shape[-2:])
 
     def _project(
-        self, x: jax.Array, rope: Rope | None, dropout_keys: Sequence[jax.Array | None]
+        self, x: jax.Array, rope: Rope | None, key: jax.Array | None
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
         """Queries [B, T, H, C], keys [B, K, C, T] and values [B, K, T, C], with norms and rotary positions applied.
 
         Last, what gates the output [B, T, H, C], None where nothing does.
         """
         cfg, (b, t, _) = self.config, x.shape
-        kq, kk, kv = dropout_keys
-        q, k, v = (checkpoint_name(part, ATTENTION) for part in (self.q(x, kq), self.k(x, kk), self.v(x, kv)))
+        q, k, v = (checkpoint_name(part, ATTENTION) for part in (self.q(x, key), self.k(x, key), self.v(x, key)))
         gate = None
         if cfg.attention_gate:
             q, gate = jnp.split(q.reshape(b, t, cfg.heads, -1), 2, axis=-1)  # [B, T, H, C] each
@@ -98,25 +97,27 @@ def attend(q: jax.Array, parts: Sequence[Part], masks: Sequence[jax.Array], conf
 
 def _attend(q: jax.Array, parts: Sequence[Part], masks: Sequence[jax.Array], config: DecoderConfig) -> jax.Array:
     b, t, h, c = q.shape
-    weights = _weights(q, [k for k, _ in parts], masks, config).astype(q.dtype)
-    weights = weights.reshape(b, config.kv_heads, -1, weights.shape[-1])  # [B, K, GT, S]
-    part_weights = jnp.split(weights, np.cumsum([mask.shape[3] for mask in masks])[:-1], axis=-1)
-    mixed = sum(_by_row("bkqs,bksc->bkqc", own, v) for own, (_, v) in zip(part_weights, parts))
+    scores = [_scores(q, k, mask, config) for (k, _), mask in zip(parts, masks)]
+    # A softmax over all parts without joining them: scores of a long past would be copied for every token.
+    highest = jax.lax.stop_gradient(reduce(jnp.maximum, [jnp.max(own, axis=-1, keepdims=True) for own in scores]))
+    weights = [jnp.exp(own - highest) for own in scores]
+    total = sum(jnp.sum(own, axis=-1, keepdims=True) for own in weights)  # [B, K, G, T, 1]
+    weights = [(own / total).astype(q.dtype).reshape(b, config.kv_heads, -1, own.shape[-1]) for own in weights]  # [B, K, GT, S]
+    mixed = sum(_by_row("bkqs,bksc->bkqc", own, v) for own, (_, v) in zip(weights, parts))
     return mixed.reshape(b, config.kv_heads, -1, t, c).transpose(0, 3, 1, 2, 4).reshape(b, t, h, c)
 
 
-def _weights(q: jax.Array, keys: Sequence[jax.Array], masks: Sequence[jax.Array], config: DecoderConfig) -> jax.Array:
-    """The softmax of the scores over all parts, float32 [B, K, G, T, S].
+def _scores(q: jax.Array, k: jax.Array, mask: jax.Array, config: DecoderConfig) -> jax.Array:
+    """The masked scores float32 [B, K, G, T, S] of q [B, T, H, C] and the keys of one part.
 
     The G query heads of a key head are rows of one matrix: fewer and larger products than one head at a time.
     """
     b, t, h, c = q.shape
     kv = config.kv_heads
     grouped = q.reshape(b, t, kv, -1, c).transpose(0, 2, 3, 1, 4).reshape(b, kv, -1, c)  # [B, K, GT, C]
-    scores = [_by_row("bkqc,bkcs->bkqs", grouped, k, preferred_element_type=jnp.float32) for k in keys]
-    scores = soft_cap((config.query_scale or c**-0.5) * jnp.concatenate(scores, axis=-1), config.attention_cap)
-    mask = jnp.concatenate(masks, axis=-1)[:, :, None]  # [B, 1, 1, T, S]
-    return jax.nn.softmax(jnp.where(mask, scores.reshape(b, kv, h // kv, t, -1), jnp.finfo(jnp.float32).min), axis=-1)
+    scores = _by_row("bkqc,bkcs->bkqs", grouped, k, preferred_element_type=jnp.float32)
+    scores = soft_cap((config.query_scale or c**-0.5) * scores, config.attention_cap)
+    return jnp.where(mask[:, :, None], scores.reshape(b, kv, h // kv, t, -1), jnp.finfo(jnp.float32).min)
 
 
 def _by_row(equation: str, left: jax.Array, right: jax.Array, **options: Any) -> jax.Array:

@@ -89,9 +89,9 @@ class DeltaNet(nnx.Module):
         past: the state after earlier tokens of example 1, with rows padded on the left; None: every example begins here.
         """
         cfg, (b, t, _) = self.delta, x.shape
-        kq, kk, kv, kg, kb, kd, ko = split_key(key, 7)
+        kx, ko = split_key(key, 2)
         act, last = ACTIVATIONS[self.config.activation], past or (None,) * 4
-        projected = self.q(x, kq), self.k(x, kk), self.v(x, kv), self.gate(x, kg)
+        projected = self.q(x, kx), self.k(x, kx), self.v(x, kx), self.gate(x, kx)
         q, k, v, gate = (checkpoint_name(part, ATTENTION) for part in projected)
         q, last_q = self.conv_q(q, segment_ids, last[0])
         k, last_k = self.conv_k(k, segment_ids, last[1])
@@ -99,8 +99,8 @@ class DeltaNet(nnx.Module):
         q, k = (_unit(act(x).reshape(b, t, cfg.key_heads, -1).astype(jnp.float32)) for x in (q, k))  # [B, T, K, C]
         by_head = (b, t, cfg.key_heads, -1)
         v = act(v).reshape(*by_head, cfg.value_dim).astype(jnp.float32)  # [B, T, K, R, V]
-        beta = jax.nn.sigmoid(self.beta(x, kb).astype(jnp.float32)).reshape(by_head)  # [B, T, K, R]
-        steps = jax.nn.softplus(self.decay(x, kd).astype(jnp.float32) + self.dt_bias[...].astype(jnp.float32))
+        beta = jax.nn.sigmoid(self.beta(x, kx).astype(jnp.float32)).reshape(by_head)  # [B, T, K, R]
+        steps = jax.nn.softplus(self.decay(x, kx).astype(jnp.float32) + self.dt_bias[...].astype(jnp.float32))
         log_decay = (-jnp.exp(self.a_log[...].astype(jnp.float32)) * steps).reshape(by_head)
         mixed, state = delta_rule(q * cfg.key_dim**-0.5, k, v, beta, log_decay, segment_ids, last[3])
         gate = jax.nn.silu(gate.astype(jnp.float32)).reshape(mixed.shape)

@@ -46,7 +46,10 @@ class Linear(nnx.Module):
         self.lora = nnx.data(None)
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """Maps [..., n_in] to [..., n_out]; `key` draws LoRA's dropout, None switches it off."""
+        """Maps [..., n_in] to [..., n_out]; `key` draws LoRA's dropout, None switches it off.
+
+        Maps of one input are called with one key: it is dropped once for all of them.
+        """
         kernel = self.kernel
         y = kernel.multiply(x) if isinstance(kernel, QuantizedKernel) else x @ kernel[...].astype(self.dtype)
         if self.bias is not None:
@@ -91,7 +94,7 @@ class MLP(nnx.Module):
 
     def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
         """Maps [B, T, D] to [B, T, D]; `key` draws LoRA's dropout."""
-        kg, ku, kd = split_key(key, 3)
-        up, act = checkpoint_name(self.up(x, ku), MLP_HIDDEN), ACTIVATIONS[self.activation]  # [B, T, F]
-        gated = act(up) if self.gate is None else act(checkpoint_name(self.gate(x, kg), MLP_HIDDEN)) * up
+        kx, kd = split_key(key, 2)
+        up, act = checkpoint_name(self.up(x, kx), MLP_HIDDEN), ACTIVATIONS[self.activation]  # [B, T, F]
+        gated = act(up) if self.gate is None else act(checkpoint_name(self.gate(x, kx), MLP_HIDDEN)) * up
         return self.down(gated, kd)  # [B, T, D]

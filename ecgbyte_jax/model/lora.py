@@ -3,10 +3,12 @@
 Axes: R rank, L layers, n_in and n_out of the kernel. Where the blocks' parameters are stacked, all arrays begin with L.
 """
 
+import math
 from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from ecgbyte_jax.errors import ConfigError
@@ -26,7 +28,7 @@ class LowRankPath(nnx.Module):
     def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
         """Maps [..., n_in] to [..., n_out], without dropout where `key` is None."""
         if key is not None and self.dropout > 0:
-            x = jnp.where(_draw_kept(key, self.dropout, x.shape), x / (1 - self.dropout), 0)
+            x = jnp.where(_draw_kept(key, self.dropout, x.shape), x * (1 / (1 - self.dropout)), 0)
         return self.scale * _low_rank(x, self.a[...].astype(self.dtype), self.b[...].astype(self.dtype))
 
 
@@ -54,10 +56,23 @@ _low_rank.defvjp(_low_rank_forward, _low_rank_backward)
 
 
 def _draw_kept(key: jax.Array, dropout: float, shape: tuple[int, ...]) -> jax.Array:
-    """A bool mask, False with probability `dropout`, from 16 random bits per element, since drawing bits takes the time."""
-    pairs = jax.random.bits(key, (*shape[:-1], -(-shape[-1] // 2)), jnp.uint32)
-    bits = jax.lax.bitcast_convert_type(pairs, jnp.uint16).reshape(*shape[:-1], -1)[..., : shape[-1]]
-    return bits >= round(dropout * 2**16)
+    """A bool mask, False with probability `dropout`, from a hash of the key, the row and the column of each element.
+
+    Threefry, which `jax.random` uses, takes several times the arithmetic, and its bits go through memory; a hash is computed
+    where it is needed. Rows and columns do not depend on the mesh, so the mask does not either.
+    """
+    row_seed, column_seed = jax.random.key_data(key)[:2]
+    rows = jnp.arange(math.prod(shape[:-1]), dtype=jnp.uint32).reshape(*shape[:-1], 1)
+    columns = jnp.arange(shape[-1], dtype=jnp.uint32)
+    bits = _hash(rows + row_seed) + _hash(columns + column_seed)
+    return _hash(bits) >= np.uint32(round(dropout * 2**32))
+
+
+def _hash(bits: jax.Array) -> jax.Array:
+    """`lowbias32` (C. Wellons, Prospecting for hash functions, 2018): every bit of uint32 [...] changes about half of them."""
+    bits = (bits ^ (bits >> 16)) * np.uint32(0x21F0AAAD)
+    bits = (bits ^ (bits >> 15)) * np.uint32(0x735A2D97)
+    return bits ^ (bits >> 15)
 
 
 def add_lora(model: Decoder, lora: LoraConfig, key: jax.Array) -> None:

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.random import key_data
 
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.model import attention
-from ecgbyte_jax.model.config import DecoderConfig, DynamicScaling, LongScaling
+from ecgbyte_jax.model import lora as lora_module
+from ecgbyte_jax.model.config import KERNELS, DecoderConfig, DynamicScaling, LongScaling
 from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.model.generate import generate
 from ecgbyte_jax.model.lora import LoraConfig, LowRankPath, add_lora, kernels, merge_lora, unmerge_lora
@@ -239,6 +241,37 @@ def test_dropout_zeroes_its_share_of_the_inputs_and_scales_the_others_up(rate):
     dropped = np.asarray(path(jnp.ones((1000, 24)), jax.random.key(0)))
     assert np.mean(dropped == 0) == pytest.approx(rate, rel=0.1)
     np.testing.assert_allclose(dropped[dropped != 0], 1 / (1 - rate), rtol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.5])
+def test_dropout_is_drawn_independently_by_row_column_and_key(rate):
+    path = LowRankPath(jnp.eye(96), jnp.eye(96), 1.0, rate, "float32")
+    masks = [np.asarray(path(jnp.ones((4, 500, 96)), jax.random.key(seed))).reshape(-1, 96) == 0 for seed in (0, 1)]
+
+    def deviation(shares: np.ndarray, share: float, draws: int) -> np.ndarray:
+        return np.abs(shares - share) / (share * (1 - share) / draws) ** 0.5
+
+    first, second = masks
+    assert deviation(first.mean(axis=0), rate, len(first)).max() < 5
+    assert deviation(first.mean(axis=1), rate, 96).max() < 6  # of 2,000 rows
+    for left, right in [(first, second), (first[1:], first[:-1]), (first[500:], first[:-500]), (first[:, 1:], first[:, :-1])]:
+        assert deviation((left & right).mean(), rate**2, left.size) < 5
+    for shift in (1, 7, 48):  # whole rows, and whole columns, are not copies of one another
+        assert (np.roll(first, shift, axis=1) != first).any(axis=0).all()
+        assert deviation((np.roll(first, shift, axis=1) & first).mean(axis=0), rate**2, len(first)).max() < 5
+
+
+def test_maps_of_one_input_drop_the_same_of_it(monkeypatch):
+    keys = []
+    draw = lora_module._draw_kept
+    monkeypatch.setattr(
+        lora_module, "_draw_kept", lambda key, *how: keys.append((*np.asarray(key_data(key)),)) or draw(key, *how)
+    )
+    model = make(layers=1)
+    add_lora(model, replace(LORA, targets=KERNELS), jax.random.key(1))
+    model.blocks[0](jnp.ones((1, 5, 24)), (None, lambda q, k, v: q), jax.random.key(0))
+    q, k, v, o, first, second, down = keys
+    assert q == k == v and first == second and len({q, o, first, down}) == 4
 
 
 def test_lora_from_a_layer_on_leaves_the_others_without_a_path_or_a_gradient(ids):
