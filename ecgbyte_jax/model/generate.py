@@ -19,6 +19,8 @@ from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.model.config import LongScaling
 from ecgbyte_jax.model.decoder import Cache, Decoder, unstack
 
+# For GPUs, XLA joins products that share an operand, and would copy the weights and the cache for that, for every token.
+_OPTIONS = {"xla_gpu_dot_merger_threshold_mb": 0}
 _PIECE = 3000  # least tokens of a part of a prefill, see `_prefill`
 
 
@@ -201,7 +203,7 @@ def _cut(parts: list[tuple[jax.Array, jax.Array]], lengths: tuple[int, ...]) -> 
     return [(cut(ids, length), cut(mask, length).astype(bool)) for (ids, mask), length in zip(parts, lengths)]
 
 
-@partial(jax.jit, static_argnums=(0, 4, 5, 6, 7))
+@partial(jax.jit, static_argnums=(0, 4, 5, 6, 7), compiler_options=_OPTIONS)
 def _generate(
     graphdef: nnx.GraphDef,
     state: nnx.State,
