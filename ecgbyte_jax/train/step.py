@@ -57,8 +57,7 @@ def answer_loss(model: Decoder, batch: dict[str, jax.Array], dropout_key: jax.Ar
     answers = chosen, batch["targets"], batch["answer_mask"]
 
     def loss_of(chosen: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
-        losses = optax.softmax_cross_entropy_with_integer_labels(model.logits(chosen), targets)  # [B, A]
-        return jnp.sum(losses * mask)
+        return jnp.sum(_cross_entropy(model.logits(chosen), targets) * mask)
 
     places = _LOGITS_BYTES // _logits_bytes(model, len(chosen))
     if places >= chosen.shape[1]:
@@ -66,6 +65,15 @@ def answer_loss(model: Decoder, batch: dict[str, jax.Array], dropout_key: jax.Ar
     again = jax.checkpoint(loss_of, prevent_cse=False)  # a scan keeps the two computations apart itself
     loss, _ = jax.lax.scan(lambda sum, piece: (sum + again(*piece), None), jnp.float32(0), _pieces(answers, max(places, 1)))
     return loss
+
+
+def _cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """-log softmax(logits)[target], float32 [B, A], of logits [B, A, V].
+
+    The target's logit is a masked sum: a look-up's gradient is written to zeros of the logits' size, a pass over them more.
+    """
+    own = jnp.where(jnp.arange(logits.shape[-1]) == targets[..., None], logits, 0)
+    return jax.nn.logsumexp(logits, axis=-1) - jnp.sum(own, axis=-1)
 
 
 def _logits_bytes(model: Decoder, rows: int) -> int:
