@@ -30,10 +30,11 @@ RULES = (
     (r".*/(o|down)/kernel/nf4", ("tensor", None, "fsdp")),
     (r".*/(q|k|v|gate|up|beta|decay)/kernel/absmax_(scale|offset)", ("fsdp", None)),
     (r".*/(o|down)/kernel/absmax_(scale|offset)", ("tensor", None)),
-    (r".*/(q|k|v|gate|up|beta|decay)/lora/a", ("fsdp", None)),
+    # LoRA's factors are narrow: gathering each of them for every layer costs more than holding them whole.
+    (r".*/(q|k|v|gate|up|beta|decay)/lora/a", (None, None)),
     (r".*/(q|k|v|gate|up|beta|decay)/lora/b", (None, "tensor")),
     (r".*/(o|down)/lora/a", ("tensor", None)),
-    (r".*/(o|down)/lora/b", (None, "fsdp")),
+    (r".*/(o|down)/lora/b", (None, None)),
     (r".*/(q|k|v|gate|up|beta|decay)/(bias|kernel/scale)", ("tensor",)),
     (r".*/(o|down)/(bias|kernel/scale)", ("fsdp",)),
     (r".*/conv_(q|k|v)/kernel", (None, None, "tensor")),  # [W, 1, channels]
