@@ -7,6 +7,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -20,7 +21,6 @@ from huggingface_hub import errors as hub
 from huggingface_hub import snapshot_download
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
-from safetensors.numpy import save_file
 
 from ecgbyte_jax.errors import WeightsError
 from ecgbyte_jax.model.config import DecoderConfig
@@ -31,6 +31,7 @@ from ecgbyte_jax.model.lora import quantize_kernels
 from ecgbyte_jax.model.quantized.formats import quantize as to_format
 from ecgbyte_jax.model.weights.gguf_file import config_fields, open_gguf
 from ecgbyte_jax.model.weights.stored import stored_tensors, weight_files
+from ecgbyte_jax.model.weights.written import tensor_file
 
 # Stored buffers that follow from config.json.
 _IGNORED = re.compile(r".*rotary_emb\.inv_freq|.*\.attn\.(masked_)?bias")
@@ -122,12 +123,11 @@ def load_pretrained(
                 f"{stored} holds {array.dtype}, not float32, float16 or bfloat16 as in a model that is not quantised"
             )
             continue
-        if not np.isfinite(array).all():
-            problems.append(f"{stored} holds values that are not finite")
-            continue
         for name, part in _parts(tensor, array, shapes):
             if part.shape == shapes[name]:
-                places.put(name, part)
+                if not places.put(name, part):
+                    problems.append(f"{stored} holds values that are not finite{_overflow(array, param_dtype)}")
+                    break
             else:
                 problems.append(f"{stored} has shape {part.shape} for {name}, {shapes[name]} expected")
     problems += [f"no tensor for {name}" for name in sorted(missing)]
@@ -233,23 +233,27 @@ class _Places:
         self.shardings = {"/".join(map(str, path)): jax.tree.leaves(leaf)[0] for path, leaf in sharded}
         self.filled: dict[str, jax.Array] = {}
 
-    def put(self, name: str, array: np.ndarray) -> None:
-        """Fills the parameter `name` of an unstacked decoder; in stacked parameters, its layer."""
+    def put(self, name: str, array: np.ndarray) -> bool:
+        """Fills the parameter `name` of an unstacked decoder; in stacked parameters, its layer. False: not all is finite."""
         layer = None
         if not {name, f"{name}/{self.kind}"} & self.abstract.keys():
             _, layer, rest = name.split("/", 2)
             name = f"blocks/{rest}"
         if name in self.abstract:
-            self._fill(name, layer, _place(array, self.abstract[name].dtype, self._sharding(name, layer)))
-            return
+            values = _place(array, self.abstract[name].dtype, self._sharding(name, layer))
+            finite = bool(_finite(values))  # waits: so that one tensor at a time is on its way
+            self._fill(name, layer, values)
+            return finite
         names = [other for other in self.abstract if other.startswith(f"{name}/")]
         shardings = {other.removeprefix(f"{name}/"): self._sharding(other, layer) for other in names}
         split = shardings[self.kind]
         floats = _place(array, array.dtype, split and NamedSharding(split.mesh, PartitionSpec(split.spec[0], split.spec[-1])))
+        finite = bool(_finite(floats))
         # Waits, so that the floats of one kernel are gone before those of the next arrive.
         parts = jax.block_until_ready(_quantizer(self.kind, tuple(shardings.items()) if split else ())(floats))
         for part, values in parts.items():
             self._fill(f"{name}/{part}", layer, values)
+        return finite
 
     def _sharding(self, name: str, layer: str | None) -> NamedSharding | None:
         """That of a parameter, or of one layer of a stacked one; None: the default device."""
@@ -273,9 +277,10 @@ class _Places:
 
 def _place(array: np.ndarray, dtype: jnp.dtype, sharding: jax.sharding.Sharding | None) -> jax.Array:
     """Puts only this host's parts on its devices; with several hosts, `device_put` would broadcast the array to compare it."""
-    if sharding is None:
-        return jax.device_put(array.astype(dtype))
-    return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part].astype(dtype))
+    with np.errstate(over="ignore"):  # what overflows is reported by `_overflow`
+        if sharding is None:
+            return jax.device_put(array.astype(dtype))
+        return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part].astype(dtype))
 
 
 @cache
@@ -285,9 +290,22 @@ def _quantizer(kind: str, shardings: tuple[tuple[str, NamedSharding], ...]) -> C
     return jax.jit(partial(to_format, kind=kind), **where)
 
 
+@jax.jit
+def _finite(values: jax.Array) -> jax.Array:
+    return jnp.isfinite(values).all()
+
+
+def _overflow(array: np.ndarray, dtype: str) -> str:
+    """Which of a stored tensor's finite values are none in the type that the model's weights are to have."""
+    return f" in {dtype} (model.param_dtype), though they are in {array.dtype}" if np.isfinite(array).all() else ""
+
+
 @partial(jax.jit, donate_argnums=0)
 def _set_layer(stack: jax.Array, array: jax.Array, layer: int) -> jax.Array:
-    return stack.at[layer].set(array)
+    """The stack with one layer's values, written in place: as bits, since XLA for CPUs takes all of a bfloat16 to float32."""
+    as_bits = partial(jax.lax.bitcast_convert_type, new_dtype=jnp.dtype(f"uint{8 * stack.dtype.itemsize}"))
+    filled = jax.lax.dynamic_update_index_in_dim(as_bits(stack), as_bits(array), layer, 0)
+    return jax.lax.bitcast_convert_type(filled, stack.dtype)
 
 
 def save_pretrained(model: Decoder, folder: str | Path, *, text_tokenizer: Any = None, shard_bytes: int = _SHARD_BYTES) -> None:
@@ -314,13 +332,12 @@ def save_pretrained(model: Decoder, folder: str | Path, *, text_tokenizer: Any =
     if len(files) == 1:
         names = ["model.safetensors"]
     for name, group in zip(names, files):
-        arrays = {}
-        for tensor in group:
-            array = _stored(tensor, parameters)
-            if leads:
-                arrays[tensor.stored] = array
-        if leads:
-            save_file(arrays, folder / name, metadata={"format": "pt"})
+        written_as = {tensor.stored: jax.eval_shape(partial(_in_stored_layout, tensor), parameters) for tensor in group}
+        with tensor_file(folder / name, written_as) if leads else nullcontext() as write:
+            for tensor in group:
+                array = whole(_in_stored_layout(tensor, parameters))  # all processes gather it
+                if write:
+                    write(array)
     if not leads:
         return
     if len(files) > 1:
@@ -346,7 +363,7 @@ def stored_vocabulary(model: Decoder) -> dict[str, np.ndarray]:
     """The embedding, and the head if it is not tied, by PyTorch's names, with trained new rows inserted."""
     parameters = _parameters(model)
     tensors = FAMILIES[model.config.family].tensors({"embedding", "head/kernel"} & set(parameters), model.config.layers)
-    return {tensor.stored: _stored(tensor, parameters) for tensor in tensors}
+    return {tensor.stored: whole(_in_stored_layout(tensor, parameters)) for tensor in tensors}
 
 
 def _parameters(model: Decoder) -> dict[str, jax.Array]:
@@ -366,14 +383,24 @@ def _group(tensors: list[Tensor], sizes: list[int], most: int) -> list[list[Tens
 
 
 def whole(array: jax.Array) -> np.ndarray:
-    """An array on the host; where several processes hold parts of it, all of them must call this."""
-    return np.asarray(array) if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True)
+    """An array on the host; where several processes hold parts of it, all of them must call this.
+
+    `np.asarray` would keep the host's copy for as long as the array lives.
+    """
+    if not array.is_fully_addressable:
+        return multihost_utils.process_allgather(array, tiled=True)
+    joined = np.empty(array.shape, array.dtype)
+    for shard in array.addressable_shards:
+        if shard.replica_id == 0:
+            joined[shard.index] = shard.data
+    return joined
 
 
-def _stored(tensor: Tensor, parameters: dict[str, jax.Array]) -> np.ndarray:
-    """A tensor in PyTorch's layout."""
-    array = np.concatenate([whole(_parameter(name, parameters)) for name in tensor.parameters], axis=-1)
-    return np.ascontiguousarray(array.T if tensor.layout in TRANSPOSED else array)
+def _in_stored_layout(tensor: Tensor, parameters: dict[str, jax.Array]) -> jax.Array:
+    """A tensor in PyTorch's layout, on the devices."""
+    parts = [_parameter(name, parameters) for name in tensor.parameters]
+    array = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+    return array.T if tensor.layout in TRANSPOSED else array
 
 
 def _parameter(name: str, parameters: dict[str, jax.Array]) -> jax.Array:

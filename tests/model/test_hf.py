@@ -25,6 +25,7 @@ from ecgbyte_jax.model.lora import LoraConfig, add_lora
 from ecgbyte_jax.model.sharding import make_mesh, parameter_shardings
 from ecgbyte_jax.model.vocabulary import grow_vocabulary
 from ecgbyte_jax.model.weights.stored import stored_tensors
+from ecgbyte_jax.model.weights.written import tensor_file
 
 FLAX = [f"hf_flax/{name}" for name in ("llama", "mistral", "gemma", "gpt2", "opt")]
 TORCH = [f"hf_torch/{name}" for name in ("llama3", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gpt2", "opt")]
@@ -294,12 +295,13 @@ def test_a_partly_written_model_is_not_read(shared, tmp_path, monkeypatch):
     save_pretrained(model, tmp_path, shard_bytes=8000)
     written = []
 
-    def cut_off(*arguments, **options):
+    def cut_off(*arguments):
         if len(written) == 2:
             raise KeyboardInterrupt
-        written.append(save_file(*arguments, **options))
+        written.append(arguments)
+        return tensor_file(*arguments)
 
-    monkeypatch.setattr(hf, "save_file", cut_off)
+    monkeypatch.setattr(hf, "tensor_file", cut_off)
     with pytest.raises(KeyboardInterrupt):
         save_pretrained(model, tmp_path, shard_bytes=8000)
     with pytest.raises(WeightsError, match=r"config\.json: no such file"):
@@ -451,6 +453,43 @@ def test_weights_that_are_not_finite_are_named(folder):
     edit_tensors(folder, change)
     with pytest.raises(WeightsError, match=r"model\.norm\.weight holds values that are not finite"):
         load_pretrained(folder)
+
+
+def test_weights_that_overflow_in_the_model_s_type_are_named(folder):
+    def change(tensors):
+        tensors["model.norm.weight"] = np.full(32, 1e6, np.float32)
+
+    edit_tensors(folder, change)
+    load_pretrained(folder)
+    with pytest.raises(
+        WeightsError, match=r"model\.norm\.weight holds values that are not finite in float16 \(model\.param_dtype\)"
+    ):
+        load_pretrained(folder, param_dtype="float16")
+
+
+def test_a_host_reads_the_parts_of_a_file_that_it_holds(shared):
+    """A tensor is a view of the file: bytes that no device here holds are not read."""
+    for _, array in stored_tensors(shared / "fixtures/hf_torch/llama3"):
+        base = array
+        while base.base is not None and not isinstance(base, np.memmap):
+            base = base.base
+        assert isinstance(base, np.memmap)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_file_written_tensor_by_tensor_is_the_library_s(rng, tmp_path, dtype):
+    tensors = {f"x{size}": rng.normal(size=(size, 3)).astype(jnp.dtype(dtype)) for size in (1, 4, 17)}
+    likes = {name: jax.ShapeDtypeStruct(values.shape, values.dtype) for name, values in tensors.items()}
+    with tensor_file(tmp_path / "ours", likes) as write:
+        for values in tensors.values():
+            write(np.asfortranarray(values))
+    found = load_file(tmp_path / "ours")
+    assert found.keys() == tensors.keys()
+    for name, values in tensors.items():
+        assert found[name].dtype == values.dtype
+        np.testing.assert_array_equal(found[name], values)
+    with pytest.raises(ValueError, match=r"x1: \w+ \(4, 3\) found"), tensor_file(tmp_path / "ours", likes) as write:
+        write(tensors["x4"])
 
 
 def test_opt_350m_is_refused_by_field(shared, tmp_path):

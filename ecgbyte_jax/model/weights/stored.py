@@ -5,6 +5,7 @@ import mmap
 import struct
 from collections.abc import Container, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import msgpack
@@ -16,6 +17,9 @@ from ecgbyte_jax.model.weights.gguf_file import gguf_tensors, open_gguf
 
 # The last part of a tensor's name in Flax -> in PyTorch.
 _FLAX_LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight"}
+# Safetensors' names of number types.
+_DTYPES: dict[str, Any] = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16, "BOOL": np.bool_}
+_DTYPES |= {f"{letter}{bits}": f"{kind}{bits}" for letter, kind in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)}
 _CHUNKED = "__msgpack_chunked_array__"  # how Flax splits arrays of more than 1 GiB
 _DAMAGE = (
     *(SafetensorError, msgpack.exceptions.UnpackException, struct.error, OSError, EOFError, RecursionError, OverflowError),
@@ -81,18 +85,20 @@ def _files_of(index: Path) -> list[str]:
 
 
 def _safetensors(file: Path, only: Container[str] | None) -> Iterator[tuple[str, np.ndarray]]:
-    with safe_open(file, framework="np") as tensors:
-        for name in tensors.keys():  # noqa: SIM118 (not a mapping)
-            if only is not None and name not in only:
-                continue
-            try:
-                array = tensors.get_tensor(name)
-            except AttributeError as error:  # numpy has no such type
-                kind = tensors.get_slice(name).get_dtype()
-                raise WeightsError(
-                    f"{file}: {name} is of type {kind}, float32, float16 or bfloat16 expected: save the model unquantised"
-                ) from error
-            yield name, array
+    """Arrays that are read from the disk where they are used: a host touches the bytes of its parts alone."""
+    with safe_open(file, framework="np") as tensors:  # checks the file's header
+        names = [name for name in tensors.keys() if only is None or name in only]  # noqa: SIM118 (not a mapping)
+    with open(file, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        (size,) = struct.unpack_from("<Q", content)
+        header = json.loads(content[8 : 8 + size])
+    data = np.memmap(file, np.uint8, "r", 8 + size)
+    for name in sorted(names, key=lambda name: header[name]["data_offsets"]):
+        kind, (start, end) = header[name]["dtype"], header[name]["data_offsets"]
+        if kind not in _DTYPES:
+            raise WeightsError(
+                f"{file}: {name} is of type {kind}, float32, float16 or bfloat16 expected: save the model unquantised"
+            )
+        yield name, np.asarray(data[start:end]).view(_DTYPES[kind]).reshape(header[name]["shape"])
 
 
 def _msgpack(file: Path, only: Container[str] | None) -> Iterator[tuple[str, np.ndarray]]:
