@@ -165,7 +165,8 @@ def one_device() -> dict:
     return os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
 
 
-@pytest.mark.parametrize("damage", ["an array", pytest.param("the index", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["an array", "the index"])
 def test_a_damaged_newest_checkpoint_is_moved_aside_and_the_one_before_taken(config, workdirs, capsys, damage):
     whole, damaged = workdirs
     train(Settings.of(config), Workdir(whole))

@@ -125,7 +125,7 @@ def loss_and_gradients(kernel: str, mesh=None, **changes) -> tuple[jax.Array, nn
     ("kernel", "changes"),
     [
         ("flash", {"windows": (6, 0), "scan_layers": True, "remat": "products"}),
-        ("splash", {"windows": (6, 0), "remat": "attention"}),
+        pytest.param("splash", {"windows": (6, 0), "remat": "attention"}, marks=pytest.mark.slow),
     ],
 )
 def test_a_model_with_a_kernel_has_the_plain_model_s_gradients(kernel, changes):

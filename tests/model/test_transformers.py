@@ -269,14 +269,14 @@ def fill(model) -> None:
         ("llama, 5:1", ("q", "k", "v", "o", "gate", "up", "down")),
         ("qwen3", ("q", "v")),
         ("gpt2", ("q", "k", "v", "o", "up", "down")),
-        ("gpt2", ("v", "o")),
+        pytest.param("gpt2", ("v", "o"), marks=pytest.mark.slow),
         pytest.param("phi3", ("q", "v", "o", "gate", "down"), marks=pytest.mark.slow),
         ("opt", ("q", "o", "up", "down")),
         pytest.param("qwen3.5", ("q", "k", "v", "o", "gate", "up", "down"), marks=pytest.mark.slow),
         pytest.param("qwen3.5", ("v", "gate"), marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("scan", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_our_adapter_loads_in_peft(name, targets, scan, rng, tmp_path):
     theirs, (ids, mask) = reference(name), rows(rng)
     theirs.save_pretrained(tmp_path / "base")

@@ -194,6 +194,7 @@ def memory(monkeypatch):
     return found
 
 
+@pytest.mark.slow
 def test_a_resumed_training_holds_its_state_once(config, workdir, memory):
     config.model.width, config.model.mlp_width = 128, 512  # the weights outweigh the batches
     train(Settings.of(config), Workdir(workdir))
