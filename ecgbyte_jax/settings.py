@@ -26,6 +26,8 @@ _BELOW_1 = Rule(lambda share: 0 <= share < 1, "0 or more, below 1")
 _LATER = ("mesh", "distributed", "fit", "export", "eval", "attend")  # parts that a trained model does not depend on
 _WHOLE = Rule(lambda values: all(value >= 0 for value in values), "whole numbers from 0")
 
+SHOWN = ("own", "shuffled", "zeros", "none")  # see `inputs.controls.open_shown`
+
 
 @dataclass(frozen=True)
 class DataSettings:
@@ -58,6 +60,11 @@ class DataSettings:
     )
     synthetic_records: int = setting(
         0, "above 0: this many recordings and their questions are made in the work directory", at_least(0)
+    )
+    ecg: str = setting(
+        "own",
+        'what training shows: "own", or, as a control, "shuffled": another patient\'s; "zeros": 0 mV; "none": no ECG token',
+        one_of(*SHOWN),
     )
     max_segments: int = setting(0, "segments taken from each recording, from its start; 0: all", at_least(0))
     max_bad_fraction: float = setting(0.05, "preparation fails if a larger share of the examples is set aside", between(0, 1))
@@ -269,6 +276,7 @@ class EvalSettings:
         ),
         is_path=True,
     )
+    ecg: str = setting("own", "what the questions are asked with, as data.ecg", one_of(*SHOWN))
     history: str = setting(
         "reference",
         'of later questions of a conversation: "reference": the earlier reference answers; "own": the model\'s own ones',
@@ -303,7 +311,14 @@ class EvalSettings:
     def __post_init__(self) -> None:
         same = isinstance(self.seeds, tuple) and len(self.seeds) > 1 and self.temperature == 0
         remedy = "one seed, or a temperature above 0 expected"
-        check(self, [f"seeds: {self.seeds} found with temperature 0, which answers the same for all; {remedy}" if same else ""])
+        problems = [f"seeds: {self.seeds} found with temperature 0, which answers the same for all; {remedy}" if same else ""]
+        nothing = self.perturb and self.ecg == "none"
+        unnamed = self.ecg != "own" and not self.name
+        problems.append(
+            f"ecg: {self.ecg!r} found without a name, 'own' expected, or a name beside the run's own" if unnamed else ""
+        )
+        problems.append(f"perturb: {self.perturb} found with ecg 'none', which shows nothing to perturb" if nothing else "")
+        check(self, problems)
 
 
 @dataclass(frozen=True)

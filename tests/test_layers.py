@@ -24,7 +24,8 @@ ALLOWED = {
     "report": {"report", "ecg", "explain"},
     "export": {"export", "ecg", "corpora", "inputs", "settings"},
     "stages": {"stages", "settings", "setting_names", "ecg", "corpora", "inputs", "model", "run", "prepare", "evaluate",
-               "train", "explain", "report", "export", "fit"},
+               "train", "explain", "report", "export", "fit", "sweep"},
+    "sweep": {"sweep", "evaluate", "run", "settings", "stages"},
 }  # fmt: skip
 ALLOWED_FILES = {
     "settings": {"ecg", "model.config"},

@@ -9,10 +9,11 @@ import numpy as np
 
 from ecgbyte_jax.errors import ConfigError, ScoresError
 from ecgbyte_jax.inputs.batches import key_of, open_split
+from ecgbyte_jax.inputs.controls import open_shown
 from ecgbyte_jax.inputs.prepared import Prepared
 from ecgbyte_jax.inputs.shards import Sequence, read_manifest
 from ecgbyte_jax.run.workdir import Workdir
-from ecgbyte_jax.settings import EvalSettings
+from ecgbyte_jax.settings import Settings
 
 _NEIGHBOURS = 32  # ECGs of similar length that another patient's is drawn from
 
@@ -34,12 +35,14 @@ class Batch:
     each: int
 
 
-def choose(eval_settings: EvalSettings, seed: int, prepared: Prepared) -> list[Item]:
+def choose(settings: Settings, prepared: Prepared) -> list[Item]:
     """The questions to be answered, those with the shortest ECGs first and all about the same ECGs together.
 
+    They show what `eval.ecg` says in the place of their own ECGs.
     Raises ScoresError for one without a reference, ConfigError for one whose ECGs no other patient's can replace.
     """
-    dataset = open_split(prepared.shards, prepared.manifest, eval_settings.split)
+    eval_settings, seed = settings.eval, settings.seed
+    dataset = open_shown(prepared, eval_settings.split, eval_settings.ecg, settings.signal.segment_length, seed)
     count = min(eval_settings.max_sequences or len(dataset), len(dataset))
     places = np.sort(np.random.default_rng(seed).choice(len(dataset), count, replace=False))
     sequences = [dataset[int(place)] for place in places]

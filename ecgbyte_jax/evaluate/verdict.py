@@ -10,7 +10,7 @@ import numpy as np
 from ecgbyte_jax.evaluate.intervals import interval
 
 _SHORT = 3  # words of an answer that can be right as a whole
-_PATIENTS = 10  # with fewer, intervals over resampled patients are too narrow to be believed
+FEWEST_PATIENTS = 10  # with fewer, intervals over resampled patients are too narrow to be believed
 
 
 class Difference(NamedTuple):
@@ -45,7 +45,7 @@ def give_verdict(metric: str, other_ecg: Difference, commonest: Difference, pati
     """`evidence`, `sentence` and `over_commonest` from the model's differences to its two controls."""
     beats = ("no better than the commonest answer", "beats the commonest answer", "worse than the commonest answer")
     parts = {"metric": metric, "over_commonest": f"{beats[commonest.sign]}: {commonest}"}
-    if patients < _PATIENTS:
+    if patients < FEWEST_PATIENTS:
         sentence = f"too few patients ({patients}) to tell whether it reads the ECG: {other_ecg}"
         return parts | {"evidence": "too few patients", "sentence": sentence}
     match other_ecg.sign:

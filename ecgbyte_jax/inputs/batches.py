@@ -3,6 +3,7 @@
 Axes: B rows per batch, T places per row, A answer tokens per row at most.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,36 @@ from ecgbyte_jax.inputs.shards import Manifest, Sequence, read_ecg
 
 def open_split(folder: Path, manifest: Manifest, split: str) -> grain.MapDataset:
     """Opens the sequences of a split, in file order; raises ShardsError if there is none or a file is damaged."""
+    return _open(folder, manifest, split, open_ecgs(folder, manifest, split))
+
+
+def open_outlines(folder: Path, manifest: Manifest, split: str) -> grain.MapDataset:
+    """As `open_split`, but a sequence has the numbers of its ECGs, which `open_ecgs` reads, in the place of their tokens."""
+    return _open(folder, manifest, split, np.asarray)
+
+
+def open_ecgs(folder: Path, manifest: Manifest, split: str) -> Callable[[int], np.ndarray]:
+    """Reads an ECG by its number, compact ids int32 [n]; raises ShardsError if a file is damaged."""
+    try:
+        ecgs = grain.sources.ArrayRecordDataSource([str(folder / file) for file in manifest.ecg])
+    except RuntimeError as error:
+        raise _damaged(folder, split, error) from error
+    return lambda place: read_ecg(ecgs[place])
+
+
+def _open(folder: Path, manifest: Manifest, split: str, read_segment: Callable[[int], np.ndarray]) -> grain.MapDataset:
     files = manifest.splits[split].files
     if not files:
         counts = {name: summary.sequences for name, summary in manifest.splits.items()}
         raise ShardsError(f"split {split!r} of '{folder}' is empty; the splits hold {counts} sequences")
     try:
         records = grain.sources.ArrayRecordDataSource([str(folder / file) for file in files])
-        ecgs = grain.sources.ArrayRecordDataSource([str(folder / file) for file in manifest.ecg])
     except RuntimeError as error:
         raise _damaged(folder, split, error) from error
 
     def read(number: int) -> Sequence:
         try:
-            return Sequence.from_bytes(records[number], lambda place: read_ecg(ecgs[place]))
+            return Sequence.from_bytes(records[number], read_segment)
         except (RuntimeError, ValueError) as error:
             raise _damaged(folder, split, error) from error
 

@@ -59,6 +59,8 @@ def read_evaluation(results_file: Path, generations_file: Path) -> tuple[dict, l
     scores = results.get("scores")
     if not isinstance(scores, dict) or not all(isinstance(row, dict) for row in scores.values()) or not rows:
         raise ReportError(f"{results_file}: no scores, or no answers beside it; run eval again")
+    if results.get("ecg", "own") != "own":
+        raise ReportError(f"{results_file}: asked with ecg {results['ecg']!r}, not with the ECGs that pictures would show")
     if "checkpoint_step" not in results:
         raise ReportError(f"{results_file}: no field 'checkpoint_step'; run eval again")
     return results, rows

@@ -208,6 +208,16 @@ class Workdir:
         return self.root / "export"
 
     @property
+    def controls(self) -> Path:
+        """The runs of --stage=controls that were trained without their own ECGs."""
+        return self.root / "controls"
+
+    @property
+    def controls_table(self) -> Path:
+        """What they and this run score."""
+        return self.root / "controls.json"
+
+    @property
     def _ending(self) -> str:
         return f"-{self.evaluation_name}" if self.evaluation_name else ""
 

@@ -43,6 +43,13 @@ def compare(runs: list[str], out: Path) -> None:
         )
     if len(runs) < 2 or len({_locate(Path(run)).evaluation.resolve() for run in runs}) < len(runs):
         raise ScoresError(f"--runs: {runs} found, two run folders or more expected, none twice: --runs=runs/a,runs/b")
+    comparison = compared(runs)
+    _write(out, comparison)
+    _show(comparison, out)
+
+
+def compared(runs: list[str]) -> dict:
+    """The scores of evaluations, with intervals and paired differences from the first; raises ScoresError as `compare` does."""
     evaluated = [_read(run) for run in runs]
     first, common = evaluated[0], _common(evaluated)
     patients = [first.rows[example][first.results["seeds"][0]]["patient"] for example in common]
@@ -68,8 +75,7 @@ def compare(runs: list[str], out: Path) -> None:
     del table[first.name]["differences"]
     comparison = {"split": first.results["split"], "sequences": len(common), "patients": len(set(patients)), "runs": table}
     comparison["commonest_answer"] = mean(_measure(first, common, scorers, "commonest_answer"))
-    _write(out, comparison | {"missing": scorers.missing or {}})
-    _show(comparison, out)
+    return comparison | {"missing": scorers.missing or {}}
 
 
 def _read(run: str) -> Evaluated:

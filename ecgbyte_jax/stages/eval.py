@@ -55,7 +55,7 @@ def _answer(settings: Settings, workdir: Workdir, stage: Stage) -> None:
     mesh = make_mesh(**asdict(settings.mesh))
     check_batch_size(mesh, settings.eval.batch_size, "eval.batch_size")
     prepared, tokenizer = load_prepared(workdir), ECGTokenizer.load(workdir.ecg_tokenizer)
-    items = choose(settings.eval, settings.seed, prepared)
+    items = choose(settings, prepared)
     with jax.set_mesh(mesh):
         model, step = restore_model(settings, workdir, prepared, mesh, settings.eval.checkpoint)
         if leads():
@@ -63,6 +63,7 @@ def _answer(settings: Settings, workdir: Workdir, stage: Stage) -> None:
                 stage.move_aside(workdir.evaluation)
             stage.begin()
             about = {"split": settings.eval.split, "checkpoint": settings.eval.checkpoint, "checkpoint_step": step}
+            about["ecg"] = settings.eval.ecg
             about["prepared"] = outputs_digest(workdir.prepare_marker)
             write_whole(workdir.evaluated, [json.dumps(about).encode()])
         Answerer(settings, prepared, tokenizer, model, mesh).write(items, workdir.generations)

@@ -40,6 +40,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "train": (
         "seed",
         "prompt",
+        "data.ecg",
         "data.packing",
         "data.length_buckets",
         "model.width",
@@ -71,6 +72,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "seed",
         "eval.split",
         "eval.checkpoint",
+        "eval.ecg",
         "eval.history",
         "eval.batch_size",
         "eval.max_new_tokens",
@@ -104,6 +106,8 @@ CHANGES_NO_OUTPUT = (
     "distributed",
     "fit",
 )
+# Settings that came later, with what was so before: while it is, they do not count, so that finished runs stay finished.
+_AS_BEFORE = {"data.ecg": "own", "eval.ecg": "own"}
 # The parts of config.json that a stage writes: what its outputs were made with, and where and how it ran.
 _KEPT = {
     "tokenizer report": ("seed", "data", "signal", "tokenizer", "prepare"),
@@ -137,6 +141,8 @@ def depends_on(stage: str, settings: Settings) -> dict:
     everything, chosen = asdict(settings), {"version": _VERSIONS[stage]}
     for name in names:
         part, _, field = name.partition(".")
+        if name in _AS_BEFORE and everything[part][field] == _AS_BEFORE[name]:
+            continue
         if field:
             chosen.setdefault(part, {})[field] = everything[part][field]
         else:

@@ -23,12 +23,18 @@ STAGES = {  # in their order, with what --help says of them
     "fit": "compile for hardware that need not be here (fit.topology): memory, least times",
     "train": "train the model, or go on from its last checkpoint",
     "eval": "answer the test questions from a checkpoint, score the answers",
+    "controls": "train and ask with other patients' ECGs, zeros and none too: one table",
     "attend": "write where in the ECG chosen answers come from: .npz, .png, .svg",
     "report": "write report.html: scores, examples, curves, tokens",
     "export": "write the model as a Hugging Face folder, or its LoRA paths for PEFT",
     "ask": "answer questions about your own recordings: --record, --question",
 }
-_TOGETHER = ("train", "eval", "export")  # every process takes part; the other stages are the leader's, and the others wait
+_TOGETHER = (
+    "train",
+    "eval",
+    "controls",
+    "export",
+)  # every process takes part; the other stages are the leader's, and the others wait
 _ALONE = ("attend", "ask")  # one process holds the whole model
 _STARTERS = ("tokenizer", "prepare", "fit")  # may make a run's folder; the other stages read what is there
 _LOOKERS = ("inspect", "ask")  # write nothing into the run's folder, so they may run beside another command
@@ -191,6 +197,8 @@ def _run_stage(name: str, settings: Settings, workdir: Workdir, extra: tuple) ->
             from ecgbyte_jax.stages.train import train as stage
         case "eval":
             from ecgbyte_jax.stages.eval import evaluate as stage
+        case "controls":
+            from ecgbyte_jax.sweep.controls import controls as stage
         case "attend":
             from ecgbyte_jax.stages.attend import attend as stage
         case "report":

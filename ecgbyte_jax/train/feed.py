@@ -6,10 +6,10 @@ import grain
 import jax
 from jax.sharding import Mesh
 
-from ecgbyte_jax.inputs.batches import open_split, training_batches
+from ecgbyte_jax.inputs.batches import training_batches
+from ecgbyte_jax.inputs.controls import open_shown, shown_lengths
 from ecgbyte_jax.inputs.plan import Layout, Plan
 from ecgbyte_jax.inputs.prepared import Prepared
-from ecgbyte_jax.inputs.shards import read_lengths
 from ecgbyte_jax.model.sharding import put_batch, rows_here
 from ecgbyte_jax.settings import Settings
 
@@ -17,15 +17,15 @@ from ecgbyte_jax.settings import Settings
 def plan_batches(
     settings: Settings, prepared: Prepared, split: str, epochs: float, mesh: Mesh | None = None
 ) -> tuple[Plan, grain.MapDataset]:
-    """The plan of `epochs` shuffled epochs of a split, and its batches; item n belongs to step n.
+    """The plan of `epochs` shuffled epochs of a split, which shows `data.ecg`, and its batches; item n belongs to step n.
 
     On a mesh a batch holds the rows that this process' devices need, see `sharding.rows_here`.
     """
     data, batch_size = settings.data, settings.train.batch_size
     layout = Layout(settings.prompt.max_length, data.packing, () if data.packing else data.length_buckets)
-    lengths = read_lengths(prepared.shards, prepared.manifest, split)
+    sequences = open_shown(prepared, split, data.ecg, settings.signal.segment_length, settings.seed)
+    lengths = shown_lengths(prepared, split, data.ecg, sequences, layout.max_length)
     plan = Plan(lengths, layout, batch_size, epochs, settings.seed)
-    sequences = open_split(prepared.shards, prepared.manifest, split)
     rows = None if mesh is None else rows_here(mesh, batch_size)
     return plan, training_batches(sequences, plan, prepared.ids, layout.max_length, rows)
 

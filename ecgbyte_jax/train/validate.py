@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.evaluate.answers import Answerer
 from ecgbyte_jax.evaluate.metrics import exact_match
-from ecgbyte_jax.inputs.batches import open_split
+from ecgbyte_jax.inputs.controls import open_shown
 from ecgbyte_jax.inputs.prepared import Prepared
 from ecgbyte_jax.model.build import Parts
 from ecgbyte_jax.model.sharding import check_batch_size, put_batch, settle
@@ -53,7 +53,7 @@ def _make_match(settings: Settings, workdir: Workdir, prepared: Prepared, parts:
     size = settings.eval.batch_size
     check_batch_size(mesh, size, "eval.batch_size")
     greedy = replace(settings, eval=replace(settings.eval, temperature=0.0, seeds=(0,)))
-    dataset = open_split(prepared.shards, prepared.manifest, "valid")
+    dataset = open_shown(prepared, "valid", settings.data.ecg, settings.signal.segment_length, settings.seed)
     count = min(settings.train.valid_answers, len(dataset))
     places = np.sort(np.random.default_rng(settings.seed).choice(len(dataset), count, replace=False))
     sequences = [dataset[int(place)] for place in places]

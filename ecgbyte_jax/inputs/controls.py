@@ -1,0 +1,81 @@
+"""Splits whose sequences show another ECG than their own, or none: what a model answers without reading the ECG.
+
+A score that does not fall with these says little about reading ECGs.
+"""
+
+from dataclasses import replace
+
+import grain
+import numpy as np
+
+from ecgbyte_jax.ecg.records import LEADS
+from ecgbyte_jax.errors import ConfigError
+from ecgbyte_jax.inputs.batches import open_ecgs, open_outlines, open_split
+from ecgbyte_jax.inputs.prepared import Prepared
+from ecgbyte_jax.inputs.shards import Sequence, read_lengths
+
+
+def open_shown(prepared: Prepared, split: str, shown: str, samples: int, seed: int) -> grain.MapDataset:
+    """The sequences of a split, with the ECGs that `shown` says in the place of their own ones.
+
+    shown: "own"; "shuffled": those of another patient, the same for all questions about an ECG; "zeros": 0 mV everywhere, for
+    the `samples` of a segment; "none": no token between <sig_start> and <sig_end>. Raises ShardsError as `open_split` does,
+    ConfigError where no other patient's ECG can be shown.
+    """
+    sequences = open_split(prepared.shards, prepared.manifest, split)
+    if shown == "own":
+        return sequences
+    if shown == "shuffled":
+        outlines = open_outlines(prepared.shards, prepared.manifest, split)
+        members = [outlines[number] for number in range(len(outlines))]
+        donors, ecgs = _donors(members, split, seed), open_ecgs(prepared.shards, prepared.manifest, split)
+
+        def read(number: int) -> Sequence:
+            return replace(sequences[number], ecgs=tuple(ecgs(int(place)) for place in donors[_places(members[number])]))
+
+        return grain.MapDataset.range(len(sequences)).map(read)
+    same = _constant(prepared, shown, samples)
+    return sequences.map(lambda sequence: replace(sequence, ecgs=(same,) * len(sequence.ecgs)))
+
+
+def shown_lengths(prepared: Prepared, split: str, shown: str, sequences: grain.MapDataset, max_length: int) -> np.ndarray:
+    """Of the sequences of `open_shown`, int32 [n, 2]: the tokens of each, and on how many of them the loss is taken."""
+    lengths = read_lengths(prepared.shards, prepared.manifest, split)
+    if shown == "own":
+        return lengths
+    members = (sequences[number] for number in range(len(sequences)))
+    tokens = [min(len(member.text) + sum(map(len, member.ecgs)), max_length) for member in members]
+    return np.stack([np.array(tokens, lengths.dtype), lengths[:, 1]], axis=1)
+
+
+def _constant(prepared: Prepared, shown: str, samples: int) -> np.ndarray:
+    """The compact ids that every sequence shows."""
+    if shown == "none":
+        return np.zeros(0, np.int32)
+    return prepared.ecg_tokenizer.encode(np.zeros((len(LEADS), samples)))
+
+
+def _places(outline: Sequence) -> tuple[int, ...]:
+    return tuple(int(place) for place in outline.ecgs)
+
+
+def _donors(outlines: list[Sequence], split: str, seed: int) -> dict[tuple[int, ...], tuple[int, ...]]:
+    """For the ECGs that sequences show together, as many that none of their patients has; every one is a donor about once."""
+    patients: dict[tuple[int, ...], frozenset[str]] = {}
+    for outline in outlines:
+        owners = frozenset(outline.meta.get("patients", (outline.patient,)))
+        patients[_places(outline)] = patients.get(_places(outline), frozenset()) | owners
+    rng, donors = np.random.default_rng(seed), {}
+    for count in sorted({len(places) for places in patients}):
+        alike = [places for places in sorted(patients) if len(places) == count]
+        order = [alike[i] for i in rng.permutation(len(alike))]
+        for i, places in enumerate(order):
+            others = (order[(i + step) % len(order)] for step in range(1, len(order)))
+            donor = next((other for other in others if patients[places].isdisjoint(patients[other])), None)
+            if donor is None:
+                raise ConfigError(
+                    f"data.ecg or eval.ecg: 'shuffled' found, but no other patient of split '{split}' has {count} ECG(s) to "
+                    "show; 'own', 'zeros' or 'none' expected"
+                )
+            donors[places] = donor
+    return donors

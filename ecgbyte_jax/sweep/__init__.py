@@ -1,0 +1,1 @@
+"""Several trainings and evaluations as one command."""
