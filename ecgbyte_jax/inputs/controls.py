@@ -26,12 +26,12 @@ def open_shown(prepared: Prepared, split: str, shown: str, samples: int, seed: i
     if shown == "own":
         return sequences
     if shown == "shuffled":
+        donors, ecgs = _donors(outlines_of(prepared, split), split, seed), open_ecgs(prepared.shards, prepared.manifest, split)
         outlines = open_outlines(prepared.shards, prepared.manifest, split)
-        members = [outlines[number] for number in range(len(outlines))]
-        donors, ecgs = _donors(members, split, seed), open_ecgs(prepared.shards, prepared.manifest, split)
 
         def read(number: int) -> Sequence:
-            return replace(sequences[number], ecgs=tuple(ecgs(int(place)) for place in donors[_places(members[number])]))
+            places = donors[_places(outlines[number])]
+            return replace(sequences[number], ecgs=tuple(ecgs(place) for place in places))
 
         return grain.MapDataset.range(len(sequences)).map(read)
     same = _constant(prepared, shown, samples)
@@ -46,6 +46,20 @@ def shown_lengths(prepared: Prepared, split: str, shown: str, sequences: grain.M
     members = (sequences[number] for number in range(len(sequences)))
     tokens = [min(len(member.text) + sum(map(len, member.ecgs)), max_length) for member in members]
     return np.stack([np.array(tokens, lengths.dtype), lengths[:, 1]], axis=1)
+
+
+def shown_places(outlines: list[Sequence], split: str, shown: str, seed: int) -> list[tuple[int, ...]]:
+    """The numbers of the recorded ECGs that each sequence of a split shows, none for zeros; outlines: see `outlines_of`."""
+    if shown in ("zeros", "none"):
+        return [()] * len(outlines)
+    donors = _donors(outlines, split, seed) if shown == "shuffled" else {}
+    return [donors.get(places, places) for places in map(_places, outlines)]
+
+
+def outlines_of(prepared: Prepared, split: str) -> list[Sequence]:
+    """All sequences of a split, with the numbers of their ECGs in the place of the ECGs' tokens."""
+    outlines = open_outlines(prepared.shards, prepared.manifest, split)
+    return [outlines[number] for number in range(len(outlines))]
 
 
 def _constant(prepared: Prepared, shown: str, samples: int) -> np.ndarray:

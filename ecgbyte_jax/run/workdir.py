@@ -30,6 +30,11 @@ class Workdir:
         return self.root / "compiled"
 
     @property
+    def cost(self) -> Path:
+        """What the run's stages have cost."""
+        return self.root / "cost.json"
+
+    @property
     def lock(self) -> Path:
         """There while a command works in this folder."""
         return self.root / "run.lock"

@@ -16,6 +16,7 @@ from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.inputs.prepared import load_prepared
 from ecgbyte_jax.model.sharding import check_batch_size, make_mesh
 from ecgbyte_jax.run.console import banner, console, number_table
+from ecgbyte_jax.run.cost import counted
 from ecgbyte_jax.run.processes import agree, leads, wait_for_all
 from ecgbyte_jax.run.stage import Stage, outputs_digest, repair
 from ecgbyte_jax.run.workdir import Workdir
@@ -41,10 +42,11 @@ def evaluate(settings: Settings, workdir: Workdir) -> None:
     else:
         # Before hours of work: the folder of a model may be wrong.
         scorers = Scorers.load(settings.eval.bertscore_model) if leads() else Scorers()
-        if not agree(answers.finished()):
-            _answer(settings, workdir, answers)
-        if leads():
-            _score(settings, workdir, scores, scorers)
+        with counted(workdir.evaluation, jax.device_count(), keep=leads()):
+            if not agree(answers.finished()):
+                _answer(settings, workdir, answers)
+            if leads():
+                _score(settings, workdir, scores, scorers)
         wait_for_all("scores")
     if leads():
         _show(workdir)

@@ -21,6 +21,7 @@ from ecgbyte_jax.prepare.workers import Run, open_workers
 from ecgbyte_jax.prepare.write_ecg import write_ecg
 from ecgbyte_jax.prepare.write_texts import TextForm, make_manifest, write_texts
 from ecgbyte_jax.run.console import banner, console
+from ecgbyte_jax.run.cost import counted
 from ecgbyte_jax.run.stage import content_digest
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import SPLITS, Settings
@@ -50,7 +51,7 @@ def prepare(settings: Settings, workdir: Workdir) -> str:
         if not stage.begun():
             _clear(workdir)
         stage.begin()
-        with open_workers(settings.prepare) as run:
+        with counted(workdir.prepare_marker.parent), open_workers(settings.prepare) as run:
             manifest = _prepare(settings, workdir, corpus, run)
         shutil.rmtree(workdir.summaries)
         lineage.keep_settings(settings, workdir, "prepare")

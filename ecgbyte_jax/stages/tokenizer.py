@@ -18,6 +18,7 @@ from ecgbyte_jax.prepare.tokenizer_quality import compression_by_merges, draw_se
 from ecgbyte_jax.prepare.train_tokenizer import merges_made, train_tokenizer
 from ecgbyte_jax.prepare.workers import Run, open_workers
 from ecgbyte_jax.run.console import banner, console, number_table, peak_memory
+from ecgbyte_jax.run.cost import counted
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.stages import lineage
@@ -40,8 +41,9 @@ def make_tokenizer(settings: Settings, workdir: Workdir, corpus: Corpus, run: Ru
     if not finished:
         stage.begin()
         if tokenizer is None:
-            records = sampling.choose(settings.tokenizer, maker, corpus, candidates, run)
-            tokenizer = train_tokenizer(settings.tokenizer, settings.signal.segment_length, signals, records)
+            with counted(workdir.tokenizers):
+                records = sampling.choose(settings.tokenizer, maker, corpus, candidates, run)
+                tokenizer = train_tokenizer(settings.tokenizer, settings.signal.segment_length, signals, records)
         tokenizer.save(workdir.ecg_tokenizer)
         stage.finish([workdir.ecg_tokenizer])
     return tokenizer, signals

@@ -14,6 +14,7 @@ from ecgbyte_jax.model.build import Parts, count
 from ecgbyte_jax.model.kernels.fused import kernel_for
 from ecgbyte_jax.model.sharding import bytes_a_device, check_batch_size, kept_whole, make_mesh
 from ecgbyte_jax.run.console import banner, console
+from ecgbyte_jax.run.cost import counted
 from ecgbyte_jax.run.processes import agree, leads, wait_for_all
 from ecgbyte_jax.run.stage import Stage
 from ecgbyte_jax.run.workdir import Workdir
@@ -27,6 +28,7 @@ from ecgbyte_jax.train.memory import with_remat
 from ecgbyte_jax.train.metrics_log import MetricsLog
 from ecgbyte_jax.train.optim import make_optimizer
 from ecgbyte_jax.train.restore import build_for, check_origin, origin
+from ecgbyte_jax.train.seen import count_seen
 from ecgbyte_jax.train.step import TrainState, abstract_state, make_step, start_state
 from ecgbyte_jax.train.validate import make_validation
 
@@ -54,15 +56,16 @@ def train(settings: Settings, workdir: Workdir, profile_steps: tuple[int, int] =
         return
     mesh = make_mesh(**asdict(settings.mesh))
     check_batch_size(mesh, settings.train.batch_size, "train.batch_size", settings.train.accumulate)
-    with jax.set_mesh(mesh):
-        checkpoint, checksum = _train(settings, workdir, mesh, stage, Profile(workdir.profile, *profile_steps))
+    with jax.set_mesh(mesh), counted(workdir.checkpoints, jax.device_count(), keep=leads()) as cost:
+        checkpoint, checksum, seen = _train(settings, workdir, mesh, stage, Profile(workdir.profile, *profile_steps))
+        cost["seen"] = seen
     if leads():
         lineage.keep_settings(settings, workdir, "train")
         stage.finish([checkpoint], result=[stage.digest(), checksum])
 
 
-def _train(settings: Settings, workdir: Workdir, mesh: Mesh, stage: Stage, profile: Profile) -> tuple[Path, int]:
-    """The last checkpoint, and its checksum, which identifies the weights."""
+def _train(settings: Settings, workdir: Workdir, mesh: Mesh, stage: Stage, profile: Profile) -> tuple[Path, int, dict]:
+    """The last checkpoint, its checksum, which identifies the weights, and what the training has seen."""
     prepared = load_prepared(workdir)
     plan, batches = plan_batches(settings, prepared, "train", settings.train.epochs, mesh)
     about = origin(settings, prepared)
@@ -108,7 +111,8 @@ def _train(settings: Settings, workdir: Workdir, mesh: Mesh, stage: Stage, profi
         last = loop.run(state, start, Feed(batches, start, mesh), step, validate, profile)
         written = loop.outputs.checkpoints
         written.wait()
-        return written.path(last), written.checksum(last)
+        seen = count_seen(settings, prepared, plan, last, parts.config, count(parts.trained)) if leads() else {}
+        return written.path(last), written.checksum(last), seen
 
 
 def _moved_with(workdir: Workdir) -> tuple[Path, ...]:
