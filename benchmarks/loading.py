@@ -1,6 +1,6 @@
 """Time and memory of reading and writing a model's weights, beside safetensors' own: `python -m benchmarks.loading`.
 
-A Llama with random bfloat16 weights, by default of 1.1 billion parameters, is written once. Every line is measured in a process
+A Llama with random bfloat16 weights, by default of 1.03 billion parameters, is written once. Each line is measured in a process
 of its own, with 1 or 8 simulated CPU devices, whose memory is the host's. Memory is what the process itself holds beyond what
 it held before, at most at once; the file's pages that the system keeps are not counted. Bound: 1.15 times the largest tensor
 and what the devices hold.

@@ -65,7 +65,7 @@ def _draw_kept(key: jax.Array, dropout: float, shape: tuple[int, ...]) -> jax.Ar
     rows = jnp.arange(math.prod(shape[:-1]), dtype=jnp.uint32).reshape(*shape[:-1], 1)
     columns = jnp.arange(shape[-1], dtype=jnp.uint32)
     bits = _hash(rows + row_seed) + _hash(columns + column_seed)
-    return _hash(bits) >= np.uint32(round(dropout * 2**32))
+    return _hash(bits) >= np.uint32(min(round(dropout * 2**32), 2**32 - 1))
 
 
 def _hash(bits: jax.Array) -> jax.Array:

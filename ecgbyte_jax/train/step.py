@@ -68,12 +68,13 @@ def answer_loss(model: Decoder, batch: dict[str, jax.Array], dropout_key: jax.Ar
 
 
 def _cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """-log softmax(logits)[target], float32 [B, A], of logits [B, A, V].
+    """-log softmax(logits)[target], float32 [B, A], of logits [B, A, V]; NaN for a target that is no row of them.
 
     The target's logit is a masked sum: a look-up's gradient is written to zeros of the logits' size, a pass over them more.
     """
     own = jnp.where(jnp.arange(logits.shape[-1]) == targets[..., None], logits, 0)
-    return jax.nn.logsumexp(logits, axis=-1) - jnp.sum(own, axis=-1)
+    known = (targets >= 0) & (targets < logits.shape[-1])
+    return jnp.where(known, jax.nn.logsumexp(logits, axis=-1) - jnp.sum(own, axis=-1), jnp.nan)
 
 
 def _logits_bytes(model: Decoder, rows: int) -> int:

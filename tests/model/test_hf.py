@@ -4,6 +4,7 @@ import shutil
 import weakref
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -490,6 +491,17 @@ def test_a_file_written_tensor_by_tensor_is_the_library_s(rng, tmp_path, dtype):
         np.testing.assert_array_equal(found[name], values)
     with pytest.raises(ValueError, match=r"x1: \w+ \(4, 3\) found"), tensor_file(tmp_path / "ours", likes) as write:
         write(tensors["x4"])
+    with pytest.raises(ValueError, match=r"no values for \['x4', 'x17'\]"), tensor_file(tmp_path / "ours", likes) as write:
+        write(tensors["x1"])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full here")
+def test_weights_that_find_the_disk_full_name_the_file(tmp_path):
+    (tmp_path / "model.safetensors").symlink_to("/dev/full")
+    file, values = tmp_path / "model.safetensors", np.zeros(9, np.float32)
+    cannot = pytest.raises(WeightsError, match=r"model\.safetensors: cannot be written: No space left on device")
+    with cannot, tensor_file(file, {"x": jax.ShapeDtypeStruct((9,), np.float32)}) as write:
+        write(values)
 
 
 def test_opt_350m_is_refused_by_field(shared, tmp_path):

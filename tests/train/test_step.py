@@ -20,7 +20,7 @@ from ecgbyte_jax.model.vocabulary import grow_vocabulary
 from ecgbyte_jax.settings import OptimSettings
 from ecgbyte_jax.train import step as module
 from ecgbyte_jax.train.optim import make_optimizer
-from ecgbyte_jax.train.step import answer_loss, answer_tokens, make_step, start_state
+from ecgbyte_jax.train.step import _cross_entropy, answer_loss, answer_tokens, make_step, start_state
 from tests.prompts import plainly
 
 IDS = PromptIds(bos=1, eos=2, pad=0, sig_start=3, sig_end=4, ecg=np.arange(20, 60, dtype=np.int32))
@@ -121,6 +121,18 @@ def test_accumulated_parts_weigh_by_their_answer_tokens(rng):
         assert ours == pytest.approx(theirs, abs=1e-5)
     for a, b in zip(weights, others, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_the_loss_is_that_of_optax_with_its_gradient_and_nan_for_a_target_that_is_no_token(rng):
+    logits = np.concatenate([9 * rng.normal(size=(3, 4, 10)), np.full((3, 4, 2), -np.inf)], axis=-1).astype(np.float32)
+    targets = rng.integers(0, 10, (3, 4))
+    theirs = optax.softmax_cross_entropy_with_integer_labels
+    np.testing.assert_allclose(_cross_entropy(logits, targets), theirs(logits, targets), rtol=1e-5)
+    ours_gradient, their_gradient = (jax.grad(lambda x, f=f: f(x, targets).sum())(logits) for f in (_cross_entropy, theirs))
+    np.testing.assert_allclose(ours_gradient, their_gradient, atol=1e-6)
+    assert np.isnan(_cross_entropy(logits[:1, :1], np.array([[12]]))) and np.isnan(
+        _cross_entropy(logits[:1, :1], np.array([[-1]]))
+    )
 
 
 def losses_with_dropout(rows: dict, accumulate: int = 1, seed: int = 0) -> list[float]:
