@@ -1,4 +1,4 @@
-"""What a run has cost: each stage keeps its own sum beside its marker, and `cost.json` of the run has all of them.
+"""The run's ledger `cost.json`: what each stage has cost, over all commands that worked on it with the same settings.
 
 Commands that were interrupted, or failed, count too; one that was killed outright does not.
 """
@@ -8,19 +8,19 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.run.console import peak_memory
+from ecgbyte_jax.run.stage import Stage
 from ecgbyte_jax.run.workdir import Workdir
 
-_FILE = "cost.json"
+_ASIDE = "with other settings"  # stage -> digest -> what it had cost
 
 
 @contextmanager
-def counted(folder: Path, devices: int = 0, keep: bool = True) -> Iterator[dict[str, Any]]:
-    """Adds what the work in the context costs to the stage's sum in `folder`; what is put into the dict is kept with it.
+def counted(workdir: Workdir, name: str, stage: Stage, devices: int = 0, keep: bool = True) -> Iterator[dict[str, Any]]:
+    """Adds what the work in the context costs to the ledger, under `name`; what is put into the dict is kept with it.
 
     wall_s; cpu_s: of this process and the workers that it has waited for; device_s: wall_s times `devices`; peak_memory:
     bytes of this process on the host; commands: how many have worked on it. keep False: another process writes it.
@@ -30,26 +30,25 @@ def counted(folder: Path, devices: int = 0, keep: bool = True) -> Iterator[dict[
     try:
         yield about
     finally:
-        if keep and folder.is_dir():
+        if keep:
             spent = {"wall_s": time.monotonic() - wall, "cpu_s": _cpu_seconds() - cpu, "commands": 1}
             spent["device_s"] = spent["wall_s"] * devices
-            before = _read(folder / _FILE)
-            total = before | {name: before.get(name, 0) + value for name, value in spent.items()} | about
-            total["peak_memory"] = max(before.get("peak_memory", 0), peak_memory())
-            write_whole(folder / _FILE, [json.dumps(total, indent=1).encode()])
+            _add(workdir, name, stage.digest(), spent, about)
 
 
-def collect(workdir: Workdir) -> None:
-    """Writes the run's `cost.json`, where any stage has left a sum: stage -> what it has cost."""
-    folders = {
-        "tokenizer": workdir.tokenizers,
-        "prepare": workdir.prepare_marker.parent,
-        "train": workdir.checkpoints,
-        **{"/".join(["eval", each.evaluation_name]).rstrip("/"): each.evaluation for each in workdir.evaluations()},
-    }
-    costs = {stage: cost for stage, folder in folders.items() if (cost := _read(folder / _FILE))}
-    if costs:
-        write_whole(workdir.cost, [json.dumps(costs, indent=1).encode()])
+def _add(workdir: Workdir, name: str, digest: str, spent: dict[str, float], about: dict[str, Any]) -> None:
+    costs = _read(workdir)
+    aside = costs.pop(_ASIDE, {})
+    before = costs.pop(name, {})
+    if before and before.get("settings") != digest:  # the stage was moved aside, and comes back with its settings
+        aside.setdefault(name, {})[before.get("settings")] = before
+        before = {}
+    before = aside.get(name, {}).pop(digest, before)
+    total = before | {field: before.get(field, 0) + value for field, value in spent.items()} | about
+    total["peak_memory"] = max(before.get("peak_memory", 0), peak_memory())
+    costs[name] = total | {"settings": digest}
+    aside = {stage: entries for stage, entries in aside.items() if entries}
+    write_whole(workdir.cost, [json.dumps(costs | ({_ASIDE: aside} if aside else {}), indent=1).encode()])
 
 
 def _cpu_seconds() -> float:
@@ -57,10 +56,10 @@ def _cpu_seconds() -> float:
     return sum(each.ru_utime + each.ru_stime for each in used)
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """A sum; {} where there is none, or it was not written whole."""
+def _read(workdir: Workdir) -> dict[str, Any]:
+    """The ledger; {} where there is none, or somebody else's file."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(workdir.cost.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
+    return content if isinstance(content, dict) and all(isinstance(entry, dict) for entry in content.values()) else {}

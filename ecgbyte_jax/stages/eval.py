@@ -42,7 +42,8 @@ def evaluate(settings: Settings, workdir: Workdir) -> None:
     else:
         # Before hours of work: the folder of a model may be wrong.
         scorers = Scorers.load(settings.eval.bertscore_model) if leads() else Scorers()
-        with counted(workdir.evaluation, jax.device_count(), keep=leads()):
+        name = f"eval/{workdir.evaluation_name}".rstrip("/")
+        with counted(workdir, name, scores, jax.device_count(), keep=leads()):
             if not agree(answers.finished()):
                 _answer(settings, workdir, answers)
             if leads():

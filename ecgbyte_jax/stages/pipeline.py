@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 from ecgbyte_jax.corpora.read import check_data
 from ecgbyte_jax.errors import ConfigError, OutOfMemoryError
 from ecgbyte_jax.run.console import keeping_stdout_clear
-from ecgbyte_jax.run.cost import collect
 from ecgbyte_jax.run.lock import holding
 from ecgbyte_jax.run.stage import settings_of
 from ecgbyte_jax.run.workdir import Workdir, runs_beside
@@ -86,11 +85,7 @@ def run(
         with quiet, _together(settings, alone):
             writes = any(name not in _LOOKERS for name in stages) and (alone or _leads())
             with holding(workdir.lock) if writes else nullcontext():
-                try:
-                    _run_stages(settings, workdir, stages, profile_steps, inquiry)
-                finally:
-                    if writes:
-                        collect(Workdir(folder))
+                _run_stages(settings, workdir, stages, profile_steps, inquiry)
     finally:
         if made and alone and not any(folder.iterdir()):  # a stage that could not even begin
             folder.rmdir()

@@ -51,7 +51,7 @@ def prepare(settings: Settings, workdir: Workdir) -> str:
         if not stage.begun():
             _clear(workdir)
         stage.begin()
-        with counted(workdir.prepare_marker.parent), open_workers(settings.prepare) as run:
+        with counted(workdir, "prepare", stage), open_workers(settings.prepare) as run:
             manifest = _prepare(settings, workdir, corpus, run)
         shutil.rmtree(workdir.summaries)
         lineage.keep_settings(settings, workdir, "prepare")

@@ -41,7 +41,7 @@ def make_tokenizer(settings: Settings, workdir: Workdir, corpus: Corpus, run: Ru
     if not finished:
         stage.begin()
         if tokenizer is None:
-            with counted(workdir.tokenizers):
+            with counted(workdir, "tokenizer", stage):
                 records = sampling.choose(settings.tokenizer, maker, corpus, candidates, run)
                 tokenizer = train_tokenizer(settings.tokenizer, settings.signal.segment_length, signals, records)
         tokenizer.save(workdir.ecg_tokenizer)

@@ -56,7 +56,7 @@ def train(settings: Settings, workdir: Workdir, profile_steps: tuple[int, int] =
         return
     mesh = make_mesh(**asdict(settings.mesh))
     check_batch_size(mesh, settings.train.batch_size, "train.batch_size", settings.train.accumulate)
-    with jax.set_mesh(mesh), counted(workdir.checkpoints, jax.device_count(), keep=leads()) as cost:
+    with jax.set_mesh(mesh), counted(workdir, "train", stage, jax.device_count(), keep=leads()) as cost:
         checkpoint, checksum, seen = _train(settings, workdir, mesh, stage, Profile(workdir.profile, *profile_steps))
         cost["seen"] = seen
     if leads():

@@ -12,7 +12,6 @@ from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.evaluate.verdict import FEWEST_PATIENTS, Difference
 from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.run.console import banner, console, number_table
-from ecgbyte_jax.run.cost import collect
 from ecgbyte_jax.run.lock import holding
 from ecgbyte_jax.run.processes import leads, wait_for_all
 from ecgbyte_jax.run.workdir import Workdir
@@ -47,8 +46,6 @@ def controls(settings: Settings, workdir: Workdir) -> None:
                 asked = {} if asked_with == "own" else {"ecg": asked_with, "name": named.evaluation_name, "perturb": ()}
                 evaluate(replace(part, eval=replace(part.eval, **asked)), named)
                 pairs[trained_with, asked_with] = named
-            if leads():
-                collect(folder)
     if leads():
         _compare(pairs, workdir)
 
