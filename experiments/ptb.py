@@ -3,7 +3,9 @@
     python main.py --config=experiments/ptb.py --config.data.root=PTBXL --config.model.pretrained=LLAMA --workdir=runs/ptb
 
 PTBXL is the folder of PTB-XL 1.0.3, LLAMA a Hugging Face folder of Llama 3.2 1B.
-Hardware: one accelerator with 16 GB or more; `--stage=fit` says what fits yours. Time: not measured. Result: not measured.
+Hardware: one accelerator with 16 GB or more; `--stage=fit` says what fits yours. The published 2 rows a step leave most of a
+TPU v5e's 16 GB empty; `--config.train.batch_size=8` needs 12.3 GB there (`fit.topology=v5e-1`). Time: not measured. Result: not
+measured.
 
     python main.py --config=experiments/ptb.py:tiny --config.data.root=PTBXL --workdir=runs/ptb_tiny
 
