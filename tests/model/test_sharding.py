@@ -48,7 +48,7 @@ def test_parameters_are_split_by_the_table(config):
     assert frozen["blocks/1/attention/o/kernel"] == P("tensor", "fsdp")
     assert frozen["blocks/1/mlp/down/kernel"] == P("tensor", "fsdp")
     assert frozen["blocks/0/mlp_norm/scale"] == P(None) == frozen["norm/scale"]
-    assert trained["blocks/0/attention/q/lora/a"] == P("fsdp", None)
+    assert trained["blocks/0/attention/q/lora/a"] == P(None, None)
     assert trained["blocks/0/attention/q/lora/b"] == P(None, "tensor")
     assert trained["blocks/0/mlp/down/lora/a"] == P("tensor", None)
     shard = parts.frozen["embedding"][...].addressable_shards[0].data

@@ -307,13 +307,13 @@ def test_a_checkpoint_of_another_model_is_refused_and_nothing_overwritten(config
 
 
 def test_empty_references_are_refused_before_anything_is_written(config, workdir, monkeypatch):
-    opened = questions.open_split
+    opened = questions.open_shown
 
     def emptied(*a):
         sequences = opened(*a)
         return [replace(sequences[i], answer=" " if i == 3 else sequences[i].answer) for i in range(len(sequences))]
 
-    monkeypatch.setattr(questions, "open_split", emptied)
+    monkeypatch.setattr(questions, "open_shown", emptied)
     with pytest.raises(ScoresError, match=r"1 of 16 references of split 'test' are empty, for example that of"):
         evaluate(Settings.of(config), Workdir(workdir))
     assert not (workdir / "eval").exists()

@@ -91,7 +91,7 @@ def test_a_tokenizer_without_bos_goes_all_the_way(pretrained, llama, tmp_path, c
 
 def test_other_pretrained_weights_are_trained_anew_and_the_same_elsewhere_are_not(pretrained, llama, tmp_path, monkeypatch):
     trainings = []
-    monkeypatch.setattr(train, "_train", lambda *_: (tmp_path, trainings.append(1)))
+    monkeypatch.setattr(train, "_train", lambda *_: (tmp_path, trainings.append(1), {}))
     run(pretrained, tmp_path / "w", ["prepare", "train"])
     run(pretrained, tmp_path / "w", ["prepare", "train"])
     assert len(trainings) == 1
@@ -186,7 +186,7 @@ def test_other_forms_of_a_pretrained_model_go_all_the_way(pretrained, form, tmp_
 
 def test_another_quantisation_is_trained_anew_with_the_same_texts(pretrained, gguf_file, tmp_path, monkeypatch):
     trainings = []
-    monkeypatch.setattr(train, "_train", lambda *_: (tmp_path, trainings.append(1)))
+    monkeypatch.setattr(train, "_train", lambda *_: (tmp_path, trainings.append(1), {}))
     pretrained.model.pretrained = str(gguf_file)
     run(pretrained, tmp_path / "w", ["prepare", "train"])
     prepared = (tmp_path / "w/shards/manifest.json").stat().st_mtime_ns
