@@ -13,6 +13,7 @@ MOST_FILES = 16
 ALLOWED = {
     "ecg": {"ecg"},
     "model": {"model"},
+    "encoders": {"encoders"},
     "run": {"run"},
     "corpora": {"corpora", "ecg", "settings"},
     "inputs": {"inputs", "ecg", "corpora", "run"},
