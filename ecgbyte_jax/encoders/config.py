@@ -34,7 +34,7 @@ class EncoderConfig:
     kind: str = setting(
         "st_mem", 'a patch is a span of all leads ("mtae"), a lead ("mlae"), a span of a lead ("st_mem")', one_of(*KINDS)
     )
-    size: str = setting("base", '"base": ViT-B, 86 M parameters; "tiny": 0.1 M', one_of(*SIZES))
+    size: str = setting("base", '"base": ViT-B, 85 M parameters; "tiny": 0.07 M', one_of(*SIZES))
     patch: int = setting(
         0,
         "mtae, st_mem: samples of a span; 0: the divisor of the segment that makes 16 to 64 spans, nearest to 32",

@@ -3,7 +3,7 @@
 Axes: B batch, T samples, G groups, N patches of a group, D width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,17 +82,23 @@ def _errors(parts: EncoderParts, params: Any, signals: jax.Array, key: jax.Array
     return parts.merge(params).errors(signals, noise)
 
 
-def make_features(parts: EncoderParts, batch_size: int, mesh: Mesh) -> Callable[[Any, np.ndarray], np.ndarray]:
-    """(parameters, segments [n, 12, T]) -> the encoder's features float32 [n, D], the same on all hosts."""
+def make_features(
+    parts: EncoderParts, signals: grain.MapDataset, batch_size: int, mesh: Mesh
+) -> Callable[[Any, Sequence[int]], dict[int, np.ndarray]]:
+    """(parameters, numbers of segments) -> the encoder's features float32 [D] of each segment, the same on all hosts."""
 
-    def compute(params: Any, signals: jax.Array) -> jax.Array:
-        return parts.merge(params).features(signals)
+    def compute(params: Any, batch: jax.Array) -> jax.Array:
+        return parts.merge(params).features(batch)
 
     compiled = jax.jit(compute, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
-    def features(params: Any, segments: np.ndarray) -> np.ndarray:
-        filled = np.concatenate([segments, np.zeros((-len(segments) % batch_size, *segments.shape[1:]), np.float32)])
-        parts = [put_whole(filled[start : start + batch_size], mesh) for start in range(0, len(filled), batch_size)]
-        return np.concatenate([np.asarray(settle(compiled(params, part))) for part in parts])[: len(segments)]
+    def features(params: Any, numbers: Sequence[int]) -> dict[int, np.ndarray]:
+        found: dict[int, np.ndarray] = {}
+        for start in range(0, len(numbers), batch_size):
+            chosen = numbers[start : start + batch_size]
+            batch = np.stack([signals[number] for number in chosen])
+            batch = np.pad(batch, ((0, batch_size - len(chosen)), (0, 0), (0, 0)))
+            found |= zip(chosen, np.asarray(settle(compiled(params, put_whole(batch, mesh)))))
+        return found
 
     return features

@@ -180,11 +180,10 @@ def _probe(
     if not questions:
         return {}
     numbers = sorted({int(number) for question in questions for part in (question.train, question.valid) for number in part[0]})
-    segments = np.stack([data.signals[number] for number in numbers])
-    features = make_features(parts, settings.pretrain.batch_size, mesh)
+    features = make_features(parts, data.signals, settings.pretrain.batch_size, mesh)
     start = build_encoder(settings.encoder, settings.signal.segment_length, settings.seed, mesh).params
     names = {"probe": trained, "probe_before_training": start}
-    scores = {name: probe(questions, dict(zip(numbers, features(params, segments)))) for name, params in names.items()}
+    scores = {name: probe(questions, features(params, numbers)) for name, params in names.items()}
     chance = float(np.mean([1 / len(question.answers) for question in questions]))
     return {"probed_questions": len(questions)} | scores | {"probe_of_nothing": chance}
 

@@ -15,7 +15,7 @@ from ecgbyte_jax.errors import StoppedError, TrainingError
 from ecgbyte_jax.model.sharding import settle
 from ecgbyte_jax.run import processes
 from ecgbyte_jax.run.console import console, progress
-from ecgbyte_jax.settings import TrainSettings
+from ecgbyte_jax.settings import PretrainSettings, TrainSettings
 from ecgbyte_jax.train.checkpoint import Checkpoints
 from ecgbyte_jax.train.feed import Feed
 from ecgbyte_jax.train.metrics_log import MetricsLog
@@ -69,7 +69,7 @@ class Loop:
     """
 
     name: str
-    train: TrainSettings
+    train: TrainSettings | PretrainSettings
     steps: int
     frozen: Any
     schedule: optax.Schedule

@@ -6,7 +6,7 @@ from flax import nnx
 
 from ecgbyte_jax.encoders.config import KINDS, SIZES, EncoderConfig, count_kept, patch_grid
 from ecgbyte_jax.encoders.masked import MaskedAutoencoder
-from ecgbyte_jax.errors import ConfigError
+from ecgbyte_jax.errors import ConfigError, SettingsError
 from tests.encoders.reference import (
     check_gradients,
     check_step,
@@ -76,7 +76,7 @@ def reference(w: dict, kind: str, signals: np.ndarray, noise: np.ndarray | None)
     return torch.stack(features), torch.stack(errors).mean() if errors else torch.tensor(0.0)
 
 
-@pytest.mark.parametrize("kind", [pytest.param("mtae", marks=pytest.mark.slow), "mlae", "st_mem"])
+@pytest.mark.parametrize("kind", [*(pytest.param(kind, marks=pytest.mark.slow) for kind in ("mtae", "mlae")), "st_mem"])
 def test_features_loss_gradients_and_a_step_are_those_of_pytorch(kind):
     model, signals, noise = make(kind)
     graphdef, params = nnx.split(model, nnx.Param)
@@ -126,6 +126,11 @@ def test_a_quarter_of_the_patches_is_kept_rounded_down():
 def test_spans_that_do_not_fill_a_segment_are_refused(samples, patch):
     with pytest.raises(ConfigError, match=str(samples)):
         patch_grid(EncoderConfig("mtae", patch=patch), samples)
+
+
+def test_a_span_is_refused_where_patches_are_leads():
+    with pytest.raises(SettingsError, match="patch: 20 found with kind 'mlae'"):
+        EncoderConfig("mlae", patch=20)
 
 
 def test_published_scaling_loses_the_amplitude_and_mv_keep_it():

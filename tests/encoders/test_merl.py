@@ -86,6 +86,7 @@ def draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return signals, rng.standard_normal((ROWS, 768)).astype(np.float32), rng.random((2, ROWS, 256)).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_loss_gradients_statistics_and_a_step_are_those_of_pytorch(rng):
     model = unsettled(lambda: Merl(RESNETS["tiny"], SAMPLES, nnx.Rngs(0)))
     signals, text, noise = draw(rng)

@@ -66,7 +66,7 @@ def test_training_falls_validates_and_is_done_once(pretrained, monkeypatch):
     written = lines(pretrained)
     assert [line["step"] for line in written] == list(range(1, 9))
     assert written[-1]["loss"] < 0.8 * written[0]["loss"]
-    assert json.loads(pretrained.pretrain.encoder_health.read_text())["probe_of_nothing"] < 1
+    assert json.loads(pretrained.pretrain.encoder_health.read_text())["valid_variance"] > 0
     monkeypatch.setattr(stage, "_train", lambda *_: pytest.fail("trained again"))
     pretrain(Settings.of(encoder_config()), pretrained)
 
