@@ -21,12 +21,19 @@ def weights_of(state: nnx.State) -> dict[str, "torch.Tensor"]:
     return {"/".join(map(str, path)): torch.tensor(np.array(leaf[...]), requires_grad=True) for path, leaf in flat}
 
 
-def unsettled(make: Callable[[], nnx.Module]) -> nnx.Module:
-    """The model with noise on every parameter, so that no bias is zero and no scale one."""
-    model, rng = nnx.jit(make)(), np.random.default_rng(1)
-    for _, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        leaf[...] = np.array(leaf[...]) + 0.05 * rng.standard_normal(leaf.shape).astype(np.float32)
-    return model
+def random_weights(make: Callable[[], nnx.Module]) -> nnx.Module:
+    """The model with random weights, no bias zero and no scale one; drawing its own would take seconds to compile."""
+    rng, graphdef, state = np.random.default_rng(1), *nnx.split(nnx.eval_shape(make))
+
+    def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        drawn, name = rng.standard_normal(leaf.shape), jax.tree_util.keystr(path)
+        if "kernel" in name:
+            drawn *= (leaf.shape[0] if leaf.ndim == 2 else np.prod(leaf.shape[1:])) ** -0.5
+        else:
+            drawn = 0.05 * drawn + ("scale" in name or "variance" in name)
+        return drawn.astype(np.float32)
+
+    return nnx.merge(graphdef, jax.tree.map_with_path(draw, state))
 
 
 def check_step(params: nnx.State, gradients: nnx.State, reference: dict) -> None:

@@ -6,7 +6,7 @@ from flax import nnx
 from ecgbyte_jax.encoders.merl import Merl, contrast
 from ecgbyte_jax.encoders.resnet import RESNETS, ResNet
 from ecgbyte_jax.model.sharding import batch_sharding, make_mesh
-from tests.encoders.reference import F, check_gradients, check_step, linear, torch, unsettled, weights_of
+from tests.encoders.reference import F, check_gradients, check_step, linear, random_weights, torch, weights_of
 
 ROWS, SAMPLES = 4, 72
 
@@ -88,7 +88,7 @@ def draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @pytest.mark.slow
 def test_loss_gradients_statistics_and_a_step_are_those_of_pytorch(rng):
-    model = unsettled(lambda: Merl(RESNETS["tiny"], SAMPLES, nnx.Rngs(0)))
+    model = random_weights(lambda: Merl(RESNETS["tiny"], SAMPLES, nnx.Rngs(0)))
     signals, text, noise = draw(rng)
     resnet, resnet_weights = copied(model.resnet)
     graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
@@ -128,7 +128,7 @@ def test_loss_gradients_statistics_and_a_step_are_those_of_pytorch(rng):
 
 @pytest.mark.parametrize("name", [pytest.param("18", marks=pytest.mark.slow), "tiny"])
 def test_features_are_those_of_pytorch_by_running_statistics(name, rng):
-    resnet = unsettled(lambda: ResNet(RESNETS[name], nnx.Rngs(0)))
+    resnet = random_weights(lambda: ResNet(RESNETS[name], nnx.Rngs(0)))
     signals = 3 * rng.standard_normal((2, 12, SAMPLES)).astype(np.float32)
     run = nnx.jit(ResNet.__call__, static_argnums=2)
     for _ in range(2):
