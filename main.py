@@ -35,7 +35,8 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder, for all of it
 _STAGES = flags.DEFINE_list(
     "stage",
     ["prepare", "train", "eval", "report"],
-    "Stages to run, always in this order: tokenizer, prepare, inspect, fit, train, eval, attend, report, export, ask."
+    "Stages to run, always in this order: tokenizer, prepare, inspect, fit, pretrain, train, eval, attend, report,"
+    " export, ask."
     " Or compare or list by itself, which need no --config.",
 )
 _RUNS = flags.DEFINE_list(

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from ecgbyte_jax.ecg.clean_config import CleanConfig
 from ecgbyte_jax.ecg.perturb import PERTURBATIONS
+from ecgbyte_jax.encoders.config import EncoderConfig
 from ecgbyte_jax.errors import ConfigError, SettingsError
 from ecgbyte_jax.model.config import LoraConfig, ModelConfig
 from ecgbyte_jax.rules import Rule, above, at_least, between, check, one_of, setting, some_of
@@ -23,7 +24,8 @@ from ecgbyte_jax.rules import Rule, above, at_least, between, check, one_of, set
 SPLITS = ("train", "valid", "test")
 
 _BELOW_1 = Rule(lambda share: 0 <= share < 1, "0 or more, below 1")
-_LATER = ("mesh", "distributed", "fit", "export", "eval", "attend")  # parts that a trained model does not depend on
+# Parts that a trained model does not depend on.
+_LATER = ("encoder", "pretrain", "pretrain_optim", "mesh", "distributed", "fit", "export", "eval", "attend")
 _WHOLE = Rule(lambda values: all(value >= 0 for value in values), "whole numbers from 0")
 
 SHOWN = ("own", "shuffled", "zeros", "none")  # see `inputs.controls.open_shown`
@@ -204,6 +206,25 @@ class TrainSettings:
 
 
 @dataclass(frozen=True)
+class PretrainSettings:
+    """How long the encoder of a two-stage baseline is trained by itself; the defaults are ECG-Bench's."""
+
+    batch_size: int = setting(256, "segments a step, over all devices", at_least(1))
+    epochs: float = setting(50.0, "times that every segment is seen", above(0))
+    checkpoint_every: int = setting(1000, "steps between checkpoints, and validations", at_least(1))
+    valid_batches: int = setting(50, "batches of the validation split, at most", at_least(1))
+    patience: int = setting(0, "validations without a better loss until the training ends; 0: never", at_least(0))
+    patience_delta: float = setting(0.0, "by how much a loss must be above the best one to count as worse", at_least(0))
+    keep_checkpoints: int = setting(
+        2, "newest checkpoints kept; the one with the least validation loss is kept beside them", at_least(1)
+    )
+    wandb_project: str = setting("", 'Weights & Biases, with the extra `wandb`; "": off')
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
 class MeshSettings:
     """Devices along each axis; -1, once, takes what the others leave."""
 
@@ -347,6 +368,9 @@ class Settings:
     lora: LoraConfig = field(default_factory=LoraConfig)
     optim: OptimSettings = field(default_factory=OptimSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    pretrain: PretrainSettings = field(default_factory=PretrainSettings)
+    pretrain_optim: OptimSettings = field(default_factory=OptimSettings)
     mesh: MeshSettings = field(default_factory=MeshSettings)
     distributed: DistributedSettings = field(default_factory=DistributedSettings)
     fit: FitSettings = field(default_factory=FitSettings)
@@ -375,6 +399,9 @@ class Settings:
         contradictions |= {
             "model.new_rows: 'waveform' found without model.pretrained, beside whose embeddings they begin": (
                 self.model.new_rows != "mean" and not self.model.pretrained
+            ),
+            f"pretrain_optim.embedding_rate: {self.pretrain_optim.embedding_rate} found, 1 expected": (
+                self.pretrain_optim.embedding_rate != 1
             ),
             f"lora.first_layer: {self.lora.first_layer} found with lora.rank 0, which has no LoRA": (
                 self.lora.first_layer > 0 and not self.lora.rank

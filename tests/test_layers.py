@@ -13,6 +13,7 @@ MOST_FILES = 16
 ALLOWED = {
     "ecg": {"ecg"},
     "model": {"model"},
+    "encoders": {"encoders"},
     "run": {"run"},
     "corpora": {"corpora", "ecg", "settings"},
     "inputs": {"inputs", "ecg", "corpora", "run"},
@@ -20,15 +21,16 @@ ALLOWED = {
     "evaluate": {"evaluate", "ecg", "inputs", "model", "run", "settings"},
     "train": {"train", "ecg", "inputs", "model", "run", "settings", "evaluate"},
     "fit": {"fit", "inputs", "model", "run", "settings", "train"},
+    "pretrain": {"pretrain", "encoders", "inputs", "model", "prepare", "run", "settings", "stages", "train"},
     "explain": {"explain", "ecg", "inputs", "model", "run", "settings", "evaluate", "train"},
     "report": {"report", "ecg", "explain"},
     "export": {"export", "ecg", "corpora", "inputs", "settings"},
     "stages": {"stages", "settings", "setting_names", "ecg", "corpora", "inputs", "model", "run", "prepare", "evaluate",
-               "train", "explain", "report", "export", "fit", "sweep"},
+               "train", "explain", "report", "export", "fit", "pretrain", "sweep"},
     "sweep": {"sweep", "evaluate", "run", "settings", "stages"},
 }  # fmt: skip
 ALLOWED_FILES = {
-    "settings": {"ecg", "model.config"},
+    "settings": {"ecg", "encoders.config", "model.config"},
     "setting_names": {"settings"},
     "rules": set(),
     "files": set(),
@@ -69,6 +71,12 @@ def test_top_level_file_imports_only_what_it_may(file):
 def test_report_knows_the_views_of_an_explanation_alone():
     for path in (PACKAGE / "report").glob("*.py"):
         assert {name for name in imported(path) if ".explain" in name and ".views" not in name} == set(), path
+
+
+def test_pretraining_knows_of_the_stages_lineage_and_tokenizer_alone():
+    for path in (PACKAGE / "pretrain").glob("*.py"):
+        known = {name.split(".")[2] for name in imported(path) if name.startswith("ecgbyte_jax.stages.")}
+        assert known <= {"lineage", "tokenizer"}, path
 
 
 def test_every_folder_and_file_is_in_the_table():

@@ -158,7 +158,7 @@ DEMO = "--config=experiments/demo.py"
     "arguments, message",
     [
         ([DEMO, "--config.model.widht=3"], "--config.model.widht is not a setting; did you mean model.width"),
-        ([DEMO, "--config.lr=1"], "--config.lr is not a setting; did you mean optim.peak_rate?"),
+        ([DEMO, "--config.lr=1"], "--config.lr is not a setting; did you mean optim.peak_rate or pretrain_optim.peak_rate?"),
         ([DEMO, "--config.optim=1"], "--config.optim is a part, not a setting; its settings are optim.preset, "),
         ([DEMO, "--config.model.width=wide"], "model.width: 'wide' found, a value of type int, at least 1 expected"),
         ([DEMO, "--config.data.packing=maybe"], "data.packing: 'maybe' found, a value of type bool expected"),

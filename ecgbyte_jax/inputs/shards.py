@@ -80,6 +80,22 @@ def read_ecg(data: bytes) -> np.ndarray:
     return np.frombuffer(data, "<u2").astype(np.int32)
 
 
+def signal_to_bytes(segment: np.ndarray) -> bytes:
+    """Serialises one clean segment [12, T] in mV as little-endian float16."""
+    return segment.astype("<f2").tobytes()
+
+
+def read_signal(data: bytes) -> np.ndarray:
+    """Reads what `signal_to_bytes` wrote, float32 [12, T]."""
+    return np.frombuffer(data, "<f2").astype(np.float32).reshape(12, -1)
+
+
+def read_question(data: bytes) -> tuple[list[int], str, str]:
+    """(the numbers of the ECG segments, question, answer) of a serialised sequence."""
+    fields = msgpack.unpackb(data)
+    return fields["ecgs"], fields["question"], fields["answer"]
+
+
 @dataclass(frozen=True)
 class Written:
     """A written file: its records, bytes and SHA-256."""

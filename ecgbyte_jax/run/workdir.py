@@ -153,6 +153,28 @@ class Workdir:
         """The id of the training's run at Weights & Biases."""
         return self.root / "wandb_run.txt"
 
+    # What the first stage of a two-stage baseline makes.
+
+    @property
+    def signals(self) -> Path:
+        """Clean segments in mV, numbered as in the shards."""
+        return self.root / "signals"
+
+    @property
+    def signals_marker(self) -> Path:
+        """The marker of the clean segments."""
+        return self.signals / MARKER
+
+    @property
+    def pretrain(self) -> "Workdir":
+        """The encoder's training, with checkpoints and figures as a run has them."""
+        return Workdir(self.root / "pretrain")
+
+    @property
+    def encoder_health(self) -> Path:
+        """What the trained encoder restores and knows, in JSON; of `pretrain`."""
+        return self.root / "health.json"
+
     # What evaluation and the stages after it make.
 
     @property

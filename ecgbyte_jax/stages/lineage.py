@@ -67,6 +67,17 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "train.patience",
         "train.patience_delta",
     ),
+    "signals": (),  # those of `prepare`, whose outputs they belong to
+    "pretrain": (
+        "seed",
+        "encoder",
+        "pretrain.batch_size",
+        "pretrain.epochs",
+        "pretrain.patience",
+        "pretrain.patience_delta",
+        "pretrain_optim",
+    ),
+    "early stopping of pretrain": ("pretrain.checkpoint_every", "pretrain.valid_batches"),
     "early stopping": ("train.checkpoint_every", "train.valid_batches"),  # part of `train` where patience ends it
     "answers": (
         "seed",
@@ -101,6 +112,8 @@ CHANGES_NO_OUTPUT = (
     "train.valid_answers",
     "train.keep_checkpoints",
     "train.wandb_project",
+    "pretrain.keep_checkpoints",
+    "pretrain.wandb_project",
     "eval.name",
     "mesh",
     "distributed",
@@ -114,6 +127,7 @@ _KEPT = {
     "prepare": ("seed", "data", "signal", "tokenizer", "prepare", "prompt"),
     "train": ("seed", "data", "signal", "tokenizer", "prepare", "prompt", "model", "lora", "optim", "train", "mesh",
               "distributed"),
+    "pretrain": ("seed", "encoder", "pretrain", "pretrain_optim", "mesh", "distributed"),
     "eval": ("eval",),
     "export": ("export",),
 }  # fmt: skip
@@ -125,6 +139,8 @@ _VERSIONS = {
     "tokenizer": 4,
     "tokenizer report": 1,
     "prepare": 6,
+    "signals": 1,
+    "pretrain": 1,
     "train": 4,
     "answers": 7,
     "eval": 6,
@@ -138,6 +154,8 @@ def depends_on(stage: str, settings: Settings) -> dict:
     names = FIELDS[stage]
     if stage == "train" and settings.train.patience:
         names += FIELDS["early stopping"]
+    if stage == "pretrain" and settings.pretrain.patience:
+        names += FIELDS["early stopping of pretrain"]
     everything, chosen = asdict(settings), {"version": _VERSIONS[stage]}
     for name in names:
         part, _, field = name.partition(".")
@@ -176,6 +194,17 @@ def preparation(settings: Settings, workdir: Workdir, corpus: str) -> Stage:
 def prepared(settings: Settings, workdir: Workdir) -> Stage:
     """The preparation that was run here, for the stages that read its outputs alone."""
     return Stage.on_disk("prepare", workdir.prepare_marker, depends_on("prepare", settings))
+
+
+def signals(settings: Settings, workdir: Workdir) -> Stage:
+    """The clean segments of the recordings that preparation read; raises ConfigError where that has not finished."""
+    return Stage("signals", workdir.signals_marker, depends_on("signals", settings), prepared(settings, workdir).require())
+
+
+def pretrained(settings: Settings, workdir: Workdir) -> Stage:
+    """The training of an encoder on the segments of what was prepared; raises ConfigError as `signals` does."""
+    inputs = signals(settings, workdir).digest()
+    return Stage("pretrain", workdir.pretrain.train_marker, depends_on("pretrain", settings), inputs)
 
 
 def trained(settings: Settings, workdir: Workdir) -> Stage:

@@ -21,6 +21,7 @@ STAGES = {  # in their order, with what --help says of them
     "prepare": "clean recordings, train the tokenizers, write token shards",
     "inspect": "show the counts of the prepared data and one prompt",
     "fit": "compile for hardware that need not be here (fit.topology): memory, least times",
+    "pretrain": "train the encoder of a two-stage baseline by itself, on clean signals",
     "train": "train the model, or go on from its last checkpoint",
     "eval": "answer the test questions from a checkpoint, score the answers",
     "controls": "train and ask with other patients' ECGs, zeros and none too: one table",
@@ -29,12 +30,8 @@ STAGES = {  # in their order, with what --help says of them
     "export": "write the model as a Hugging Face folder, or its LoRA paths for PEFT",
     "ask": "answer questions about your own recordings: --record, --question",
 }
-_TOGETHER = (
-    "train",
-    "eval",
-    "controls",
-    "export",
-)  # every process takes part; the other stages are the leader's, and the others wait
+# Every process takes part; the other stages are the leader's, and the others wait.
+_TOGETHER = ("pretrain", "train", "eval", "controls", "export")
 _ALONE = ("attend", "ask")  # one process holds the whole model
 _STARTERS = ("tokenizer", "prepare", "fit")  # may make a run's folder; the other stages read what is there
 _LOOKERS = ("inspect", "ask")  # write nothing into the run's folder, so they may run beside another command
@@ -193,6 +190,8 @@ def _run_stage(name: str, settings: Settings, workdir: Workdir, extra: tuple) ->
             from ecgbyte_jax.stages.inspect import inspect as stage
         case "fit":
             from ecgbyte_jax.fit.fit import fit as stage
+        case "pretrain":
+            from ecgbyte_jax.pretrain.pretrain import pretrain as stage
         case "train":
             from ecgbyte_jax.stages.train import train as stage
         case "eval":

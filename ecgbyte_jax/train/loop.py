@@ -5,23 +5,21 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import optax
 
 from ecgbyte_jax.errors import StoppedError, TrainingError
-from ecgbyte_jax.inputs.plan import Plan
-from ecgbyte_jax.model.build import Parts, count
 from ecgbyte_jax.model.sharding import settle
 from ecgbyte_jax.run import processes
 from ecgbyte_jax.run.console import console, progress
-from ecgbyte_jax.settings import TrainSettings
+from ecgbyte_jax.settings import PretrainSettings, TrainSettings
 from ecgbyte_jax.train.checkpoint import Checkpoints
 from ecgbyte_jax.train.feed import Feed
 from ecgbyte_jax.train.metrics_log import MetricsLog
 from ecgbyte_jax.train.step import TrainState
-from ecgbyte_jax.train.utilisation import peak_flops, step_flops
 
 
 @dataclass
@@ -66,13 +64,16 @@ class Loop:
     """Everything that stays the same from step to step.
 
     A resumed training has its `outputs`; a new one gets them from `begin` when its first step is done, so that one that cannot
-    take a step displaces nothing.
+    take a step displaces nothing. name: of the stage. figures: (number of a step, seconds) -> its speed and the like, for the
+    log.
     """
 
-    train: TrainSettings
-    plan: Plan
-    parts: Parts
+    name: str
+    train: TrainSettings | PretrainSettings
+    steps: int
+    frozen: Any
     schedule: optax.Schedule
+    figures: Callable[[int, float], dict[str, float]]
     outputs: Outputs | None
     begin: Callable[[], Outputs]
     about: dict
@@ -89,11 +90,11 @@ class Loop:
         waiting: tuple[int, dict, float] | None = None
         if self.outputs and self._is_overfitting():
             return start
-        with progress("train", len(self.plan), start) as report, processes.stop_requests() as requested, closing(profile):
-            for number in range(start + 1, len(self.plan) + 1):
+        with progress(self.name, self.steps, start) as report, processes.stop_requests() as requested, closing(profile):
+            for number in range(start + 1, self.steps + 1):
                 profile.before(number)
                 batch, waited = feed.take(), feed.waited
-                state, metrics = step(state, self.parts.frozen, batch, number)
+                state, metrics = step(state, self.frozen, batch, number)
                 feed.prefetch()
                 settle(metrics)
                 if self.outputs is None:
@@ -103,7 +104,7 @@ class Loop:
                     report(waiting[0], self._write(self._read(*waiting), state))
                 waiting = (number, metrics, waited)
                 profile.after(number, state)
-                due = number % self.train.checkpoint_every == 0 or number == len(self.plan)
+                due = number % self.train.checkpoint_every == 0 or number == self.steps
                 stop = requested(number)
                 if not due and not stop:
                     continue
@@ -112,13 +113,13 @@ class Loop:
                 report(number, self._write(line, state))
                 self.outputs.checkpoints.save(number, state, self.about, line.get("valid_loss"))
                 self._clock = time.monotonic()
-                if stop and number < len(self.plan):
+                if stop and number < self.steps:
                     self.outputs.checkpoints.wait()
                     raise StoppedError(f"training stopped after step {number}, as asked; the same command goes on from there")
                 if due and self._is_overfitting():
-                    console.print(f"train: ended at step {number}, the validation loss has stopped falling")
+                    console.print(f"{self.name}: ended at step {number}, the validation loss has stopped falling")
                     return number
-        return len(self.plan)
+        return self.steps
 
     def _check_first(self, number: int, metrics: dict[str, jax.Array]) -> None:
         """Raises TrainingError where the first step is not finite, before anything is displaced by its training."""
@@ -132,18 +133,10 @@ class Loop:
     def _read(self, number: int, metrics: dict[str, jax.Array], waited: float) -> dict[str, float]:
         """One line of the log; waits until the step is done."""
         line = {"step": number} | {name: float(value) for name, value in metrics.items()}
-        now, planned, lengths = time.monotonic(), self.plan[number - 1], self.plan.lengths(number - 1)
+        now = time.monotonic()
         seconds, self._clock = now - self._clock, now
-        tokens, peak = int(lengths[:, 0].sum()), peak_flops()
-        line |= {
-            "learning_rate": float(self.schedule(number - 1)),
-            "real_tokens": round(tokens / (len(planned.rows) * planned.length), 4),
-            "tokens_per_s": round(tokens / seconds, 1),
-            "input_wait": round(min(waited / seconds, 1.0), 4),
-        }
-        if peak:
-            line["mfu"] = round(step_flops(self.parts.config, count(self.parts.trained), lengths) / seconds / peak, 4)
-        return line
+        line |= {"learning_rate": float(self.schedule(number - 1)), "input_wait": round(min(waited / seconds, 1.0), 4)}
+        return line | self.figures(number, seconds)
 
     def _write(self, line: dict[str, float], state: TrainState) -> str:
         """Writes a line of the log; returns what the progress bar shows of it."""
@@ -152,7 +145,8 @@ class Loop:
         if "valid_loss" in line:
             match = f", exact match {100 * line['valid_exact_match']:.1f}%" if "valid_exact_match" in line else ""
             console.print(f"step {line['step']}: loss {line['loss']:.4f}, validation loss {line['valid_loss']:.4f}{match}")
-        shown = f"loss {line['loss']:.4f}, rate {line['learning_rate']:.1e}, {line['tokens_per_s']:,.0f} tokens/s"
+        speed, value = next((name, value) for name, value in line.items() if name.endswith("_per_s"))
+        shown = f"loss {line['loss']:.4f}, rate {line['learning_rate']:.1e}, {value:,.0f} {speed.removesuffix('_per_s')}/s"
         return shown + (f", MFU {100 * line['mfu']:.0f}%" if "mfu" in line else "")
 
     def _check_finite(self, line: dict[str, float], state: TrainState) -> None:

@@ -132,11 +132,24 @@ def make_step(
         sums, _ = jax.lax.scan(add, (jnp.float32(0), zeros), (_split(batch, accumulate), jnp.arange(accumulate)))
         return sums[0], jax.tree.map(lambda total, p: total.astype(p.dtype), sums[1], state.params)
 
+    return make_update(gradients_of, optimizer, seed if dropout > 0 else None)
+
+
+def make_update(
+    gradients_of: Callable[[TrainState, Any, dict, jax.Array | None], tuple[jax.Array, Any]],
+    optimizer: optax.GradientTransformation,
+    seed: int | None,
+) -> Callable[[TrainState, Any, dict, int], tuple[TrainState, dict[str, jax.Array]]]:
+    """The jitted step, as `make_step` has it, of (state, frozen, batch, key) -> (loss, gradients).
+
+    The key follows from `seed` and the number of the step; None where `seed` is.
+    """
+
     @partial(jax.jit, donate_argnums=0)
     def step(
         state: TrainState, frozen: Any, batch: dict[str, jax.Array], number: int
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step) if dropout > 0 else None
+        key = None if seed is None else jax.random.fold_in(jax.random.key(seed), state.step)
         loss, gradients = gradients_of(state, frozen, batch, key)
         norm = optax.tree.norm(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)

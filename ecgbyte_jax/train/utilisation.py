@@ -1,8 +1,10 @@
-"""Model FLOP utilisation: the arithmetic that a step needs, divided by what the devices could do in its time."""
+"""A step's speed, and its model FLOP utilisation: the arithmetic that it needs, by what the devices could do in its time."""
 
 import jax
 import numpy as np
 
+from ecgbyte_jax.inputs.plan import Plan
+from ecgbyte_jax.model.build import Parts, count
 from ecgbyte_jax.model.config import DecoderConfig
 from ecgbyte_jax.train.chips import chip_of
 
@@ -11,6 +13,19 @@ def peak_flops() -> float | None:
     """FLOP/s of all devices together, None where it is not known (on a CPU, for example)."""
     chip = chip_of(jax.devices()[0])
     return None if chip is None else chip.flops * jax.device_count()
+
+
+def step_figures(plan: Plan, parts: Parts, number: int, seconds: float) -> dict[str, float]:
+    """What the log has of a step that took so many seconds: tokens a second, their share of the places, MFU where known."""
+    planned, lengths = plan[number - 1], plan.lengths(number - 1)
+    tokens, peak = int(lengths[:, 0].sum()), peak_flops()
+    figures = {
+        "real_tokens": round(tokens / (len(planned.rows) * planned.length), 4),
+        "tokens_per_s": round(tokens / seconds, 1),
+    }
+    if peak:
+        figures["mfu"] = round(step_flops(parts.config, count(parts.trained), lengths) / seconds / peak, 4)
+    return figures
 
 
 def step_flops(config: DecoderConfig, trained: int, lengths: np.ndarray) -> float:

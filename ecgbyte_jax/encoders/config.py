@@ -1,0 +1,85 @@
+"""The settings of an encoder that is trained by restoring masked patches, and the sizes that they name."""
+
+from dataclasses import dataclass
+
+from ecgbyte_jax.errors import ConfigError
+from ecgbyte_jax.rules import Rule, at_least, check, one_of, setting
+
+LEADS = 12
+KINDS = ("mtae", "mlae", "st_mem")
+_FEWEST, _BEST, _MOST = 16, 32, 64  # spans of a lead
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The sizes of a stack of transformer blocks; a head has width / heads channels."""
+
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+
+
+# Name -> encoder and decoder. "base": ViT-B (Dosovitskiy et al. 2021) with the decoder of ECG-Bench.
+SIZES = {
+    "base": (Stack(768, 12, 12, 3072), Stack(256, 4, 4, 1024)),
+    "tiny": (Stack(64, 2, 2, 128), Stack(32, 1, 2, 64)),
+}
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The encoder that the first of two stages trains."""
+
+    kind: str = setting(
+        "st_mem", 'a patch is a span of all leads ("mtae"), a lead ("mlae"), a span of a lead ("st_mem")', one_of(*KINDS)
+    )
+    size: str = setting("base", '"base": ViT-B, 85 M parameters; "tiny": 0.07 M', one_of(*SIZES))
+    patch: int = setting(
+        0,
+        "mtae, st_mem: samples of a span; 0: the divisor of the segment that makes 16 to 64 spans, nearest to 32",
+        at_least(0),
+    )
+    mask_share: float = setting(
+        0.75, "share of the patches that are hidden", Rule(lambda share: 0 < share < 1, "above 0, below 1")
+    )
+    published_scaling: bool = setting(False, "each segment is scaled to 0..1, which loses its amplitude; otherwise in mV")
+
+    def __post_init__(self) -> None:
+        whole = self.kind == "mlae" and self.patch
+        check(self, [f"patch: {self.patch} found with kind 'mlae', whose patches are whole leads; 0 expected" if whole else ""])
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The patches of a segment: G groups of N patches of P values. Patches of a group share a lead's embedding in ST-MEM."""
+
+    groups: int
+    patches: int
+    values: int
+
+
+def patch_grid(config: EncoderConfig, samples: int) -> Grid:
+    """How segments [12, samples] are cut; raises ConfigError where spans of `config.patch` do not fill one."""
+    if config.kind == "mlae":
+        return Grid(1, LEADS, samples)
+    span = config.patch or _best_span(samples)
+    if samples % span or span == samples:
+        raise ConfigError(f"encoder.patch: {span} found, a divisor of signal.segment_length = {samples} below it expected")
+    spans = samples // span
+    return Grid(1, spans, LEADS * span) if config.kind == "mtae" else Grid(LEADS, spans, span)
+
+
+def _best_span(samples: int) -> int:
+    counts = [count for count in range(_FEWEST, _MOST + 1) if samples % count == 0]
+    if not counts:
+        raise ConfigError(
+            f"signal.segment_length: {samples} found, which no number of spans from {_FEWEST} to {_MOST} divides; give "
+            "encoder.patch, the samples of a span"
+        )
+    return samples // min(counts, key=lambda count: abs(count - _BEST))
+
+
+def count_kept(grid: Grid, mask_share: float) -> int:
+    """The patches of a group that are not hidden: the whole part of their share, 1 at least and all but 1 at most."""
+    return min(max(int(grid.patches * (1 - mask_share) + 1e-9), 1), grid.patches - 1)

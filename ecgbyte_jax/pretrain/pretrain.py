@@ -1,0 +1,204 @@
+"""Stage `pretrain`: from clean signals to an encoder's checkpoints, the first stage of a two-stage baseline.
+
+The encoder reads the segments of the shards as they were before quantisation, see `prepare.write_signals`: they are cleaned
+once more, 9 ms a recording, into signals/, at 12 KB a segment of 2 s.
+"""
+
+import json
+import shutil
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ecgbyte_jax.encoders.config import SIZES, patch_grid
+from ecgbyte_jax.errors import ShardsError
+from ecgbyte_jax.files import write_whole
+from ecgbyte_jax.inputs.shards import Manifest, read_manifest
+from ecgbyte_jax.inputs.signals import SegmentPlan, open_signals, read_questions, segments_of, signal_batches
+from ecgbyte_jax.model.build import count
+from ecgbyte_jax.model.sharding import check_batch_size, make_mesh, rows_here
+from ecgbyte_jax.prepare.cleaning import Cleaning
+from ecgbyte_jax.prepare.corpus import open_corpus
+from ecgbyte_jax.prepare.workers import open_workers
+from ecgbyte_jax.prepare.write_signals import SUMMARIES, write_signals
+from ecgbyte_jax.pretrain.objective import (
+    EncoderParts,
+    build_encoder,
+    make_encoder_step,
+    make_encoder_validation,
+    make_features,
+)
+from ecgbyte_jax.pretrain.probe import choose_questions, probe
+from ecgbyte_jax.run.console import banner, console
+from ecgbyte_jax.run.cost import counted
+from ecgbyte_jax.run.processes import agree, leads, wait_for_all
+from ecgbyte_jax.run.workdir import Workdir
+from ecgbyte_jax.settings import Settings
+from ecgbyte_jax.stages import lineage
+from ecgbyte_jax.stages.tokenizer import make_tokenizer
+from ecgbyte_jax.train.feed import Feed
+from ecgbyte_jax.train.folder import TrainingFolder
+from ecgbyte_jax.train.loop import Loop, Profile
+from ecgbyte_jax.train.optim import make_optimizer
+from ecgbyte_jax.train.step import abstract_state, start_state
+
+_PROBED = 2000  # segments of a question, at most
+
+
+def pretrain(settings: Settings, workdir: Workdir) -> None:
+    """Runs the stage where it is not done, going on from the newest whole checkpoint of the same settings.
+
+    The first time, the recordings are read again. Training, its checkpoints and what it displaces are as in stage `train`, in
+    the folder pretrain/; health.json there says what the encoder restores and what a linear probe of its features tells.
+    Raises ConfigError for patches that do not fill a segment, ShardsError where a split does not fill a batch.
+    """
+    patch_grid(settings.encoder, settings.signal.segment_length)
+    stage = lineage.pretrained(settings, workdir)
+    folder = TrainingFolder(stage, workdir.pretrain, partial(lineage.keep_settings, settings, workdir, "pretrain"))
+    folder.take_back()
+    if agree(stage.finished()):
+        console.print("pretrain: settings and inputs have not changed, nothing to do")
+        return
+    mesh = make_mesh(**asdict(settings.mesh))
+    check_batch_size(mesh, settings.pretrain.batch_size, "pretrain.batch_size")
+    if leads():
+        _write_signals(settings, workdir)
+    wait_for_all("the clean signals are written")
+    with jax.set_mesh(mesh), counted(workdir, "pretrain", stage, jax.device_count(), keep=leads()):
+        checkpoint, checksum, health = _train(settings, workdir, mesh, folder)
+    banner("pretrained", health)
+    if leads():
+        folder.keep_settings()
+        write_whole(workdir.pretrain.encoder_health, [json.dumps(health, indent=1).encode()])
+        stage.finish([checkpoint], result=[stage.digest(), checksum])
+
+
+def _write_signals(settings: Settings, workdir: Workdir) -> None:
+    """Cleans the recordings of the shards, unless an earlier command has."""
+    stage = lineage.signals(settings, workdir)
+    if stage.finished():
+        return
+    corpus = open_corpus(settings, workdir, lineage.synthetic(settings, workdir))
+    lineage.preparation(settings, workdir, corpus.digest()).require()
+    if not stage.begun() and workdir.signals.exists():
+        shutil.rmtree(workdir.signals)
+    stage.begin()
+    corpus = replace(corpus, quarantine=workdir.signals / workdir.quarantine.name)  # preparation's stays as it is
+    with open_workers(settings.prepare) as run:
+        _, symbols = make_tokenizer(settings, workdir, corpus, run)
+        cleaning, tokenizer = Cleaning.of(settings), workdir.ecg_tokenizer
+        files = write_signals(workdir.signals, tokenizer, cleaning, symbols, corpus.records(), run)
+    manifest = read_manifest(workdir.shards)
+    expected = sum(manifest.written[file].records for file in manifest.ecg)
+    if (found := sum(file.records for file in files)) != expected:
+        raise ShardsError(f"{workdir.signals}: {found} segments found, {expected} in the shards; run --stage=prepare again")
+    shutil.rmtree(workdir.signals / SUMMARIES)
+    stage.finish(sorted(workdir.signals.glob("*.array_record")))
+
+
+@dataclass(frozen=True)
+class _Data:
+    """The prepared segments: all, and the numbers of those of both splits."""
+
+    signals: grain.MapDataset
+    manifest: Manifest
+    train: np.ndarray
+    valid: np.ndarray
+
+    @classmethod
+    def open(cls, workdir: Workdir) -> "_Data":
+        manifest = read_manifest(workdir.shards)
+        numbers = (segments_of(workdir.shards, manifest, split) for split in ("train", "valid"))
+        return cls(open_signals(workdir.signals), manifest, *numbers)
+
+
+def _train(settings: Settings, workdir: Workdir, mesh: Mesh, folder: TrainingFolder) -> tuple[Path, int, dict[str, float]]:
+    """The last checkpoint, its checksum, and the encoder's health."""
+    how, seed, samples = settings.pretrain, settings.seed, settings.signal.segment_length
+    data, rows = _Data.open(workdir), rows_here(mesh, how.batch_size)
+    plan = SegmentPlan(len(data.train), how.batch_size, how.epochs, seed)
+    if not len(plan):
+        raise ShardsError(
+            f"{len(data.train)} training segments and {how.epochs} epochs found for pretrain.batch_size {how.batch_size}: at "
+            "least one batch expected"
+        )
+    batches = signal_batches(data.signals, data.train, plan, rows)
+    valid_plan = SegmentPlan(len(data.valid), how.batch_size, 1.0, seed)
+    about = {"config": json.loads(json.dumps(asdict(settings))), "digests": {"signals": folder.stage.inputs}, "seed": seed}
+    with ExitStack() as opened:
+        here = folder.open(about, how.keep_checkpoints, how.wandb_project, opened)
+        resumed = here.resumed
+        parts = build_encoder(settings.encoder, samples, seed, mesh, to_restore=resumed)
+        optimizer, schedule = make_optimizer(settings.pretrain_optim, SIZES[settings.encoder.size][0].width, len(plan))
+        like = abstract_state(parts.params, optimizer, mesh)
+        state, start = here.newest(like)
+        if state is None:
+            parts = build_encoder(settings.encoder, samples, seed, mesh) if resumed else parts
+            state = start_state(parts.params, optimizer, mesh)
+        _show_start(settings, mesh, parts, data, plan, start)
+        step = make_encoder_step(parts, optimizer, seed)
+        valid = signal_batches(data.signals, data.valid, valid_plan, rows)
+        validate = make_encoder_validation(parts, valid, how.valid_batches, seed, mesh)
+
+        def figures(number: int, seconds: float) -> dict[str, float]:
+            return {"segments_per_s": round(how.batch_size / seconds, 1)}
+
+        def examples(step: int) -> list[str]:
+            return [f"segment {number}" for number in data.train[plan.rows(step - 1)]]
+
+        outputs = here.outputs(start)
+        loop = Loop("pretrain", how, len(plan), None, schedule, figures, outputs, here.begin, about, examples)
+        last = loop.run(state, start, Feed(batches, start, mesh), step, validate, Profile(workdir.pretrain.profile))
+        written = loop.outputs.checkpoints
+        written.wait()
+        trained = written.load(last, {"params": like.params})["params"]
+        health = (validate(trained) if validate else {}) | _variance(parts, trained, data)
+        health |= _probe(settings, workdir, mesh, parts, data, trained)
+        return written.path(last), written.checksum(last), health
+
+
+def _variance(parts: EncoderParts, trained: Any, data: _Data) -> dict[str, float]:
+    """The variance that validation segments have within themselves, to which a loss is to be compared."""
+    if not len(data.valid):
+        return {}
+    patches = parts.merge(trained).cut(np.stack([data.signals[int(number)] for number in data.valid[:_PROBED]]))
+    return {"valid_variance": float(np.var(patches, axis=(1, 2, 3)).mean())}
+
+
+def _probe(
+    settings: Settings, workdir: Workdir, mesh: Mesh, parts: EncoderParts, data: _Data, trained: Any
+) -> dict[str, float]:
+    """What a linear probe of the encoder's features scores, beside that of the encoder before its training."""
+    asked = (read_questions(workdir.shards, data.manifest, split) for split in ("train", "valid"))
+    questions = choose_questions(*asked, _PROBED)
+    if not questions:
+        return {}
+    numbers = sorted({int(number) for question in questions for part in (question.train, question.valid) for number in part[0]})
+    features = make_features(parts, data.signals, settings.pretrain.batch_size, mesh)
+    start = build_encoder(settings.encoder, settings.signal.segment_length, settings.seed, mesh).params
+    names = {"probe": trained, "probe_before_training": start}
+    scores = {name: probe(questions, features(params, numbers)) for name, params in names.items()}
+    chance = float(np.mean([1 / len(question.answers) for question in questions]))
+    return {"probed_questions": len(questions)} | scores | {"probe_of_nothing": chance}
+
+
+def _show_start(settings: Settings, mesh: Mesh, parts: EncoderParts, data: _Data, plan: SegmentPlan, start: int) -> None:
+    encoder, size, device = settings.encoder, settings.pretrain.batch_size, jax.devices()[0]
+    rows = {
+        "devices": f"{jax.device_count()} x {device.device_kind}, {jax.process_count()} process(es)",
+        "mesh": ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
+        "encoder": f"{encoder.kind}, {encoder.size}: {count(parts.params):,} parameters with the decoder",
+        "patches": f"{parts.grid.groups * parts.grid.patches} of {parts.grid.values} values in a segment",
+        "training segments": f"{len(data.train)}; {len(data.valid)} for validation",
+        "steps": f"{len(plan)} of {size} segments" + (f", going on from {start}" if start else ""),
+    }
+    if len(data.valid) < size:
+        rows["validation"] = "none: the split holds fewer segments than a batch"
+    banner("pretrain", rows)

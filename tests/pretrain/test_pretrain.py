@@ -1,0 +1,139 @@
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
+from ecgbyte_jax.errors import ConfigError, ShardsError
+from ecgbyte_jax.inputs.batches import open_split
+from ecgbyte_jax.inputs.shards import read_manifest, read_question
+from ecgbyte_jax.inputs.signals import SegmentPlan, open_signals, read_questions, segments_of
+from ecgbyte_jax.model.sharding import make_mesh, put_batch
+from ecgbyte_jax.pretrain import pretrain as stage
+from ecgbyte_jax.pretrain.objective import build_encoder, make_encoder_step
+from ecgbyte_jax.pretrain.pretrain import pretrain
+from ecgbyte_jax.run.workdir import Workdir
+from ecgbyte_jax.settings import Settings
+from ecgbyte_jax.train import feed
+from ecgbyte_jax.train.optim import make_optimizer
+from ecgbyte_jax.train.step import start_state
+from tests.small import small_config
+
+
+def encoder_config() -> ConfigDict:
+    """8 steps of a tiny encoder on the small demo's 32 training segments."""
+    config = small_config()
+    config.encoder.kind, config.encoder.size = "mtae", "tiny"
+    config.pretrain.batch_size, config.pretrain.epochs, config.pretrain.checkpoint_every = 8, 2.0, 3
+    config.pretrain_optim.preset, config.pretrain_optim.warmup = "adamw", 1
+    return config
+
+
+@pytest.fixture(scope="module")
+def pretrained(prepared, tmp_path_factory) -> Workdir:
+    """A prepared run whose encoder is trained."""
+    workdir = Workdir(tmp_path_factory.mktemp("pretrained") / "w")
+    shutil.copytree(prepared, workdir.root)
+    pretrain(Settings.of(encoder_config()), workdir)
+    return workdir
+
+
+def lines(workdir: Workdir) -> list[dict]:
+    read = [json.loads(line) for line in workdir.pretrain.metrics.open()]
+    return [{k: v for k, v in line.items() if k not in ("segments_per_s", "input_wait")} for line in read]
+
+
+def result(workdir: Workdir) -> str:
+    """Changes with any bit of the weights."""
+    return json.loads(workdir.pretrain.train_marker.read_text())["result"]
+
+
+def test_signals_are_numbered_as_the_tokens_that_were_made_of_them(pretrained):
+    tokenizer, signals = ECGTokenizer.load(pretrained.ecg_tokenizer), open_signals(pretrained.signals)
+    manifest = read_manifest(pretrained.shards)
+    sequences, wrong, compared = open_split(pretrained.shards, manifest, "valid"), 0, 0
+    for place, (numbers, _, _) in enumerate(read_questions(pretrained.shards, manifest, "valid")):
+        symbols = np.concatenate([tokenizer.bpe.tokens[id] for id in sequences[place].ecgs[0]])
+        again = tokenizer.quantizer.encode(signals[numbers[0]]).ravel()
+        wrong, compared = wrong + np.count_nonzero(symbols != again), compared + symbols.size
+    assert compared > 1000 and wrong < 1e-3 * compared  # float16 moves a sample over the edge of a bin at times
+
+
+def test_training_falls_validates_and_is_done_once(pretrained, monkeypatch):
+    written = lines(pretrained)
+    assert [line["step"] for line in written] == list(range(1, 9))
+    assert written[-1]["loss"] < 0.8 * written[0]["loss"]
+    assert json.loads(pretrained.pretrain.encoder_health.read_text())["valid_variance"] > 0
+    monkeypatch.setattr(stage, "_train", lambda *_: pytest.fail("trained again"))
+    pretrain(Settings.of(encoder_config()), pretrained)
+
+
+def test_killed_and_resumed_it_gives_the_same_bits(pretrained, prepared, tmp_path, monkeypatch):
+    workdir = Workdir(tmp_path / "w")
+    shutil.copytree(prepared, workdir.root)
+    shutil.copytree(pretrained.signals, workdir.signals)
+    with monkeypatch.context() as patch:
+        put, calls = feed.put_batch, iter(range(100))
+        patch.setattr(feed, "put_batch", lambda *a: put(*a) if next(calls) < 5 else pytest.fail("killed", pytrace=False))
+        with pytest.raises(pytest.fail.Exception):
+            pretrain(Settings.of(encoder_config()), workdir)
+    assert 3 <= lines(workdir)[-1]["step"] < 8
+    pretrain(Settings.of(encoder_config()), workdir)
+    assert lines(workdir) == lines(pretrained) and result(workdir) == result(pretrained)
+
+
+def test_a_segment_is_seen_once_an_epoch_and_splits_share_none(pretrained):
+    manifest = read_manifest(pretrained.shards)
+    splits = [segments_of(pretrained.shards, manifest, split) for split in ("train", "valid", "test")]
+    assert sorted(np.concatenate(splits)) == list(range(40))
+    plan = SegmentPlan(10, 5, 2.0, seed=0)
+    seen = [plan.rows(step) for step in range(len(plan))]
+    assert len(seen) == 4 and sorted(np.concatenate(seen[:2])) == sorted(np.concatenate(seen[2:])) == list(range(10))
+    assert not np.array_equal(np.concatenate(seen[:2]), np.concatenate(seen[2:]))
+
+
+@pytest.mark.slow
+def test_a_step_is_the_same_on_one_device_and_on_eight(rng):
+    settings, losses = Settings.of(encoder_config()), []
+    signals = rng.standard_normal((8, 12, 100)).astype(np.float32)
+    for devices in (jax.devices(), jax.devices()[:1]):
+        mesh = make_mesh(-1, 1, 1, devices)
+        with jax.set_mesh(mesh):
+            parts = build_encoder(settings.encoder, 100, 0, mesh)
+            optimizer, _ = make_optimizer(settings.pretrain_optim, 64, 10)
+            state, step = start_state(parts.params, optimizer, mesh), make_encoder_step(parts, optimizer, 0)
+            for number in (1, 2, 3):
+                state, figures = step(state, None, put_batch({"signals": signals}, mesh), number)
+            losses.append([float(figures[name]) for name in ("loss", "grad_norm")])
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("encoder.patch", 7, r"encoder\.patch: 7 found, a divisor of signal\.segment_length = 100"),
+        ("pretrain.batch_size", 12, r"pretrain\.batch_size: 12 found, a multiple of the mesh's"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_a_recording_is_read(prepared, monkeypatch, name, value, message):
+    config = encoder_config()
+    config.update_from_flattened_dict({name: value})
+    monkeypatch.setattr(stage, "open_corpus", lambda *_: pytest.fail("recordings were read"))
+    with pytest.raises(ConfigError, match=message):
+        pretrain(Settings.of(config), Workdir(prepared))
+
+
+def test_too_few_segments_for_a_batch_are_said(pretrained):
+    config = encoder_config()
+    config.pretrain.batch_size, config.pretrain.epochs = 64, 1.0
+    with pytest.raises(ShardsError, match=r"32 training segments and 1\.0 epochs found for pretrain\.batch_size 64"):
+        pretrain(Settings.of(config), pretrained)
+
+
+def test_a_serialised_sequence_names_its_segments(pretrained):
+    manifest = read_manifest(pretrained.shards)
+    sequence = open_split(pretrained.shards, manifest, "test")[0]
+    assert read_question(sequence.to_bytes([7, 9])) == ([7, 9], sequence.question, sequence.answer)
