@@ -43,7 +43,9 @@ class EncoderConfig:
     mask_share: float = setting(
         0.75, "share of the patches that are hidden", Rule(lambda share: 0 < share < 1, "above 0, below 1")
     )
-    published_scaling: bool = setting(False, "each segment is scaled to 0..1, which loses its amplitude; otherwise in mV")
+    published_scaling: bool = setting(
+        False, "each segment is scaled to 0..1, which loses its amplitude; otherwise units are 0.2 mV"
+    )
 
     def __post_init__(self) -> None:
         whole = self.kind == "mlae" and self.patch

@@ -10,7 +10,7 @@ from flax import nnx
 
 from ecgbyte_jax.encoders.config import LEADS, SIZES, EncoderConfig, count_kept, patch_grid
 from ecgbyte_jax.encoders.layers import LayerNorm, Linear, Transformer, sine_positions, token_vector
-from ecgbyte_jax.encoders.scaling import scale_to_1
+from ecgbyte_jax.encoders.scaling import scale_mv, scale_to_1
 
 
 class MaskedAutoencoder(nnx.Module):
@@ -40,8 +40,7 @@ class MaskedAutoencoder(nnx.Module):
     def cut(self, signals: jax.Array) -> jax.Array:
         """Cuts segments [B, 12, L] into patches [B, G, N, P], scaled as the settings say."""
         grid, rows = self.grid, len(signals)
-        if self.config.published_scaling:
-            signals = scale_to_1(signals)
+        signals = scale_to_1(signals) if self.config.published_scaling else scale_mv(signals)
         if self.config.kind == "mtae":
             spans = signals.reshape(rows, LEADS, grid.patches, -1).swapaxes(1, 2)  # [B, N, 12, P / 12]
             return spans.reshape(rows, 1, grid.patches, grid.values)

@@ -26,12 +26,13 @@ def make(kind: str, **more) -> tuple[MaskedAutoencoder, np.ndarray, np.ndarray]:
     """A tiny autoencoder, segments and the noise of their masks."""
     model = random_weights(lambda: MaskedAutoencoder(EncoderConfig(kind, "tiny", **more), SAMPLES, nnx.Rngs(0)))
     rng, grid = np.random.default_rng(0), model.grid
-    signals = rng.standard_normal((ROWS, 12, SAMPLES)).astype(np.float32)
+    signals = 0.2 * rng.standard_normal((ROWS, 12, SAMPLES)).astype(np.float32)
     return model, signals, rng.random((ROWS, grid.groups, grid.patches)).astype(np.float32)
 
 
 def groups_of(kind: str, signal: "torch.Tensor") -> "list[list[torch.Tensor]]":
     """The patches of one segment [12, samples], group by group; spans have 4 samples: 25 of 100."""
+    signal = signal / 0.2
     spans = [signal[:, first : first + 4] for first in range(0, SAMPLES, 4)]
     if kind == "mtae":
         return [[span.flatten() for span in spans]]
