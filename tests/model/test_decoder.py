@@ -72,9 +72,10 @@ def test_rematerialisation_changes_no_gradient(ids, remat, scan):
     assert_same_trees(gradient(""), gradient(remat), 1e-6)
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"windows": (3, 0), "local_rope_theta": 10.0, "unrotated_layers": (1,), "qk_norm": "all"}]
-)
+_DIFFERENT_LAYERS = {"windows": (3, 0), "local_rope_theta": 10.0, "unrotated_layers": (1,), "qk_norm": "all"}
+
+
+@pytest.mark.parametrize("changes", [pytest.param({}, marks=pytest.mark.slow), _DIFFERENT_LAYERS])
 def test_stacked_layers_are_the_same_model(ids, changes):
     lora = replace(LORA, targets=("q", "v", "down"))
     looped, scanned = make(**changes), make(scan_layers=True, **changes)

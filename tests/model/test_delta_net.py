@@ -127,7 +127,8 @@ def left_padded(rows, length):
     return np.stack([np.pad(row, (length - len(row), 0)) for row in rows]).astype(np.int32), mask
 
 
-@pytest.mark.parametrize("shared", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", [False, True])
 def test_generation_over_states_is_that_over_whole_rows(rng, model, shared):
     prefixes = [rng.integers(0, 40, length) for length in (21, 2, 34)]
     ends = [rng.integers(0, 40, length) for length in (1, 9, 9, 2, 1, 3)]
