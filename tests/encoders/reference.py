@@ -28,9 +28,9 @@ def random_weights(make: Callable[[], nnx.Module]) -> nnx.Module:
     def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         drawn, name = rng.standard_normal(leaf.shape), jax.tree_util.keystr(path)
         if "kernel" in name:
-            drawn *= (leaf.shape[0] if leaf.ndim == 2 else np.prod(leaf.shape[1:])) ** -0.5
+            drawn *= leaf.shape[0] ** -0.5
         else:
-            drawn = 0.05 * drawn + ("scale" in name or "variance" in name)
+            drawn = 0.05 * drawn + ("scale" in name)
         return drawn.astype(np.float32)
 
     return nnx.merge(graphdef, jax.tree.map_with_path(draw, state))
@@ -62,7 +62,7 @@ def check_gradients(gradients: nnx.State, reference: dict) -> None:
 
 
 def linear(w: dict, name: str, x: "torch.Tensor") -> "torch.Tensor":
-    return F.linear(x, w[f"{name}/kernel"].T, w.get(f"{name}/bias"))
+    return F.linear(x, w[f"{name}/kernel"].T, w[f"{name}/bias"])
 
 
 def layer_norm(w: dict, name: str, x: "torch.Tensor") -> "torch.Tensor":
