@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+from flax import nnx
 
 from benchmarks.peers import machine, make_folder
 from ecgbyte_jax.model.hf import load_pretrained, save_pretrained
@@ -83,9 +84,8 @@ def measure(arguments: argparse.Namespace) -> dict:
     with peak_memory() as peak:
         start = time.perf_counter()
         model, config = load()
-        jax.block_until_ready(jax.tree.leaves(jax.tree.map(lambda x: x, model_state(model))))
+        leaves = jax.block_until_ready(jax.tree.leaves(nnx.state(model)))
         seconds, most = time.perf_counter() - start, peak()
-    leaves = jax.tree.leaves(model_state(model))
     on_devices = sum(part.data.nbytes for leaf in leaves for part in leaf.addressable_shards)
     largest = 2 * config.vocab_size * config.width
     if act == "load":
@@ -94,12 +94,6 @@ def measure(arguments: argparse.Namespace) -> dict:
         start = time.perf_counter()
         save_pretrained(model, name)
         return {"seconds": time.perf_counter() - start, "peak": peak(), "bound": 1.15 * largest}
-
-
-def model_state(model: object) -> object:
-    from flax import nnx
-
-    return nnx.state(model)
 
 
 @contextmanager
