@@ -26,6 +26,12 @@ def open_outlines(folder: Path, manifest: Manifest, split: str) -> grain.MapData
     return _open(folder, manifest, split, np.asarray)
 
 
+def outlines_of(folder: Path, manifest: Manifest, split: str) -> list[Sequence]:
+    """All sequences of a split as `open_outlines` has them; none of an empty one."""
+    outlines = open_outlines(folder, manifest, split) if manifest.splits[split].files else []
+    return [outlines[number] for number in range(len(outlines))]
+
+
 def open_ecgs(folder: Path, manifest: Manifest, split: str) -> Callable[[int], np.ndarray]:
     """Reads an ECG by its number, compact ids int32 [n]; raises ShardsError if a file is damaged."""
     try:

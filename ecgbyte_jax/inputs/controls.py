@@ -10,7 +10,7 @@ import numpy as np
 
 from ecgbyte_jax.ecg.records import LEADS
 from ecgbyte_jax.errors import ConfigError
-from ecgbyte_jax.inputs.batches import open_ecgs, open_outlines, open_split
+from ecgbyte_jax.inputs.batches import open_ecgs, open_outlines, open_split, outlines_of
 from ecgbyte_jax.inputs.prepared import Prepared
 from ecgbyte_jax.inputs.shards import Sequence, read_lengths
 
@@ -26,8 +26,8 @@ def open_shown(prepared: Prepared, split: str, shown: str, samples: int, seed: i
     if shown == "own":
         return sequences
     if shown == "shuffled":
-        donors, ecgs = _donors(outlines_of(prepared, split), split, seed), open_ecgs(prepared.shards, prepared.manifest, split)
-        outlines = open_outlines(prepared.shards, prepared.manifest, split)
+        opened = prepared.shards, prepared.manifest, split
+        donors, outlines, ecgs = _donors(outlines_of(*opened), split, seed), open_outlines(*opened), open_ecgs(*opened)
 
         def read(number: int) -> Sequence:
             places = donors[_places(outlines[number])]
@@ -49,17 +49,14 @@ def shown_lengths(prepared: Prepared, split: str, shown: str, sequences: grain.M
 
 
 def shown_places(outlines: list[Sequence], split: str, shown: str, seed: int) -> list[tuple[int, ...]]:
-    """The numbers of the recorded ECGs that each sequence of a split shows, none for zeros; outlines: see `outlines_of`."""
+    """The numbers of the recorded ECGs that each sequence of a split shows, none for zeros.
+
+    outlines: of all sequences, see `batches.outlines_of`.
+    """
     if shown in ("zeros", "none"):
         return [()] * len(outlines)
     donors = _donors(outlines, split, seed) if shown == "shuffled" else {}
     return [donors.get(places, places) for places in map(_places, outlines)]
-
-
-def outlines_of(prepared: Prepared, split: str) -> list[Sequence]:
-    """All sequences of a split, with the numbers of their ECGs in the place of the ECGs' tokens."""
-    outlines = open_outlines(prepared.shards, prepared.manifest, split)
-    return [outlines[number] for number in range(len(outlines))]
 
 
 def _constant(prepared: Prepared, shown: str, samples: int) -> np.ndarray:

@@ -90,12 +90,6 @@ def read_signal(data: bytes) -> np.ndarray:
     return np.frombuffer(data, "<f2").astype(np.float32).reshape(12, -1)
 
 
-def read_question(data: bytes) -> tuple[list[int], str, str]:
-    """(the numbers of the ECG segments, question, answer) of a serialised sequence."""
-    fields = msgpack.unpackb(data)
-    return fields["ecgs"], fields["question"], fields["answer"]
-
-
 @dataclass(frozen=True)
 class Written:
     """A written file: its records, bytes and SHA-256."""

@@ -58,11 +58,8 @@ def make_encoder_step(
 
 def make_encoder_validation(
     parts: EncoderParts, batches: grain.MapDataset, count: int, seed: int, mesh: Mesh
-) -> Callable[[Any], dict[str, float]] | None:
-    """(parameters) -> {valid_loss}: the mean error of the hidden patches, the same ones of the first `count` batches each time.
-
-    None where there is no batch.
-    """
+) -> Callable[[Any], dict[str, float]]:
+    """(parameters) -> {valid_loss}: the mean error of the hidden patches of the first `count` batches, each time the same."""
     chosen = [batches[number] for number in range(min(len(batches), count))]
     key = jax.random.fold_in(jax.random.key(seed), 2**31)  # of no step
 
@@ -74,7 +71,7 @@ def make_encoder_validation(
         losses = [settle(score(params, put_batch(batch, mesh)["signals"], n)) for n, batch in enumerate(chosen)]
         return {"valid_loss": float(sum(losses) / len(losses))}
 
-    return validate if chosen else None
+    return validate
 
 
 def _errors(parts: EncoderParts, params: Any, signals: jax.Array, key: jax.Array) -> jax.Array:

@@ -20,8 +20,10 @@ from jax.sharding import Mesh
 from ecgbyte_jax.encoders.config import SIZES, patch_grid
 from ecgbyte_jax.errors import ShardsError
 from ecgbyte_jax.files import write_whole
-from ecgbyte_jax.inputs.shards import Manifest, read_manifest
-from ecgbyte_jax.inputs.signals import SegmentPlan, open_signals, read_questions, segments_of, signal_batches
+from ecgbyte_jax.inputs.batches import outlines_of
+from ecgbyte_jax.inputs.plan import Plan
+from ecgbyte_jax.inputs.shards import Sequence, read_manifest
+from ecgbyte_jax.inputs.signals import open_signals, plan_segments, segments_of, signal_batches
 from ecgbyte_jax.model.build import count
 from ecgbyte_jax.model.sharding import check_batch_size, make_mesh, rows_here
 from ecgbyte_jax.prepare.cleaning import Cleaning
@@ -105,32 +107,31 @@ def _write_signals(settings: Settings, workdir: Workdir) -> None:
 
 @dataclass(frozen=True)
 class _Data:
-    """The prepared segments: all, and the numbers of those of both splits."""
+    """The prepared segments: all, the numbers of those of both splits, and what is asked about these."""
 
     signals: grain.MapDataset
-    manifest: Manifest
     train: np.ndarray
     valid: np.ndarray
+    asked: tuple[list[Sequence], list[Sequence]]
 
     @classmethod
     def open(cls, workdir: Workdir) -> "_Data":
         manifest = read_manifest(workdir.shards)
-        numbers = (segments_of(workdir.shards, manifest, split) for split in ("train", "valid"))
-        return cls(open_signals(workdir.signals), manifest, *numbers)
+        train, valid = (outlines_of(workdir.shards, manifest, split) for split in ("train", "valid"))
+        return cls(open_signals(workdir.signals), segments_of(train), segments_of(valid), (train, valid))
 
 
 def _train(settings: Settings, workdir: Workdir, mesh: Mesh, folder: TrainingFolder) -> tuple[Path, int, dict[str, float]]:
     """The last checkpoint, its checksum, and the encoder's health."""
     how, seed, samples = settings.pretrain, settings.seed, settings.signal.segment_length
     data, rows = _Data.open(workdir), rows_here(mesh, how.batch_size)
-    plan = SegmentPlan(len(data.train), how.batch_size, how.epochs, seed)
-    if not len(plan):
+    if len(data.train) * how.epochs < how.batch_size:
         raise ShardsError(
             f"{len(data.train)} training segments and {how.epochs} epochs found for pretrain.batch_size {how.batch_size}: at "
             "least one batch expected"
         )
+    plan = plan_segments(len(data.train), how.batch_size, how.epochs, seed)
     batches = signal_batches(data.signals, data.train, plan, rows)
-    valid_plan = SegmentPlan(len(data.valid), how.batch_size, 1.0, seed)
     about = {"config": json.loads(json.dumps(asdict(settings))), "digests": {"signals": folder.stage.inputs}, "seed": seed}
     with ExitStack() as opened:
         here = folder.open(about, how.keep_checkpoints, how.wandb_project, opened)
@@ -144,14 +145,17 @@ def _train(settings: Settings, workdir: Workdir, mesh: Mesh, folder: TrainingFol
             state = start_state(parts.params, optimizer, mesh)
         _show_start(settings, mesh, parts, data, plan, start)
         step = make_encoder_step(parts, optimizer, seed)
-        valid = signal_batches(data.signals, data.valid, valid_plan, rows)
-        validate = make_encoder_validation(parts, valid, how.valid_batches, seed, mesh)
+        validate = None
+        if len(data.valid) >= how.batch_size:
+            valid_plan = plan_segments(len(data.valid), how.batch_size, 1.0, seed)
+            valid = signal_batches(data.signals, data.valid, valid_plan, rows)
+            validate = make_encoder_validation(parts, valid, how.valid_batches, seed, mesh)
 
         def figures(number: int, seconds: float) -> dict[str, float]:
             return {"segments_per_s": round(how.batch_size / seconds, 1)}
 
         def examples(step: int) -> list[str]:
-            return [f"segment {number}" for number in data.train[plan.rows(step - 1)]]
+            return [f"segment {number}" for row in plan[step - 1].rows for number in data.train[row]]
 
         outputs = here.outputs(start)
         loop = Loop("pretrain", how, len(plan), None, schedule, figures, outputs, here.begin, about, examples)
@@ -160,7 +164,7 @@ def _train(settings: Settings, workdir: Workdir, mesh: Mesh, folder: TrainingFol
         written.wait()
         trained = written.load(last, {"params": like.params})["params"]
         health = (validate(trained) if validate else {}) | _variance(parts, trained, data)
-        health |= _probe(settings, workdir, mesh, parts, data, trained)
+        health |= _probe(settings, mesh, parts, data, trained)
         return written.path(last), written.checksum(last), health
 
 
@@ -172,12 +176,9 @@ def _variance(parts: EncoderParts, trained: Any, data: _Data) -> dict[str, float
     return {"valid_variance": float(np.var(patches, axis=(1, 2, 3)).mean())}
 
 
-def _probe(
-    settings: Settings, workdir: Workdir, mesh: Mesh, parts: EncoderParts, data: _Data, trained: Any
-) -> dict[str, float]:
+def _probe(settings: Settings, mesh: Mesh, parts: EncoderParts, data: _Data, trained: Any) -> dict[str, float]:
     """What a linear probe of the encoder's features scores, beside that of the encoder before its training."""
-    asked = (read_questions(workdir.shards, data.manifest, split) for split in ("train", "valid"))
-    questions = choose_questions(*asked, _PROBED)
+    questions = choose_questions(*data.asked, _PROBED)
     if not questions:
         return {}
     numbers = sorted({int(number) for question in questions for part in (question.train, question.valid) for number in part[0]})
@@ -189,7 +190,7 @@ def _probe(
     return {"probed_questions": len(questions)} | scores | {"probe_of_nothing": chance}
 
 
-def _show_start(settings: Settings, mesh: Mesh, parts: EncoderParts, data: _Data, plan: SegmentPlan, start: int) -> None:
+def _show_start(settings: Settings, mesh: Mesh, parts: EncoderParts, data: _Data, plan: Plan, start: int) -> None:
     encoder, size, device = settings.encoder, settings.pretrain.batch_size, jax.devices()[0]
     rows = {
         "devices": f"{jax.device_count()} x {device.device_kind}, {jax.process_count()} process(es)",

@@ -4,10 +4,11 @@ Axes: n segments, D features, A answers.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+
+from ecgbyte_jax.inputs.shards import Sequence
 
 _LEAST = 10  # training segments with an answer, for it to be asked for
 _RIDGE = 0.01
@@ -23,20 +24,17 @@ class Question:
     valid: tuple[np.ndarray, np.ndarray]
 
 
-Asked = Iterable[tuple[list[int], str, str]]
-
-
-def choose_questions(train: Asked, valid: Asked, segments: int) -> list[Question]:
+def choose_questions(train: list[Sequence], valid: list[Sequence], segments: int) -> list[Question]:
     """The questions about one segment with two or more answers that each occur 10 times in training and at all in validation.
 
-    train, valid: (segment numbers, question, answer); of a question the first `segments` segments are taken.
+    train, valid: see `batches.outlines_of`; of a question the first `segments` segments are taken.
     """
     by_split = []
     for asked in (train, valid):
         answers: dict[str, list[tuple[int, str]]] = defaultdict(list)
-        for numbers, question, answer in asked:
-            if len(numbers) == 1 and len(answers[question]) < segments:
-                answers[question].append((numbers[0], answer))
+        for outline in asked:
+            if len(outline.ecgs) == 1 and len(answers[outline.question]) < segments:
+                answers[outline.question].append((int(outline.ecgs[0]), outline.answer))
         by_split.append(answers)
     chosen = []
     for question in sorted(by_split[0].keys() & by_split[1].keys()):

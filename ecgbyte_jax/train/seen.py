@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from ecgbyte_jax.inputs.controls import outlines_of, shown_places
+from ecgbyte_jax.inputs.batches import outlines_of
+from ecgbyte_jax.inputs.controls import shown_places
 from ecgbyte_jax.inputs.plan import Plan
 from ecgbyte_jax.inputs.prepared import Prepared
 from ecgbyte_jax.model.config import DecoderConfig
@@ -20,7 +21,7 @@ def count_seen(
     trained: the number of trained parameters. ecgs: segments of recordings; patients: of the questions; sequences: those seen,
     once for each time; tokens: the ECGs', all others, padding; flops: what the model needs, see `utilisation.step_flops`.
     """
-    outlines = outlines_of(prepared, "train")
+    outlines = outlines_of(prepared.shards, prepared.manifest, "train")
     places = shown_places(outlines, "train", settings.data.ecg, settings.seed)
     times = np.zeros(len(outlines), np.int64)
     room, real, flops = 0, 0, 0.0

@@ -66,7 +66,7 @@ def test_planned_lengths_are_those_of_what_is_shown(opened, config, shown):
 
 
 def test_one_patient_alone_has_no_other_s_ecg_to_show(opened, monkeypatch):
-    first = controls.outlines_of(opened, "train")[:1]
+    first = controls.outlines_of(opened.shards, opened.manifest, "train")[:1]
     monkeypatch.setattr(controls, "outlines_of", lambda *which: first)
     with pytest.raises(ConfigError, match=r"data\.ecg or eval\.ecg: 'shuffled' found, but no other patient of split 'train'"):
         open_shown(opened, "train", "shuffled", SAMPLES, 0)

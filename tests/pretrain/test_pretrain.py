@@ -8,9 +8,9 @@ from ml_collections import ConfigDict
 
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.errors import ConfigError, ShardsError
-from ecgbyte_jax.inputs.batches import open_split
-from ecgbyte_jax.inputs.shards import read_manifest, read_question
-from ecgbyte_jax.inputs.signals import SegmentPlan, open_signals, read_questions, segments_of
+from ecgbyte_jax.inputs.batches import open_split, outlines_of
+from ecgbyte_jax.inputs.shards import read_manifest
+from ecgbyte_jax.inputs.signals import open_signals, plan_segments, segments_of
 from ecgbyte_jax.model.sharding import make_mesh, put_batch
 from ecgbyte_jax.pretrain import pretrain as stage
 from ecgbyte_jax.pretrain.objective import build_encoder, make_encoder_step
@@ -55,9 +55,9 @@ def test_signals_are_numbered_as_the_tokens_that_were_made_of_them(pretrained):
     tokenizer, signals = ECGTokenizer.load(pretrained.ecg_tokenizer), open_signals(pretrained.signals)
     manifest = read_manifest(pretrained.shards)
     sequences, wrong, compared = open_split(pretrained.shards, manifest, "valid"), 0, 0
-    for place, (numbers, _, _) in enumerate(read_questions(pretrained.shards, manifest, "valid")):
+    for place, outline in enumerate(outlines_of(pretrained.shards, manifest, "valid")):
         symbols = np.concatenate([tokenizer.bpe.tokens[id] for id in sequences[place].ecgs[0]])
-        again = tokenizer.quantizer.encode(signals[numbers[0]]).ravel()
+        again = tokenizer.quantizer.encode(signals[int(outline.ecgs[0])]).ravel()
         wrong, compared = wrong + np.count_nonzero(symbols != again), compared + symbols.size
     assert compared > 1000 and wrong < 1e-3 * compared  # float16 moves a sample over the edge of a bin at times
 
@@ -87,10 +87,10 @@ def test_killed_and_resumed_it_gives_the_same_bits(pretrained, prepared, tmp_pat
 
 def test_a_segment_is_seen_once_an_epoch_and_splits_share_none(pretrained):
     manifest = read_manifest(pretrained.shards)
-    splits = [segments_of(pretrained.shards, manifest, split) for split in ("train", "valid", "test")]
+    splits = [segments_of(outlines_of(pretrained.shards, manifest, split)) for split in ("train", "valid", "test")]
     assert sorted(np.concatenate(splits)) == list(range(40))
-    plan = SegmentPlan(10, 5, 2.0, seed=0)
-    seen = [plan.rows(step) for step in range(len(plan))]
+    plan = plan_segments(10, 5, 2.0, seed=0)
+    seen = [np.concatenate(plan[step].rows) for step in range(len(plan))]
     assert len(seen) == 4 and sorted(np.concatenate(seen[:2])) == sorted(np.concatenate(seen[2:])) == list(range(10))
     assert not np.array_equal(np.concatenate(seen[:2]), np.concatenate(seen[2:]))
 
@@ -131,9 +131,3 @@ def test_too_few_segments_for_a_batch_are_said(pretrained):
     config.pretrain.batch_size, config.pretrain.epochs = 64, 1.0
     with pytest.raises(ShardsError, match=r"32 training segments and 1\.0 epochs found for pretrain\.batch_size 64"):
         pretrain(Settings.of(config), pretrained)
-
-
-def test_a_serialised_sequence_names_its_segments(pretrained):
-    manifest = read_manifest(pretrained.shards)
-    sequence = open_split(pretrained.shards, manifest, "test")[0]
-    assert read_question(sequence.to_bytes([7, 9])) == ([7, 9], sequence.question, sequence.answer)
