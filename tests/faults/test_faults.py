@@ -206,6 +206,7 @@ def test_a_damaged_shard_is_reported_or_gives_what_was_written(workdirs, name):
     assert reported
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_names_the_examples_and_keeps_the_state_before(config, workdirs, monkeypatch):
     plain, broken = workdirs
     config.train.checkpoint_every = 5

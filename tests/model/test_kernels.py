@@ -121,11 +121,12 @@ def loss_and_gradients(kernel: str, mesh=None, **changes) -> tuple[jax.Array, nn
         return jax.jit(jax.value_and_grad(loss))(state, *jax.device_put((ids, mask), batch_sharding(mesh)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kernel", "changes"),
     [
         ("flash", {"windows": (6, 0), "scan_layers": True, "remat": "products"}),
-        pytest.param("splash", {"windows": (6, 0), "remat": "attention"}, marks=pytest.mark.slow),
+        ("splash", {"windows": (6, 0), "remat": "attention"}),
     ],
 )
 def test_a_model_with_a_kernel_has_the_plain_model_s_gradients(kernel, changes):

@@ -81,6 +81,7 @@ def test_unsplit_parameters_are_named_and_bytes_per_device_counted(config):
     assert bytes_a_device({"first": array, "second": [array]}) == 2 * 3 * 8 * 2
 
 
+@pytest.mark.slow
 def test_the_padding_of_the_vocabulary_changes_no_loss_and_no_gradient(config, rng):
     rows = {"input_ids": rng.integers(0, 311, (4, 9)), "targets": rng.integers(0, 311, (4, 5))}
     rows |= {"answer_places": np.argsort(rng.random((4, 9)))[:, :5], "answer_mask": np.ones((4, 5), bool)}

@@ -205,6 +205,7 @@ def test_a_resumed_training_holds_its_state_once(config, workdir, memory):
     assert memory["at the read"] < 0.02 * state and memory["in the loop"] < 1.02 * state
 
 
+@pytest.mark.slow
 def test_an_evaluation_reads_the_parameters_alone_and_holds_them_once(config, workdir, memory):
     config.model.width, config.model.mlp_width = 128, 512
     train(Settings.of(config), Workdir(workdir))
@@ -306,6 +307,7 @@ def test_the_settings_of_an_earlier_training_bring_it_back(config, workdir, monk
     assert sorted(contents(aside).values()) == sorted(second.values())
 
 
+@pytest.mark.slow
 def test_a_touched_recording_or_a_copied_folder_leaves_a_finished_training_finished(config, tmp_path, monkeypatch, capsys):
     write_demo(tmp_path / "ptbxl", tmp_path / "ecgqa", 40, seed=0)
     config.data.corpus, config.data.synthetic_records, config.data.root = "ptbxl", 0, str(tmp_path / "ptbxl")
