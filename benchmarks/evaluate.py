@@ -47,8 +47,8 @@ def main() -> None:
     settings, workdir = Settings.of(config), Workdir(arguments.workdir)
     prepare(settings, workdir)
     answerer = make_answerer(settings, workdir, arguments.random)
-    items = about_some_ecgs(choose(settings.eval, settings.seed, answerer.prepared), arguments.answers)
-    drawn = choose(replace(settings.eval, max_sequences=arguments.answers), settings.seed, answerer.prepared)
+    items = about_some_ecgs(choose(settings, answerer.prepared), arguments.answers)
+    drawn = choose(replace(settings, eval=replace(settings.eval, max_sequences=arguments.answers)), answerer.prepared)
     print(f"{machine()}; {len(items)} questions, each answered for two ECGs, batches of {settings.eval.batch_size}\n")
     chosen = np.random.default_rng(0).choice(len(items), min(arguments.alone, len(items)), replace=False)
     with jax.set_mesh(answerer.mesh):

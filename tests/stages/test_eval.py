@@ -130,7 +130,7 @@ def test_a_row_s_draws_do_not_depend_on_its_batch(config, workdir, tmp_path):
 @pytest.mark.slow
 def test_questions_that_share_an_ecg_are_answered_as_alone(config, workdir, trained):
     config.eval.batch_size = 32  # of which each of 8 devices has 4
-    items = choose(Settings.of(config).eval, config.seed, load_prepared(Workdir(workdir)))
+    items = choose(Settings.of(config), load_prepared(Workdir(workdir)))
     assert [batch.each for batch in in_batches(items, 32, parts=8)] == [4]
     assert {batch.each for batch in in_batches(items, 8, parts=8)} == {1}
     evaluate(Settings.of(config), Workdir(workdir))
