@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.inputs import controls
-from ecgbyte_jax.inputs.controls import open_shown, shown_lengths
+from ecgbyte_jax.inputs.controls import open_shown, shown_lengths, shown_places
 from ecgbyte_jax.inputs.prepared import load_prepared
 from ecgbyte_jax.inputs.prompt import render
 from ecgbyte_jax.run.workdir import Workdir
@@ -70,3 +72,12 @@ def test_one_patient_alone_has_no_other_s_ecg_to_show(opened, monkeypatch):
     monkeypatch.setattr(controls, "outlines_of", lambda *which: first)
     with pytest.raises(ConfigError, match=r"data\.ecg or eval\.ecg: 'shuffled' found, but no other patient of split 'train'"):
         open_shown(opened, "train", "shuffled", SAMPLES, 0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_patient_s_other_ecgs_are_not_shown_in_the_place_of_one(opened, seed):
+    outline = controls.outlines_of(opened.shards, opened.manifest, "train")[0]
+    owners = ["a", "a", "a", "b", "b", "c"]
+    outlines = [replace(outline, patient=owner, ecgs=(np.int64(place),)) for place, owner in enumerate(owners)]
+    for owner, (shown,) in zip(owners, shown_places(outlines, "train", "shuffled", seed), strict=True):
+        assert owners[shown] != owner
