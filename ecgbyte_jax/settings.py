@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from ecgbyte_jax.ecg.clean_config import CleanConfig
 from ecgbyte_jax.ecg.perturb import PERTURBATIONS
-from ecgbyte_jax.encoders.config import EncoderConfig
+from ecgbyte_jax.encoders.config import EcgInputConfig, EncoderConfig
 from ecgbyte_jax.errors import ConfigError, SettingsError
 from ecgbyte_jax.model.config import LoraConfig, ModelConfig
 from ecgbyte_jax.rules import Rule, above, at_least, between, check, one_of, setting, some_of
@@ -24,8 +24,8 @@ from ecgbyte_jax.rules import Rule, above, at_least, between, check, one_of, set
 SPLITS = ("train", "valid", "test")
 
 _BELOW_1 = Rule(lambda share: 0 <= share < 1, "0 or more, below 1")
-# Parts that a trained model does not depend on.
-_LATER = ("encoder", "pretrain", "pretrain_optim", "mesh", "distributed", "fit", "export", "eval", "attend")
+# Parts that came later, or that a trained model does not depend on.
+_LATER = ("ecg_input", "encoder", "pretrain", "pretrain_optim", "mesh", "distributed", "fit", "export", "eval", "attend")
 _WHOLE = Rule(lambda values: all(value >= 0 for value in values), "whole numbers from 0")
 
 SHOWN = ("own", "shuffled", "zeros", "none")  # see `inputs.controls.open_shown`
@@ -368,6 +368,7 @@ class Settings:
     lora: LoraConfig = field(default_factory=LoraConfig)
     optim: OptimSettings = field(default_factory=OptimSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
+    ecg_input: EcgInputConfig = field(default_factory=EcgInputConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     pretrain: PretrainSettings = field(default_factory=PretrainSettings)
     pretrain_optim: OptimSettings = field(default_factory=OptimSettings)

@@ -53,11 +53,13 @@ PERTURBATIONS: dict[str, Callable[[np.ndarray, float, np.random.Generator], np.n
 }
 
 
-def perturb(name: str, ids: np.ndarray, tokenizer: ECGTokenizer, rate: float, seed: int) -> np.ndarray:
-    """Perturbs a segment given as ECG tokens int32 [n]: decodes to mV, perturbs, quantises and encodes it.
+def perturb(name: str, ecg: np.ndarray, tokenizer: ECGTokenizer, rate: float, seed: int) -> np.ndarray:
+    """Perturbs a segment: a signal float32 [L, T] in mV, or ECG tokens int32 [n], which are decoded and encoded again.
 
-    rate: in Hz. The result depends only on name, tokens and seed, not on the question asked.
+    rate: in Hz. The result depends only on name, segment and seed, not on the question asked.
     """
-    segment_seed = int.from_bytes(hashlib.sha256(name.encode() + ids.astype("<i4").tobytes()).digest()[:8], "big")
-    signal = PERTURBATIONS[name](tokenizer.decode(ids), rate, np.random.default_rng([seed, segment_seed]))
-    return tokenizer.encode(signal)
+    own = ecg.astype("<f4" if ecg.ndim > 1 else "<i4").tobytes()
+    rng = np.random.default_rng([seed, int.from_bytes(hashlib.sha256(name.encode() + own).digest()[:8], "big")])
+    if ecg.ndim > 1:
+        return PERTURBATIONS[name](ecg, rate, rng).astype(np.float32)
+    return tokenizer.encode(PERTURBATIONS[name](tokenizer.decode(ecg), rate, rng))

@@ -1,4 +1,4 @@
-"""The settings of an encoder that is trained by restoring masked patches, and the sizes that they name."""
+"""The settings of an encoder that is trained by restoring masked patches, the sizes that they name, and what a decoder sees."""
 
 from dataclasses import dataclass
 
@@ -7,6 +7,8 @@ from ecgbyte_jax.rules import Rule, at_least, check, one_of, setting
 
 LEADS = 12
 KINDS = ("mtae", "mlae", "st_mem")
+INPUTS = ("tokens", "encoder", "elf_base", "elf_patch", "elf_conv")
+CONNECTORS = ("linear", "mlp", "query")
 _FEWEST, _BEST, _MOST = 16, 32, 64  # spans of a lead
 
 
@@ -46,10 +48,38 @@ class EncoderConfig:
     published_scaling: bool = setting(
         False, "each segment is scaled to 0..1, which loses its amplitude; otherwise units are 0.2 mV"
     )
+    pretrained: str = setting(
+        "",
+        'ecg_input.kind "encoder": the run whose --stage=pretrain trained it; "": this one; "random": as control, none',
+        is_path=True,
+    )
 
     def __post_init__(self) -> None:
         whole = self.kind == "mlae" and self.patch
         check(self, [f"patch: {self.patch} found with kind 'mlae', whose patches are whole leads; 0 expected" if whole else ""])
+
+
+@dataclass(frozen=True)
+class EcgInputConfig:
+    """What the language model sees of an ECG, between <sig_start> and <sig_end>."""
+
+    kind: str = setting(
+        "tokens",
+        '"tokens": those of the ECG tokenizer; "encoder": features of `encoder`; without one, a linear map of the signal '
+        '("elf_base") or of each of its spans ("elf_patch"), or two convolutions ("elf_conv")',
+        one_of(*INPUTS),
+    )
+    vectors: int = setting(1, "encoder, elf_patch: vectors that an ECG becomes, each in the place of a token", at_least(1))
+    connector: str = setting(
+        "linear",
+        'encoder: from its features to the vectors: "linear", "mlp" (both of the mean of consecutive ones), "query": attention',
+        one_of(*CONNECTORS),
+    )
+    train_encoder: bool = setting(False, "encoder: it is trained with the language model; otherwise it is frozen")
+
+    def __post_init__(self) -> None:
+        one = self.kind in ("elf_base", "elf_conv") and self.vectors > 1
+        check(self, [f"vectors: {self.vectors} found with kind '{self.kind}', which makes one; 1 expected" if one else ""])
 
 
 @dataclass(frozen=True)

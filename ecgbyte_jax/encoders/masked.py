@@ -87,6 +87,23 @@ class MaskedAutoencoder(nnx.Module):
         squares = jnp.mean((restored - patches) ** 2, axis=-1)
         return jnp.sum(squares * hidden, axis=(1, 2)) / (self.grid.groups * (self.grid.patches - self.kept))
 
+    def tokens(self, signals: jax.Array) -> jax.Array:
+        """The encoder's tokens [B, G N, D] of all patches, none hidden, special tokens left out."""
+        encoded = self.encode(signals)[:, :, 1 : 1 + self.grid.patches]
+        return encoded.reshape(len(encoded), -1, self.width)
+
     def features(self, signals: jax.Array) -> jax.Array:
-        """The mean [B, D] of the encoder's tokens of all patches, none hidden, special tokens left out."""
-        return jnp.mean(self.encode(signals)[:, :, 1 : 1 + self.grid.patches], axis=(1, 2))
+        """The mean [B, D] of `tokens`."""
+        return jnp.mean(self.tokens(signals), axis=1)
+
+    def drop_decoder(self) -> None:
+        """Leaves only what `encode` needs."""
+        for name in ("to_decoder", "mask_token", "decoder", "to_patch"):
+            delattr(self, name)
+
+    def flops(self) -> float:
+        """Of encoding one segment: 2 a parameter and token, and 4 T^2 D in each block's attention."""
+        tokens = self.grid.groups * (self.grid.patches + (1 if self.lead_embedding is None else 2))
+        maps = self.grid.groups * self.grid.patches * self.patch_to_token.kernel.size
+        blocks = sum(sum(part.size for part in jax.tree.leaves(nnx.state(block))) for block in self.encoder.blocks)
+        return 2.0 * (maps + tokens * blocks + 2 * len(self.encoder.blocks) * tokens**2 * self.width)

@@ -10,10 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from ecgbyte_jax.ecg.records import LEADS
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.fit.programs import Request
 from ecgbyte_jax.fit.topology import environment
+from ecgbyte_jax.inputs.batches import outlines_of
+from ecgbyte_jax.inputs.controls import vector_lengths
+from ecgbyte_jax.inputs.plan import Layout, Plan
 from ecgbyte_jax.inputs.prepared import load_prepared
 from ecgbyte_jax.inputs.shards import read_lengths
 from ecgbyte_jax.model.config import KEPT
@@ -22,6 +26,7 @@ from ecgbyte_jax.run.console import banner, console
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.train.chips import USABLE
+from ecgbyte_jax.train.vectors import vectors_of
 
 _ANSWER = 128  # tokens, where nothing is prepared
 _LETTERS, _SPECIAL = 26, 4  # of the ECG's vocabulary; tokens around an ECG, end and padding
@@ -62,10 +67,16 @@ def _write(report: dict[str, Any], workdir: Workdir) -> None:
 
 def _request(settings: Settings, workdir: Workdir) -> tuple[Request, int]:
     """What to compile, and the number of an epoch's sequences, 0 where it is not known."""
+    vectors, ecgs = vectors_of(settings), 1
     if workdir.manifest.is_file():
-        prepared = load_prepared(workdir)
+        prepared = load_prepared(workdir, vectors)
         console.print(f"fit: vocabulary and lengths of the data that was prepared in {workdir.shards}")
         lengths = read_lengths(prepared.shards, prepared.manifest, "train")
+        if vectors:
+            lengths = vector_lengths(prepared, "train", "own", settings.prompt.max_length)
+            shown = np.array([len(outline.ecgs) for outline in outlines_of(prepared.shards, prepared.manifest, "train")])
+            layout = Layout(settings.prompt.max_length, settings.data.packing)
+            ecgs = Plan(lengths, layout, 1, 1.0, settings.seed).most(shown)
         vocabulary, first, count = len(prepared.text_tokenizer), int(prepared.ids.ecg.min()), len(lengths)
     else:
         pretrained = settings.model.pretrained
@@ -76,7 +87,8 @@ def _request(settings: Settings, workdir: Workdir) -> tuple[Request, int]:
     answers = -(-int(lengths[:, 1].max()) // 8) * 8
     some = lengths[:: -(-len(lengths) // _SAMPLE)].tolist()
     steps = max(1, int(count * settings.train.epochs) // settings.train.batch_size)
-    return Request(asdict(settings), settings.fit.topology, vocabulary, first, answers, steps, some), count
+    signals = [ecgs, len(LEADS), settings.signal.segment_length] if vectors else None
+    return Request(asdict(settings), settings.fit.topology, vocabulary, first, answers, steps, some, signals), count
 
 
 def _measure(request: Request) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from ecgbyte_jax.train.memory import with_remat
 from ecgbyte_jax.train.optim import make_optimizer
 from ecgbyte_jax.train.restore import positions
 from ecgbyte_jax.train.step import abstract_state, make_step
+from ecgbyte_jax.train.vectors import input_of
 
 _GPU_OPTIONS = {"xla_gpu_autotune_level": "0"}  # which needs a GPU
 
@@ -42,7 +43,8 @@ _GPU_OPTIONS = {"xla_gpu_autotune_level": "0"}  # which needs a GPU
 class Request:
     """What to compile: an experiment's settings, where for, and the sizes that its data has.
 
-    lengths: the tokens and answer tokens of some of its sequences. rows: of a device at once, in place of the settings' (0).
+    lengths: the tokens and answer tokens of some of its sequences. signals: the shape (E, 12, L) of those of a row, where the
+    model reads vectors of them. rows: of a device at once, in place of the settings' (0).
     remat: likewise ("unset").
     """
 
@@ -53,6 +55,7 @@ class Request:
     answer_tokens: int
     steps: int
     lengths: list[list[int]]
+    signals: list[int] | None = None
     generate: bool = True
     rows: int = 0
     remat: str = "unset"
@@ -72,7 +75,13 @@ def measure(request: Request) -> dict[str, Any]:
     settings = with_remat(settings, mesh, request.vocab_size, request.first_new_id)
     with jax.set_mesh(mesh):
         parts = abstract_model(
-            settings.model, settings.lora, positions(settings), request.vocab_size, mesh, request.first_new_id
+            settings.model,
+            settings.lora,
+            positions(settings),
+            request.vocab_size,
+            mesh,
+            request.first_new_id,
+            input_of(settings),
         )
         found: dict[str, Any] = {
             "device": devices[0].device_kind,
@@ -90,7 +99,7 @@ def measure(request: Request) -> dict[str, Any]:
         }
         found["step"] = _compile(lambda: _lower_step(settings, parts, mesh, request), devices)
         if request.generate:
-            found["generation"] = _per_text(_compile(lambda: _lower_answers(settings, parts, mesh), devices))
+            found["generation"] = _per_text(_compile(lambda: _lower_answers(settings, parts, mesh, request), devices))
     chip = chip_of(devices[0])
     if chip is not None and "refused" not in found["step"]:
         found["bounds"] = _bounds(settings, parts.config, found, chip, np.array(request.lengths))
@@ -123,15 +132,20 @@ def _lower_step(settings: Settings, parts: Parts, mesh: Mesh, request: Request) 
     batch = {name: array(tokens, jnp.int32) for name in ("input_ids", "segment_ids", "positions")}
     batch |= {name: array(request.answer_tokens, jnp.int32) for name in ("answer_places", "targets")}
     batch["answer_mask"] = array(request.answer_tokens, jnp.bool)
+    if request.signals:
+        batch["signals"] = jax.ShapeDtypeStruct((rows, *request.signals), jnp.float32, sharding=sharding)
     step = make_step(parts, optimizer, settings.lora.dropout, settings.seed, settings.train.accumulate)
     return step.lower(state, parts.frozen, batch, 1)
 
 
-def _lower_answers(settings: Settings, parts: Parts, mesh: Mesh) -> jax.stages.Lowered:
+def _lower_answers(settings: Settings, parts: Parts, mesh: Mesh, request: Request) -> jax.stages.Lowered:
     rows = -(-settings.eval.batch_size // batch_parts(mesh)) * batch_parts(mesh)
     decoder = nnx.split(parts.model(parts.trained))
-    prompt = rows, settings.prompt.max_length
-    return lower_generation(*decoder, prompt, settings.eval.max_new_tokens, batch_sharding(mesh))
+    prompt, sharding = (rows, settings.prompt.max_length), batch_sharding(mesh)
+    signals = None
+    if request.signals:
+        signals = jax.ShapeDtypeStruct((rows, 1, *request.signals[1:]), jnp.float32, sharding=sharding)
+    return lower_generation(*decoder, prompt, settings.eval.max_new_tokens, sharding, signals)
 
 
 def _compile(lower: Callable[[], jax.stages.Lowered], devices: list[jax.Device]) -> dict[str, Any]:

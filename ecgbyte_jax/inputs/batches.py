@@ -4,6 +4,7 @@ Axes: B rows per batch, T places per row, A answer tokens per row at most.
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,14 @@ from ecgbyte_jax.inputs.prompt import PromptIds, lay_out, render, render_prompt
 from ecgbyte_jax.inputs.shards import Manifest, Sequence, read_ecg
 
 
-def open_split(folder: Path, manifest: Manifest, split: str) -> grain.MapDataset:
-    """Opens the sequences of a split, in file order; raises ShardsError if there is none or a file is damaged."""
-    return _open(folder, manifest, split, open_ecgs(folder, manifest, split))
+def open_split(
+    folder: Path, manifest: Manifest, split: str, read_segment: Callable[[int], np.ndarray] | None = None
+) -> grain.MapDataset:
+    """Opens the sequences of a split, in file order; raises ShardsError if there is none or a file is damaged.
+
+    read_segment: reads their ECGs by number, by default as `open_ecgs` does.
+    """
+    return _open(folder, manifest, split, read_segment or open_ecgs(folder, manifest, split))
 
 
 def open_outlines(folder: Path, manifest: Manifest, split: str) -> grain.MapDataset:
@@ -66,18 +72,20 @@ def _damaged(folder: Path, split: str, error: Exception) -> ShardsError:
 
 
 def training_batches(
-    sequences: grain.MapDataset, plan: Plan, ids: PromptIds, max_length: int, rows: np.ndarray | None = None
+    sequences: grain.MapDataset, plan: Plan, ids: PromptIds, max_length: int, rows: np.ndarray | None = None, ecgs: int = 0
 ) -> grain.MapDataset:
     """The batches of an entire training, or a subset of their rows: item n is step n's, regardless of history.
 
     rows: the numbers int [b] of the rows to make; None: all B. Each item: input_ids, positions, segment_ids int32 [b, T],
-    answer_places, targets int32 [b, A], answer_mask bool [b, A]; see `prompt.lay_out`.
+    answer_places, targets int32 [b, A], answer_mask bool [b, A]; see `prompt.lay_out`. Where a model reads vectors, also
+    signals float32 [b, S, 12, L] in mV: the ECGs in their order in a row, S = `ecgs` at most.
     """
 
     def to_row(numbers: np.ndarray, length: int) -> dict[str, np.ndarray]:
-        members = (sequences[int(number)] for number in numbers)
+        members = [sequences[int(number)] for number in numbers]
         rendered = [render(ids, sequence.text, sequence.ecgs, max_length) for sequence in members]
-        return lay_out(rendered, length, plan.answer_tokens, ids.pad)
+        row = lay_out(rendered, length, plan.answer_tokens, ids.pad)
+        return row | ({"signals": _stack_signals([ecg for m in members for ecg in m.ecgs], ecgs)} if ids.vectors else {})
 
     def to_batch(number: int) -> dict[str, np.ndarray]:
         step = plan[number]
@@ -94,7 +102,7 @@ def prompt_batch(
 
     shared: (ids int32, mask bool) [P, T'] of prefixes, each common to `each` = B / P consecutive rows with the same ECGs;
     input_ids int32, attention_mask bool [B, T]: the remainder, at least one token. Padded on the left; unused rows repeat a
-    prompt.
+    prompt. Where a model reads vectors, also signals float32 [P, S, 12, L]: the ECGs of each prefix.
     """
     by_ecgs: dict[tuple[bytes, ...], list[int]] = {}
     for number, (ecgs, _) in enumerate(prompts):
@@ -108,12 +116,21 @@ def prompt_batch(
     ends = [rendered[number][common[row // each] :] for row, number in enumerate(filled)]
     input_ids, mask = _pad_left(ends, max_length, ids.pad)
     batch = {"input_ids": input_ids, "attention_mask": mask, "shared": _pad_left(starts, max_length, ids.pad)}
+    if ids.vectors:
+        most = max(len(ecgs) for ecgs, _ in prompts)
+        batch["signals"] = np.stack([_stack_signals(prompts[slot[0]][0], most) for slot in slots])
     return batch, [filled.index(number) for number in range(len(prompts))]
 
 
 def key_of(ecgs: tuple[np.ndarray, ...]) -> tuple[bytes, ...]:
     """A key that groups prompts by their ECGs (compact ids)."""
     return tuple(ecg.tobytes() for ecg in ecgs)
+
+
+def _stack_signals(ecgs: SequenceOf[np.ndarray], count: int) -> np.ndarray:
+    """The ECGs float32 [12, L] that a row shows, then zeros: float32 [count, 12, L]; of no length where it shows none."""
+    shown = np.stack([ecg for ecg in ecgs])
+    return np.pad(shown, ((0, count - len(shown)), (0, 0), (0, 0)))
 
 
 def _common_length(rows: list[np.ndarray]) -> int:

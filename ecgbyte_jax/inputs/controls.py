@@ -9,25 +9,25 @@ import grain
 import numpy as np
 
 from ecgbyte_jax.ecg.records import LEADS
-from ecgbyte_jax.errors import ConfigError
-from ecgbyte_jax.inputs.batches import open_ecgs, open_outlines, open_split, outlines_of
+from ecgbyte_jax.errors import ConfigError, ExampleError
+from ecgbyte_jax.inputs.batches import open_outlines, outlines_of
 from ecgbyte_jax.inputs.prepared import Prepared
 from ecgbyte_jax.inputs.shards import Sequence, read_lengths
 
 
 def open_shown(prepared: Prepared, split: str, shown: str, samples: int, seed: int) -> grain.MapDataset:
-    """The sequences of a split, with the ECGs that `shown` says in the place of their own ones.
+    """The sequences of a split, with the ECGs that `shown` says in the place of their own ones, as a model reads them.
 
     shown: "own"; "shuffled": those of another patient, the same for all questions about an ECG; "zeros": 0 mV everywhere, for
     the `samples` of a segment; "none": no token between <sig_start> and <sig_end>. Raises ShardsError as `open_split` does,
     ConfigError where no other patient's ECG can be shown.
     """
-    sequences = open_split(prepared.shards, prepared.manifest, split)
+    sequences = prepared.open_split(split)
     if shown == "own":
         return sequences
     if shown == "shuffled":
         opened = prepared.shards, prepared.manifest, split
-        donors, outlines, ecgs = _donors(outlines_of(*opened), split, seed), open_outlines(*opened), open_ecgs(*opened)
+        donors, outlines, ecgs = _donors(outlines_of(*opened), split, seed), open_outlines(*opened), prepared.open_ecgs(split)
 
         def read(number: int) -> Sequence:
             places = donors[_places(outlines[number])]
@@ -39,12 +39,32 @@ def open_shown(prepared: Prepared, split: str, shown: str, samples: int, seed: i
 
 
 def shown_lengths(prepared: Prepared, split: str, shown: str, sequences: grain.MapDataset, max_length: int) -> np.ndarray:
-    """Of the sequences of `open_shown`, int32 [n, 2]: the tokens of each, and on how many of them the loss is taken."""
+    """Of the sequences of `open_shown`, int32 [n, 2]: the tokens of each, and on how many of them the loss is taken.
+
+    Raises ExampleError as `vector_lengths` does.
+    """
+    if prepared.ids.vectors:
+        return vector_lengths(prepared, split, shown, max_length)
     lengths = read_lengths(prepared.shards, prepared.manifest, split)
     if shown == "own":
         return lengths
     members = (sequences[number] for number in range(len(sequences)))
     tokens = [min(len(member.text) + sum(map(len, member.ecgs)), max_length) for member in members]
+    return np.stack([np.array(tokens, lengths.dtype), lengths[:, 1]], axis=1)
+
+
+def vector_lengths(prepared: Prepared, split: str, shown: str, max_length: int) -> np.ndarray:
+    """The `shown_lengths` for a model that reads vectors; raises ExampleError for a sequence that these do not fit into."""
+    outlines = outlines_of(prepared.shards, prepared.manifest, split)
+    vectors = 0 if shown == "none" else prepared.ids.vectors
+    tokens = [len(outline.text) + vectors * len(outline.ecgs) for outline in outlines]
+    if tokens and max(tokens) > max_length:
+        longest = outlines[tokens.index(max(tokens))]
+        raise ExampleError(
+            f"prompt.max_length: {max_length} found, {max(tokens)} expected for question {longest.id!r} with ecg_input.vectors "
+            f"{vectors} for each of its {len(longest.ecgs)} ECG; vectors are not cut"
+        )
+    lengths = read_lengths(prepared.shards, prepared.manifest, split)
     return np.stack([np.array(tokens, lengths.dtype), lengths[:, 1]], axis=1)
 
 
@@ -60,7 +80,9 @@ def shown_places(outlines: list[Sequence], split: str, shown: str, seed: int) ->
 
 
 def _constant(prepared: Prepared, shown: str, samples: int) -> np.ndarray:
-    """The compact ids that every sequence shows."""
+    """What every sequence shows: compact ids, or the signal."""
+    if prepared.ids.vectors:
+        return np.zeros((len(LEADS), 0 if shown == "none" else samples), np.float32)
     if shown == "none":
         return np.zeros(0, np.int32)
     return prepared.ecg_tokenizer.encode(np.zeros((len(LEADS), samples)))

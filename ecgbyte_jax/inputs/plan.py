@@ -42,7 +42,7 @@ class Plan:
 
     def __init__(self, lengths: np.ndarray, layout: Layout, batch_size: int, epochs: float, seed: int):
         self._lengths, self._tokens, self._answers = lengths, lengths[:, 0], lengths[:, 1]
-        self._layout, self._batch, self._seed = layout, batch_size, seed
+        self._layout, self._batch, self._epochs, self._seed = layout, batch_size, epochs, seed
         self._epoch = lru_cache(maxsize=2)(self._plan_epoch)
         self._window = lru_cache(maxsize=2)(self._plan_window)
         self._epoch_rows = len(self._epoch(0)[1]) - 1 if len(lengths) else 0
@@ -53,7 +53,7 @@ class Plan:
                 f"{batch_size}: at least one batch expected"
             )
         # One number for the entire training, so that the step is not recompiled for every batch.
-        self.answer_tokens = self._most_answer_tokens(epochs)
+        self.answer_tokens = -(-self.most(self._answers) // 8) * 8
 
     def __len__(self) -> int:
         return self._steps
@@ -94,16 +94,12 @@ class Plan:
         shuffled = np.random.default_rng([self._seed, window, 2]).permutation(steps)
         return [tuple(rows[row] for row in order[step]) for step in shuffled]
 
-    def _most_answer_tokens(self, epochs: float) -> int:
-        """The maximum number of answer tokens in a row, rounded up to a multiple of 8."""
+    def most(self, counts: np.ndarray) -> int:
+        """The largest sum, over the sequences of a row, of what each has: int [sequences]."""
         if not self._layout.packing:
-            return _round_up(self._answers.max())
-        epochs_planned = (self._plan_epoch(epoch) for epoch in range(int(np.ceil(epochs))))
-        return _round_up(max(np.add.reduceat(self._answers[order], starts[:-1]).max() for order, starts in epochs_planned))
-
-
-def _round_up(tokens: int) -> int:
-    return -(-int(tokens) // 8) * 8
+            return int(counts.max())
+        epochs_planned = (self._plan_epoch(epoch) for epoch in range(int(np.ceil(self._epochs))))
+        return int(max(np.add.reduceat(counts[order], starts[:-1]).max() for order, starts in epochs_planned))
 
 
 def pack(lengths: np.ndarray, capacity: int) -> np.ndarray:

@@ -1,15 +1,21 @@
 """Opens the results of preparation: shards, manifest, tokenizers and the prompt's ids."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import grain
+import numpy as np
+
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.errors import ShardsError
 from ecgbyte_jax.files import file_digest
+from ecgbyte_jax.inputs.batches import open_ecgs, open_split
 from ecgbyte_jax.inputs.form import Form, open_form
 from ecgbyte_jax.inputs.prompt import PromptIds
 from ecgbyte_jax.inputs.shards import Manifest, read_manifest
+from ecgbyte_jax.inputs.signals import open_signals
 from ecgbyte_jax.inputs.text import load_text_tokenizer
 from ecgbyte_jax.run.workdir import Workdir
 
@@ -19,7 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The shards' folder and manifest, the tokenizers, the ids of prompts and their form."""
+    """The shards' folder and manifest, the tokenizers, the ids of prompts and their form.
+
+    Where `ids.vectors` is above 0, a model reads the clean segments in `workdir.signals` in the place of their tokens.
+    """
 
     shards: Path
     manifest: Manifest
@@ -27,13 +36,27 @@ class Prepared:
     ids: PromptIds
     form: Form
     ecg_tokenizer: ECGTokenizer
+    workdir: Workdir
+
+    def open_split(self, split: str) -> grain.MapDataset:
+        """The sequences of a split, in file order, with what a model reads of their ECGs, see `PromptIds.spell`."""
+        return open_split(self.shards, self.manifest, split, self.open_ecgs(split))
+
+    def open_ecgs(self, split: str) -> Callable[[int], np.ndarray]:
+        """Reads what a model reads of an ECG, by its number; raises ShardsError if a file is damaged."""
+        return (
+            open_signals(self.workdir.signals).__getitem__ if self.ids.vectors else open_ecgs(self.shards, self.manifest, split)
+        )
 
 
-def load_prepared(workdir: Workdir) -> Prepared:
-    """Opens the shards and tokenizers; raises ShardsError or TokenizerError, naming the file, if one is missing."""
+def load_prepared(workdir: Workdir, vectors: int = 0) -> Prepared:
+    """Opens the shards and tokenizers; raises ShardsError or TokenizerError, naming the file, if one is missing.
+
+    vectors: see `PromptIds`.
+    """
     ecg_tokenizer = ECGTokenizer.load(workdir.ecg_tokenizer)
     text_tokenizer = load_text_tokenizer(workdir.text_tokenizer)
-    ids = PromptIds.of(text_tokenizer, ecg_tokenizer.bpe.vocab_size)
+    ids = PromptIds.of(text_tokenizer, ecg_tokenizer.bpe.vocab_size, vectors)
     manifest = read_manifest(workdir.shards)
     digests = tokenizer_digests(workdir)
     for name, digest in digests.items():
@@ -42,7 +65,7 @@ def load_prepared(workdir: Workdir) -> Prepared:
                 f"{workdir.shards}: written with a {name} other than that in {workdir.tokenizers}; run --stage=prepare again"
             )
     form = open_form(manifest.format, manifest.system, workdir.text_tokenizer, ids, "".join(digests.values()))
-    return Prepared(workdir.shards, manifest, text_tokenizer, ids, form, ecg_tokenizer)
+    return Prepared(workdir.shards, manifest, text_tokenizer, ids, form, ecg_tokenizer, workdir)
 
 
 def tokenizer_digests(workdir: Workdir) -> dict[str, str]:

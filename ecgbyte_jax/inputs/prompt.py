@@ -1,9 +1,13 @@
 """The sequence that a model sees: texts' ids with the ECGs' tokens between their <sig_start> and <sig_end>.
 
+A model that reads vectors of an ECG in the place of its tokens is given as many ids of a token of their own, over which these
+are laid, and the ECG itself.
+
 Plainly [pad...] bos <sig_start> ECG <sig_end> question answer eos (`inputs/plain.py`), or as a chat (`inputs/chat.py`). A
 question that compares two ECGs follows both: <sig_start> ECG <sig_end> <sig_start> ECG <sig_end> question ...
 
-Axes: T places per row, A answer tokens per row including the end of each answer, n ids of a text without its ECGs' tokens.
+Axes: T places per row, A answer tokens per row including the end of each answer, n ids of a text without its ECGs' tokens, L
+samples of an ECG.
 """
 
 from collections.abc import Sequence
@@ -22,7 +26,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class PromptIds:
-    """The ids of a prompt other than its texts'; ecg int32 [ECG vocabulary] maps compact ids to text ids; bos may be None."""
+    """The ids of a prompt other than its texts'; ecg int32 [ECG vocabulary] maps compact ids to text ids; bos may be None.
+
+    vectors: how many a model reads in the place of an ECG's tokens; 0: it reads the tokens.
+    """
 
     bos: int | None
     eos: int
@@ -30,14 +37,26 @@ class PromptIds:
     sig_start: int
     sig_end: int
     ecg: np.ndarray
+    vectors: int = 0
 
     @classmethod
-    def of(cls, tokenizer: "PreTrainedTokenizerFast", ecg_vocab_size: int) -> "PromptIds":
+    def of(cls, tokenizer: "PreTrainedTokenizerFast", ecg_vocab_size: int, vectors: int = 0) -> "PromptIds":
         """Looks up the ids in a tokenizer with ECG tokens (`text.add_ecg_tokens`); raises TokenizerError without them."""
         markers: Any = tokenizer.convert_tokens_to_ids([SIG_START, SIG_END])
         start, end = markers
         ecg = ecg_text_ids(tokenizer, ecg_vocab_size)
-        return cls(tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, start, end, ecg)
+        return cls(tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, start, end, ecg, vectors)
+
+    @property
+    def place(self) -> int:
+        """The id over which vectors are laid."""
+        return int(self.ecg[0])
+
+    def spell(self, ecg: np.ndarray) -> np.ndarray:
+        """The ids int32 [m] of an ECG: those of its compact ids int32 [m], or `vectors` of a signal float32 [12, L], L > 0."""
+        if not self.vectors:
+            return self.ecg[ecg]
+        return np.full(self.vectors if ecg.shape[-1] else 0, self.place, np.int32)
 
 
 @dataclass(frozen=True)
@@ -83,13 +102,20 @@ def share_room(room: int, lengths: Sequence[int]) -> list[int]:
 def render(ids: PromptIds, text: Text, ecgs: Sequence[np.ndarray], max_length: int) -> tuple[np.ndarray, np.ndarray]:
     """Puts the ECGs' tokens into their text, unpadded: (token ids int32 [m], loss mask bool [m]), m <= max_length.
 
-    ecgs: compact ids of each ECG, truncated at the end if they do not fit. Raises ExampleError if the text leaves no room.
+    ecgs: see `PromptIds.spell`; tokens are truncated at the end if they do not fit. Raises ExampleError if the text leaves no
+    room, or too little for vectors.
     """
     (places,) = np.nonzero(text.ids == ids.sig_end)
     if len(places) != len(ecgs):
         raise ExampleError(f"a text for {len(places)} ECG found, for {len(ecgs)} expected; run --stage=prepare again")
-    kept = share_room(ecg_room(len(text), max_length, len(ecgs)), [len(ecg) for ecg in ecgs])
-    tokens = [ids.ecg[ecg[:count]] for ecg, count in zip(ecgs, kept)]
+    spelt, room = [ids.spell(ecg) for ecg in ecgs], ecg_room(len(text), max_length, len(ecgs))
+    if ids.vectors and room < sum(map(len, spelt)):
+        raise ExampleError(
+            f"its texts take {len(text)} of prompt.max_length {max_length} tokens: no room for {len(ecgs)} ECG of "
+            f"ecg_input.vectors {ids.vectors}"
+        )
+    kept = share_room(room, [len(ecg) for ecg in spelt])
+    tokens = [ecg[:count] for ecg, count in zip(spelt, kept)]
     where = np.repeat(places, kept)
     return np.insert(text.ids, where, np.concatenate(tokens)).astype(np.int32), np.insert(text.answers, where, False)
 

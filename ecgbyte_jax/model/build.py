@@ -1,5 +1,6 @@
 """The model that the settings describe, on the mesh, divided into what is trained and what is frozen."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,6 +22,11 @@ from ecgbyte_jax.model.vocabulary import Described, grow_vocabulary
 
 _COMPUTED_AS = ("dtype", "param_dtype", "remat", "scan_layers")  # settings that hold for a pretrained model too
 _SIZES = ("width", "layers", "heads", "kv_heads", "head_dim", "mlp_width", "rope_theta")  # of a model from scratch
+
+
+# Makes the map from signals to vectors for a model of this width, a module with `frozen`, the names of its parts that are not
+# trained. None: the model reads tokens.
+MakeEcgInput = Callable[[int, nnx.Rngs], Any] | None
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ def build_model(
     mesh: Mesh,
     first_new_id: int | None = None,
     described: Described | None = None,
+    ecg_input: MakeEcgInput = None,
     *,
     to_restore: bool = False,
 ) -> Parts:
@@ -53,14 +60,16 @@ def build_model(
 
     `positions`: of a prompt with its answer. The same settings and seed give the same weights on any mesh, up to float32's last
     bit. With `lora.rank` > 0 only the LoRA paths are trained, and with `model.train_new_embeddings` the embeddings from
-    `first_new_id` on. `described`: of new tokens, see `grow_vocabulary`. `to_restore` leaves the trained parameters abstract
-    (jax.ShapeDtypeStruct with a sharding), for a checkpoint to be read into.
+    `first_new_id` on. `described`: of new tokens, see `grow_vocabulary`. `ecg_input`: see `MakeEcgInput`; its vectors are laid
+    over the ids `first_new_id`. `to_restore` leaves the trained parameters abstract (jax.ShapeDtypeStruct with a sharding), for
+    a checkpoint to be read into.
     """
     config = _decoder_config(model, lora, positions, vocab_size, mesh)
     grown = _grow(config, vocab_size, model.vocab_multiple)
     weights_key, keys = _keys(seed)
-    adapt = partial(_adapt, grown=grown, model=model, lora=lora, keys=keys, first_new_id=first_new_id, described=described)
-    if to_restore and not lora.rank:  # nothing is frozen, so no weight is made or read
+    how = {"first_new_id": first_new_id, "described": described, "ecg_input": ecg_input}
+    adapt = partial(_adapt, grown=grown, model=model, lora=lora, keys=keys, **how)
+    if to_restore and not lora.rank and ecg_input is None:  # nothing is frozen, so no weight is made or read
         parts = jax.eval_shape(lambda: adapt(Decoder(config, nnx.Rngs(weights_key))))
     elif model.pretrained:
         how = {name: getattr(config, name) for name in _COMPUTED_AS}
@@ -80,6 +89,7 @@ def abstract_model(
     vocab_size: int,
     mesh: Mesh,
     first_new_id: int | None = None,
+    ecg_input: MakeEcgInput = None,
 ) -> Parts:
     """What `build_model` returns as shapes, types and shardings; of a pretrained model only its settings are read."""
     config = _decoder_config(model, lora, positions, vocab_size, mesh)
@@ -88,16 +98,17 @@ def abstract_model(
     def make() -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
         weights_key, keys = _keys(0)
         decoder = quantize_kernels(Decoder(config, nnx.Rngs(weights_key)), model.quantize)
-        return _adapt(decoder, grown, model, lora, keys, first_new_id, None)
+        return _adapt(decoder, grown, model, lora, keys, first_new_id, None, ecg_input)
 
     graphdef, trained, frozen = jax.eval_shape(make)
     return Parts(grown, graphdef, abstract(trained, mesh), abstract(frozen, mesh))
 
 
-def _keys(seed: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """The keys that random weights are drawn with; those of new rows, and of LoRA's paths."""
-    weights_key, rows_key, lora_key = jax.random.split(jax.random.key(seed), 3)
-    return weights_key, (rows_key, lora_key)
+def _keys(seed: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
+    """The keys that random weights are drawn with; those of new rows, of LoRA's paths, and of the map from signals."""
+    key = jax.random.key(seed)
+    weights_key, rows_key, lora_key = jax.random.split(key, 3)
+    return weights_key, (rows_key, lora_key, jax.random.fold_in(key, 3))
 
 
 def _grow(config: DecoderConfig, vocab_size: int, multiple: int) -> DecoderConfig:
@@ -112,18 +123,29 @@ def _adapt(
     grown: DecoderConfig,
     model: ModelConfig,
     lora: LoraConfig,
-    keys: tuple[jax.Array, jax.Array],
+    keys: tuple[jax.Array, jax.Array, jax.Array],
     first_new_id: int | None,
     described: Described | None,
+    ecg_input: MakeEcgInput,
 ) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """The decoder with rows for new tokens and LoRA's paths, split into what is trained and what is frozen."""
-    rows_key, lora_key = keys
+    rows_key, lora_key, input_key = keys
     train_from = first_new_id if lora.rank and model.train_new_embeddings else None
     decoder = grow_vocabulary(decoder, grown.vocab_size, rows_key, train_from=train_from, described=described)
     decoder.config = grown
     if lora.rank:
         add_lora(decoder, replace(lora, targets=_targets(lora, grown)), lora_key)
-    return nnx.split(decoder, nnx.LoRAParam if lora.rank else nnx.Param, ...)
+    if ecg_input is not None:
+        assert first_new_id is not None
+        decoder.ecg_input, decoder.vector_id = ecg_input(grown.width, nnx.Rngs(input_key)), first_new_id
+    frozen = () if decoder.ecg_input is None else decoder.ecg_input.frozen
+
+    def is_trained(path: tuple, parameter: Any) -> bool:
+        """The map from signals is, all but its frozen parts; of the decoder, with LoRA, only what that added."""
+        kind = nnx.LoRAParam if lora.rank and path[0] != "ecg_input" else nnx.Param
+        return issubclass(parameter.type, kind) and path[:2] not in [("ecg_input", part) for part in frozen]
+
+    return nnx.split(decoder, is_trained, ...)
 
 
 def check_fit(model: ModelConfig, lora: LoraConfig, positions: int, decoder: DecoderConfig) -> None:

@@ -112,6 +112,9 @@ class Decoder(nnx.Module):
         self.head = nnx.data(None if tied else Linear(config.width, config.vocab_size, False, config, rngs))
         self.new_rows = nnx.data(None)  # [V - rows of the embedding, D], see `vocabulary.grow_vocabulary`
         self.new_head_rows = nnx.data(None)
+        # From signals [B, 12, L] of ECGs to vectors [B, N, D] that are laid over the ids `vector_id`.
+        self.ecg_input: nnx.Module | None = nnx.data(None)
+        self.vector_id = -1
 
     def __call__(
         self,
@@ -138,9 +141,13 @@ class Decoder(nnx.Module):
         attention_mask: jax.Array | None = None,
         positions: jax.Array | None = None,
         *,
+        signals: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
-        """As `__call__`, but returns the last hidden states [B, T, D]; `dropout_key` switches LoRA's dropout on."""
+        """As `__call__`, but returns the last hidden states [B, T, D]; `dropout_key` switches LoRA's dropout on.
+
+        signals: see `embed`.
+        """
         b, t = input_ids.shape
         if t > self.config.max_positions:
             raise ConfigError(
@@ -149,16 +156,22 @@ class Decoder(nnx.Module):
         segment_ids = jnp.ones((b, t), jnp.int32) if attention_mask is None else attention_mask.astype(jnp.int32)
         if positions is None:
             positions = count_positions(segment_ids)  # [B, T]
-        x = self._enter(input_ids, positions)
+        x = self._enter(input_ids, positions, signals)
         return self.norm(self._run_blocks(x, segment_ids, positions, dropout_key))
 
     def extend(
-        self, input_ids: jax.Array, there: jax.Array, past: Sequence[Cache] = (), lengths: jax.Array | None = None
+        self,
+        input_ids: jax.Array,
+        there: jax.Array,
+        past: Sequence[Cache] = (),
+        lengths: jax.Array | None = None,
+        signals: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache]:
         """The last hidden states [B, T, D] of ids [B, T] that follow the tokens of `past`, and the cache of these ids.
 
         there: bool [B, T], False on padding. The parts of the past follow one another, each with its own padding; a part has B
         rows, or P rows each shared by B / P consecutive ones. lengths: int32 [B], see `layer_ropes`; by default those so far.
+        signals: see `embed`.
         """
         (b, t), segment_ids = input_ids.shape, there.astype(jnp.int32)
         past_there = [jnp.repeat(part.there, b // len(part.there), axis=0) for part in past]  # [B, S]
@@ -169,7 +182,7 @@ class Decoder(nnx.Module):
         key_positions = [jnp.repeat(part.positions, b // len(part.there), axis=0) for part in past] + [positions]
         if lengths is None:
             lengths = before[:, 0] + jnp.sum(there, axis=1)
-        x, ropes = self._enter(input_ids, positions), layer_ropes(self.config, positions, lengths[:, None])
+        x, ropes = self._enter(input_ids, positions, signals), layer_ropes(self.config, positions, lengths[:, None])
         past_states, keys, values, states = iter(_last_states(self.config, past, b)), [], [], []
         for block, rope, window in zip(self.layers(), ropes, self.config.layer_windows):
             if block.attention is None:
@@ -187,9 +200,9 @@ class Decoder(nnx.Module):
             values.append(_split_heads(v, self.config))
         return self.norm(x), Cache(tuple(keys), tuple(values), there, positions, tuple(states))
 
-    def _enter(self, input_ids: jax.Array, positions: jax.Array) -> jax.Array:
+    def _enter(self, input_ids: jax.Array, positions: jax.Array, signals: jax.Array | None) -> jax.Array:
         """The input [B, T, D] of the first block, split over the mesh."""
-        return _split_over_mesh(self.embed(input_ids, positions), None, None)
+        return _split_over_mesh(self.embed(input_ids, positions, signals), None, None)
 
     def layers(self) -> Sequence[Block]:
         """The single blocks, also where their parameters are stacked."""
@@ -213,8 +226,12 @@ class Decoder(nnx.Module):
             logits = jnp.where(jnp.arange(self.config.vocab_size) < tokens, logits, -jnp.inf)
         return logits
 
-    def embed(self, ids: jax.Array, positions: jax.Array) -> jax.Array:
-        """Maps ids and positions [B, T] to the input of the first block, [B, T, D]."""
+    def embed(self, ids: jax.Array, positions: jax.Array, signals: jax.Array | None = None) -> jax.Array:
+        """Maps ids and positions [B, T] to the input of the first block, [B, T, D].
+
+        signals: float32 [B, E, 12, L] in mV, the ECGs of each row in their order, whose vectors are laid over its `vector_id`s;
+        of no length where it shows none.
+        """
         config, rows = self.config, self.embedding[...]
         x = rows[jnp.minimum(ids, len(rows) - 1)].astype(config.dtype)
         if self.new_rows is not None:
@@ -222,9 +239,19 @@ class Decoder(nnx.Module):
             x = jnp.where((ids >= len(rows))[..., None], new, x)
         if config.embedding_scale:
             x = x * jnp.asarray(config.width**0.5, x.dtype)
+        if signals is not None and signals.size:
+            x = self._lay_over(x, ids, signals)
         if self.positions is not None:
             x = x + self.positions[...][positions + config.position_offset].astype(config.dtype)
         return x
+
+    def _lay_over(self, x: jax.Array, ids: jax.Array, signals: jax.Array) -> jax.Array:
+        """The embeddings [B, T, D] with the n-th vector of a row's ECGs [B, E, 12, L] at its n-th `vector_id`."""
+        vectors = self.ecg_input(signals.reshape(-1, *signals.shape[2:]))  # [B E, N, D]
+        vectors = vectors.reshape(len(x), -1, x.shape[-1]).astype(x.dtype)
+        here = ids == self.vector_id  # [B, T]
+        numbers = jnp.maximum(jnp.cumsum(here, axis=1) - 1, 0)
+        return jnp.where(here[..., None], jnp.take_along_axis(vectors, numbers[..., None], axis=1), x)
 
     def _attend_to(self, past: Sequence[Part], masks: Sequence[jax.Array]) -> Mix:
         """Attention to parts of the past and to the tokens' own, with a mask for each."""

@@ -53,6 +53,7 @@ def generate(
     max_new_tokens: int,
     *,
     shared: tuple[jax.Array, jax.Array] | None = None,
+    signals: jax.Array | None = None,
     stop_ids: tuple[int, ...] = (),
     pad_id: int = 0,
     temperature: float = 0.0,
@@ -63,7 +64,8 @@ def generate(
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Continues left-padded prompts: int32 [B, max_new_tokens].
 
-    input_ids, attention_mask: [B, T]. shared: (ids, mask) [P, T'] of prefixes, each common to B / P consecutive rows. A row
+    input_ids, attention_mask: [B, T]. shared: (ids, mask) [P, T'] of prefixes, each common to B / P consecutive rows.
+    signals: [P, E, 12, L] of the ECGs that the prefixes show, or [B, E, 12, L] without them, see `Decoder.embed`. A row
     ends with its first stop id, which is kept, and is filled up with `pad_id`. Temperature 0 always takes the likeliest token;
     above 0 tokens are drawn with `key` from the `top_k` likeliest (0: all), and of those from the fewest that hold `top_p` of
     the probability. With one key per row, [B], a row's draws do not depend on the other rows. `return_log_probs` returns
@@ -87,18 +89,23 @@ def generate(
     prompt = _cut(parts, lengths)
     graphdef, state = nnx.split(model)
     key = jax.random.key(0) if key is None else key
-    tokens, log_probs = _generate(graphdef, state, prompt, key, max_new_tokens, tuple(stop_ids), pad_id, sampling)
+    tokens, log_probs = _generate(graphdef, state, prompt, signals, key, max_new_tokens, tuple(stop_ids), pad_id, sampling)
     return (tokens, log_probs) if return_log_probs else tokens
 
 
 def lower_generation(
-    graphdef: nnx.GraphDef, state: nnx.State, prompt: tuple[int, int], max_new_tokens: int, sharding: NamedSharding
+    graphdef: nnx.GraphDef,
+    state: nnx.State,
+    prompt: tuple[int, int],
+    max_new_tokens: int,
+    sharding: NamedSharding,
+    signals: jax.ShapeDtypeStruct | None = None,
 ) -> jax.stages.Lowered:
     """The program that `generate` runs for prompts of (rows, tokens), lowered for the current mesh; `state` may be abstract."""
     ids = jax.ShapeDtypeStruct(prompt, jnp.int32, sharding=sharding)
     there = jax.ShapeDtypeStruct(prompt, bool, sharding=sharding)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return _generate.lower(graphdef, state, [(ids, there)], key, max_new_tokens, (), 0, _Sampling(0.0, 0, 1.0))
+    return _generate.lower(graphdef, state, [(ids, there)], signals, key, max_new_tokens, (), 0, _Sampling(0.0, 0, 1.0))
 
 
 def _check(
@@ -203,11 +210,12 @@ def _cut(parts: list[tuple[jax.Array, jax.Array]], lengths: tuple[int, ...]) -> 
     return [(cut(ids, length), cut(mask, length).astype(bool)) for (ids, mask), length in zip(parts, lengths)]
 
 
-@partial(jax.jit, static_argnums=(0, 4, 5, 6, 7), compiler_options=_OPTIONS)
+@partial(jax.jit, static_argnums=(0, 5, 6, 7, 8), compiler_options=_OPTIONS)
 def _generate(
     graphdef: nnx.GraphDef,
     state: nnx.State,
     prompt: list[tuple[jax.Array, jax.Array]],
+    signals: jax.Array | None,
     key: jax.Array,
     max_new_tokens: int,
     stop_ids: tuple[int, ...],
@@ -248,7 +256,7 @@ def _generate(
     past: tuple[Cache, ...] = ()
     for ids, mask in [*shared, (input_ids[:, :-1], there[:, :-1])]:
         if ids.shape[1]:
-            past += (_prefill(model, ids, mask, past, lengths.reshape(len(ids), -1)[:, 0]),)
+            past += (_prefill(model, ids, mask, past, lengths.reshape(len(ids), -1)[:, 0], None if past else signals),)
     start = _Decoding(
         step=jnp.int32(0),
         last=input_ids[:, -1],
@@ -261,15 +269,23 @@ def _generate(
     return end.tokens, end.log_probs
 
 
-def _prefill(model: Decoder, ids: jax.Array, there: jax.Array, past: tuple[Cache, ...], lengths: jax.Array) -> Cache:
+def _prefill(
+    model: Decoder,
+    ids: jax.Array,
+    there: jax.Array,
+    past: tuple[Cache, ...],
+    lengths: jax.Array,
+    signals: jax.Array | None,
+) -> Cache:
     """The cache of ids [B, T], parts of prompts of `lengths` [B] tokens.
 
     On a single CPU device a large batch is split into parts that run in parallel and fit the CPU's caches: a quarter faster.
     """
     lone = jax.default_backend() == "cpu" and jax.device_count() == 1 and not past
     pieces = max((n for n in (1, 2, 4) if lone and len(ids) % n == 0 and ids.size >= n * _PIECE), default=1)
-    split = zip(*(jnp.split(rows, pieces) for rows in (ids, there, lengths)))
-    caches = [model.extend(piece, there, past, lengths)[1] for piece, there, lengths in split]
+    shown = [None] * pieces if signals is None else jnp.split(signals, pieces)
+    split = zip(*(jnp.split(rows, pieces) for rows in (ids, there, lengths)), shown)
+    caches = [model.extend(piece, there, past, lengths, signals)[1] for piece, there, lengths, signals in split]
     return jax.tree.map(lambda *rows: jnp.concatenate(rows), *caches)
 
 

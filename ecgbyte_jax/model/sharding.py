@@ -21,7 +21,7 @@ AXES = (*BATCH_AXES, TENSOR_AXIS)
 # Path of a parameter -> how its axes are split. Kernels are [n_in, n_out], or as in `quantized/formats.py`. Where the blocks
 # are stacked, their parameters have an axis of layers before these, which stays whole.
 RULES = (
-    (r"encoder/.*", ()),  # small beside a decoder: every device holds all of it
+    (r"(encoder|ecg_input)/.*", ()),  # small beside a decoder: every device holds all of it
     (r"embedding|new_rows|new_head_rows", ("tensor", "fsdp")),  # [V, D]
     (r"positions", (None, "fsdp")),
     (r"head/kernel", ("fsdp", "tensor")),  # [D, V]
@@ -43,7 +43,7 @@ RULES = (
     (r"(.*/)?\w*norm/(scale|bias)", (None,)),
 )
 # A decoder's own attributes, and the encoder of a two-stage baseline.
-_TOP = ("embedding", "positions", "blocks", "norm", "head", "new_rows", "new_head_rows", "encoder")
+_TOP = ("ecg_input", "embedding", "positions", "blocks", "norm", "head", "new_rows", "new_head_rows", "encoder")
 
 
 def make_mesh(data: int, fsdp: int, tensor: int, devices: list[jax.Device] | None = None) -> Mesh:

@@ -1,13 +1,8 @@
-"""Stage `pretrain`: from clean signals to an encoder's checkpoints, the first stage of a two-stage baseline.
-
-The encoder reads the segments of the shards as they were before quantisation, see `prepare.write_signals`: they are cleaned
-once more, 9 ms a recording, into signals/, at 12 KB a segment of 2 s.
-"""
+"""Stage `pretrain`: from clean signals to an encoder's checkpoints, the first stage of a two-stage baseline."""
 
 import json
-import shutil
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,10 +21,7 @@ from ecgbyte_jax.inputs.shards import Sequence, read_manifest
 from ecgbyte_jax.inputs.signals import open_signals, plan_segments, segments_of, signal_batches
 from ecgbyte_jax.model.build import count
 from ecgbyte_jax.model.sharding import check_batch_size, make_mesh, rows_here
-from ecgbyte_jax.prepare.cleaning import Cleaning
-from ecgbyte_jax.prepare.corpus import open_corpus
-from ecgbyte_jax.prepare.workers import open_workers
-from ecgbyte_jax.prepare.write_signals import SUMMARIES, write_signals
+from ecgbyte_jax.pretrain.clean import clean_signals
 from ecgbyte_jax.pretrain.objective import (
     EncoderParts,
     build_encoder,
@@ -40,11 +32,10 @@ from ecgbyte_jax.pretrain.objective import (
 from ecgbyte_jax.pretrain.probe import choose_questions, probe
 from ecgbyte_jax.run.console import banner, console
 from ecgbyte_jax.run.cost import counted
-from ecgbyte_jax.run.processes import agree, leads, wait_for_all
+from ecgbyte_jax.run.processes import agree, leads
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.stages import lineage
-from ecgbyte_jax.stages.tokenizer import make_tokenizer
 from ecgbyte_jax.train.feed import Feed
 from ecgbyte_jax.train.folder import TrainingFolder
 from ecgbyte_jax.train.loop import Loop, Profile
@@ -70,9 +61,7 @@ def pretrain(settings: Settings, workdir: Workdir) -> None:
         return
     mesh = make_mesh(**asdict(settings.mesh))
     check_batch_size(mesh, settings.pretrain.batch_size, "pretrain.batch_size")
-    if leads():
-        _write_signals(settings, workdir)
-    wait_for_all("the clean signals are written")
+    clean_signals(settings, workdir)
     with jax.set_mesh(mesh), counted(workdir, "pretrain", stage, jax.device_count(), keep=leads()):
         checkpoint, checksum, health = _train(settings, workdir, mesh, folder)
     banner("pretrained", health)
@@ -80,29 +69,6 @@ def pretrain(settings: Settings, workdir: Workdir) -> None:
         folder.keep_settings()
         write_whole(workdir.pretrain.encoder_health, [json.dumps(health, indent=1).encode()])
         stage.finish([checkpoint], result=[stage.digest(), checksum])
-
-
-def _write_signals(settings: Settings, workdir: Workdir) -> None:
-    """Cleans the recordings of the shards, unless an earlier command has."""
-    stage = lineage.signals(settings, workdir)
-    if stage.finished():
-        return
-    corpus = open_corpus(settings, workdir, lineage.synthetic(settings, workdir))
-    lineage.preparation(settings, workdir, corpus.digest()).require()
-    if not stage.begun() and workdir.signals.exists():
-        shutil.rmtree(workdir.signals)
-    stage.begin()
-    corpus = replace(corpus, quarantine=workdir.signals / workdir.quarantine.name)  # preparation's stays as it is
-    with open_workers(settings.prepare) as run:
-        _, symbols = make_tokenizer(settings, workdir, corpus, run)
-        cleaning, tokenizer = Cleaning.of(settings), workdir.ecg_tokenizer
-        files = write_signals(workdir.signals, tokenizer, cleaning, symbols, corpus.records(), run)
-    manifest = read_manifest(workdir.shards)
-    expected = sum(manifest.written[file].records for file in manifest.ecg)
-    if (found := sum(file.records for file in files)) != expected:
-        raise ShardsError(f"{workdir.signals}: {found} segments found, {expected} in the shards; run --stage=prepare again")
-    shutil.rmtree(workdir.signals / SUMMARIES)
-    stage.finish(sorted(workdir.signals.glob("*.array_record")))
 
 
 @dataclass(frozen=True)

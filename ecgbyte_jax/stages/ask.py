@@ -40,6 +40,7 @@ from ecgbyte_jax.stages import lineage
 from ecgbyte_jax.stages.attend import check_evaluated
 from ecgbyte_jax.stages.inquiry import Inquiry, check_question, read_questions
 from ecgbyte_jax.train.restore import Trained, open_trained
+from ecgbyte_jax.train.vectors import check_tokens
 
 _FOREIGN = "the model was trained on synthetic ECGs alone, and this is not one of them: expect wrong answers"
 _LISTED = 6  # segments whose own answers are listed
@@ -52,8 +53,8 @@ _CLIPPED = 0.05  # share of a lead beyond the tokenizer's range, which 6% of 49 
 class Subject:
     """What is asked about: one recording, or several in one prompt.
 
-    name: of all of them; rate in Hz; seconds of a segment; segments, signals: of each segment the ECGs' ids int32 [n] and clean
-    signals float64 [12, T] in mV.
+    name: of all of them; rate in Hz; seconds of a segment; segments, signals: of each segment what the model reads of the
+    ECGs, see `PromptIds.spell`, and their clean signals float64 [12, T] in mV.
     """
 
     name: str
@@ -92,6 +93,8 @@ def ask(settings: Settings, workdir: Workdir, inquiry: Inquiry) -> None:
     answered, and the error, with their number, is raised at the end.
     """
     _check(inquiry)
+    if inquiry.picture:
+        check_tokens(settings, "--picture")
     typed = not inquiry.questions and sys.stdin.isatty()
     try:
         _ask(settings, workdir, inquiry, typed)
@@ -172,7 +175,7 @@ def _subjects(trained: Trained, named: list[Recording], later: Iterator[Recordin
     """Those that were named, then those that are still to be read; each is shown as it was read."""
     groups = [named] if together else ([recording] for recording in chain(named, later))
     for group in groups:
-        subject = _encode(trained, [_with_clipping(recording, trained) for recording in group])
+        subject = _encode(trained, group if trained.ids.vectors else [_with_clipping(each, trained) for each in group])
         _show_subject(subject)
         yield subject
 
@@ -191,12 +194,15 @@ def _with_clipping(recording: Recording, trained: Trained) -> Recording:
 
 
 def _encode(trained: Trained, group: list[Recording]) -> Subject:
-    """As many segments as the shortest recording has."""
+    """As many segments as the shortest recording has, with what the model reads of them."""
     first = group[0]
-    tokens = tuple(zip(*(trained.ecg_tokenizer.encode_batch(recording.segments) for recording in group)))
     signals = tuple(zip(*(recording.segments for recording in group)))
+    if trained.ids.vectors:
+        ecgs = tuple(tuple(signal.astype(np.float32) for signal in segment) for segment in signals)
+    else:
+        ecgs = tuple(zip(*(trained.ecg_tokenizer.encode_batch(recording.segments) for recording in group)))
     name, seconds = " and ".join(recording.name for recording in group), first.segments.shape[-1] / first.clean_rate
-    return Subject(name, tuple(group), first.clean_rate, seconds, tokens, signals)
+    return Subject(name, tuple(group), first.clean_rate, seconds, ecgs, signals)
 
 
 def _pairs(subjects: Iterator[Subject], inquiry: Inquiry, familiar: Familiar) -> Iterator[tuple[Subject, str]]:
@@ -261,7 +267,7 @@ def _doubts(trained: Trained, subject: Subject, question: str, prompt: np.ndarra
         known = f"{' or '.join(map(str, sorted(familiar.ecgs)))} ECG{'s' * (max(familiar.ecgs) > 1)}"
         yield f"the training's questions were about {known} at a time, this is about {count}"
     room = ecg_room(len(prompt), trained.max_length - 1, count)
-    lengths = [[len(ecg) for ecg in ecgs] for ecgs in subject.segments]
+    lengths = [[len(trained.ids.spell(ecg)) for ecg in ecgs] for ecgs in subject.segments]
     lost = [1 - sum(share_room(room, ecgs)) / sum(ecgs) for ecgs in lengths]
     if max(lost) > 0:
         cut = f"{sum(share > 0 for share in lost)} of {len(lost)} segments do not fit into the prompt"

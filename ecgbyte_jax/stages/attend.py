@@ -13,10 +13,12 @@ from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import AttendSettings, Settings
 from ecgbyte_jax.stages import lineage
 from ecgbyte_jax.train.restore import open_trained
+from ecgbyte_jax.train.vectors import check_tokens
 
 
 def attend(settings: Settings, workdir: Workdir) -> None:
     """Writes <example>.npz, .png and .svg for the evaluated examples `attend.examples`, or the report's."""
+    check_tokens(settings, "--stage=attend")
     results, rows = read_evaluation(workdir.results, workdir.generations)
     rows = choose_rows(rows, settings.attend, settings.seed, workdir)
     check_evaluated(workdir, results)

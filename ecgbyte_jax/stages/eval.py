@@ -15,6 +15,7 @@ from ecgbyte_jax.evaluate.results import MODEL, make_results
 from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.inputs.prepared import load_prepared
 from ecgbyte_jax.model.sharding import check_batch_size, make_mesh
+from ecgbyte_jax.pretrain.clean import clean_signals
 from ecgbyte_jax.run.console import banner, console, number_table
 from ecgbyte_jax.run.cost import counted
 from ecgbyte_jax.run.processes import agree, leads, wait_for_all
@@ -23,6 +24,7 @@ from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.stages import lineage
 from ecgbyte_jax.train.restore import restore_model
+from ecgbyte_jax.train.vectors import vectors_of
 
 
 def evaluate(settings: Settings, workdir: Workdir) -> None:
@@ -57,7 +59,9 @@ def _answer(settings: Settings, workdir: Workdir, stage: Stage) -> None:
     """Writes `generations.jsonl`, going on from what an earlier run of the same settings left."""
     mesh = make_mesh(**asdict(settings.mesh))
     check_batch_size(mesh, settings.eval.batch_size, "eval.batch_size")
-    prepared, tokenizer = load_prepared(workdir), ECGTokenizer.load(workdir.ecg_tokenizer)
+    if vectors_of(settings):
+        clean_signals(settings, workdir)
+    prepared, tokenizer = load_prepared(workdir, vectors_of(settings)), ECGTokenizer.load(workdir.ecg_tokenizer)
     items = choose(settings, prepared)
     with jax.set_mesh(mesh):
         model, step = restore_model(settings, workdir, prepared, mesh, settings.eval.checkpoint)

@@ -26,6 +26,7 @@ from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.stages import lineage
 from ecgbyte_jax.stages.attend import check_evaluated
 from ecgbyte_jax.train.restore import restore_model
+from ecgbyte_jax.train.vectors import check_tokens
 
 
 def export(settings: Settings, workdir: Workdir) -> None:
@@ -39,6 +40,7 @@ def export(settings: Settings, workdir: Workdir) -> None:
         raise ConfigError("export.adapter: True found, which needs LoRA (lora.rank above 0) on a pretrained model")
     if settings.export.adapter and Path(pretrained).is_file():
         raise ConfigError(f"export.adapter: True found, but PEFT cannot load '{pretrained}', a GGUF file; leave it out")
+    check_tokens(settings, "--stage=export")
     folder = workdir.export.resolve()  # it may be a link to another disk
     stage = lineage.exported(settings, workdir, folder / MARKER)
     if agree(stage.finished()):

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from ecgbyte_jax.errors import ScoresError, TokenizerError
+from ecgbyte_jax.errors import ConfigError, ScoresError, TokenizerError
 from ecgbyte_jax.files import file_digest, write_whole
-from ecgbyte_jax.run.stage import Stage, content_digest, json_digest
+from ecgbyte_jax.run.stage import Stage, content_digest, json_digest, outputs_digest
 from ecgbyte_jax.run.workdir import MARKER, Workdir
 from ecgbyte_jax.settings import Settings
 
@@ -70,13 +70,20 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "signals": (),  # those of `prepare`, whose outputs they belong to
     "pretrain": (
         "seed",
-        "encoder",
+        "encoder.kind",
+        "encoder.size",
+        "encoder.patch",
+        "encoder.mask_share",
+        "encoder.published_scaling",
         "pretrain.batch_size",
         "pretrain.epochs",
         "pretrain.patience",
         "pretrain.patience_delta",
         "pretrain_optim",
     ),
+    # Parts of `train` and of answers where a model reads vectors in the place of ECG tokens.
+    "ecg input": ("ecg_input",),
+    "encoder": ("encoder.kind", "encoder.size", "encoder.patch", "encoder.published_scaling"),
     "early stopping of pretrain": ("pretrain.checkpoint_every", "pretrain.valid_batches"),
     "early stopping": ("train.checkpoint_every", "train.valid_batches"),  # part of `train` where patience ends it
     "answers": (
@@ -114,6 +121,7 @@ CHANGES_NO_OUTPUT = (
     "train.wandb_project",
     "pretrain.keep_checkpoints",
     "pretrain.wandb_project",
+    "encoder.pretrained",  # what it names counts by its content
     "eval.name",
     "mesh",
     "distributed",
@@ -125,8 +133,8 @@ _AS_BEFORE = {"data.ecg": "own", "eval.ecg": "own"}
 _KEPT = {
     "tokenizer report": ("seed", "data", "signal", "tokenizer", "prepare"),
     "prepare": ("seed", "data", "signal", "tokenizer", "prepare", "prompt"),
-    "train": ("seed", "data", "signal", "tokenizer", "prepare", "prompt", "model", "lora", "optim", "train", "mesh",
-              "distributed"),
+    "train": ("seed", "data", "signal", "tokenizer", "prepare", "prompt", "model", "lora", "ecg_input", "optim", "train",
+              "mesh", "distributed"),
     "pretrain": ("seed", "encoder", "pretrain", "pretrain_optim", "mesh", "distributed"),
     "eval": ("eval",),
     "export": ("export",),
@@ -154,6 +162,8 @@ def depends_on(stage: str, settings: Settings) -> dict:
     names = FIELDS[stage]
     if stage == "train" and settings.train.patience:
         names += FIELDS["early stopping"]
+    if stage == "train" and settings.ecg_input.kind != "tokens":
+        names += FIELDS["ecg input"] + (FIELDS["encoder"] if settings.ecg_input.kind == "encoder" else ())
     if stage == "pretrain" and settings.pretrain.patience:
         names += FIELDS["early stopping of pretrain"]
     everything, chosen = asdict(settings), {"version": _VERSIONS[stage]}
@@ -212,8 +222,28 @@ def trained(settings: Settings, workdir: Workdir) -> Stage:
 
     The pretrained weights count by their content: of several processes all must call.
     """
-    inputs = json_digest([prepared(settings, workdir).require(), *_weights(settings.model.pretrained)])
-    return Stage("train", workdir.train_marker, depends_on("train", settings), inputs)
+    return Stage("train", workdir.train_marker, depends_on("train", settings), _start_of(settings, workdir))
+
+
+def _start_of(settings: Settings, workdir: Workdir) -> str:
+    """Of the data that was prepared here, the pretrained weights, and the encoder that a training starts from."""
+    weights = *_weights(settings.model.pretrained), *_encoder(settings, workdir)
+    return json_digest([prepared(settings, workdir).require(), *weights])
+
+
+def _encoder(settings: Settings, workdir: Workdir) -> tuple[str, ...]:
+    """Of the encoder that a model starts from; raises ConfigError where its training has not finished."""
+    pretrained = settings.encoder.pretrained
+    if settings.ecg_input.kind != "encoder" or pretrained == "random":
+        return () if settings.ecg_input.kind != "encoder" else ("random",)
+    marker = (Workdir(Path(pretrained)) if pretrained else workdir).pretrain.train_marker
+    digest = outputs_digest(marker)
+    if not digest:
+        raise ConfigError(
+            f"{marker}: no encoder has finished its training there, which ecg_input.kind 'encoder' needs: add pretrain to "
+            "--stage, or give encoder.pretrained, a run with one, or 'random'"
+        )
+    return (digest,)
 
 
 def answered(settings: Settings, workdir: Workdir) -> Stage:
@@ -222,9 +252,9 @@ def answered(settings: Settings, workdir: Workdir) -> Stage:
     if which in ("last", "best") or which.isdecimal():
         inputs = trained(settings, workdir).require()
     elif which == "start":
-        inputs = json_digest([prepared(settings, workdir).require(), *_weights(settings.model.pretrained)])
+        inputs = _start_of(settings, workdir)
         start = depends_on("train", settings)
-        settings_of_answers |= {part: start[part] for part in ("model", "lora")}
+        settings_of_answers |= {part: start[part] for part in ("model", "lora", "ecg_input", "encoder") if part in start}
     else:
         # Not an export's marker and card, which follow from its evaluation, nor its example.
         files = sorted(path for path in Path(which).iterdir() if path.is_file() and path.suffix not in (".md", ".py"))
@@ -274,8 +304,10 @@ def keep_settings(settings: Settings, workdir: Workdir, stage: str) -> None:
         kept = json.loads(workdir.config.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         kept = {}
-    given = asdict(settings)
-    written = given | kept | {part: given[part] for part in _KEPT[stage]}
+    given, parts = asdict(settings), _KEPT[stage]
+    if stage == "train" and settings.ecg_input.kind == "encoder":
+        parts += ("encoder",)
+    written = given | kept | {part: given[part] for part in parts}
     write_whole(workdir.config, [json.dumps(written, indent=1).encode()])
 
 

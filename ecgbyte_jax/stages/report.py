@@ -40,6 +40,7 @@ from ecgbyte_jax.stages import lineage
 from ecgbyte_jax.stages.attend import check_evaluated
 from ecgbyte_jax.train.checkpoint import Checkpoints
 from ecgbyte_jax.train.restore import Trained, open_trained
+from ecgbyte_jax.train.vectors import check_tokens
 
 _SEGMENTS = 2_000  # drawn at random, on which token statistics are computed
 
@@ -137,6 +138,7 @@ def _restore(settings: Settings, workdir: Workdir, results: dict) -> Trained | E
     try:
         if jax.process_count() > 1:
             raise ConfigError("several processes share the model; --stage=report on one process adds the attention")
+        check_tokens(settings, "the attention")
         check_evaluated(workdir, results)
         lineage.trained(settings, workdir).require()
         return open_trained(settings, workdir, answered_by(results))

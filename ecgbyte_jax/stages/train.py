@@ -14,6 +14,7 @@ from ecgbyte_jax.inputs.prepared import Prepared, load_prepared
 from ecgbyte_jax.model.build import Parts, count
 from ecgbyte_jax.model.kernels.fused import kernel_for
 from ecgbyte_jax.model.sharding import bytes_a_device, check_batch_size, kept_whole, make_mesh
+from ecgbyte_jax.pretrain.clean import clean_signals
 from ecgbyte_jax.run.console import banner, console
 from ecgbyte_jax.run.cost import counted
 from ecgbyte_jax.run.processes import agree, leads
@@ -31,6 +32,7 @@ from ecgbyte_jax.train.seen import count_seen
 from ecgbyte_jax.train.step import TrainState, abstract_state, make_step, start_state
 from ecgbyte_jax.train.utilisation import step_figures
 from ecgbyte_jax.train.validate import make_validation
+from ecgbyte_jax.train.vectors import training_flops, vectors_of
 
 _KEPT = {  # value of `remat` -> what a block keeps for the backward pass
     "": "everything",
@@ -55,6 +57,8 @@ def train(settings: Settings, workdir: Workdir, profile_steps: tuple[int, int] =
         return
     mesh = make_mesh(**asdict(settings.mesh))
     check_batch_size(mesh, settings.train.batch_size, "train.batch_size", settings.train.accumulate)
+    if vectors_of(settings):
+        clean_signals(settings, workdir)
     with jax.set_mesh(mesh), counted(workdir, "train", stage, jax.device_count(), keep=leads()) as cost:
         checkpoint, checksum, seen = _train(settings, workdir, mesh, folder, Profile(workdir.profile, *profile_steps))
         cost["seen"] = seen
@@ -67,7 +71,7 @@ def _train(
     settings: Settings, workdir: Workdir, mesh: Mesh, folder: TrainingFolder, profile: Profile
 ) -> tuple[Path, int, dict]:
     """The last checkpoint, its checksum, which identifies the weights, and what the training has seen."""
-    prepared = load_prepared(workdir)
+    prepared = load_prepared(workdir, vectors_of(settings))
     plan, batches = plan_batches(settings, prepared, "train", settings.train.epochs, mesh)
 
     def examples(step: int) -> list[str]:
@@ -93,11 +97,13 @@ def _train(
         figures = partial(step_figures, plan, parts)
         outputs = here.outputs(start)
         loop = Loop("train", train, len(plan), parts.frozen, schedule, figures, outputs, here.begin, about, examples)
-        step = opened.enter_context(compiled_ahead(step, plan, start, state, parts.frozen, mesh))
+        shown = batches[0]["signals"].shape[1:] if prepared.ids.vectors else ()
+        step = opened.enter_context(compiled_ahead(step, plan, start, state, parts.frozen, mesh, shown))
         last = loop.run(state, start, Feed(batches, start, mesh), step, validate, profile)
         written = loop.outputs.checkpoints
         written.wait()
-        seen = count_seen(settings, prepared, plan, last, parts.config, count(parts.trained)) if leads() else {}
+        trained, flops = count(parts.trained), training_flops(settings, parts.config.width)
+        seen = count_seen(settings, prepared, plan, last, parts.config, trained, flops) if leads() else {}
         return written.path(last), written.checksum(last), seen
 
 
@@ -117,6 +123,7 @@ def _show_start(
         "attention": _describe_attention(parts, device.platform),
         "kept": _KEPT[parts.config.remat],
         "vocabulary": f"{len(prepared.text_tokenizer)} tokens, {prepared.ids.ecg.size} of them ECG",
+        "an ECG": _describe_input(settings),
         "training examples": f"{split.examples} in {split.sequences} sequences",
         "a step": f"{size} rows, {places // len(seen)} places on average, {100 * real / places:.0f}% of them real tokens",
         "steps": f"{len(plan)}" + (f", going on from {start}" if start else ""),
@@ -127,6 +134,18 @@ def _show_start(
     if prepared.manifest.splits["valid"].sequences < size:
         rows["validation"] = "none: the split holds fewer sequences than a batch"
     banner("train", rows)
+
+
+def _describe_input(settings: Settings) -> str:
+    """What the model reads of an ECG."""
+    shown, encoder = settings.ecg_input, settings.encoder
+    if shown.kind == "tokens":
+        return "its tokens"
+    if shown.kind != "encoder":
+        return f"{shown.vectors} vector(s) by {shown.kind}"
+    weights = "random" if encoder.pretrained == "random" else "pretrained"
+    trained = "trained" if shown.train_encoder else "frozen"
+    return f"{shown.vectors} vector(s) by {shown.connector} of {encoder.kind} {encoder.size}, {weights}, {trained}"
 
 
 def _describe_attention(parts: Parts, platform: str) -> str:

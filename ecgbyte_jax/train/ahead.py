@@ -21,18 +21,20 @@ _SILENT = 3  # s of waiting for a compiler until it is said
 
 
 @contextmanager
-def compiled_ahead(step: Callable, plan: Plan, start: int, state: TrainState, frozen: Any, mesh: Mesh) -> Iterator[Callable]:
+def compiled_ahead(
+    step: Callable, plan: Plan, start: int, state: TrainState, frozen: Any, mesh: Mesh, signals: tuple[int, ...] = ()
+) -> Iterator[Callable]:
     """The same step, whose programs are compiled by threads in the order in which the steps after `start` need them.
 
     One process of several compiles as it needs them: all must do so in the same order. At the end, what is being compiled is
-    waited for.
+    waited for. signals: see `batch_shapes`.
     """
     if jax.process_count() > 1:
         yield step
         return
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), (state, frozen))
     lengths = dict.fromkeys(plan[number].length for number in range(start, min(start + _LOOKED_AT, len(plan))))
-    batches = {length: batch_shapes(plan, length, mesh) for length in lengths}
+    batches = {length: batch_shapes(plan, length, mesh, signals) for length in lengths}
 
     def compile_for(length: int) -> jax.stages.Compiled:
         with jax.set_mesh(mesh):  # which each thread has for itself
@@ -52,13 +54,17 @@ def compiled_ahead(step: Callable, plan: Plan, start: int, state: TrainState, fr
         threads.shutdown(cancel_futures=True)
 
 
-def batch_shapes(plan: Plan, length: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a batch of `inputs.batches.training_batches` with rows of so many tokens."""
+def batch_shapes(plan: Plan, length: int, mesh: Mesh, signals: tuple[int, ...] = ()) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a batch of `inputs.batches.training_batches` with rows of so many tokens.
+
+    signals: the shape of those of a row, (S, 12, L), where a model reads vectors.
+    """
     rows, sharding = len(plan[0].rows), batch_sharding(mesh)
     places = dict.fromkeys(("input_ids", "positions", "segment_ids"), length)
     places |= dict.fromkeys(("answer_places", "targets", "answer_mask"), plan.answer_tokens)
     kinds = {name: jnp.bool if name == "answer_mask" else jnp.int32 for name in places}
-    return {name: jax.ShapeDtypeStruct((rows, size), kinds[name], sharding=sharding) for name, size in places.items()}
+    shapes = {name: jax.ShapeDtypeStruct((rows, size), kinds[name], sharding=sharding) for name, size in places.items()}
+    return shapes | ({"signals": jax.ShapeDtypeStruct((rows, *signals), jnp.float32, sharding=sharding)} if signals else {})
 
 
 def _kinds(batch: dict[str, Any]) -> dict[str, tuple]:

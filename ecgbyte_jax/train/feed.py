@@ -4,9 +4,10 @@ import time
 
 import grain
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
-from ecgbyte_jax.inputs.batches import training_batches
+from ecgbyte_jax.inputs.batches import outlines_of, training_batches
 from ecgbyte_jax.inputs.controls import open_shown, shown_lengths
 from ecgbyte_jax.inputs.plan import Layout, Plan
 from ecgbyte_jax.inputs.prepared import Prepared
@@ -26,8 +27,11 @@ def plan_batches(
     sequences = open_shown(prepared, split, data.ecg, settings.signal.segment_length, settings.seed)
     lengths = shown_lengths(prepared, split, data.ecg, sequences, layout.max_length)
     plan = Plan(lengths, layout, batch_size, epochs, settings.seed)
-    rows = None if mesh is None else rows_here(mesh, batch_size)
-    return plan, training_batches(sequences, plan, prepared.ids, layout.max_length, rows)
+    rows, ecgs = None if mesh is None else rows_here(mesh, batch_size), 0
+    if prepared.ids.vectors:
+        outlines = outlines_of(prepared.shards, prepared.manifest, split)
+        ecgs = plan.most(np.array([len(outline.ecgs) for outline in outlines]))
+    return plan, training_batches(sequences, plan, prepared.ids, layout.max_length, rows, ecgs)
 
 
 class Feed:

@@ -30,6 +30,7 @@ from ecgbyte_jax.run.console import console
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.train.checkpoint import Checkpoints, DamagedCheckpointError
+from ecgbyte_jax.train.vectors import input_of, vectors_of, with_encoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +52,7 @@ def open_trained(settings: Settings, workdir: Workdir, which: str) -> Trained:
     Raises CheckpointError where there is no such checkpoint, or it was trained with another tokenizer or base model. The caller
     makes sure that the training here has finished with these settings.
     """
-    prepared = load_prepared(workdir)
+    prepared = load_prepared(workdir, vectors_of(settings))
     mesh = make_mesh(**asdict(settings.mesh))
     with jax.set_mesh(mesh):
         model, _ = restore_model(settings, workdir, prepared, mesh, which)
@@ -75,8 +76,10 @@ def build_for(settings: Settings, prepared: Prepared, mesh: Mesh, *, to_restore:
         mesh,
         first_new_id=int(prepared.ids.ecg.min()),
         described=_described(settings, prepared),
+        ecg_input=input_of(settings),
         to_restore=to_restore,
     )
+    parts = with_encoder(parts, settings, prepared.workdir, mesh)
     left_out = left_out_targets(settings.lora, parts.config)
     if left_out:
         console.print(f"lora.targets: {', '.join(left_out)} left out, which a {parts.config.family} does not have")
@@ -169,6 +172,11 @@ def _choose(checkpoints: Checkpoints, which: str) -> int:
 
 
 def _load_folder(settings: Settings, workdir: Workdir, prepared: Prepared, mesh: Mesh, folder: str) -> Decoder:
+    if prepared.ids.vectors:
+        raise CheckpointError(
+            f"{folder}: a Hugging Face folder found, which has no map from signals, with ecg_input.kind "
+            f"'{settings.ecg_input.kind}'; a checkpoint of this run expected"
+        )
     theirs, ours = load_text_tokenizer(folder).get_vocab(), prepared.text_tokenizer.get_vocab()
     if theirs != ours:
         different = sorted(word for word in theirs.keys() | ours.keys() if theirs.get(word) != ours.get(word))

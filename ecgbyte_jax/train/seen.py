@@ -14,12 +14,13 @@ from ecgbyte_jax.train.utilisation import step_flops
 
 
 def count_seen(
-    settings: Settings, prepared: Prepared, plan: Plan, steps: int, config: DecoderConfig, trained: int
+    settings: Settings, prepared: Prepared, plan: Plan, steps: int, config: DecoderConfig, trained: int, ecg_flops: float = 0.0
 ) -> dict[str, Any]:
     """Of the first `steps` steps of a plan: unique ECGs and patients, examples, tokens by kind, FLOPs.
 
     trained: the number of trained parameters. ecgs: segments of recordings; patients: of the questions; sequences: those seen,
-    once for each time; tokens: the ECGs', all others, padding; flops: what the model needs, see `utilisation.step_flops`.
+    once for each time; tokens: the ECGs' (or vectors), all others, padding; flops: what the model needs, see
+    `utilisation.step_flops`; ecg_input_flops: besides, of ECGs that become vectors. ecg_flops: of one of these.
     """
     outlines = outlines_of(prepared.shards, prepared.manifest, "train")
     places = shown_places(outlines, "train", settings.data.ecg, settings.seed)
@@ -33,6 +34,7 @@ def count_seen(
         flops += step_flops(config, trained, lengths)
     seen = np.flatnonzero(times)
     text = sum(int(times[number]) * len(outlines[number].text) for number in seen)
+    shown = 0 if settings.data.ecg == "none" else sum(int(times[number]) * len(outlines[number].ecgs) for number in seen)
     patients = {patient for number in seen for patient in outlines[number].meta.get("patients", (outlines[number].patient,))}
     return {
         "steps": steps,
@@ -42,5 +44,6 @@ def count_seen(
         "unique_sequences": len(seen),
         "tokens": {"ecg": real - text, "text": text, "padding": room - real},
         "flops": flops,
+        "ecg_input_flops": shown * ecg_flops,
         "trained_parameters": trained,
     }

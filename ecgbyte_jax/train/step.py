@@ -52,7 +52,8 @@ def answer_loss(model: Decoder, batch: dict[str, jax.Array], dropout_key: jax.Ar
     batch: see `inputs.batches.training_batches`; `dropout_key` switches LoRA's dropout on. Logits that would take
     more than `_LOGITS_BYTES` of a device are computed a few places at a time, and again for the gradient.
     """
-    hidden = model.hidden(batch["input_ids"], batch["segment_ids"], batch["positions"], dropout_key=dropout_key)
+    rows = batch["input_ids"], batch["segment_ids"], batch["positions"]
+    hidden = model.hidden(*rows, signals=batch.get("signals"), dropout_key=dropout_key)
     chosen = jnp.take_along_axis(hidden, batch["answer_places"][..., None], axis=1)  # [B, A, D]
     answers = chosen, batch["targets"], batch["answer_mask"]
 

@@ -12,6 +12,7 @@ from ecgbyte_jax.inputs.batches import open_split, outlines_of
 from ecgbyte_jax.inputs.shards import read_manifest
 from ecgbyte_jax.inputs.signals import open_signals, plan_segments, segments_of
 from ecgbyte_jax.model.sharding import make_mesh, put_batch
+from ecgbyte_jax.pretrain import clean
 from ecgbyte_jax.pretrain import pretrain as stage
 from ecgbyte_jax.pretrain.objective import build_encoder, make_encoder_step
 from ecgbyte_jax.pretrain.pretrain import pretrain
@@ -121,7 +122,7 @@ def test_a_step_is_the_same_on_one_device_and_on_eight(rng):
 def test_settings_that_cannot_work_are_refused_before_a_recording_is_read(prepared, monkeypatch, name, value, message):
     config = encoder_config()
     config.update_from_flattened_dict({name: value})
-    monkeypatch.setattr(stage, "open_corpus", lambda *_: pytest.fail("recordings were read"))
+    monkeypatch.setattr(clean, "open_corpus", lambda *_: pytest.fail("recordings were read"))
     with pytest.raises(ConfigError, match=message):
         pretrain(Settings.of(config), Workdir(prepared))
 

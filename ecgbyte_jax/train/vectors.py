@@ -1,0 +1,93 @@
+"""Where a model reads vectors in the place of ECG tokens: how many, and the map that makes them, with its encoder's weights."""
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from ecgbyte_jax.encoders.ecg_input import check_vectors, make_ecg_input
+from ecgbyte_jax.encoders.masked import MaskedAutoencoder
+from ecgbyte_jax.errors import CheckpointError, ConfigError
+from ecgbyte_jax.model.build import MakeEcgInput, Parts
+from ecgbyte_jax.model.sharding import abstract
+from ecgbyte_jax.run.workdir import Workdir
+from ecgbyte_jax.settings import Settings
+from ecgbyte_jax.train.checkpoint import Checkpoints, DamagedCheckpointError
+
+
+def vectors_of(settings: Settings) -> int:
+    """How many vectors an ECG becomes, 0 where it is read as tokens; raises ConfigError where they cannot be made."""
+    check_vectors(settings.ecg_input, settings.encoder, settings.signal.segment_length)
+    return 0 if settings.ecg_input.kind == "tokens" else settings.ecg_input.vectors
+
+
+def check_tokens(settings: Settings, asked_for: str) -> None:
+    """Raises ConfigError where a model reads vectors, and what is asked for is about its ECG tokens."""
+    if settings.ecg_input.kind != "tokens":
+        raise ConfigError(
+            f"{asked_for}: not for a model of ecg_input.kind '{settings.ecg_input.kind}', which reads no ECG tokens"
+        )
+
+
+def input_of(settings: Settings) -> MakeEcgInput:
+    """Makes the map from signals to vectors with random weights; None where a model reads tokens."""
+    if settings.ecg_input.kind == "tokens":
+        return None
+    samples = settings.signal.segment_length
+    return lambda width, rngs: make_ecg_input(settings.ecg_input, settings.encoder, samples, width, rngs)
+
+
+def training_flops(settings: Settings, width: int) -> float:
+    """What one ECG's vectors take in training: forward, and twice as much backward for what is trained; 0 for tokens."""
+    make = input_of(settings)
+    if make is None:
+        return 0.0
+    shapes = nnx.eval_shape(lambda: make(width, nnx.Rngs(0)))
+    frozen = shapes.encoder.flops() if shapes.frozen else 0.0
+    return 3 * shapes.flops() - 2 * frozen
+
+
+def with_encoder(parts: Parts, settings: Settings, workdir: Workdir, mesh: Mesh) -> Parts:
+    """The model with the weights of its pretrained encoder, where it has one and is not read from a checkpoint.
+
+    Raises CheckpointError where they are damaged, ConfigError where the encoder was trained for other signals or has other
+    sizes.
+    """
+    pretrained = settings.encoder.pretrained
+    if settings.ecg_input.kind != "encoder" or pretrained == "random":
+        return parts
+    state = parts.trained if settings.ecg_input.train_encoder else parts.frozen
+    encoder = state["ecg_input"]["encoder"]
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(encoder)):
+        return parts
+    loaded = dict(jax.tree.leaves_with_path(_load(settings, Workdir(Path(pretrained)) if pretrained else workdir, mesh)))
+    state["ecg_input"]["encoder"] = jax.tree.map_with_path(lambda path, _: loaded[path], encoder)
+    return parts
+
+
+def _load(settings: Settings, workdir: Workdir, mesh: Mesh) -> nnx.State:
+    """The parameters of a finished first stage's encoder."""
+    config, samples = settings.encoder, settings.signal.segment_length
+    with closing(Checkpoints(workdir.pretrain.checkpoints, keep=None)) as checkpoints:
+        step = checkpoints.latest()
+        if step is None:
+            raise CheckpointError(f"{workdir.pretrain.checkpoints}: no checkpoint there; run --stage=pretrain again")
+        _check_origin(checkpoints.about(step)["config"], settings, checkpoints.path(step))
+        shapes = nnx.eval_shape(lambda: nnx.state(MaskedAutoencoder(config, samples, nnx.Rngs(0)), nnx.Param))
+        try:
+            return checkpoints.load(step, {"params": abstract({"encoder": shapes}, mesh)})["params"]["encoder"]
+        except DamagedCheckpointError as error:
+            raise CheckpointError(f"{error}; remove that folder and run --stage=pretrain to have it again") from error
+
+
+def _check_origin(trained: dict[str, Any], settings: Settings, path: Path) -> None:
+    """Raises ConfigError where an encoder was trained with other sizes, or for other signals."""
+    ours = {f"encoder.{name}": getattr(settings.encoder, name) for name in ("kind", "size", "patch", "published_scaling")}
+    ours |= {f"signal.{name}": getattr(settings.signal, name) for name in ("segment_length", "target_rate")}
+    for name, value in ours.items():
+        part, field = name.split(".")
+        if (expected := trained[part][field]) != value:
+            raise ConfigError(f"{name}: {value!r} found, {expected!r} expected, with which the encoder in {path} was trained")

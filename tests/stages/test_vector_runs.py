@@ -1,0 +1,178 @@
+"""Runs of models that read vectors of an ECG in the place of its tokens, from the shards to answers."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from ecgbyte_jax.errors import CheckpointError, ConfigError, ExampleError
+from ecgbyte_jax.evaluate.questions import find_sequences
+from ecgbyte_jax.inputs.prepared import load_prepared
+from ecgbyte_jax.inputs.recording import read_recording
+from ecgbyte_jax.pretrain.pretrain import pretrain
+from ecgbyte_jax.run.workdir import Workdir
+from ecgbyte_jax.settings import Settings
+from ecgbyte_jax.stages.ask import ask
+from ecgbyte_jax.stages.attend import attend
+from ecgbyte_jax.stages.eval import evaluate
+from ecgbyte_jax.stages.export import export
+from ecgbyte_jax.stages.inquiry import Inquiry
+from ecgbyte_jax.stages.report import report
+from ecgbyte_jax.stages.train import train
+from ecgbyte_jax.train import feed
+from tests.small import small_config
+from tests.stages.asked import asked
+
+SPANS = 4
+
+
+def vector_config(kind: str = "elf_patch", **more) -> ConfigDict:
+    """4 steps of the small demo's model on vectors."""
+    config = small_config()
+    config.ecg_input.kind, config.ecg_input.vectors = kind, SPANS if kind == "elf_patch" else 1
+    config.encoder.kind, config.encoder.size = "mlae", "tiny"
+    config.pretrain.batch_size, config.pretrain.epochs = 16, 1.0
+    config.eval.max_sequences = 16
+    config.update_from_flattened_dict(more)
+    return config
+
+
+@pytest.fixture(scope="module")
+def trained(prepared, tmp_path_factory) -> Workdir:
+    """A run that was trained and evaluated on spans of the signals."""
+    workdir = Workdir(tmp_path_factory.mktemp("vectors") / "w")
+    shutil.copytree(prepared, workdir.root)
+    train(Settings.of(vector_config()), workdir)
+    evaluate(Settings.of(vector_config()), workdir)
+    return workdir
+
+
+def losses(workdir: Workdir) -> list[float]:
+    return [json.loads(line)["loss"] for line in workdir.metrics.open()]
+
+
+def generations(workdir: Workdir) -> list[dict]:
+    return [json.loads(line) for line in workdir.generations.open()]
+
+
+def test_training_sees_vectors_instead_of_tokens_and_its_ledger_counts_them(trained):
+    first, last = (line["valid_loss"] for line in map(json.loads, trained.metrics.open()) if "valid_loss" in line)
+    assert last < first
+    seen = json.loads(trained.cost.read_text())["train"]["seen"]
+    assert seen["tokens"]["ecg"] == SPANS * seen["sequences"]
+    assert seen["ecg_input_flops"] > 0
+    assert len(generations(trained)) == 16 and json.loads(trained.results.read_text())["ecg"] == "own"
+
+
+def test_killed_and_resumed_it_gives_the_same_bits(trained, prepared, tmp_path, monkeypatch):
+    workdir = Workdir(tmp_path / "w")
+    shutil.copytree(prepared, workdir.root)
+    shutil.copytree(trained.signals, workdir.signals)
+    with monkeypatch.context() as patch:
+        put, calls = feed.put_batch, iter(range(100))
+        patch.setattr(feed, "put_batch", lambda *a: put(*a) if next(calls) < 6 else pytest.fail("killed", pytrace=False))
+        with pytest.raises(pytest.fail.Exception):
+            train(Settings.of(vector_config()), workdir)
+    train(Settings.of(vector_config()), workdir)
+    assert losses(workdir) == losses(trained)
+    assert json.loads(workdir.train_marker.read_text())["result"] == json.loads(trained.train_marker.read_text())["result"]
+
+
+def test_the_same_recording_is_answered_by_ask_as_by_the_evaluation(trained):
+    row, found, signal = generations(trained)[0], {}, Settings.of(vector_config()).signal
+    sequence = find_sequences(trained, "test", [row])[row["id"], row["segment"]]
+    tokens = load_prepared(trained).ecg_tokenizer
+    for path in (trained.synthetic / "ptbxl").rglob("*_hr.hea"):
+        segment = read_recording(str(path), signal, signal.segment_length).segments[row["segment"]]
+        found[tokens.encode(segment).tobytes()] = path
+    record = found[sequence.ecgs[0].tobytes()]
+    (answers,) = asked(vector_config(), trained.root, [str(record.with_suffix(""))], [row["question"]])
+    assert answers == [row["answer"]]
+
+
+@pytest.mark.parametrize("shown", ["zeros", "none", "shuffled"])
+def test_it_can_be_asked_with_other_ecgs_and_without_any(trained, shown):
+    config = vector_config(**{"eval.ecg": shown, "eval.name": shown})
+    workdir = Workdir(trained.root, shown)
+    evaluate(Settings.of(config), workdir)
+    of_question = {}
+    for row in generations(workdir):
+        of_question.setdefault(row["question"], set()).add(round(row["log_prob"], 4))
+    if shown in ("zeros", "none"):  # the same for all patients
+        assert {len(found) for found in of_question.values()} == {1}
+    else:
+        assert max(len(found) for found in of_question.values()) > 1
+
+
+@pytest.mark.slow
+def test_packed_rows_train_on_vectors_too(trained, tmp_path):
+    shutil.copytree(trained.root, tmp_path / "w")
+    config = vector_config(**{"data.packing": True, "train.epochs": 2.0})
+    train(Settings.of(config), Workdir(tmp_path / "w"))
+    assert np.isfinite(losses(Workdir(tmp_path / "w"))).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("train_encoder, rank", [(False, 0), (True, 0), (False, 4)])
+def test_a_pretrained_encoder_is_read_again_wherever_its_run_is(trained, tmp_path, train_encoder, rank):
+    """Trained here or elsewhere, frozen or not, an evaluation has the model that was trained."""
+    shutil.copytree(trained.root, tmp_path / "w")
+    workdir, answers = Workdir(tmp_path / "w"), []
+    more = {"ecg_input.train_encoder": train_encoder, "lora.rank": rank, "encoder.pretrained": ""}
+    pretrain(Settings.of(vector_config("encoder", **more)), workdir)
+    shutil.copytree(workdir.root, tmp_path / "elsewhere")
+    for place in ("", str(tmp_path / "elsewhere"), "random"):
+        config = vector_config("encoder", **(more | {"encoder.pretrained": place}))
+        train(Settings.of(config), workdir)
+        evaluate(Settings.of(config), workdir)
+        answers.append([row["log_prob"] for row in generations(workdir)])
+    assert answers[0] == answers[1] != answers[2]
+
+
+def test_an_encoder_that_is_not_there_is_refused(trained):
+    with pytest.raises(ConfigError, match=r"no encoder has finished its training there, which ecg_input\.kind 'encoder' needs"):
+        train(Settings.of(vector_config("encoder")), trained)
+
+
+@pytest.mark.slow
+def test_an_encoder_that_was_trained_with_other_settings_is_refused(trained, tmp_path):
+    elsewhere = Workdir(tmp_path / "e")
+    shutil.copytree(trained.root, elsewhere.root)
+    pretrain(Settings.of(vector_config("encoder")), elsewhere)
+    config = vector_config("encoder", **{"encoder.kind": "mtae", "encoder.pretrained": str(elsewhere.root)})
+    with pytest.raises(ConfigError, match=r"encoder\.kind: 'mtae' found, 'mlae' expected, with which the encoder in .* was"):
+        train(Settings.of(config), trained)
+
+
+def test_vectors_that_do_not_fit_the_prompt_are_refused_before_training(trained):
+    config = vector_config(**{"ecg_input.vectors": 250, "prompt.max_length": 256})
+    with pytest.raises(ExampleError, match=r"prompt\.max_length: 256 found, \d+ expected .* ecg_input\.vectors 250 for"):
+        feed.plan_batches(Settings.of(config), load_prepared(trained, 250), "train", 1.0)
+
+
+def test_what_is_about_tokens_is_refused_in_one_line(trained, tmp_path):
+    settings = Settings.of(vector_config())
+    for stage, name in ((attend, "--stage=attend"), (export, "--stage=export")):
+        with pytest.raises(ConfigError, match=rf"{name}: not for a model of ecg_input\.kind 'elf_patch', which reads no"):
+            stage(settings, trained)
+    picture = Inquiry(("a.npy",), ("Why?",), picture=str(tmp_path / "p.png"))
+    with pytest.raises(ConfigError, match=r"--picture: not for a model of ecg_input\.kind"):
+        ask(settings, trained, picture)
+    with pytest.raises(CheckpointError, match=r"a Hugging Face folder found, which has no map from signals"):
+        config = vector_config(**{"eval.checkpoint": str(tmp_path), "eval.name": "folder"})
+        evaluate(Settings.of(config), Workdir(trained.root, "folder"))
+
+
+def test_a_report_says_why_it_shows_no_attention(trained):
+    report(Settings.of(vector_config()), trained)
+    assert "reads no ECG tokens" in trained.report.read_text()
+
+
+def test_perturbed_signals_are_asked_with(trained):
+    config = vector_config(**{"eval.perturb": ("noise", "dropout"), "eval.name": "faults"})
+    evaluate(Settings.of(config), Workdir(trained.root, "faults"))
+    assert set(json.loads(Workdir(trained.root, "faults").results.read_text())["perturbed"]) == {"noise", "dropout"}
+    row = generations(Workdir(trained.root, "faults"))[0]
+    assert np.isfinite(row["log_prob"])
