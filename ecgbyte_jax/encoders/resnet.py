@@ -43,7 +43,8 @@ class BatchNorm(nnx.Module):
         mean, variance = self.mean[...], self.variance[...]
         if training:
             count = x.shape[0] * x.shape[2]
-            batch_mean, batch_variance = jnp.mean(x, axis=(0, 2)), jnp.var(x, axis=(0, 2))
+            batch_mean = jnp.mean(x, axis=(0, 2))
+            batch_variance = jnp.mean((x - batch_mean[:, None]) ** 2, axis=(0, 2))
             self.mean[...] = mean + _MOMENTUM * (batch_mean - mean)
             self.variance[...] = variance + _MOMENTUM * (batch_variance * count / (count - 1) - variance)
             mean, variance = batch_mean, batch_variance

@@ -104,7 +104,7 @@ def encode_by_words(texts: list[str]) -> Iterator[np.ndarray]:
     hashed bags of words (Weinberger et al. 2009), and nothing is known of words that are alike.
     """
     for text in texts:
-        words = re.findall(r"\w+|[^\w\s]", text.lower())
+        words = re.findall(r"\w+", text.lower())
         terms = [*words, *map(" ".join, pairwise(words))] or [""]
         yield np.sum([_vector(term) for term in terms], axis=0)[None] / np.float32(len(terms) ** 0.5)
 
