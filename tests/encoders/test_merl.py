@@ -89,6 +89,23 @@ def draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return signals, texts, rng.random((2, ROWS, SHARED_WIDTH)).astype(np.float32)
 
 
+def torch_loss(w: dict, x: "torch.Tensor", text: np.ndarray, noise: np.ndarray | None) -> "torch.Tensor":
+    """The sum of both contrasts, of a ResNet's channels x [rows, channels, places]; without noise, nothing is dropped."""
+    tokens = torch.cat([w["pool/token"].expand(ROWS, 1, -1), linear(w, "to_shared", x.transpose(1, 2))], 1)
+    tokens = (tokens + w["pool/positions"]).transpose(0, 1)
+    names = [f"pool/attention/{part}" for part in "qkvo"]
+    kernels, biases = [w[f"{name}/kernel"].T for name in names], [w[f"{name}/bias"] for name in names]
+    ecg, _ = F.multi_head_attention_forward(
+        tokens[:1], tokens, tokens, 256, 4, torch.cat(kernels[:3]), torch.cat(biases[:3]), None, None, False, 0.0,
+        kernels[3], biases[3], need_weights=False,
+    )  # fmt: skip
+    views = [F.linear(x.mean(2), w[f"views/{n}/kernel"].T) for n in range(2)]
+    if noise is not None:
+        views = [view * torch.tensor(drawn >= 0.1) / 0.9 for view, drawn in zip(views, noise)]
+    embedded = linear(w, "text_out", F.gelu(linear(w, "text_in", torch.tensor(text))))
+    return torch_contrast(ecg[0], embedded) + torch_contrast(*views)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("published", [False, True])
 def test_losses_gradients_statistics_and_a_step_are_those_of_pytorch(published, rng):
@@ -104,23 +121,12 @@ def test_losses_gradients_statistics_and_a_step_are_those_of_pytorch(published, 
     low, high = x.amin((1, 2), keepdim=True), x.amax((1, 2), keepdim=True)
     x = 1000 * (x - low) / (high - low + 1e-6) if published else x / 0.2
     with torch.no_grad():
-        expected = copied(model.resnet)[0].eval()(x).mean(2).numpy()
-    features = nnx.jit(Merl.features)(model, signals)
+        trained = copied(model.resnet)[0].eval()(x)
+    features, evaluated = nnx.jit(lambda model: (model.features(signals), model.loss(signals, text)))(model)
+    expected = trained.mean(2).numpy()
     np.testing.assert_allclose(features, expected, atol=1e-5 * np.abs(expected).max())
-    x = resnet(x)
-    pool = torch.nn.MultiheadAttention(256, 4, batch_first=True)
-    tokens = torch.cat([w["pool/token"].expand(ROWS, 1, -1), linear(w, "to_shared", x.transpose(1, 2))], 1)
-    tokens = tokens + w["pool/positions"]
-    names = [f"pool/attention/{part}" for part in "qkvo"]
-    kernels, biases = [w[f"{name}/kernel"].T for name in names], [w[f"{name}/bias"] for name in names]
-    ecg, _ = F.multi_head_attention_forward(
-        tokens[:, :1].transpose(0, 1), tokens.transpose(0, 1), tokens.transpose(0, 1), 256, 4,
-        torch.cat(kernels[:3]), torch.cat(biases[:3]), None, None, False, 0.0, kernels[3], biases[3],
-        training=pool.training, need_weights=False,
-    )  # fmt: skip
-    views = [F.linear(x.mean(2), w[f"views/{n}/kernel"].T) * torch.tensor(noise[n] >= 0.1) / 0.9 for n in range(2)]
-    embedded = linear(w, "text_out", F.gelu(linear(w, "text_in", torch.tensor(text))))
-    theirs = torch_contrast(ecg[0], embedded) + torch_contrast(*views)
+    assert float(evaluated) == pytest.approx(torch_loss(w, trained, text, None).item(), rel=1e-5)
+    theirs = torch_loss(w, resnet(x), text, noise)
     theirs.backward()
 
     def loss_of(params: nnx.State, stats: nnx.State) -> tuple[jax.Array, nnx.State]:

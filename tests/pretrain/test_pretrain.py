@@ -19,6 +19,7 @@ from ecgbyte_jax.pretrain.objective import build_encoder, make_encoder_step
 from ecgbyte_jax.pretrain.pretrain import pretrain
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
+from ecgbyte_jax.stages import lineage
 from ecgbyte_jax.train import feed
 from ecgbyte_jax.train.checkpoint import Checkpoints
 from ecgbyte_jax.train.optim import make_optimizer
@@ -176,3 +177,17 @@ def test_reports_that_are_all_the_same_are_said(pretrained, monkeypatch):
     )
     with pytest.raises(ShardsError, match=r"1 different reports found of 32 training segments, at least 2 expected for kind"):
         pretrain(Settings.of(encoder_config("merl")), pretrained)
+
+
+def test_a_text_encoder_counts_by_its_content_wherever_it_is(pretrained, tmp_path):
+    digests = []
+    for place, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "model.safetensors").write_bytes(content)
+        (tmp_path / place / "config.json").write_text("{}")
+        config = encoder_config("merl")
+        config.encoder.text_encoder = str(tmp_path / place)
+        digests.append(lineage.pretrained(Settings.of(config), pretrained).digest())
+    config.encoder.text_encoder = ""
+    digests.append(lineage.pretrained(Settings.of(config), pretrained).digest())
+    assert digests[0] == digests[1] and len(set(digests)) == 3
