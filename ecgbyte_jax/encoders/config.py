@@ -1,4 +1,4 @@
-"""The settings of an encoder that is trained by restoring masked patches, the sizes that they name, and what a decoder sees."""
+"""The settings of the encoder that the first of two stages trains, the sizes that they name, and what a decoder reads."""
 
 from dataclasses import dataclass
 
@@ -6,9 +6,9 @@ from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.rules import Rule, at_least, check, one_of, setting
 
 LEADS = 12
-KINDS = ("mtae", "mlae", "st_mem")
 INPUTS = ("tokens", "encoder", "elf_base", "elf_patch", "elf_conv")
 CONNECTORS = ("linear", "mlp", "query")
+MASKED = ("mtae", "mlae", "st_mem")  # kinds of masked autoencoders
 _FEWEST, _BEST, _MOST = 16, 32, 64  # spans of a lead
 
 
@@ -30,23 +30,53 @@ SIZES = {
 
 
 @dataclass(frozen=True)
+class ResNetConfig:
+    """Blocks of the four stages, whether they are bottlenecks, and the channels of the first stage, which each next doubles."""
+
+    blocks: tuple[int, int, int, int]
+    bottleneck: bool
+    width: int = 64
+
+
+RESNETS = {
+    "resnet18": ResNetConfig((2, 2, 2, 2), bottleneck=False),
+    "resnet50": ResNetConfig((3, 4, 6, 3), bottleneck=True),
+    "resnet101": ResNetConfig((3, 4, 23, 3), bottleneck=True),
+    "tiny": ResNetConfig((1, 1, 1, 1), bottleneck=True, width=4),
+}
+SHARED_WIDTH = 256  # of MERL's space of ECGs and reports
+
+
+@dataclass(frozen=True)
 class EncoderConfig:
     """The encoder that the first of two stages trains."""
 
     kind: str = setting(
-        "st_mem", 'a patch is a span of all leads ("mtae"), a lead ("mlae"), a span of a lead ("st_mem")', one_of(*KINDS)
+        "st_mem",
+        'a patch is a span of all leads ("mtae"), a lead ("mlae"), a span of a lead ("st_mem"); "merl": reports, no patches',
+        one_of(*MASKED, "merl"),
     )
-    size: str = setting("base", '"base": ViT-B, 85 M parameters; "tiny": 0.07 M', one_of(*SIZES))
+    size: str = setting(
+        "base",
+        '"base": ViT-B, 85 M parameters; "tiny": 0.07 M; merl: "resnet18", "resnet50", "resnet101" (published) or "tiny"',
+        one_of(*dict.fromkeys((*SIZES, *RESNETS))),
+    )
     patch: int = setting(
         0,
         "mtae, st_mem: samples of a span; 0: the divisor of the segment that makes 16 to 64 spans, nearest to 32",
         at_least(0),
     )
     mask_share: float = setting(
-        0.75, "share of the patches that are hidden", Rule(lambda share: 0 < share < 1, "above 0, below 1")
+        0.75, "mtae, mlae, st_mem: share of the patches that are hidden", Rule(lambda share: 0 < share < 1, "above 0, below 1")
     )
     published_scaling: bool = setting(
-        False, "each segment is scaled to 0..1, which loses its amplitude; otherwise units are 0.2 mV"
+        False, "each segment is scaled to 0..1 (merl: 0..1000), which loses its amplitude; otherwise units are 0.2 mV"
+    )
+    text_encoder: str = setting(
+        "",
+        'merl: a Hugging Face folder of a BERT, which stays as it is (published: a medical one); "": none, a report is the sum '
+        "of fixed random vectors, one for each of its words and pairs of words",
+        is_path=True,
     )
     pretrained: str = setting(
         "",
@@ -55,8 +85,17 @@ class EncoderConfig:
     )
 
     def __post_init__(self) -> None:
-        whole = self.kind == "mlae" and self.patch
-        check(self, [f"patch: {self.patch} found with kind 'mlae', whose patches are whole leads; 0 expected" if whole else ""])
+        why = {"mlae": "whose patches are whole leads", "merl": "which has no patches"}
+        sizes, merl = (RESNETS if self.kind == "merl" else SIZES), self.kind == "merl"
+        contradictions = {
+            f"size: {self.size!r} found with kind {self.kind!r}, one of {tuple(sizes)} expected": self.size not in sizes,
+            f"patch: {self.patch} found with kind {self.kind!r}, {why.get(self.kind)}; 0 expected": self.kind in why
+            and self.patch,
+            f"text_encoder: {self.text_encoder!r} found with kind {self.kind!r}, which reads no reports; '' expected": (
+                self.text_encoder != "" and not merl
+            ),
+        }
+        check(self, [problem for problem, found in contradictions.items() if found])
 
 
 @dataclass(frozen=True)

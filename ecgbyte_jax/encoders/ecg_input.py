@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ecgbyte_jax.encoders.config import LEADS, EcgInputConfig, EncoderConfig, patch_grid
+from ecgbyte_jax.encoders.encoder import make_encoder
 from ecgbyte_jax.encoders.layers import LayerNorm, Linear, token_vector
-from ecgbyte_jax.encoders.masked import MaskedAutoencoder
+from ecgbyte_jax.encoders.resnet import count_places
 from ecgbyte_jax.encoders.scaling import scale_mv
 from ecgbyte_jax.errors import ConfigError
 
@@ -118,11 +119,11 @@ class QueryConnector(nnx.Module):
 
 
 class EncoderInput(nnx.Module):
-    """An encoder, all of the ECG shown to it, and the connector of its features."""
+    """An encoder, all of the ECG shown to it, and the connector of its features; batch norms take their running statistics."""
 
     def __init__(self, encoder: EncoderConfig, config: EcgInputConfig, samples: int, width: int, rngs: nnx.Rngs):
-        self.encoder = MaskedAutoencoder(encoder, samples, rngs)
-        self.encoder.drop_decoder()
+        self.encoder = make_encoder(encoder, samples, rngs)
+        self.encoder.drop_objective()
         self.frozen = () if config.train_encoder else ("encoder",)
         make = QueryConnector if config.connector == "query" else MeanConnector
         self.connector = make(_features(encoder, samples), config, (self.encoder.width, width), rngs)
@@ -171,5 +172,7 @@ def make_ecg_input(config: EcgInputConfig, encoder: EncoderConfig, samples: int,
 
 def _features(encoder: EncoderConfig, samples: int) -> int:
     """How many features an encoder has of a segment."""
+    if encoder.kind == "merl":
+        return count_places(samples)
     grid = patch_grid(encoder, samples)
     return grid.groups * grid.patches

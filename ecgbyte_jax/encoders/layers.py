@@ -15,14 +15,15 @@ _EPS = 1e-5
 class Linear(nnx.Module):
     """x @ kernel + bias; Xavier-uniform kernel (Glorot & Bengio 2010), zero bias."""
 
-    def __init__(self, n_in: int, n_out: int, rngs: nnx.Rngs):
+    def __init__(self, n_in: int, n_out: int, rngs: nnx.Rngs, bias: bool = True):
         bound = (6 / (n_in + n_out)) ** 0.5
         self.kernel = nnx.Param(jax.random.uniform(rngs.params(), (n_in, n_out), minval=-bound, maxval=bound))
-        self.bias = nnx.Param(jnp.zeros(n_out))
+        self.bias = nnx.data(nnx.Param(jnp.zeros(n_out)) if bias else None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., n_in] to [..., n_out]."""
-        return x @ self.kernel[...] + self.bias[...]
+        y = x @ self.kernel[...]
+        return y if self.bias is None else y + self.bias[...]
 
 
 class LayerNorm(nnx.Module):
@@ -44,10 +45,13 @@ class Attention(nnx.Module):
         self.q, self.k, self.v, self.o = (Linear(width, width, rngs) for _ in range(4))
         self.heads = heads
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps tokens [B, T, D], each of which sees all, to [B, T, D]."""
-        q, k, v = (part(x).reshape(*x.shape[:2], self.heads, -1) for part in (self.q, self.k, self.v))  # [B, T, H, C]
-        return self.o(jax.nn.dot_product_attention(q, k, v).reshape(x.shape))
+    def __call__(self, queries: jax.Array, tokens: jax.Array) -> jax.Array:
+        """What each of the queries [B, T', D] takes from the tokens [B, T, D]: [B, T', D]."""
+        q, k, v = (self._split(each) for each in (self.q(queries), self.k(tokens), self.v(tokens)))  # [B, T, H, C]
+        return self.o(jax.nn.dot_product_attention(q, k, v).reshape(queries.shape))
+
+    def _split(self, x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[:2], self.heads, -1)
 
 
 class Block(nnx.Module):
@@ -60,7 +64,8 @@ class Block(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, T, D] to [B, T, D]."""
-        x = x + self.attention(self.attention_norm(x))
+        normed = self.attention_norm(x)
+        x = x + self.attention(normed, normed)
         return x + self.down(jax.nn.gelu(self.up(self.mlp_norm(x)), approximate=False))
 
 

@@ -96,8 +96,8 @@ class MaskedAutoencoder(nnx.Module):
         """The mean [B, D] of `tokens`."""
         return jnp.mean(self.tokens(signals), axis=1)
 
-    def drop_decoder(self) -> None:
-        """Leaves only what `encode` needs."""
+    def drop_objective(self) -> None:
+        """Leaves only what `tokens` needs."""
         for name in ("to_decoder", "mask_token", "decoder", "to_patch"):
             delattr(self, name)
 

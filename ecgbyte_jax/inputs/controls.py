@@ -3,6 +3,7 @@
 A score that does not fall with these says little about reading ECGs.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import grain
@@ -10,9 +11,10 @@ import numpy as np
 
 from ecgbyte_jax.ecg.records import LEADS
 from ecgbyte_jax.errors import ConfigError, ExampleError
-from ecgbyte_jax.inputs.batches import open_outlines, outlines_of
+from ecgbyte_jax.inputs.batches import open_ecgs, open_outlines, open_split, outlines_of
 from ecgbyte_jax.inputs.prepared import Prepared
 from ecgbyte_jax.inputs.shards import Sequence, read_lengths
+from ecgbyte_jax.inputs.signals import open_signals
 
 
 def open_shown(prepared: Prepared, split: str, shown: str, samples: int, seed: int) -> grain.MapDataset:
@@ -22,12 +24,12 @@ def open_shown(prepared: Prepared, split: str, shown: str, samples: int, seed: i
     the `samples` of a segment; "none": no token between <sig_start> and <sig_end>. Raises ShardsError as `open_split` does,
     ConfigError where no other patient's ECG can be shown.
     """
-    sequences = prepared.open_split(split)
+    sequences = open_split(prepared.shards, prepared.manifest, split, _open_ecgs(prepared, split))
     if shown == "own":
         return sequences
     if shown == "shuffled":
         opened = prepared.shards, prepared.manifest, split
-        donors, outlines, ecgs = _donors(outlines_of(*opened), split, seed), open_outlines(*opened), prepared.open_ecgs(split)
+        donors, outlines, ecgs = _donors(outlines_of(*opened), split, seed), open_outlines(*opened), _open_ecgs(prepared, split)
 
         def read(number: int) -> Sequence:
             places = donors[_places(outlines[number])]
@@ -36,6 +38,13 @@ def open_shown(prepared: Prepared, split: str, shown: str, samples: int, seed: i
         return grain.MapDataset.range(len(sequences)).map(read)
     same = _constant(prepared, shown, samples)
     return sequences.map(lambda sequence: replace(sequence, ecgs=(same,) * len(sequence.ecgs)))
+
+
+def _open_ecgs(prepared: Prepared, split: str) -> Callable[[int], np.ndarray]:
+    """Reads what a model reads of an ECG, see `PromptIds.spell`, by its number; raises ShardsError if a file is damaged."""
+    if prepared.ids.vectors:
+        return open_signals(prepared.workdir.signals).__getitem__
+    return open_ecgs(prepared.shards, prepared.manifest, split)
 
 
 def shown_lengths(prepared: Prepared, split: str, shown: str, sequences: grain.MapDataset, max_length: int) -> np.ndarray:

@@ -1,21 +1,15 @@
 """Opens the results of preparation: shards, manifest, tokenizers and the prompt's ids."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import grain
-import numpy as np
-
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.errors import ShardsError
 from ecgbyte_jax.files import file_digest
-from ecgbyte_jax.inputs.batches import open_ecgs, open_split
 from ecgbyte_jax.inputs.form import Form, open_form
 from ecgbyte_jax.inputs.prompt import PromptIds
 from ecgbyte_jax.inputs.shards import Manifest, read_manifest
-from ecgbyte_jax.inputs.signals import open_signals
 from ecgbyte_jax.inputs.text import load_text_tokenizer
 from ecgbyte_jax.run.workdir import Workdir
 
@@ -37,16 +31,6 @@ class Prepared:
     form: Form
     ecg_tokenizer: ECGTokenizer
     workdir: Workdir
-
-    def open_split(self, split: str) -> grain.MapDataset:
-        """The sequences of a split, in file order, with what a model reads of their ECGs, see `PromptIds.spell`."""
-        return open_split(self.shards, self.manifest, split, self.open_ecgs(split))
-
-    def open_ecgs(self, split: str) -> Callable[[int], np.ndarray]:
-        """Reads what a model reads of an ECG, by its number; raises ShardsError if a file is damaged."""
-        return (
-            open_signals(self.workdir.signals).__getitem__ if self.ids.vectors else open_ecgs(self.shards, self.manifest, split)
-        )
 
 
 def load_prepared(workdir: Workdir, vectors: int = 0) -> Prepared:

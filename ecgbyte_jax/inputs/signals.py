@@ -1,9 +1,10 @@
 """Batches of clean segments, for the encoders of two-stage baselines.
 
-Axes: B rows per batch, T samples per segment.
+Axes: B rows per batch, T samples per segment, F features of a report.
 """
 
 from pathlib import Path
+from typing import Protocol
 
 import grain
 import numpy as np
@@ -11,6 +12,12 @@ import numpy as np
 from ecgbyte_jax.errors import ShardsError
 from ecgbyte_jax.inputs.plan import Layout, Plan
 from ecgbyte_jax.inputs.shards import Sequence, read_signal
+
+
+class Reports(Protocol):
+    """Features float32 [F] by the number of a segment."""
+
+    def __getitem__(self, number: int) -> np.ndarray: ...
 
 
 def open_signals(folder: Path) -> grain.MapDataset:
@@ -41,15 +48,21 @@ def plan_segments(count: int, batch_size: int, epochs: float, seed: int) -> Plan
 
 
 def signal_batches(
-    signals: grain.MapDataset, numbers: np.ndarray, plan: Plan, rows: np.ndarray | None = None
+    signals: grain.MapDataset,
+    numbers: np.ndarray,
+    plan: Plan,
+    rows: np.ndarray | None = None,
+    reports: Reports | None = None,
 ) -> grain.MapDataset:
-    """The batches {signals: float32 [b, 12, T]} of a training: item n is step n + 1's.
+    """The batches {signals: float32 [b, 12, T]} of a training, with {reports: float32 [b, F]}: item n is step n + 1's.
 
-    rows: the numbers int [b] of the rows to make; None: all.
+    rows: the numbers int [b] of the rows to make; None: all. reports: the features [F] of each segment's report; None: none.
     """
 
     def to_batch(step: int) -> dict[str, np.ndarray]:
         chosen = numbers[np.concatenate(plan[step].rows)]
-        return {"signals": np.stack([signals[int(number)] for number in (chosen if rows is None else chosen[rows])])}
+        chosen = [int(number) for number in (chosen if rows is None else chosen[rows])]
+        batch = {"signals": np.stack([signals[number] for number in chosen])}
+        return batch if reports is None else batch | {"reports": np.stack([reports[number] for number in chosen])}
 
     return grain.MapDataset.range(len(plan)).map(to_batch)

@@ -1,4 +1,8 @@
-"""The training of a masked autoencoder: its parameters on the mesh, its step, its validation, its features.
+"""The training of an encoder: its parameters on the mesh, its step, its validation, its features.
+
+Masked autoencoders: the mean over a batch of the squared error of the hidden patches, sum_h |x_h - x'_h|^2 / (P H). MERL:
+C(ecg, report) + C(view 1, view 2), C(a, b) = -sum over both directions of mean_i log(exp(s_ii / t) / sum_j exp(s_ij / t)) with
+cosines s of all rows of the batch and t = 0.07. See `masked.MaskedAutoencoder.errors` and `merl.Merl.loss`.
 
 Axes: B batch, T samples, G groups, N patches of a group, D width.
 """
@@ -15,87 +19,112 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ecgbyte_jax.encoders.config import EncoderConfig, Grid, patch_grid
-from ecgbyte_jax.encoders.masked import MaskedAutoencoder
+from ecgbyte_jax.encoders.config import SHARED_WIDTH, EncoderConfig
+from ecgbyte_jax.encoders.encoder import Encoder, make_encoder
+from ecgbyte_jax.encoders.merl import Merl
 from ecgbyte_jax.model.sharding import abstract, make_sharded, put_batch, put_whole, settle
 from ecgbyte_jax.train.step import TrainState, make_update
 
 
 @dataclass(frozen=True)
 class EncoderParts:
-    """An encoder in parts: `nnx.merge(graphdef, params["encoder"])` is the encoder at its start."""
+    """An encoder in parts: `merge(params, statistics)` is the encoder at its start.
 
-    grid: Grid
+    statistics: the running statistics of its batch norms, empty where it has none.
+    """
+
     graphdef: Any
     params: dict[str, nnx.State]
+    statistics: dict[str, nnx.State]
 
-    def merge(self, params: dict[str, nnx.State]) -> MaskedAutoencoder:
-        """The encoder with these parameters."""
-        return nnx.merge(self.graphdef, params["encoder"])
+    def merge(self, params: dict[str, nnx.State], statistics: dict[str, nnx.State]) -> Encoder:
+        """The encoder with these parameters and statistics, of which it has copies."""
+        return nnx.merge(self.graphdef, params["encoder"], statistics["encoder"], copy=True)
 
 
-def build_encoder(config: EncoderConfig, samples: int, seed: int, mesh: Mesh, *, to_restore: bool = False) -> EncoderParts:
-    """The encoder of segments of so many samples, with random weights, the same on any mesh; abstract ones `to_restore`."""
+def build_encoder(
+    config: EncoderConfig, samples: int, seed: int, mesh: Mesh, text_width: int = 0, *, to_restore: bool = False
+) -> EncoderParts:
+    """The encoder of segments of so many samples, with random weights, the same on any mesh; abstract ones `to_restore`.
 
-    def make() -> tuple[nnx.GraphDef, nnx.State]:
-        return nnx.split(MaskedAutoencoder(config, samples, nnx.Rngs(jax.random.key(seed))), nnx.Param)
+    text_width: the number of features of a report, for MERL.
+    """
 
-    graphdef, shapes = nnx.eval_shape(make)
-    params = abstract({"encoder": shapes}, mesh) if to_restore else make_sharded(lambda: {"encoder": make()[1]}, mesh)
-    return EncoderParts(patch_grid(config, samples), graphdef, params)
+    def make() -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+        encoder = make_encoder(config, samples, nnx.Rngs(jax.random.key(seed)), text_width)
+        return nnx.split(encoder, nnx.Param, nnx.BatchStat)
+
+    graphdef, *shapes = nnx.eval_shape(make)
+    if to_restore:
+        params, statistics = (abstract({"encoder": part}, mesh) for part in shapes)
+    else:
+        params, statistics = make_sharded(lambda: tuple({"encoder": part} for part in make()[1:]), mesh)
+    return EncoderParts(graphdef, params, statistics)
 
 
 def make_encoder_step(
     parts: EncoderParts, optimizer: optax.GradientTransformation, seed: int
 ) -> Callable[[TrainState, Any, dict, int], tuple[TrainState, dict[str, jax.Array]]]:
-    """The jitted step, see `make_update`; which patches are hidden follows from the seed and the number of the step."""
+    """The jitted step, see `make_update`; what is hidden or dropped follows from the seed and the number of the step."""
 
-    def gradients_of(state: TrainState, frozen: Any, batch: dict[str, jax.Array], key: jax.Array) -> tuple[jax.Array, Any]:
-        return jax.value_and_grad(lambda params: jnp.mean(_errors(parts, params, batch["signals"], key)))(state.params)
+    def gradients_of(
+        state: TrainState, frozen: Any, batch: dict[str, jax.Array], key: jax.Array
+    ) -> tuple[jax.Array, Any, dict[str, nnx.State]]:
+        def loss_of(params: dict[str, nnx.State]) -> tuple[jax.Array, dict[str, nnx.State]]:
+            encoder = parts.merge(params, state.statistics)
+            return _loss(encoder, batch, key, training=True), {"encoder": nnx.state(encoder, nnx.BatchStat)}
+
+        (loss, statistics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        return loss, gradients, statistics
 
     return make_update(gradients_of, optimizer, seed)
 
 
 def make_encoder_validation(
     parts: EncoderParts, batches: grain.MapDataset, count: int, seed: int, mesh: Mesh
-) -> Callable[[Any], dict[str, float]]:
-    """(parameters) -> {valid_loss}: the mean error of the hidden patches of the first `count` batches, each time the same."""
+) -> Callable[[TrainState], dict[str, float]]:
+    """(state) -> {valid_loss}: the mean loss of the first `count` batches, each time with the same patches hidden."""
     chosen = [batches[number] for number in range(min(len(batches), count))]
     key = jax.random.fold_in(jax.random.key(seed), 2**31)  # of no step
 
     @jax.jit
-    def score(params: Any, signals: jax.Array, number: int) -> jax.Array:
-        return jnp.mean(_errors(parts, params, signals, jax.random.fold_in(key, number)))
+    def score(params: Any, statistics: Any, batch: dict[str, jax.Array], number: int) -> jax.Array:
+        return _loss(parts.merge(params, statistics), batch, jax.random.fold_in(key, number), training=False)
 
-    def validate(params: Any) -> dict[str, float]:
-        losses = [settle(score(params, put_batch(batch, mesh)["signals"], n)) for n, batch in enumerate(chosen)]
-        return {"valid_loss": float(sum(losses) / len(losses))}
+    def validate(state: TrainState) -> dict[str, float]:
+        scores = (score(state.params, state.statistics, put_batch(batch, mesh), n) for n, batch in enumerate(chosen))
+        return {"valid_loss": float(sum(map(settle, scores)) / len(chosen))}
 
     return validate
 
 
-def _errors(parts: EncoderParts, params: Any, signals: jax.Array, key: jax.Array) -> jax.Array:
-    noise = jax.random.uniform(key, (len(signals), parts.grid.groups, parts.grid.patches))
-    return parts.merge(params).errors(signals, noise)
+def _loss(encoder: Encoder, batch: dict[str, jax.Array], key: jax.Array, training: bool) -> jax.Array:
+    """The loss of a batch, float32 []; in training MERL drops channels and its norms take the batch's statistics."""
+    signals = batch["signals"]
+    if isinstance(encoder, Merl):
+        noise = jax.random.uniform(key, (2, len(signals), SHARED_WIDTH)) if training else None
+        return encoder.loss(signals, batch["reports"], noise)
+    noise = jax.random.uniform(key, (len(signals), encoder.grid.groups, encoder.grid.patches))
+    return jnp.mean(encoder.errors(signals, noise))
 
 
 def make_features(
     parts: EncoderParts, signals: grain.MapDataset, batch_size: int, mesh: Mesh
-) -> Callable[[Any, Sequence[int]], dict[int, np.ndarray]]:
-    """(parameters, numbers of segments) -> the encoder's features float32 [D] of each segment, the same on all hosts."""
+) -> Callable[[Any, Any, Sequence[int]], dict[int, np.ndarray]]:
+    """(parameters, statistics, numbers of segments) -> the encoder's features float32 [D] of each, the same on all hosts."""
 
-    def compute(params: Any, batch: jax.Array) -> jax.Array:
-        return parts.merge(params).features(batch)
+    def compute(params: Any, statistics: Any, batch: jax.Array) -> jax.Array:
+        return parts.merge(params, statistics).features(batch)
 
     compiled = jax.jit(compute, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
-    def features(params: Any, numbers: Sequence[int]) -> dict[int, np.ndarray]:
+    def features(params: Any, statistics: Any, numbers: Sequence[int]) -> dict[int, np.ndarray]:
         found: dict[int, np.ndarray] = {}
         for start in range(0, len(numbers), batch_size):
             chosen = numbers[start : start + batch_size]
             batch = np.stack([signals[number] for number in chosen])
             batch = np.pad(batch, ((0, batch_size - len(chosen)), (0, 0), (0, 0)))
-            found |= zip(chosen, np.asarray(settle(compiled(params, put_whole(batch, mesh)))))
+            found |= zip(chosen, np.asarray(settle(compiled(params, statistics, put_whole(batch, mesh)))))
         return found
 
     return features

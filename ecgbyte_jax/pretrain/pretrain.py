@@ -1,19 +1,21 @@
-"""Stage `pretrain`: from clean signals to an encoder's checkpoints, the first stage of a two-stage baseline."""
+"""Stage `pretrain`: from clean signals, and reports, to an encoder's checkpoints, the first stage of a two-stage baseline."""
 
 import json
+import shutil
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import grain
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ecgbyte_jax.encoders.config import SIZES, patch_grid
-from ecgbyte_jax.errors import ShardsError
+from ecgbyte_jax.encoders.config import SHARED_WIDTH, SIZES, patch_grid
+from ecgbyte_jax.encoders.merl import Merl
+from ecgbyte_jax.errors import ConfigError, ShardsError
 from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.inputs.batches import outlines_of
 from ecgbyte_jax.inputs.plan import Plan
@@ -30,9 +32,11 @@ from ecgbyte_jax.pretrain.objective import (
     make_features,
 )
 from ecgbyte_jax.pretrain.probe import choose_questions, probe
+from ecgbyte_jax.pretrain.reports import ReportFeatures, Reports, write_features
+from ecgbyte_jax.pretrain.text_encoder import read_bert
 from ecgbyte_jax.run.console import banner, console
 from ecgbyte_jax.run.cost import counted
-from ecgbyte_jax.run.processes import agree, leads
+from ecgbyte_jax.run.processes import agree, leads, wait_for_all
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.stages import lineage
@@ -40,7 +44,7 @@ from ecgbyte_jax.train.feed import Feed
 from ecgbyte_jax.train.folder import TrainingFolder
 from ecgbyte_jax.train.loop import Loop, Profile
 from ecgbyte_jax.train.optim import make_optimizer
-from ecgbyte_jax.train.step import abstract_state, start_state
+from ecgbyte_jax.train.step import TrainState, abstract_state, start_state
 
 _PROBED = 2000  # segments of a question, at most
 
@@ -50,9 +54,10 @@ def pretrain(settings: Settings, workdir: Workdir) -> None:
 
     The first time, the recordings are read again. Training, its checkpoints and what it displaces are as in stage `train`, in
     the folder pretrain/; health.json there says what the encoder restores and what a linear probe of its features tells.
-    Raises ConfigError for patches that do not fill a segment, ShardsError where a split does not fill a batch.
+    Raises ConfigError for patches that do not fill a segment and for MERL's batches of one, WeightsError for a text encoder
+    that is no BERT, ShardsError where a split does not fill a batch or says the same of all its segments.
     """
-    patch_grid(settings.encoder, settings.signal.segment_length)
+    _check_encoder(settings)
     stage = lineage.pretrained(settings, workdir)
     folder = TrainingFolder(stage, workdir.pretrain, partial(lineage.keep_settings, settings, workdir, "pretrain"))
     folder.take_back()
@@ -61,6 +66,8 @@ def pretrain(settings: Settings, workdir: Workdir) -> None:
         return
     mesh = make_mesh(**asdict(settings.mesh))
     check_batch_size(mesh, settings.pretrain.batch_size, "pretrain.batch_size")
+    if settings.encoder.kind == "merl":
+        _write_reports(settings, workdir)
     clean_signals(settings, workdir)
     with jax.set_mesh(mesh), counted(workdir, "pretrain", stage, jax.device_count(), keep=leads()):
         checkpoint, checksum, health = _train(settings, workdir, mesh, folder)
@@ -71,50 +78,93 @@ def pretrain(settings: Settings, workdir: Workdir) -> None:
         stage.finish([checkpoint], result=[stage.digest(), checksum])
 
 
+def _check_encoder(settings: Settings) -> None:
+    """Refuses what cannot work before anything is read."""
+    encoder, size = settings.encoder, settings.pretrain.batch_size
+    if encoder.kind != "merl":
+        patch_grid(encoder, settings.signal.segment_length)
+    elif size < 2:
+        raise ConfigError(
+            f"pretrain.batch_size: {size} found with kind 'merl', which contrasts the segments of a batch; 2 expected"
+        )
+    elif encoder.text_encoder:
+        read_bert(Path(encoder.text_encoder))
+
+
+def _write_reports(settings: Settings, workdir: Workdir) -> None:
+    """Encodes the answers about each segment, unless an earlier command has."""
+    stage = lineage.reports(settings, workdir)
+    if leads() and not stage.finished():
+        manifest = read_manifest(workdir.shards)
+        reports = Reports.of([each for split in ("train", "valid") for each in outlines_of(workdir.shards, manifest, split)])
+        if workdir.reports_marker.parent.exists():
+            shutil.rmtree(workdir.reports_marker.parent)
+        stage.begin()
+        write_features(workdir.report_features, reports, settings.encoder.text_encoder)
+        stage.finish([workdir.report_features])
+    wait_for_all("the reports are encoded")
+
+
 @dataclass(frozen=True)
 class _Data:
-    """The prepared segments: all, the numbers of those of both splits, and what is asked about these."""
+    """The prepared segments: all, the numbers of those of both splits, what is asked about these, and their reports."""
 
     signals: grain.MapDataset
     train: np.ndarray
     valid: np.ndarray
     asked: tuple[list[Sequence], list[Sequence]]
+    reports: ReportFeatures | None
 
     @classmethod
-    def open(cls, workdir: Workdir) -> "_Data":
+    def open(cls, workdir: Workdir, with_reports: bool) -> "_Data":
         manifest = read_manifest(workdir.shards)
         train, valid = (outlines_of(workdir.shards, manifest, split) for split in ("train", "valid"))
-        return cls(open_signals(workdir.signals), segments_of(train), segments_of(valid), (train, valid))
+        signals = open_signals(workdir.signals)
+        if not with_reports:
+            return cls(signals, segments_of(train), segments_of(valid), (train, valid), None)
+        reports = Reports.of(train + valid)
+        numbers = [segments_of([each for each in split if len(each.ecgs) == 1]) for split in (train, valid)]
+        different = {reports.of_segment[int(number)] for number in numbers[0]}
+        if len(different) < 2:
+            raise ShardsError(
+                f"{workdir.shards}: {len(different)} different reports found of {len(numbers[0])} training segments, at least "
+                "2 expected for kind 'merl', which tells them apart"
+            )
+        return cls(signals, *numbers, (train, valid), ReportFeatures.open(workdir.report_features, reports))
 
 
 def _train(settings: Settings, workdir: Workdir, mesh: Mesh, folder: TrainingFolder) -> tuple[Path, int, dict[str, float]]:
     """The last checkpoint, its checksum, and the encoder's health."""
     how, seed, samples = settings.pretrain, settings.seed, settings.signal.segment_length
-    data, rows = _Data.open(workdir), rows_here(mesh, how.batch_size)
+    merl = settings.encoder.kind == "merl"
+    data, rows = _Data.open(workdir, with_reports=merl), rows_here(mesh, how.batch_size)
+    text_width = data.reports.features.shape[1] if data.reports else 0
+    build = partial(build_encoder, settings.encoder, samples, seed, mesh, text_width)
     if len(data.train) * how.epochs < how.batch_size:
         raise ShardsError(
             f"{len(data.train)} training segments and {how.epochs} epochs found for pretrain.batch_size {how.batch_size}: at "
             "least one batch expected"
         )
     plan = plan_segments(len(data.train), how.batch_size, how.epochs, seed)
-    batches = signal_batches(data.signals, data.train, plan, rows)
+    batches = signal_batches(data.signals, data.train, plan, rows, data.reports)
     about = {"config": json.loads(json.dumps(asdict(settings))), "digests": {"signals": folder.stage.inputs}, "seed": seed}
     with ExitStack() as opened:
         here = folder.open(about, how.keep_checkpoints, how.wandb_project, opened)
         resumed = here.resumed
-        parts = build_encoder(settings.encoder, samples, seed, mesh, to_restore=resumed)
-        optimizer, schedule = make_optimizer(settings.pretrain_optim, SIZES[settings.encoder.size][0].width, len(plan))
-        like = abstract_state(parts.params, optimizer, mesh)
+        parts = build(to_restore=resumed)
+        width = SHARED_WIDTH if merl else SIZES[settings.encoder.size][0].width
+        optimizer, schedule = make_optimizer(settings.pretrain_optim, width, len(plan))
+        like = abstract_state(parts.params, optimizer, mesh, parts.statistics)
         state, start = here.newest(like)
         if state is None:
-            parts = build_encoder(settings.encoder, samples, seed, mesh) if resumed else parts
-            state = start_state(parts.params, optimizer, mesh)
+            parts = build() if resumed else parts
+            state = start_state(parts.params, optimizer, mesh, parts.statistics)
         _show_start(settings, mesh, parts, data, plan, start)
         step = make_encoder_step(parts, optimizer, seed)
         validate = None
         if len(data.valid) >= how.batch_size:
             valid_plan = plan_segments(len(data.valid), how.batch_size, 1.0, seed)
-            valid = signal_batches(data.signals, data.valid, valid_plan, rows)
+            valid = signal_batches(data.signals, data.valid, valid_plan, rows, data.reports)
             validate = make_encoder_validation(parts, valid, how.valid_batches, seed, mesh)
 
         def figures(number: int, seconds: float) -> dict[str, float]:
@@ -128,32 +178,44 @@ def _train(settings: Settings, workdir: Workdir, mesh: Mesh, folder: TrainingFol
         last = loop.run(state, start, Feed(batches, start, mesh), step, validate, Profile(workdir.pretrain.profile))
         written = loop.outputs.checkpoints
         written.wait()
-        trained = written.load(last, {"params": like.params})["params"]
-        health = (validate(trained) if validate else {}) | _variance(parts, trained, data)
-        health |= _probe(settings, mesh, parts, data, trained)
+        trained = replace(like, **written.load(last, {"params": like.params, "statistics": like.statistics}))
+        health = (validate(trained) if validate else {}) | _of_nothing(how.batch_size, parts, trained, data)
+        health |= _probe(settings, mesh, parts, data, trained, build)
         return written.path(last), written.checksum(last), health
 
 
-def _variance(parts: EncoderParts, trained: Any, data: _Data) -> dict[str, float]:
-    """The variance that validation segments have within themselves, to which a loss is to be compared."""
+def _of_nothing(batch_size: int, parts: EncoderParts, trained: TrainState, data: _Data) -> dict[str, float]:
+    """What a loss is to be compared to: the variance of validation segments within themselves; MERL's loss of equal scores."""
+    encoder = parts.merge(trained.params, trained.statistics)
+    if isinstance(encoder, Merl):
+        return {"loss_of_nothing": float(4 * np.log(batch_size))}
     if not len(data.valid):
         return {}
-    patches = parts.merge(trained).cut(np.stack([data.signals[int(number)] for number in data.valid[:_PROBED]]))
+    patches = encoder.cut(np.stack([data.signals[int(number)] for number in data.valid[:_PROBED]]))
     return {"valid_variance": float(np.var(patches, axis=(1, 2, 3)).mean())}
 
 
-def _probe(settings: Settings, mesh: Mesh, parts: EncoderParts, data: _Data, trained: Any) -> dict[str, float]:
+def _probe(
+    settings: Settings, mesh: Mesh, parts: EncoderParts, data: _Data, trained: TrainState, build: Callable[[], EncoderParts]
+) -> dict[str, float]:
     """What a linear probe of the encoder's features scores, beside that of the encoder before its training."""
     questions = choose_questions(*data.asked, _PROBED)
     if not questions:
         return {}
     numbers = sorted({int(number) for question in questions for part in (question.train, question.valid) for number in part[0]})
     features = make_features(parts, data.signals, settings.pretrain.batch_size, mesh)
-    start = build_encoder(settings.encoder, settings.signal.segment_length, settings.seed, mesh).params
-    names = {"probe": trained, "probe_before_training": start}
-    scores = {name: probe(questions, features(params, numbers)) for name, params in names.items()}
+    encoders = {"probe": trained, "probe_before_training": build()}
+    scores = {name: probe(questions, features(of.params, of.statistics, numbers)) for name, of in encoders.items()}
     chance = float(np.mean([1 / len(question.answers) for question in questions]))
     return {"probed_questions": len(questions)} | scores | {"probe_of_nothing": chance}
+
+
+def _describe_input(settings: Settings, data: _Data) -> str:
+    if data.reports:
+        by = f"BERT, {settings.encoder.text_encoder}" if settings.encoder.text_encoder else "random vectors of their words"
+        return f"{len(data.reports.reports.texts)} different texts as {data.reports.features.shape[1]} features each, by {by}"
+    grid = patch_grid(settings.encoder, settings.signal.segment_length)
+    return f"{grid.groups * grid.patches} patches of {grid.values} values in a segment"
 
 
 def _show_start(settings: Settings, mesh: Mesh, parts: EncoderParts, data: _Data, plan: Plan, start: int) -> None:
@@ -161,8 +223,8 @@ def _show_start(settings: Settings, mesh: Mesh, parts: EncoderParts, data: _Data
     rows = {
         "devices": f"{jax.device_count()} x {device.device_kind}, {jax.process_count()} process(es)",
         "mesh": ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
-        "encoder": f"{encoder.kind}, {encoder.size}: {count(parts.params):,} parameters with the decoder",
-        "patches": f"{parts.grid.groups * parts.grid.patches} of {parts.grid.values} values in a segment",
+        "encoder": f"{encoder.kind}, {encoder.size}: {count(parts.params):,} parameters with those of its objective alone",
+        "reads": _describe_input(settings, data),
         "training segments": f"{len(data.train)}; {len(data.valid)} for validation",
         "steps": f"{len(plan)} of {size} segments" + (f", going on from {start}" if start else ""),
     }

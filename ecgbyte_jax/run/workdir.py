@@ -166,6 +166,16 @@ class Workdir:
         return self.signals / MARKER
 
     @property
+    def reports_marker(self) -> Path:
+        """The marker of the reports' features."""
+        return self.root / "reports" / MARKER
+
+    @property
+    def report_features(self) -> Path:
+        """The features of the reports that an encoder is trained to agree with."""
+        return self.root / "reports" / "features.npy"
+
+    @property
     def pretrain(self) -> "Workdir":
         """The encoder's training, with checkpoints and figures as a run has them."""
         return Workdir(self.root / "pretrain")

@@ -68,6 +68,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "train.patience_delta",
     ),
     "signals": (),  # those of `prepare`, whose outputs they belong to
+    "reports": (),  # those of `prepare`, whose texts they are, and the text encoder's content
     "pretrain": (
         "seed",
         "encoder.kind",
@@ -116,6 +117,7 @@ CHANGES_NO_OUTPUT = (
     "tokenizer.file",
     "prepare",
     "model.pretrained",
+    "encoder.text_encoder",
     "train.valid_answers",
     "train.keep_checkpoints",
     "train.wandb_project",
@@ -148,6 +150,7 @@ _VERSIONS = {
     "tokenizer report": 1,
     "prepare": 6,
     "signals": 1,
+    "reports": 1,
     "pretrain": 1,
     "train": 4,
     "answers": 7,
@@ -211,9 +214,24 @@ def signals(settings: Settings, workdir: Workdir) -> Stage:
     return Stage("signals", workdir.signals_marker, depends_on("signals", settings), prepared(settings, workdir).require())
 
 
+def reports(settings: Settings, workdir: Workdir) -> Stage:
+    """The features of the prepared texts by a text encoder, which counts by its content: of several processes all must call.
+
+    Raises ConfigError as `signals` does.
+    """
+    texts = prepared(settings, workdir).require()
+    inputs = json_digest([texts, *_text_encoder(settings.encoder.text_encoder)])
+    return Stage("reports", workdir.reports_marker, depends_on("reports", settings), inputs)
+
+
 def pretrained(settings: Settings, workdir: Workdir) -> Stage:
-    """The training of an encoder on the segments of what was prepared; raises ConfigError as `signals` does."""
+    """The training of an encoder on the segments of what was prepared, and their reports; raises ConfigError as `signals` does.
+
+    Of several processes all must call.
+    """
     inputs = signals(settings, workdir).digest()
+    if settings.encoder.kind == "merl":
+        inputs = json_digest([inputs, reports(settings, workdir).digest()])
     return Stage("pretrain", workdir.pretrain.train_marker, depends_on("pretrain", settings), inputs)
 
 
@@ -332,7 +350,20 @@ def _text_tokenizer(pretrained: str) -> str:
     folder = locate(pretrained)
     if folder.is_file():
         return json_digest(tokenizer_metadata(open_gguf(folder)))
-    return content_digest(sorted({file for pattern in _TEXT_FILES for file in folder.glob(pattern) if file.is_file()}))
+    return content_digest(_text_files(folder))
+
+
+def _text_files(folder: Path) -> list[Path]:
+    return sorted({file for pattern in _TEXT_FILES for file in folder.glob(pattern) if file.is_file()})
+
+
+def _text_encoder(folder: str) -> tuple[str, ...]:
+    """Of what a BERT's weights, config.json and tokenizer hold; () where there is none."""
+    if not folder:
+        return ()
+    from ecgbyte_jax.train.restore import weights_digest
+
+    return weights_digest(folder), content_digest(_text_files(Path(folder)))
 
 
 def _weights(pretrained: str) -> tuple[str, ...]:

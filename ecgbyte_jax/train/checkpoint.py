@@ -90,6 +90,10 @@ class Checkpoints:
         checksums = self._metadata(step).custom_metadata["checksums"]
         return sum((2 * number + 1) * checksums[name] for number, name in enumerate(sorted(checksums))) % 2**32
 
+    def shapes(self, step: int) -> dict[str, tuple[int, ...]]:
+        """The shape of every array of a checkpoint, by its path with slashes."""
+        return _shapes(self._metadata(step).metadata)
+
     def load(self, step: int, like: Any) -> Any:
         """The state of `step`, with the structure, types and shardings of `like` (arrays or jax.ShapeDtypeStruct).
 

@@ -109,7 +109,7 @@ class Loop:
                 if not due and not stop:
                     continue
                 line, waiting = self._read(*waiting), None
-                line |= validate(state.params) if validate and due else {}
+                line |= validate(state) if validate and due else {}
                 report(number, self._write(line, state))
                 self.outputs.checkpoints.save(number, state, self.about, line.get("valid_loss"))
                 self._clock = time.monotonic()

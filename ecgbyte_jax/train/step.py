@@ -27,23 +27,27 @@ _LOGITS_BYTES = 2**28  # held by a device at once; the gradient takes as much ag
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """All that a step changes: the trained parameters, the optimizer's state, the number of steps taken (int32 [])."""
+    """All that a step changes: the trained parameters, the optimizer's state, the number of steps taken (int32 []).
+
+    statistics: what norms keep of the batches they have seen, without gradients; None for a model that has no such norms.
+    """
 
     params: Any
     opt_state: Any
     step: jax.Array
+    statistics: Any = None
 
 
-def start_state(trained: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def start_state(trained: Any, optimizer: optax.GradientTransformation, mesh: Mesh, statistics: Any = None) -> TrainState:
     """Step 0; the optimizer's moments are split over the mesh like their parameters."""
     opt_state = make_sharded(lambda: optimizer.init(jax.tree.map(jnp.zeros_like, trained)), mesh)
-    return TrainState(trained, opt_state, place(jnp.int32(0), mesh))
+    return TrainState(trained, opt_state, place(jnp.int32(0), mesh), statistics)
 
 
-def abstract_state(trained: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def abstract_state(trained: Any, optimizer: optax.GradientTransformation, mesh: Mesh, statistics: Any = None) -> TrainState:
     """The shapes, types and shardings of a state, for a checkpoint to be read into; `trained` may be abstract."""
     step = jax.ShapeDtypeStruct((), jnp.int32)
-    return abstract(TrainState(trained, jax.eval_shape(optimizer.init, trained), step), mesh)
+    return abstract(TrainState(trained, jax.eval_shape(optimizer.init, trained), step, statistics), mesh)
 
 
 def answer_loss(model: Decoder, batch: dict[str, jax.Array], dropout_key: jax.Array | None = None) -> jax.Array:
@@ -133,15 +137,15 @@ def make_step(
         sums, _ = jax.lax.scan(add, (jnp.float32(0), zeros), (_split(batch, accumulate), jnp.arange(accumulate)))
         return sums[0], jax.tree.map(lambda total, p: total.astype(p.dtype), sums[1], state.params)
 
-    return make_update(gradients_of, optimizer, seed if dropout > 0 else None)
+    return make_update(lambda state, *rest: (*gradients_of(state, *rest), None), optimizer, seed if dropout > 0 else None)
 
 
 def make_update(
-    gradients_of: Callable[[TrainState, Any, dict, jax.Array | None], tuple[jax.Array, Any]],
+    gradients_of: Callable[[TrainState, Any, dict, jax.Array | None], tuple[jax.Array, Any, Any]],
     optimizer: optax.GradientTransformation,
     seed: int | None,
 ) -> Callable[[TrainState, Any, dict, int], tuple[TrainState, dict[str, jax.Array]]]:
-    """The jitted step, as `make_step` has it, of (state, frozen, batch, key) -> (loss, gradients).
+    """The jitted step, as `make_step` has it, of (state, frozen, batch, key) -> (loss, gradients, new statistics).
 
     The key follows from `seed` and the number of the step; None where `seed` is.
     """
@@ -151,10 +155,10 @@ def make_update(
         state: TrainState, frozen: Any, batch: dict[str, jax.Array], number: int
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         key = None if seed is None else jax.random.fold_in(jax.random.key(seed), state.step)
-        loss, gradients = gradients_of(state, frozen, batch, key)
+        loss, gradients, statistics = gradients_of(state, frozen, batch, key)
         norm = optax.tree.norm(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        new = TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
+        new = TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1, statistics)
         taken = jnp.isfinite(loss) & jnp.isfinite(norm) & (new.step == number)
         return jax.tree.map(partial(jnp.where, taken), new, state), {"loss": loss, "grad_norm": norm}
 

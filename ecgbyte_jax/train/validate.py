@@ -19,13 +19,13 @@ from ecgbyte_jax.model.sharding import check_batch_size, put_batch, settle
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.train.feed import plan_batches
-from ecgbyte_jax.train.step import answer_loss, answer_tokens
+from ecgbyte_jax.train.step import TrainState, answer_loss, answer_tokens
 
 
 def make_validation(
     settings: Settings, workdir: Workdir, prepared: Prepared, parts: Parts, mesh: Mesh
-) -> Callable[[Any], dict[str, float]] | None:
-    """(trained parameters) -> {valid_loss, and valid_exact_match where `train.valid_answers` is above 0}.
+) -> Callable[[TrainState], dict[str, float]] | None:
+    """(state) -> {valid_loss, and valid_exact_match where `train.valid_answers` is above 0}.
 
     The loss is the mean over the answer tokens of the same batches each time, without dropout. None where the split does not
     fill a batch.
@@ -40,10 +40,10 @@ def make_validation(
     def score(params: Any, frozen: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         return answer_loss(nnx.merge(parts.graphdef, params, frozen), batch), answer_tokens(batch)
 
-    def validate(params: Any) -> dict[str, float]:
-        sums = [settle(score(params, parts.frozen, put_batch(batch, mesh))) for batch in batches]
+    def validate(state: TrainState) -> dict[str, float]:
+        sums = [settle(score(state.params, parts.frozen, put_batch(batch, mesh))) for batch in batches]
         loss = {"valid_loss": float(sum(loss for loss, _ in sums) / sum(tokens for _, tokens in sums))}
-        return loss | ({"valid_exact_match": match(params)} if match else {})
+        return loss | ({"valid_exact_match": match(state.params)} if match else {})
 
     return validate
 

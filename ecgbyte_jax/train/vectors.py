@@ -9,13 +9,15 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from ecgbyte_jax.encoders.ecg_input import check_vectors, make_ecg_input
-from ecgbyte_jax.encoders.masked import MaskedAutoencoder
+from ecgbyte_jax.encoders.encoder import make_encoder
 from ecgbyte_jax.errors import CheckpointError, ConfigError
 from ecgbyte_jax.model.build import MakeEcgInput, Parts
 from ecgbyte_jax.model.sharding import abstract
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.train.checkpoint import Checkpoints, DamagedCheckpointError
+
+_TEXT = "params/encoder/text_in/kernel/value"  # of MERL: [features of a report, D]
 
 
 def vectors_of(settings: Settings) -> int:
@@ -59,28 +61,31 @@ def with_encoder(parts: Parts, settings: Settings, workdir: Workdir, mesh: Mesh)
     pretrained = settings.encoder.pretrained
     if settings.ecg_input.kind != "encoder" or pretrained == "random":
         return parts
-    state = parts.trained if settings.ecg_input.train_encoder else parts.frozen
-    encoder = state["ecg_input"]["encoder"]
-    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(encoder)):
-        return parts
-    loaded = dict(jax.tree.leaves_with_path(_load(settings, Workdir(Path(pretrained)) if pretrained else workdir, mesh)))
-    state["ecg_input"]["encoder"] = jax.tree.map_with_path(lambda path, _: loaded[path], encoder)
+    loaded = _load(settings, Workdir(Path(pretrained)) if pretrained else workdir, mesh)
+    for state in (parts.trained, parts.frozen):
+        encoder = state.get("ecg_input", {}).get("encoder")
+        if encoder and not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(encoder)):
+            state["ecg_input"]["encoder"] = jax.tree.map_with_path(lambda path, _: loaded[path], encoder)
     return parts
 
 
-def _load(settings: Settings, workdir: Workdir, mesh: Mesh) -> nnx.State:
-    """The parameters of a finished first stage's encoder."""
+def _load(settings: Settings, workdir: Workdir, mesh: Mesh) -> dict[tuple, jax.Array]:
+    """The parameters and running statistics of a finished first stage's encoder, by their paths."""
     config, samples = settings.encoder, settings.signal.segment_length
     with closing(Checkpoints(workdir.pretrain.checkpoints, keep=None)) as checkpoints:
         step = checkpoints.latest()
         if step is None:
             raise CheckpointError(f"{workdir.pretrain.checkpoints}: no checkpoint there; run --stage=pretrain again")
         _check_origin(checkpoints.about(step)["config"], settings, checkpoints.path(step))
-        shapes = nnx.eval_shape(lambda: nnx.state(MaskedAutoencoder(config, samples, nnx.Rngs(0)), nnx.Param))
+        text_width, *_ = checkpoints.shapes(step).get(_TEXT, (1,))
+        encoder = nnx.eval_shape(lambda: make_encoder(config, samples, nnx.Rngs(0), text_width))
+        params, statistics = nnx.state(encoder, nnx.Param, nnx.BatchStat)
+        like = {"params": {"encoder": params}, "statistics": {"encoder": statistics}}
         try:
-            return checkpoints.load(step, {"params": abstract({"encoder": shapes}, mesh)})["params"]["encoder"]
+            loaded = checkpoints.load(step, abstract(like, mesh))
         except DamagedCheckpointError as error:
             raise CheckpointError(f"{error}; remove that folder and run --stage=pretrain to have it again") from error
+    return {path: leaf for part in loaded.values() for path, leaf in jax.tree.leaves_with_path(part["encoder"])}
 
 
 def _check_origin(trained: dict[str, Any], settings: Settings, path: Path) -> None:

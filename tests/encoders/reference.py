@@ -30,7 +30,7 @@ def random_weights(make: Callable[[], nnx.Module]) -> nnx.Module:
         if "kernel" in name:
             drawn *= leaf.shape[0] ** -0.5
         else:
-            drawn = 0.05 * drawn + ("scale" in name)
+            drawn = 0.05 * drawn + ("scale" in name or "variance" in name)
         return drawn.astype(np.float32)
 
     return nnx.merge(graphdef, jax.tree.map_with_path(draw, state))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ecgbyte_jax.encoders.config import KINDS, SIZES, EncoderConfig, count_kept, patch_grid
+from ecgbyte_jax.encoders.config import MASKED, SIZES, EncoderConfig, count_kept, patch_grid
 from ecgbyte_jax.encoders.masked import MaskedAutoencoder
 from ecgbyte_jax.errors import ConfigError, SettingsError
 from tests.encoders.reference import (
@@ -97,7 +97,7 @@ def test_features_loss_gradients_and_a_step_are_those_of_pytorch(kind):
     check_step(params, gradients, w)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MASKED)
 def test_hidden_patches_do_not_change_what_the_encoder_sees(kind):
     model, signals, noise = make(kind)
     order = np.argsort(noise, axis=-1)
@@ -119,7 +119,7 @@ def test_a_segment_has_the_number_of_spans_nearest_to_32(samples, spans):
 
 
 def test_a_quarter_of_the_patches_is_kept_rounded_down():
-    kept = {kind: count_kept(patch_grid(EncoderConfig(kind), 500), 0.75) for kind in KINDS}
+    kept = {kind: count_kept(patch_grid(EncoderConfig(kind), 500), 0.75) for kind in MASKED}
     assert kept == {"mtae": 6, "mlae": 3, "st_mem": 6}
 
 

@@ -1,5 +1,7 @@
 import json
 import shutil
+from contextlib import closing
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
-from ecgbyte_jax.errors import ConfigError, ShardsError
+from ecgbyte_jax.errors import ConfigError, ShardsError, WeightsError
 from ecgbyte_jax.inputs.batches import open_split, outlines_of
 from ecgbyte_jax.inputs.shards import read_manifest
 from ecgbyte_jax.inputs.signals import open_signals, plan_segments, segments_of
@@ -18,16 +20,18 @@ from ecgbyte_jax.pretrain.objective import build_encoder, make_encoder_step
 from ecgbyte_jax.pretrain.pretrain import pretrain
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
+from ecgbyte_jax.stages import lineage
 from ecgbyte_jax.train import feed
+from ecgbyte_jax.train.checkpoint import Checkpoints
 from ecgbyte_jax.train.optim import make_optimizer
 from ecgbyte_jax.train.step import start_state
 from tests.small import small_config
 
 
-def encoder_config() -> ConfigDict:
+def encoder_config(kind: str = "mtae") -> ConfigDict:
     """8 steps of a tiny encoder on the small demo's 32 training segments."""
     config = small_config()
-    config.encoder.kind, config.encoder.size = "mtae", "tiny"
+    config.encoder.kind, config.encoder.size = kind, "tiny"
     config.pretrain.batch_size, config.pretrain.epochs, config.pretrain.checkpoint_every = 8, 2.0, 3
     config.pretrain_optim.preset, config.pretrain_optim.warmup = "adamw", 1
     return config
@@ -72,18 +76,43 @@ def test_training_falls_validates_and_is_done_once(pretrained, monkeypatch):
     pretrain(Settings.of(encoder_config()), pretrained)
 
 
-def test_killed_and_resumed_it_gives_the_same_bits(pretrained, prepared, tmp_path, monkeypatch):
-    workdir = Workdir(tmp_path / "w")
+def check_resumed(kind: str, whole: Workdir, prepared, tmp_path, monkeypatch) -> None:
+    """Kills a training after some of its steps, goes on with it, and compares it with one that was never killed."""
+    workdir = Workdir(tmp_path / "killed")
     shutil.copytree(prepared, workdir.root)
-    shutil.copytree(pretrained.signals, workdir.signals)
+    shutil.copytree(whole.signals, workdir.signals)
     with monkeypatch.context() as patch:
         put, calls = feed.put_batch, iter(range(100))
         patch.setattr(feed, "put_batch", lambda *a: put(*a) if next(calls) < 5 else pytest.fail("killed", pytrace=False))
         with pytest.raises(pytest.fail.Exception):
-            pretrain(Settings.of(encoder_config()), workdir)
+            pretrain(Settings.of(encoder_config(kind)), workdir)
     assert 3 <= lines(workdir)[-1]["step"] < 8
-    pretrain(Settings.of(encoder_config()), workdir)
-    assert lines(workdir) == lines(pretrained) and result(workdir) == result(pretrained)
+    pretrain(Settings.of(encoder_config(kind)), workdir)
+    assert lines(workdir) == lines(whole) and result(workdir) == result(whole)
+    assert workdir.pretrain.encoder_health.read_bytes() == whole.pretrain.encoder_health.read_bytes()
+
+
+def test_killed_and_resumed_it_gives_the_same_bits(pretrained, prepared, tmp_path, monkeypatch):
+    check_resumed("mtae", pretrained, prepared, tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+def test_merl_falls_and_is_resumed_with_the_statistics_of_its_norms(pretrained, prepared, tmp_path, monkeypatch):
+    whole = Workdir(tmp_path / "whole")
+    shutil.copytree(prepared, whole.root)
+    shutil.copytree(pretrained.signals, whole.signals)
+    pretrain(Settings.of(encoder_config("merl")), whole)
+    health = json.loads(whole.pretrain.encoder_health.read_text())
+    assert lines(whole)[-1]["loss"] < 0.9 * lines(whole)[0]["loss"] and health["loss_of_nothing"] == pytest.approx(
+        4 * np.log(8)
+    )
+    check_resumed("merl", whole, prepared, tmp_path, monkeypatch)
+    saved = Checkpoints(whole.pretrain.checkpoints, None)
+    with jax.set_mesh(make_mesh(-1, 1, 1)), closing(saved):
+        parts = build_encoder(Settings.of(encoder_config("merl")).encoder, 100, 0, make_mesh(-1, 1, 1), 768, to_restore=True)
+        early, late = (saved.load(step, {"statistics": parts.statistics})["statistics"] for step in (6, 8))
+    moved = [not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(early), jax.tree.leaves(late), strict=True)]
+    assert all(moved) and len(moved) == 34
 
 
 def test_a_segment_is_seen_once_an_epoch_and_splits_share_none(pretrained):
@@ -97,19 +126,26 @@ def test_a_segment_is_seen_once_an_epoch_and_splits_share_none(pretrained):
 
 
 @pytest.mark.slow
-def test_a_step_is_the_same_on_one_device_and_on_eight(rng):
-    settings, losses = Settings.of(encoder_config()), []
-    signals = rng.standard_normal((8, 12, 100)).astype(np.float32)
+@pytest.mark.parametrize("kind", ["mtae", "merl"])
+def test_a_step_is_the_same_on_one_device_and_on_eight(kind, rng):
+    settings, losses, statistics = Settings.of(encoder_config(kind)), [], []
+    batch = {"signals": rng.standard_normal((8, 12, 100)).astype(np.float32)}
+    batch |= {"reports": rng.standard_normal((8, 40)).astype(np.float32)} if kind == "merl" else {}
     for devices in (jax.devices(), jax.devices()[:1]):
         mesh = make_mesh(-1, 1, 1, devices)
         with jax.set_mesh(mesh):
-            parts = build_encoder(settings.encoder, 100, 0, mesh)
+            parts = build_encoder(settings.encoder, 100, 0, mesh, text_width=40)
             optimizer, _ = make_optimizer(settings.pretrain_optim, 64, 10)
-            state, step = start_state(parts.params, optimizer, mesh), make_encoder_step(parts, optimizer, 0)
+            state = start_state(parts.params, optimizer, mesh, parts.statistics)
+            step = make_encoder_step(parts, optimizer, 0)
             for number in (1, 2, 3):
-                state, figures = step(state, None, put_batch({"signals": signals}, mesh), number)
+                state, figures = step(state, None, put_batch(batch, mesh), number)
             losses.append([float(figures[name]) for name in ("loss", "grad_norm")])
+            statistics.append(jax.tree.leaves(jax.device_get(state.statistics)))
     np.testing.assert_allclose(*losses, rtol=1e-5)
+    assert len(statistics[0]) == (34 if kind == "merl" else 0)
+    for one, eight in zip(*statistics, strict=True):
+        np.testing.assert_allclose(one, eight, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -117,13 +153,15 @@ def test_a_step_is_the_same_on_one_device_and_on_eight(rng):
     [
         ("encoder.patch", 7, r"encoder\.patch: 7 found, a divisor of signal\.segment_length = 100"),
         ("pretrain.batch_size", 12, r"pretrain\.batch_size: 12 found, a multiple of the mesh's"),
+        ("encoder.text_encoder", "nowhere", r"encoder\.text_encoder: nowhere/config\.json: No such file or directory"),
+        ("pretrain.batch_size", 1, r"pretrain\.batch_size: 1 found with kind 'merl', which contrasts the segments of a batch"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_a_recording_is_read(prepared, monkeypatch, name, value, message):
-    config = encoder_config()
+    config = encoder_config("merl" if "merl" in message or "text" in name else "mtae")
     config.update_from_flattened_dict({name: value})
     monkeypatch.setattr(clean, "open_corpus", lambda *_: pytest.fail("recordings were read"))
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises((ConfigError, WeightsError), match=message):
         pretrain(Settings.of(config), Workdir(prepared))
 
 
@@ -132,3 +170,25 @@ def test_too_few_segments_for_a_batch_are_said(pretrained):
     config.pretrain.batch_size, config.pretrain.epochs = 64, 1.0
     with pytest.raises(ShardsError, match=r"32 training segments and 1\.0 epochs found for pretrain\.batch_size 64"):
         pretrain(Settings.of(config), pretrained)
+
+
+def test_reports_that_are_all_the_same_are_said(pretrained, monkeypatch):
+    monkeypatch.setattr(
+        stage, "outlines_of", lambda *args: [replace(o, question="?", answer="yes") for o in outlines_of(*args)]
+    )
+    with pytest.raises(ShardsError, match=r"1 different reports found of 32 training segments, at least 2 expected for kind"):
+        pretrain(Settings.of(encoder_config("merl")), pretrained)
+
+
+def test_a_text_encoder_counts_by_its_content_wherever_it_is(pretrained, tmp_path):
+    digests = []
+    for place, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "model.safetensors").write_bytes(content)
+        (tmp_path / place / "config.json").write_text("{}")
+        config = encoder_config("merl")
+        config.encoder.text_encoder = str(tmp_path / place)
+        digests.append(lineage.pretrained(Settings.of(config), pretrained).digest())
+    config.encoder.text_encoder = ""
+    digests.append(lineage.pretrained(Settings.of(config), pretrained).digest())
+    assert digests[0] == digests[1] and len(set(digests)) == 3

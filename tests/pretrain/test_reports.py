@@ -1,0 +1,39 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ecgbyte_jax.errors import ShardsError
+from ecgbyte_jax.pretrain.reports import ReportFeatures, Reports, write_features
+from tests.pretrain.test_probe import outline
+
+
+def test_a_report_is_the_answer_to_one_question_or_all_questions_with_their_answers():
+    later = replace(outline([3], "Block?", "no"), history=(("Flutter?", "yes"),))
+    asked = [outline([1], "Explain.", "Sinus."), outline([2], "Explain.", "Flutter."), outline([2], "Explain.", "Flutter.")]
+    reports = Reports.of([*asked, later, outline([4, 5], "Alike?", "yes"), outline([6], "Explain.", "Sinus.")])
+    said = {number: [reports.texts[place] for place in places] for number, places in reports.of_segment.items()}
+    assert said == {1: ["Sinus."], 2: ["Flutter."], 3: ["Block? no", "Flutter? yes"], 6: ["Sinus."]}
+    assert reports.texts == sorted({text for texts in said.values() for text in texts})
+
+
+def test_features_are_the_mean_over_a_segments_texts(tmp_path):
+    reports = Reports.of([outline([0], "A?", "yes"), outline([0], "B?", "no"), outline([7], "A?", "yes")])
+    write_features(tmp_path / "features.npy", reports, "")
+    features = ReportFeatures.open(tmp_path / "features.npy", reports)
+    assert features.features.shape == (3, 768)
+    expected = features.features[[reports.texts.index("A? yes"), reports.texts.index("B? no")]].mean(axis=0)
+    np.testing.assert_allclose(features[0], expected, atol=1e-6)
+    np.testing.assert_array_equal(features[7], features.features[reports.texts.index("yes")])
+
+
+def test_damaged_features_and_a_corpus_without_reports_are_said(tmp_path):
+    reports = Reports.of([outline([0], "A?", "yes")])
+    (tmp_path / "features.npy").write_bytes(b"\x93NUMPY")
+    with pytest.raises(ShardsError, match=r"features\.npy: damaged"):
+        ReportFeatures.open(tmp_path / "features.npy", reports)
+    np.save(tmp_path / "features.npy", np.zeros((2, 4), np.float32))
+    with pytest.raises(ShardsError, match=r"features\.npy: shape \(2, 4\) found for 1 texts; remove its folder"):
+        ReportFeatures.open(tmp_path / "features.npy", reports)
+    with pytest.raises(ShardsError, match="no question about a single segment found"):
+        write_features(tmp_path / "features.npy", Reports.of([outline([0, 1], "Alike?", "yes")]), "")
