@@ -24,8 +24,9 @@ demo-pretrained: $(READY)  ## the demo's questions with SmolLM2-135M-Instruct, b
 	$(BIN)/python main.py --stage=compare --runs=runs/demo_pretrained,runs/demo_pretrained/eval/untrained \
 		--out=runs/demo_untrained.json
 
-# One process per core, at most four; the tests of a file run in one process, since they share prepared data.
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+# One process per core, at most four; the tests of a file run in one process, since they share prepared data. In their order:
+# xdist would leave the files with few tests, which are the longest here, to the end.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: $(READY)  ## the quick tests, a few minutes
 	$(PYTEST)

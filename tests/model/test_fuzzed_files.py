@@ -39,7 +39,7 @@ MADE = {
     "phi3": SIZES | {"partial_rotary_factor": 0.75, "rope_scaling": LONG, "original_max_position_embeddings": 32},
 }
 FAMILIES = (*FIXTURES, *MADE)
-CASES = 3000  # of config.json over all families, of index files, and of adapters
+CONFIGS, INDEXES, ADAPTERS = 1500, 500, 3000  # changed files, of config.json over all families
 COMPARED_EVERY = 4  # configs with transformers, which takes most of the time
 IDS = np.arange(1, 18)[None]
 VALUES = (
@@ -126,7 +126,7 @@ def test_a_changed_config_is_refused_or_gives_transformers_logits(family, shared
         for file in ("model.safetensors", "config.json"):
             shutil.copyfile(shared / "fixtures/hf_torch" / family / file, tmp_path / file)
     spellings, known, compared = both_spellings(tmp_path), {}, 0
-    for seed in range(CASES // len(FAMILIES)):
+    for seed in range(CONFIGS // len(FAMILIES)):
         settings = spellings[seed // COMPARED_EVERY % 2]
         text = mutated(settings, np.random.default_rng(seed), kept={"model_type", "dtype", "torch_dtype"})
         (tmp_path / "config.json").write_text(text, encoding="utf-8", errors="surrogatepass")
@@ -143,7 +143,7 @@ def test_a_changed_config_is_refused_or_gives_transformers_logits(family, shared
                     known[config] = np.asarray(ours(IDS))
             np.testing.assert_allclose(known[config], theirs, atol=5e-4, err_msg=f"{family}, seed {seed}: {text}")
             compared += 1
-    assert compared > CASES // len(FAMILIES) // COMPARED_EVERY // 20
+    assert compared > CONFIGS // len(FAMILIES) // COMPARED_EVERY // 20
 
 
 def test_a_changed_index_is_refused_or_gives_the_same_model(shared, tmp_path):
@@ -157,7 +157,7 @@ def test_a_changed_index_is_refused_or_gives_the_same_model(shared, tmp_path):
     index = {"metadata": {"total_size": 1}, "weight_map": {name: file for file, part in files.items() for name in part}}
     expected = load_pretrained(source)[0].embedding[...]
     loaded = 0
-    for seed in range(CASES):
+    for seed in range(INDEXES):
         text = mutated(index, np.random.default_rng(seed))
         path = tmp_path / "model.safetensors.index.json"
         path.write_text(text, encoding="utf-8", errors="surrogatepass")
@@ -166,7 +166,7 @@ def test_a_changed_index_is_refused_or_gives_the_same_model(shared, tmp_path):
             loaded += 1
         except WeightsError as error:
             assert "\n" not in str(error), (seed, str(error))
-    assert 0 < loaded < CASES
+    assert 0 < loaded < INDEXES
 
 
 def changed_tensors(tensors: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -221,7 +221,7 @@ def test_a_changed_adapter_is_refused_or_gives_peft_s_weights(tmp_path):
     folder.mkdir()
     ours, _ = load_pretrained(tmp_path / "base")
     places = {"attention/q": "self_attn.q_proj", "mlp/down": "mlp.down_proj"}
-    for seed in range(CASES):
+    for seed in range(ADAPTERS):
         rng = np.random.default_rng(seed)
         text = json.dumps(settings) if rng.random() < 0.4 else mutated(settings, rng, PLACES)
         (folder / "adapter_config.json").write_text(text, encoding="utf-8", errors="surrogatepass")
@@ -246,4 +246,4 @@ def test_a_changed_adapter_is_refused_or_gives_peft_s_weights(tmp_path):
                 adapted = (np.asarray(linear.kernel[...]) + change).T
                 expected = theirs[f"model.layers.{layer}.{places[name]}"]
                 np.testing.assert_allclose(adapted, expected, rtol=1e-4, atol=1e-5, err_msg=f"seed {seed}: {text}")
-    assert compared > CASES // 20
+    assert compared > ADAPTERS // 20
