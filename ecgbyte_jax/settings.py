@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from ecgbyte_jax.ecg.clean_config import CleanConfig
 from ecgbyte_jax.ecg.perturb import PERTURBATIONS
-from ecgbyte_jax.encoders.config import EcgInputConfig, EncoderConfig
+from ecgbyte_jax.encoders.config import EcgInputConfig, EncoderConfig, check_vectors
 from ecgbyte_jax.errors import ConfigError, SettingsError
 from ecgbyte_jax.model.config import LoraConfig, ModelConfig
 from ecgbyte_jax.rules import Rule, above, at_least, between, check, one_of, setting, some_of
@@ -356,7 +356,7 @@ class AttendSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings of a run; raises SettingsError that lists every one that cannot work."""
+    """All settings of a run; raises SettingsError that lists every one that cannot work, ConfigError for impossible vectors."""
 
     seed: int = setting(0, "of everything random", between(0, 2**32 - 1))
     data: DataSettings = field(default_factory=DataSettings)
@@ -413,6 +413,7 @@ class Settings:
             ),
         }
         check(self, [problem for problem, found in contradictions.items() if found])
+        check_vectors(self.ecg_input, self.encoder, self.signal.segment_length)
 
     @classmethod
     def of(cls, config: ConfigDict) -> "Settings":

@@ -154,3 +154,29 @@ def _best_span(samples: int) -> int:
 def count_kept(grid: Grid, mask_share: float) -> int:
     """The patches of a group that are not hidden: the whole part of their share, 1 at least and all but 1 at most."""
     return min(max(int(grid.patches * (1 - mask_share) + 1e-9), 1), grid.patches - 1)
+
+
+def count_places(samples: int) -> int:
+    """The places that a ResNet makes of so many samples."""
+    return -(-samples // 16)
+
+
+def count_features(config: EncoderConfig, samples: int) -> int:
+    """How many features an encoder has of a segment of so many samples; raises ConfigError as `patch_grid` does."""
+    if config.kind == "merl":
+        return count_places(samples)
+    grid = patch_grid(config, samples)
+    return grid.groups * grid.patches
+
+
+def check_vectors(config: EcgInputConfig, encoder: EncoderConfig, samples: int) -> None:
+    """Raises ConfigError where so many vectors cannot be made of a segment of so many samples."""
+    if config.kind == "elf_patch" and samples % config.vectors:
+        raise ConfigError(f"ecg_input.vectors: {config.vectors} found, a divisor of signal.segment_length = {samples} expected")
+    if config.kind == "encoder":
+        features = count_features(encoder, samples)
+        if config.connector != "query" and features % config.vectors:
+            raise ConfigError(
+                f"ecg_input.vectors: {config.vectors} found, a divisor of {features} expected, the features of encoder.kind "
+                f"'{encoder.kind}'; ecg_input.connector 'query' makes any number"
+            )

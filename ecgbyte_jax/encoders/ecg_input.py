@@ -8,12 +8,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ecgbyte_jax.encoders.config import LEADS, EcgInputConfig, EncoderConfig, patch_grid
+from ecgbyte_jax.encoders.config import LEADS, EcgInputConfig, EncoderConfig, count_features
 from ecgbyte_jax.encoders.encoder import make_encoder
 from ecgbyte_jax.encoders.layers import LayerNorm, Linear, token_vector
-from ecgbyte_jax.encoders.resnet import count_places
 from ecgbyte_jax.encoders.scaling import scale_mv
-from ecgbyte_jax.errors import ConfigError
 
 _HEADS = 4  # of the attention to an encoder's features
 _FILTERS = ((3, 64), (7, 128))  # samples and number of filters of the two convolutions
@@ -126,7 +124,7 @@ class EncoderInput(nnx.Module):
         self.encoder.drop_objective()
         self.frozen = () if config.train_encoder else ("encoder",)
         make = QueryConnector if config.connector == "query" else MeanConnector
-        self.connector = make(_features(encoder, samples), config, (self.encoder.width, width), rngs)
+        self.connector = make(count_features(encoder, samples), config, (self.encoder.width, width), rngs)
 
     def __call__(self, signals: jax.Array) -> jax.Array:
         """Maps segments [B, 12, L] in mV to [B, N, H]."""
@@ -140,25 +138,11 @@ class EncoderInput(nnx.Module):
 EcgInput = SpanMap | Convolutions | EncoderInput
 
 
-def check_vectors(config: EcgInputConfig, encoder: EncoderConfig, samples: int) -> None:
-    """Raises ConfigError where so many vectors cannot be made of a segment of so many samples."""
-    if config.kind == "elf_patch" and samples % config.vectors:
-        raise ConfigError(f"ecg_input.vectors: {config.vectors} found, a divisor of signal.segment_length = {samples} expected")
-    if config.kind == "encoder" and config.connector != "query":
-        features = _features(encoder, samples)
-        if features % config.vectors:
-            raise ConfigError(
-                f"ecg_input.vectors: {config.vectors} found, a divisor of {features} expected, the features of encoder.kind "
-                f"'{encoder.kind}'; ecg_input.connector 'query' makes any number"
-            )
-
-
 def make_ecg_input(config: EcgInputConfig, encoder: EncoderConfig, samples: int, width: int, rngs: nnx.Rngs) -> EcgInput | None:
     """The map from segments of so many samples to vectors of a language model's width, with random weights.
 
-    None where it reads tokens. Raises ConfigError as `check_vectors` does.
+    None where it reads tokens.
     """
-    check_vectors(config, encoder, samples)
     match config.kind:
         case "tokens":
             return None
@@ -168,11 +152,3 @@ def make_ecg_input(config: EcgInputConfig, encoder: EncoderConfig, samples: int,
             return Convolutions(samples, width, rngs)
         case _:
             return SpanMap(samples, config.vectors, width, rngs)
-
-
-def _features(encoder: EncoderConfig, samples: int) -> int:
-    """How many features an encoder has of a segment."""
-    if encoder.kind == "merl":
-        return count_places(samples)
-    grid = patch_grid(encoder, samples)
-    return grid.groups * grid.patches

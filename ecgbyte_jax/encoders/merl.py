@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ecgbyte_jax.encoders.config import RESNETS, SHARED_WIDTH, EncoderConfig
+from ecgbyte_jax.encoders.config import RESNETS, SHARED_WIDTH, EncoderConfig, count_places
 from ecgbyte_jax.encoders.layers import Linear
-from ecgbyte_jax.encoders.resnet import AttentionPool, ResNet, count_places
+from ecgbyte_jax.encoders.resnet import AttentionPool, ResNet
 from ecgbyte_jax.encoders.scaling import scale_mv, scale_to_1
 
 _DROPOUT = 0.1

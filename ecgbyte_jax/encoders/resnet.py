@@ -132,8 +132,3 @@ class AttentionPool(nnx.Module):
         token = jnp.broadcast_to(self.token[...], (len(x), 1, x.shape[-1]))
         tokens = jnp.concatenate([token, x], axis=1) + self.positions[...]  # [B, T + 1, D]
         return self.attention(tokens[:, :1], tokens)[:, 0]
-
-
-def count_places(samples: int) -> int:
-    """T: the places that a ResNet makes of so many samples."""
-    return -(-samples // 16)

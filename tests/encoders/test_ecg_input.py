@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ecgbyte_jax.encoders.config import EcgInputConfig, EncoderConfig
-from ecgbyte_jax.encoders.ecg_input import check_vectors, make_ecg_input
+from ecgbyte_jax.encoders.config import EcgInputConfig, EncoderConfig, check_vectors
+from ecgbyte_jax.encoders.ecg_input import make_ecg_input
 from ecgbyte_jax.encoders.masked import MaskedAutoencoder
 from ecgbyte_jax.errors import ConfigError, SettingsError
 from tests.encoders.reference import F, check_gradients, check_step, layer_norm, linear, random_weights, torch, weights_of

@@ -147,9 +147,14 @@ def test_an_encoder_that_was_trained_with_other_settings_is_refused(trained, tmp
 
 
 def test_vectors_that_do_not_fit_the_prompt_are_refused_before_training(trained):
-    config = vector_config(**{"ecg_input.vectors": 250, "prompt.max_length": 256})
-    with pytest.raises(ExampleError, match=r"prompt\.max_length: 256 found, \d+ expected .* ecg_input\.vectors 250 for"):
-        feed.plan_batches(Settings.of(config), load_prepared(trained, 250), "train", 1.0)
+    config = vector_config(**{"ecg_input.vectors": 100, "prompt.max_length": 110})
+    with pytest.raises(ExampleError, match=r"prompt\.max_length: 110 found, \d+ expected .* ecg_input\.vectors 100 for"):
+        feed.plan_batches(Settings.of(config), load_prepared(trained, 100), "train", 1.0)
+
+
+def test_vectors_that_cannot_be_made_are_refused_before_anything_is_read():
+    with pytest.raises(ConfigError, match=r"ecg_input\.vectors: 7 found, a divisor of signal\.segment_length = 100 expected"):
+        Settings.of(vector_config(**{"ecg_input.vectors": 7}))
 
 
 def test_what_is_about_tokens_is_refused_in_one_line(trained, tmp_path):
