@@ -9,7 +9,9 @@ from ml_collections import ConfigDict
 
 from ecgbyte_jax.errors import CheckpointError, ConfigError, ExampleError
 from ecgbyte_jax.evaluate.questions import find_sequences
+from ecgbyte_jax.inputs.controls import open_shown, vector_lengths
 from ecgbyte_jax.inputs.prepared import load_prepared
+from ecgbyte_jax.inputs.prompt import render
 from ecgbyte_jax.inputs.recording import read_recording
 from ecgbyte_jax.pretrain.pretrain import pretrain
 from ecgbyte_jax.run.workdir import Workdir
@@ -104,6 +106,18 @@ def test_it_can_be_asked_with_other_ecgs_and_without_any(trained, shown):
         assert {len(found) for found in of_question.values()} == {1}
     else:
         assert max(len(found) for found in of_question.values()) > 1
+
+
+@pytest.mark.parametrize("shown, vectors", [("own", SPANS), ("shuffled", SPANS), ("zeros", SPANS), ("none", 0)])
+def test_what_is_shown_takes_as_many_places_as_were_planned(trained, shown, vectors):
+    opened = load_prepared(trained, SPANS)
+    sequences, planned = open_shown(opened, "train", shown, 100, 0), vector_lengths(opened, "train", shown, 256)
+    for number in range(4):
+        ids, mask = render(opened.ids, sequences[number].text, sequences[number].ecgs, 256)
+        assert np.count_nonzero(ids == opened.ids.place) == vectors
+        assert (len(ids), mask.sum()) == tuple(planned[number])
+        assert sequences[number].ecgs[0].shape == (12, 100 if vectors else 0)
+    assert (np.abs(sequences[0].ecgs[0]).sum() > 0) == (shown in ("own", "shuffled"))
 
 
 @pytest.mark.slow
