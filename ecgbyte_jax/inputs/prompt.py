@@ -49,8 +49,8 @@ class PromptIds:
 
     @property
     def place(self) -> int:
-        """The id over which vectors are laid."""
-        return int(self.ecg[0])
+        """The id over which vectors are laid: the first of the ECG tokens', which a tokenizer may have in any order."""
+        return int(self.ecg.min())
 
     def spell(self, ecg: np.ndarray) -> np.ndarray:
         """The ids int32 [m] of an ECG: those of its compact ids int32 [m], or `vectors` of a signal float32 [12, L], L > 0."""
