@@ -2,14 +2,19 @@
 
 import json
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from ecgbyte_jax.errors import CheckpointError, ConfigError, ExampleError
-from ecgbyte_jax.evaluate.questions import find_sequences
+from ecgbyte_jax.evaluate.answers import OWN, Answerer
+from ecgbyte_jax.evaluate.questions import Item, choose, find_sequences
 from ecgbyte_jax.inputs.prepared import load_prepared
+from ecgbyte_jax.inputs.prompt import render_prompt
 from ecgbyte_jax.inputs.recording import read_recording
 from ecgbyte_jax.pretrain.pretrain import pretrain
 from ecgbyte_jax.run.workdir import Workdir
@@ -150,6 +155,23 @@ def test_vectors_that_do_not_fit_the_prompt_are_refused_before_training(trained)
     config = vector_config(**{"ecg_input.vectors": 250, "prompt.max_length": 256})
     with pytest.raises(ExampleError, match=r"prompt\.max_length: 256 found, \d+ expected .* ecg_input\.vectors 250 for"):
         feed.plan_batches(Settings.of(config), load_prepared(trained, 250), "train", 1.0)
+
+
+def test_turns_that_leave_vectors_no_room_are_left_out_and_too_long_a_question_is_refused(trained):
+    settings, prepared = Settings.of(vector_config()), load_prepared(trained, SPANS)
+    item = choose(settings, prepared)[0]
+    sequence = replace(item.sequence, previous="earlier")
+    free = settings.prompt.max_length - 1 - len(sequence.prompt)  # for the ECG's vectors and earlier turns
+    anything: Any = None
+    answerer = Answerer(settings, prepared, anything, anything, anything)
+    for answer in range(free - 2 * SPANS, free + 1):  # tokens of the earlier turn, about
+        told: Any = SimpleNamespace(before=lambda *_, answer=answer: (("?", "!" * answer),))
+        prompt, turns = answerer.ask(Item(sequence, item.other, 0), OWN, 0, told)
+        assert len(render_prompt(prepared.ids, prompt, sequence.ecgs, settings.prompt.max_length)) == len(prompt) + SPANS
+    assert not turns
+    path = str(next((trained.synthetic / "ptbxl").rglob("*_hr.hea")).with_suffix(""))
+    with pytest.raises(ConfigError, match=rf"--question: its texts take .* 1 ECG of ecg_input\.vectors {SPANS}; ask a shorter"):
+        asked(vector_config(), trained.root, [path], ["!" * (settings.prompt.max_length - 7)])
 
 
 def test_what_is_about_tokens_is_refused_in_one_line(trained, tmp_path):
