@@ -157,6 +157,11 @@ def test_vectors_that_do_not_fit_the_prompt_are_refused_before_training(trained)
         feed.plan_batches(Settings.of(config), load_prepared(trained, 250), "train", 1.0)
 
 
+def test_questions_about_an_ecg_share_its_signal_in_memory(trained):
+    ecgs = [ecg for item in choose(Settings.of(vector_config()), load_prepared(trained, SPANS)) for ecg in item.sequence.ecgs]
+    assert len({id(ecg) for ecg in ecgs}) == len({ecg.tobytes() for ecg in ecgs}) < len(ecgs)
+
+
 def test_turns_that_leave_vectors_no_room_are_left_out_and_too_long_a_question_is_refused(trained):
     settings, prepared = Settings.of(vector_config()), load_prepared(trained, SPANS)
     item = choose(settings, prepared)[0]
