@@ -133,7 +133,8 @@ class Answerer:
             return sequence.prompt, sequence.history
         turns = told.before(sequence.id, sequence.segment, seed, view)
         dialogue = Dialogue(len(sequence.ecgs), (*turns, (sequence.question, "")))
-        ((prompt, left_out),) = fit(self.prepared.form.prompts, [dialogue], self.settings.prompt.max_length - 1)
+        form, fewest = self.prepared.form, self.prepared.ids.fewest(sequence.ecgs)
+        ((prompt, left_out),) = fit(form.prompts, [dialogue], self.settings.prompt.max_length - 1, fewest)
         if isinstance(prompt, ExampleError):
             raise ScoresError(
                 f"question {sequence.id!r} after the model's own answers: {prompt}; eval.history 'reference' expected"

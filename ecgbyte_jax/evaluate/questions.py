@@ -1,7 +1,7 @@
 """The questions that are answered: which, of which other patient's ECG too, and in which batches."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, groupby
 
 import grain
@@ -45,7 +45,7 @@ def choose(settings: Settings, prepared: Prepared) -> list[Item]:
     dataset = open_shown(prepared, eval_settings.split, eval_settings.ecg, settings.signal.segment_length, seed)
     count = min(eval_settings.max_sequences or len(dataset), len(dataset))
     places = np.sort(np.random.default_rng(seed).choice(len(dataset), count, replace=False))
-    sequences = [dataset[int(place)] for place in places]
+    sequences = _sharing_ecgs(dataset[int(place)] for place in places)
     empty = [sequence.id for sequence in sequences if not sequence.answer.strip()]
     if empty:
         raise ScoresError(
@@ -58,6 +58,14 @@ def choose(settings: Settings, prepared: Prepared) -> list[Item]:
     groups = sorted(by_ecgs.values(), key=lambda group: sum(map(len, sequences[group[0]].ecgs)))
     others = _other_patients([sequences[group[0]] for group in groups], seed, dataset)
     return [Item(sequences[i], other, int(places[i])) for group, other in zip(groups, others) for i in group]
+
+
+def _sharing_ecgs(sequences: Iterable[Sequence]) -> list[Sequence]:
+    """The sequences with one array for each ECG, of which there are far fewer: a signal of 2 s takes 24 KB."""
+    known: dict[bytes, np.ndarray] = {}
+    return [
+        replace(sequence, ecgs=tuple(known.setdefault(ecg.tobytes(), ecg) for ecg in sequence.ecgs)) for sequence in sequences
+    ]
 
 
 def _other_patients(sequences: list[Sequence], seed: int, split: grain.MapDataset | tuple = ()) -> list[Sequence]:

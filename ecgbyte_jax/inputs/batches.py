@@ -11,7 +11,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from ecgbyte_jax.errors import ShardsError
+from ecgbyte_jax.errors import ExampleError, ShardsError
 from ecgbyte_jax.inputs.plan import Plan
 from ecgbyte_jax.inputs.prompt import PromptIds, lay_out, render, render_prompt
 from ecgbyte_jax.inputs.shards import Manifest, Sequence, read_ecg
@@ -117,6 +117,8 @@ def prompt_batch(
     input_ids, mask = _pad_left(ends, max_length, ids.pad)
     batch = {"input_ids": input_ids, "attention_mask": mask, "shared": _pad_left(starts, max_length, ids.pad)}
     if ids.vectors:
+        if any(ids.place in end for end in ends):
+            raise ExampleError("prompt.format: prompts that differ before their ECG found, the same text before it expected")
         most = max(len(ecgs) for ecgs, _ in prompts)
         batch["signals"] = np.stack([_stack_signals(prompts[slot[0]][0], most) for slot in slots])
     return batch, [filled.index(number) for number in range(len(prompts))]

@@ -38,9 +38,12 @@ def _encoder(folder: Path, digest: str) -> Tokenizer:
 
 
 def fit(
-    encode: Callable[[list[Dialogue]], Sequence[Encoded | ExampleError]], dialogues: Sequence[Dialogue], max_length: int
+    encode: Callable[[list[Dialogue]], Sequence[Encoded | ExampleError]],
+    dialogues: Sequence[Dialogue],
+    max_length: int,
+    fewest: int = 1,
 ) -> list[tuple[Encoded | ExampleError, int]]:
-    """Encodes dialogues; where one leaves its ECGs no room, its oldest turns are left out.
+    """Encodes dialogues; where one leaves no room for `fewest` tokens of each of its ECGs, its oldest turns are left out.
 
     Returns for each what `encode` returned, or ExampleError where even the last turn is too long, and how many turns were left
     out.
@@ -48,14 +51,14 @@ def fit(
     fitting: list[tuple[Encoded | ExampleError, int]] = []
     for dialogue, text in zip(dialogues, encode(list(dialogues))):
         left_out, most = 0, len(dialogue.turns) - 1
-        if most and _too_long(text, dialogue, max_length):
+        if most and _too_long(text, dialogue, max_length, fewest):
             left_out = 1
             while left_out < most:  # between the least number that may do and one that does, or all but the last turn
                 middle = (left_out + most) // 2
                 (shorter,) = encode([_later(dialogue, middle)])
-                left_out, most = (middle + 1, most) if _too_long(shorter, dialogue, max_length) else (left_out, middle)
+                left_out, most = (middle + 1, most) if _too_long(shorter, dialogue, max_length, fewest) else (left_out, middle)
             (text,) = encode([_later(dialogue, left_out)])
-        fitting.append((_too_long(text, dialogue, max_length) or text, left_out))
+        fitting.append((_too_long(text, dialogue, max_length, fewest) or text, left_out))
     return fitting
 
 
@@ -63,11 +66,11 @@ def _later(dialogue: Dialogue, left_out: int) -> Dialogue:
     return replace(dialogue, turns=dialogue.turns[left_out:])
 
 
-def _too_long(text: Text | np.ndarray | ExampleError, dialogue: Dialogue, max_length: int) -> ExampleError | None:
+def _too_long(text: Text | np.ndarray | ExampleError, dialogue: Dialogue, max_length: int, fewest: int) -> ExampleError | None:
     if isinstance(text, ExampleError):
         return None
     try:
-        ecg_room(len(text), max_length, dialogue.ecgs)
+        ecg_room(len(text), max_length, dialogue.ecgs, fewest)
     except ExampleError as error:
         return error
     return None

@@ -49,14 +49,18 @@ class PromptIds:
 
     @property
     def place(self) -> int:
-        """The id over which vectors are laid."""
-        return int(self.ecg[0])
+        """The id over which vectors are laid: the first of the ECG tokens', which a tokenizer may have in any order."""
+        return int(self.ecg.min())
 
     def spell(self, ecg: np.ndarray) -> np.ndarray:
         """The ids int32 [m] of an ECG: those of its compact ids int32 [m], or `vectors` of a signal float32 [12, L], L > 0."""
         if not self.vectors:
             return self.ecg[ecg]
         return np.full(self.vectors if ecg.shape[-1] else 0, self.place, np.int32)
+
+    def fewest(self, ecgs: Sequence[np.ndarray]) -> int:
+        """How many ids of each of these ECGs a prompt must have room for: one, for tokens are cut, or its vectors."""
+        return len(self.spell(ecgs[0])) if self.vectors else 1
 
 
 @dataclass(frozen=True)
@@ -82,11 +86,12 @@ class Text:
         return len(self.ids)
 
 
-def ecg_room(text: int, max_length: int, ecgs: int) -> int:
-    """Returns how many tokens of all ECGs fit beside `text` other ones; raises ExampleError if not even one of each does."""
+def ecg_room(text: int, max_length: int, ecgs: int, fewest: int = 1) -> int:
+    """Returns how many tokens of all ECGs fit beside `text` other ones; raises ExampleError if not `fewest` of each do."""
     room = max_length - text
-    if room < ecgs:
-        raise ExampleError(f"its texts take {text} of prompt.max_length {max_length} tokens: no room for {ecgs} ECG")
+    if room < fewest * ecgs:
+        of = f" of ecg_input.vectors {fewest}" if fewest > 1 else ""
+        raise ExampleError(f"its texts take {text} of prompt.max_length {max_length} tokens: no room for {ecgs} ECG{of}")
     return room
 
 
@@ -108,12 +113,7 @@ def render(ids: PromptIds, text: Text, ecgs: Sequence[np.ndarray], max_length: i
     (places,) = np.nonzero(text.ids == ids.sig_end)
     if len(places) != len(ecgs):
         raise ExampleError(f"a text for {len(places)} ECG found, for {len(ecgs)} expected; run --stage=prepare again")
-    spelt, room = [ids.spell(ecg) for ecg in ecgs], ecg_room(len(text), max_length, len(ecgs))
-    if ids.vectors and room < sum(map(len, spelt)):
-        raise ExampleError(
-            f"its texts take {len(text)} of prompt.max_length {max_length} tokens: no room for {len(ecgs)} ECG of "
-            f"ecg_input.vectors {ids.vectors}"
-        )
+    spelt, room = [ids.spell(ecg) for ecg in ecgs], ecg_room(len(text), max_length, len(ecgs), ids.fewest(ecgs))
     kept = share_room(room, [len(ecg) for ecg in spelt])
     tokens = [ecg[:count] for ecg, count in zip(spelt, kept)]
     where = np.repeat(places, kept)

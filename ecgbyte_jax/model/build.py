@@ -38,6 +38,11 @@ class Parts:
     trained: nnx.State
     frozen: nnx.State
 
+    @property
+    def trained_in_decoder(self) -> int:
+        """The number of trained parameters that every token meets: not those of the map from signals."""
+        return sum(count(part) for name, part in self.trained.items() if name != "ecg_input")
+
     def model(self, trained: nnx.State) -> Decoder:
         """The model with other trained parameters in place."""
         return nnx.merge(self.graphdef, trained, self.frozen)

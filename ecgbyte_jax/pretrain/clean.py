@@ -35,8 +35,8 @@ def _write_signals(settings: Settings, workdir: Workdir) -> None:
         return
     corpus = open_corpus(settings, workdir, lineage.synthetic(settings, workdir))
     lineage.preparation(settings, workdir, corpus.digest()).require()
-    if not stage.begun() and workdir.signals.exists():
-        shutil.rmtree(workdir.signals)
+    if not stage.begun():
+        _clear(workdir)
     stage.begin()
     corpus = replace(corpus, quarantine=workdir.signals / workdir.quarantine.name)  # preparation's stays as it is
     with open_workers(settings.prepare) as run:
@@ -49,3 +49,12 @@ def _write_signals(settings: Settings, workdir: Workdir) -> None:
         raise ShardsError(f"{workdir.signals}: {found} segments found, {expected} in the shards; run --stage=prepare again")
     shutil.rmtree(workdir.signals / SUMMARIES)
     stage.finish(sorted(workdir.signals.glob("*.array_record")))
+
+
+def _clear(workdir: Workdir) -> None:
+    """Removes what other settings left, the marker first, and nothing else: the folder may be a link to another disk."""
+    workdir.signals_marker.unlink(missing_ok=True)
+    for file in (*workdir.signals.glob("signals-*"), workdir.signals / workdir.quarantine.name):
+        file.unlink(missing_ok=True)
+    if (workdir.signals / SUMMARIES).exists():
+        shutil.rmtree(workdir.signals / SUMMARIES)

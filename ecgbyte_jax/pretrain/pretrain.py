@@ -1,7 +1,6 @@
 """Stage `pretrain`: from clean signals, and reports, to an encoder's checkpoints, the first stage of a two-stage baseline."""
 
 import json
-import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -97,8 +96,6 @@ def _write_reports(settings: Settings, workdir: Workdir) -> None:
     if leads() and not stage.finished():
         manifest = read_manifest(workdir.shards)
         reports = Reports.of([each for split in ("train", "valid") for each in outlines_of(workdir.shards, manifest, split)])
-        if workdir.reports_marker.parent.exists():
-            shutil.rmtree(workdir.reports_marker.parent)
         stage.begin()
         write_features(workdir.report_features, reports, settings.encoder.text_encoder)
         stage.finish([workdir.report_features])

@@ -295,7 +295,8 @@ def _answer(trained: Trained, sampling: EvalSettings, subject: Subject, prompt: 
 
 def _encode_question(trained: Trained, subject: Subject, question: str) -> np.ndarray:
     """The text ids int32 [n] of its prompt; raises ConfigError where they leave the subject's ECGs no room."""
-    ((prompt, _),) = fit(trained.form.prompts, [Dialogue(len(subject.recordings), ((question, ""),))], trained.max_length - 1)
+    dialogue, fewest = Dialogue(len(subject.recordings), ((question, ""),)), trained.ids.fewest(subject.segments[0])
+    ((prompt, _),) = fit(trained.form.prompts, [dialogue], trained.max_length - 1, fewest)
     if isinstance(prompt, ExampleError):
         raise ConfigError(f"--question: {prompt}; ask a shorter one")
     return prompt

@@ -322,11 +322,18 @@ def keep_settings(settings: Settings, workdir: Workdir, stage: str) -> None:
         kept = json.loads(workdir.config.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         kept = {}
-    given, parts = asdict(settings), _KEPT[stage]
+    given = asdict(settings)
+    written = given | kept | {part: given[part] for part in _KEPT[stage]}
     if stage == "train" and settings.ecg_input.kind == "encoder":
-        parts += ("encoder",)
-    written = given | kept | {part: given[part] for part in parts}
+        written["encoder"] = _with_used(written["encoder"], given["encoder"])
     write_whole(workdir.config, [json.dumps(written, indent=1).encode()])
+
+
+def _with_used(kept: dict, given: dict) -> dict:
+    """The encoder's settings with those that a training reads; the others are of the encoder's own training, if it was here."""
+    if kept.get("kind") != given["kind"]:
+        return given
+    return kept | {name: given[name] for name in ("size", "patch", "published_scaling", "pretrained")}
 
 
 def _given_tokenizer(file: str) -> str:

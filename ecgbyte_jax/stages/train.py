@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from ecgbyte_jax.inputs.batches import open_split
+from ecgbyte_jax.inputs.controls import vector_lengths
 from ecgbyte_jax.inputs.plan import Plan
 from ecgbyte_jax.inputs.prepared import Prepared, load_prepared
 from ecgbyte_jax.model.build import Parts, count
@@ -19,7 +20,7 @@ from ecgbyte_jax.run.console import banner, console
 from ecgbyte_jax.run.cost import counted
 from ecgbyte_jax.run.processes import agree, leads
 from ecgbyte_jax.run.workdir import Workdir
-from ecgbyte_jax.settings import Settings
+from ecgbyte_jax.settings import SPLITS, Settings
 from ecgbyte_jax.stages import lineage
 from ecgbyte_jax.train.ahead import compiled_ahead
 from ecgbyte_jax.train.feed import Feed, plan_batches
@@ -72,6 +73,8 @@ def _train(
 ) -> tuple[Path, int, dict]:
     """The last checkpoint, its checksum, which identifies the weights, and what the training has seen."""
     prepared = load_prepared(workdir, vectors_of(settings))
+    for split in SPLITS if prepared.ids.vectors else ():  # before hours of work
+        vector_lengths(prepared, split, "own", settings.prompt.max_length)
     plan, batches = plan_batches(settings, prepared, "train", settings.train.epochs, mesh)
 
     def examples(step: int) -> list[str]:
@@ -102,8 +105,9 @@ def _train(
         last = loop.run(state, start, Feed(batches, start, mesh), step, validate, profile)
         written = loop.outputs.checkpoints
         written.wait()
-        trained, flops = count(parts.trained), training_flops(settings, parts.config.width)
-        seen = count_seen(settings, prepared, plan, last, parts.config, trained, flops) if leads() else {}
+        flops = training_flops(settings, parts.config.width)
+        seen = count_seen(settings, prepared, plan, last, parts.config, parts.trained_in_decoder, flops) if leads() else {}
+        seen |= {"trained_parameters": count(parts.trained)}
         return written.path(last), written.checksum(last), seen
 
 

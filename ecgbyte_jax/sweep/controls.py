@@ -26,9 +26,9 @@ _NAMES = {"own": "own ECGs", "shuffled": "other patients'", "zeros": "zeros", "n
 def controls(settings: Settings, workdir: Workdir) -> None:
     """Trains and evaluates what is missing of all 16 pairs, shows the table and writes controls.json.
 
-    The run itself is the training with its own ECGs; the others are runs in `controls/`, which share its prepared data, so
-    that each of them can be looked at, reported on and gone on with like any other. Raises ConfigError where the experiment
-    itself is a control.
+    The run itself is the training with its own ECGs; the others are runs in `controls/`, which share its prepared data, clean
+    signals and encoder, so that each of them can be looked at, reported on and gone on with like any other. Raises ConfigError
+    where the experiment itself is a control.
     """
     if settings.data.ecg != "own" or settings.eval.ecg != "own" or settings.eval.name:
         raise ConfigError(
@@ -51,13 +51,17 @@ def controls(settings: Settings, workdir: Workdir) -> None:
 
 
 def _share(workdir: Workdir, trained_with: str) -> Workdir:
-    """A run's folder whose prepared data are links to this run's; they stay right where both are moved together."""
+    """A run's folder whose prepared data are links to this run's; they stay right where both are moved together.
+
+    Likewise the clean signals and the encoder, where this run has them.
+    """
     folder = Workdir(workdir.controls / trained_with)
     if leads():
         folder.root.mkdir(parents=True, exist_ok=True)
-        for path in (workdir.prepare_marker.parent, workdir.tokenizers, workdir.shards):
+        shared = workdir.prepare_marker.parent, workdir.tokenizers, workdir.shards
+        for path in (*shared, *(path for path in (workdir.signals, workdir.pretrain.root) if path.exists())):
             link = folder.root / path.name
-            if not link.is_symlink():
+            if not os.path.lexists(link):
                 link.symlink_to(os.path.relpath(path, folder.root.resolve()))
     wait_for_all(f"the folder of the control {trained_with}")
     return folder

@@ -12,6 +12,7 @@ from ecgbyte_jax.model.sharding import batch_parts, bytes_a_device
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.train.chips import USABLE, memory_of
 from ecgbyte_jax.train.restore import positions
+from ecgbyte_jax.train.vectors import input_of
 
 _MARGIN = 1.2  # of what is estimated here; `--stage=fit` asks the compiler
 _ELSEWHERE = 2**30  # bytes of logits, their gradient, and what a runtime takes
@@ -29,7 +30,8 @@ def with_remat(settings: Settings, mesh: Mesh, vocab_size: int, first_new_id: in
         return settings
     if platform == "cpu" or memory is None:
         return replace(settings, model=replace(settings.model, remat=""))
-    parts = abstract_model(settings.model, settings.lora, positions(settings), vocab_size, mesh, first_new_id)
+    sizes = positions(settings), vocab_size, mesh, first_new_id
+    parts = abstract_model(settings.model, settings.lora, *sizes, input_of(settings))
     held = bytes_a_device(parts.frozen) + (1 + _MOMENTS) * bytes_a_device(parts.trained)
     room = USABLE * memory - held - _ELSEWHERE
     split = mesh.shape[TENSOR_AXIS]

@@ -18,9 +18,9 @@ def count_seen(
 ) -> dict[str, Any]:
     """Of the first `steps` steps of a plan: unique ECGs and patients, examples, tokens by kind, FLOPs.
 
-    trained: the number of trained parameters. ecgs: segments of recordings; patients: of the questions; sequences: those seen,
-    once for each time; tokens: the ECGs' (or vectors), all others, padding; flops: what the model needs, see
-    `utilisation.step_flops`; ecg_input_flops: besides, of ECGs that become vectors. ecg_flops: of one of these.
+    trained: the number of trained parameters of the decoder. ecgs: segments of recordings; patients: of the questions;
+    sequences: those seen, once for each time; tokens: the ECGs' (or vectors), all others, padding; flops: what the model needs,
+    see `utilisation.step_flops`; ecg_input_flops: besides, of ECGs that become vectors. ecg_flops: of one of these.
     """
     outlines = outlines_of(prepared.shards, prepared.manifest, "train")
     places = shown_places(outlines, "train", settings.data.ecg, settings.seed)
@@ -45,5 +45,4 @@ def count_seen(
         "tokens": {"ecg": real - text, "text": text, "padding": room - real},
         "flops": flops,
         "ecg_input_flops": shown * ecg_flops,
-        "trained_parameters": trained,
     }

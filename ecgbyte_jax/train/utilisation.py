@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from ecgbyte_jax.inputs.plan import Plan
-from ecgbyte_jax.model.build import Parts, count
+from ecgbyte_jax.model.build import Parts
 from ecgbyte_jax.model.config import DecoderConfig
 from ecgbyte_jax.train.chips import chip_of
 
@@ -24,7 +24,7 @@ def step_figures(plan: Plan, parts: Parts, number: int, seconds: float) -> dict[
         "tokens_per_s": round(tokens / seconds, 1),
     }
     if peak:
-        figures["mfu"] = round(step_flops(parts.config, count(parts.trained), lengths) / seconds / peak, 4)
+        figures["mfu"] = round(step_flops(parts.config, parts.trained_in_decoder, lengths) / seconds / peak, 4)
     return figures
 
 

@@ -75,6 +75,13 @@ def test_an_ecg_is_its_vectors_in_the_order_of_the_text(model):
     np.testing.assert_array_equal(embedded[others], model.embedding[...][ids[others]])
 
 
+def test_a_tokenizer_that_had_ecg_tokens_in_another_order_has_the_models_place_for_vectors():
+    """`restore.build_for` tells the model the first of their ids."""
+    ((text, ecgs),) = examples(1)
+    ids, _ = render(replace(IDS, ecg=IDS.ecg[::-1]), text, ecgs, LONGEST)
+    assert ids[2:4].tolist() == [int(IDS.ecg.min())] * VECTORS
+
+
 def test_examples_packed_in_a_row_have_the_losses_and_gradients_of_rows_of_their_own(model):
     made = examples(4)
     packed, packed_gradients = loss_and_gradients(model, batch_of([made[:2], made[2:]]))

@@ -46,6 +46,21 @@ def pretrained(prepared, tmp_path_factory) -> Workdir:
     return workdir
 
 
+def test_signals_of_other_data_are_replaced_on_another_disk_and_other_files_there_stay(pretrained, tmp_path):
+    workdir, disk = Workdir(tmp_path / "w"), tmp_path / "disk"
+    shutil.copytree(pretrained.root, workdir.root)
+    workdir.signals.rename(disk)
+    workdir.signals.symlink_to(disk)
+    (disk / "mine.txt").write_text("mine")
+    (disk / "signals-00099.array_record").write_bytes(b"of a longer corpus")
+    workdir.signals_marker.write_text('{"finished": true, "digest": "of other data", "settings": {}, "inputs": ""}')
+    clean.clean_signals(Settings.of(encoder_config()), workdir)
+    assert workdir.signals.is_symlink() and (disk / "mine.txt").read_text() == "mine"
+    for file in (whole := sorted(pretrained.signals.glob("*.array_record"))):
+        assert (disk / file.name).read_bytes() == file.read_bytes()
+    assert len([*disk.glob("*.array_record")]) == len(whole)
+
+
 def lines(workdir: Workdir) -> list[dict]:
     read = [json.loads(line) for line in workdir.pretrain.metrics.open()]
     return [{k: v for k, v in line.items() if k not in ("segments_per_s", "input_wait")} for line in read]

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from ecgbyte_jax.encoders.config import EcgInputConfig, EncoderConfig
 from ecgbyte_jax.run.workdir import Workdir
-from ecgbyte_jax.settings import Settings
+from ecgbyte_jax.settings import Settings, stored_config
 from ecgbyte_jax.stages import lineage
 from ecgbyte_jax.stages.lineage import CHANGES_NO_OUTPUT, FIELDS, depends_on
 
@@ -71,3 +72,18 @@ def test_the_answers_of_a_folder_depend_on_its_content_and_number_types(monkeypa
         settings = replace(settings, model=replace(settings.model, dtype=dtype))
         digests.add(lineage.answered(settings, Workdir(tmp_path)).digest())
     assert len(digests) == 3
+
+
+def test_a_training_leaves_the_settings_of_its_encoders_own_training_in_config_json(tmp_path):
+    """A command that trains the model need not repeat what only the first stage reads, and --run must not lose it."""
+    first, workdir = Settings(), Workdir(tmp_path)
+    first = replace(first, encoder=replace(first.encoder, kind="mtae", mask_share=0.5))
+    second = replace(first, ecg_input=EcgInputConfig("encoder"), encoder=EncoderConfig("mtae", pretrained="random"))
+    for settings, stage in ((first, "prepare"), (first, "pretrain"), (second, "train")):
+        lineage.keep_settings(settings, workdir, stage)
+    kept = Settings.of(stored_config(workdir.config))
+    assert kept.encoder == replace(first.encoder, pretrained="random")
+    assert depends_on("pretrain", kept) == depends_on("pretrain", first)
+    other = replace(second, encoder=EncoderConfig("merl", "resnet18"))
+    lineage.keep_settings(other, workdir, "train")
+    assert Settings.of(stored_config(workdir.config)).encoder == other.encoder

@@ -2,16 +2,20 @@
 
 import json
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from ecgbyte_jax.errors import CheckpointError, ConfigError, ExampleError
-from ecgbyte_jax.evaluate.questions import find_sequences
+from ecgbyte_jax.evaluate.answers import OWN, Answerer
+from ecgbyte_jax.evaluate.questions import Item, choose, find_sequences
 from ecgbyte_jax.inputs.controls import open_shown, vector_lengths
 from ecgbyte_jax.inputs.prepared import load_prepared
-from ecgbyte_jax.inputs.prompt import render
+from ecgbyte_jax.inputs.prompt import render, render_prompt
 from ecgbyte_jax.inputs.recording import read_recording
 from ecgbyte_jax.pretrain.pretrain import pretrain
 from ecgbyte_jax.run.workdir import Workdir
@@ -169,6 +173,28 @@ def test_vectors_that_do_not_fit_the_prompt_are_refused_before_training(trained)
 def test_vectors_that_cannot_be_made_are_refused_before_anything_is_read():
     with pytest.raises(ConfigError, match=r"ecg_input\.vectors: 7 found, a divisor of signal\.segment_length = 100 expected"):
         Settings.of(vector_config(**{"ecg_input.vectors": 7}))
+
+
+def test_questions_about_an_ecg_share_its_signal_in_memory(trained):
+    ecgs = [ecg for item in choose(Settings.of(vector_config()), load_prepared(trained, SPANS)) for ecg in item.sequence.ecgs]
+    assert len({id(ecg) for ecg in ecgs}) == len({ecg.tobytes() for ecg in ecgs}) < len(ecgs)
+
+
+def test_turns_that_leave_vectors_no_room_are_left_out_and_too_long_a_question_is_refused(trained):
+    settings, prepared = Settings.of(vector_config()), load_prepared(trained, SPANS)
+    item = choose(settings, prepared)[0]
+    sequence = replace(item.sequence, previous="earlier")
+    free = settings.prompt.max_length - 1 - len(sequence.prompt)  # for the ECG's vectors and earlier turns
+    anything: Any = None
+    answerer = Answerer(settings, prepared, anything, anything, anything)
+    for answer in range(free - 2 * SPANS, free + 1):  # tokens of the earlier turn, about
+        told: Any = SimpleNamespace(before=lambda *_, answer=answer: (("?", "!" * answer),))
+        prompt, turns = answerer.ask(Item(sequence, item.other, 0), OWN, 0, told)
+        assert len(render_prompt(prepared.ids, prompt, sequence.ecgs, settings.prompt.max_length)) == len(prompt) + SPANS
+    assert not turns
+    path = str(next((trained.synthetic / "ptbxl").rglob("*_hr.hea")).with_suffix(""))
+    with pytest.raises(ConfigError, match=rf"--question: its texts take .* 1 ECG of ecg_input\.vectors {SPANS}; ask a shorter"):
+        asked(vector_config(), trained.root, [path], ["!" * (settings.prompt.max_length - 7)])
 
 
 def test_what_is_about_tokens_is_refused_in_one_line(trained, tmp_path):

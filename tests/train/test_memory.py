@@ -5,11 +5,12 @@ from dataclasses import replace
 import jax
 import pytest
 
+from ecgbyte_jax.encoders.config import EcgInputConfig
 from ecgbyte_jax.model.config import KEPT, DecoderConfig
 from ecgbyte_jax.model.sharding import make_mesh
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.train import memory
-from ecgbyte_jax.train.chips import CHIPS, chip_of
+from ecgbyte_jax.train.chips import CHIPS, USABLE, chip_of
 from ecgbyte_jax.train.memory import kept_bytes, tokens_at_once, with_remat
 
 LLAMA_1B = DecoderConfig(
@@ -46,6 +47,19 @@ def test_the_first_that_fits_is_chosen(monkeypatch, room, expected):
     monkeypatch.setattr(memory, "memory_of", lambda mesh: room)
     assert tokens_at_once(settings, mesh) == 4 * 1024
     assert with_remat(settings, mesh, 500, 300).model.remat == expected
+
+
+def test_a_trained_encoder_takes_room_from_what_is_kept(monkeypatch):
+    settings, mesh = Settings(), make_mesh(1, 1, 1, jax.devices()[:1])
+    settings = replace(settings, model=replace(settings.model, width=64, layers=1, mlp_width=64))
+    monkeypatch.setattr(memory, "_platform", lambda mesh: "gpu")
+    monkeypatch.setattr(memory, "kept_bytes", lambda config, remat, *_: 1e6 if remat == "products" else 1)
+    left = 5e8  # bytes for parameters and moments, of which an encoder of 85 M takes 1e9
+    room = (1.2 * 1e6 * tokens_at_once(settings, mesh) + 2**30 + left) / USABLE
+    monkeypatch.setattr(memory, "memory_of", lambda mesh: room)
+    read = EcgInputConfig("encoder", train_encoder=True)
+    assert with_remat(settings, mesh, 500, 300).model.remat == "products"
+    assert with_remat(replace(settings, ecg_input=read), mesh, 500, 300).model.remat == "attention"
 
 
 def test_every_value_of_remat_keeps_less_than_the_one_before():
