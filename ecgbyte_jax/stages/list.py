@@ -95,11 +95,15 @@ def _data(config: dict) -> str:
 
 
 def _model(config: dict) -> str:
-    """The pretrained model's name, or layers x width; and the rank of LoRA."""
+    """The pretrained model's name, or layers x width; the rank of LoRA; what it reads of an ECG, where not its tokens."""
     pretrained, rank = _at(config, "model", "pretrained"), _at(config, "lora", "rank")
     layers, width = _at(config, "model", "layers"), _at(config, "model", "width")
     name = Path(pretrained).name if isinstance(pretrained, str) and pretrained else f"{layers} layers x {width}"
-    return f"{name}, LoRA {rank}" if rank else name if layers or pretrained else "-"
+    if not (layers or pretrained):
+        return "-"
+    kind = _at(config, "ecg_input", "kind") or "tokens"
+    reads = _at(config, "encoder", "kind") if kind == "encoder" else kind
+    return ", ".join([name, *([f"LoRA {rank}"] if rank else []), *([f"reads {reads}"] if kind != "tokens" else [])])
 
 
 def _age(workdir: Workdir) -> str:

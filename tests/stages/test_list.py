@@ -56,6 +56,16 @@ def test_runs_at_any_depth_are_listed_with_data_model_score_verdict_and_age(line
     }
 
 
+def test_what_a_model_reads_in_the_place_of_tokens_is_said(lines, tmp_path):
+    write(tmp_path / "tokens/config.json", CONFIG | {"ecg_input": {"kind": "tokens"}, "encoder": {"kind": "merl"}})
+    write(tmp_path / "spans/config.json", LORA | {"ecg_input": {"kind": "elf_patch"}, "encoder": {"kind": "merl"}})
+    write(tmp_path / "merl/config.json", CONFIG | {"ecg_input": {"kind": "encoder"}, "encoder": {"kind": "merl"}})
+    models = {run: cells["model"] for run, cells in lines().items()}
+    assert models == {
+        "tokens": "2 layers x 32", "spans": "Llama-3.2-1B, LoRA 16, reads elf_patch", "merl": "2 layers x 32, reads merl",
+    }  # fmt: skip
+
+
 def test_each_evaluation_of_a_run_has_a_line(lines, tmp_path):
     write(tmp_path / "a/config.json", CONFIG)
     write(tmp_path / "a/eval/results.json", RESULTS | VERDICT)
