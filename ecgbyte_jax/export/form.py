@@ -18,7 +18,7 @@ def write_form(folder: Path, settings: Settings, ids: PromptIds, system: str) ->
     system: of the prompts, "" where they are plain.
     """
     cleaning = {field.name: getattr(settings.signal, field.name) for field in fields(CleanConfig)}
-    special = {name: value for name, value in asdict(ids).items() if name != "ecg"}
+    special = {name: value for name, value in asdict(ids).items() if name not in ("ecg", "vectors")}
     form = {
         "ecg": {
             "leads": LEADS,

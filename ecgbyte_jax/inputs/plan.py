@@ -13,6 +13,10 @@ from ecgbyte_jax.errors import ShardsError
 _WINDOW = 64  # steps within which rows are sorted by length
 
 
+class TooFewRowsError(ShardsError):
+    """The sequences do not fill a batch."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """How sequences become rows of at most `max_length` tokens.
@@ -37,7 +41,7 @@ class Step:
 class Plan:
     """All steps of a training over `epochs` shuffled epochs; plan[n] is step n + 1.
 
-    lengths: int32 [sequences, 2], tokens and answer tokens of each. Raises ShardsError if the epochs do not fill a batch.
+    lengths: int32 [sequences, 2], tokens and answer tokens of each. Raises TooFewRowsError if the epochs do not fill a batch.
     """
 
     def __init__(self, lengths: np.ndarray, layout: Layout, batch_size: int, epochs: float, seed: int):
@@ -48,7 +52,7 @@ class Plan:
         self._epoch_rows = len(self._epoch(0)[1]) - 1 if len(lengths) else 0
         self._steps = int(self._epoch_rows * epochs) // batch_size
         if not self._steps:
-            raise ShardsError(
+            raise TooFewRowsError(
                 f"{len(lengths)} sequences in {self._epoch_rows} rows and {epochs} epochs found for train.batch_size "
                 f"{batch_size}: at least one batch expected"
             )

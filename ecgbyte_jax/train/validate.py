@@ -13,9 +13,11 @@ from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.evaluate.answers import Answerer
 from ecgbyte_jax.evaluate.metrics import exact_match
 from ecgbyte_jax.inputs.controls import open_shown
+from ecgbyte_jax.inputs.plan import TooFewRowsError
 from ecgbyte_jax.inputs.prepared import Prepared
 from ecgbyte_jax.model.build import Parts
 from ecgbyte_jax.model.sharding import check_batch_size, put_batch, settle
+from ecgbyte_jax.run.console import console
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.train.feed import plan_batches
@@ -32,7 +34,11 @@ def make_validation(
     """
     if prepared.manifest.splits["valid"].sequences < settings.train.batch_size:
         return None
-    _, batches = plan_batches(settings, prepared, "valid", 1.0, mesh)
+    try:
+        _, batches = plan_batches(settings, prepared, "valid", 1.0, mesh)
+    except TooFewRowsError as error:  # packed
+        console.print(f"train: no validation, {error}")
+        return None
     batches = [batches[i] for i in range(min(len(batches), settings.train.valid_batches))]
     match = _make_match(settings, workdir, prepared, parts, mesh) if settings.train.valid_answers else None
 

@@ -125,11 +125,12 @@ def test_what_is_shown_takes_as_many_places_as_were_planned(trained, shown, vect
 
 
 @pytest.mark.slow
-def test_packed_rows_train_on_vectors_too(trained, tmp_path):
+def test_packed_rows_train_on_vectors_too(trained, tmp_path, capsys):
     shutil.copytree(trained.root, tmp_path / "w")
     config = vector_config(**{"data.packing": True, "train.epochs": 2.0})
     train(Settings.of(config), Workdir(tmp_path / "w"))
     assert np.isfinite(losses(Workdir(tmp_path / "w"))).all()
+    assert "no validation, 16 sequences in 2 rows and 1.0 epochs found for train.batch_size 8" in capsys.readouterr().out
 
 
 @pytest.mark.slow
