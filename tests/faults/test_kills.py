@@ -19,7 +19,7 @@ from tests.test_main import ROOT
 pytest.importorskip("distributed")
 psutil = pytest.importorskip("psutil")  # which distributed needs
 RECORDS = 150
-KILLS = 16
+KILLS = 20
 
 
 @pytest.fixture(scope="module")
