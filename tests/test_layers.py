@@ -25,8 +25,8 @@ ALLOWED = {
     "explain": {"explain", "ecg", "inputs", "model", "run", "settings", "evaluate", "train"},
     "report": {"report", "ecg", "explain"},
     "export": {"export", "ecg", "corpora", "inputs", "settings"},
-    "stages": {"stages", "settings", "setting_names", "ecg", "corpora", "inputs", "model", "run", "prepare", "evaluate",
-               "train", "explain", "report", "export", "fit", "pretrain", "sweep"},
+    "stages": {"stages", "settings", "encoders", "setting_names", "ecg", "corpora", "inputs", "model", "run", "prepare",
+               "evaluate", "train", "explain", "report", "export", "fit", "pretrain", "sweep"},
     "sweep": {"sweep", "evaluate", "run", "settings", "stages"},
 }  # fmt: skip
 ALLOWED_FILES = {

@@ -9,6 +9,7 @@ LEADS = 12
 INPUTS = ("tokens", "encoder", "elf_base", "elf_patch", "elf_conv")
 CONNECTORS = ("linear", "mlp", "query")
 MASKED = ("mtae", "mlae", "st_mem")  # kinds of masked autoencoders
+FEATURES_BY = ("kind", "size", "patch", "published_scaling")  # the settings of an encoder that its features depend on
 _FEWEST, _BEST, _MOST = 16, 32, 64  # spans of a lead
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
+from ecgbyte_jax.encoders.config import FEATURES_BY
 from ecgbyte_jax.errors import ConfigError, ScoresError, TokenizerError
 from ecgbyte_jax.files import file_digest, write_whole
 from ecgbyte_jax.run.stage import Stage, content_digest, json_digest, outputs_digest
@@ -84,7 +85,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     ),
     # Parts of `train` and of answers where a model reads vectors in the place of ECG tokens.
     "ecg input": ("ecg_input",),
-    "encoder": ("encoder.kind", "encoder.size", "encoder.patch", "encoder.published_scaling"),
+    "encoder": tuple(f"encoder.{name}" for name in FEATURES_BY),
     "early stopping of pretrain": ("pretrain.checkpoint_every", "pretrain.valid_batches"),
     "early stopping": ("train.checkpoint_every", "train.valid_batches"),  # part of `train` where patience ends it
     "answers": (
@@ -333,7 +334,7 @@ def _with_used(kept: dict, given: dict) -> dict:
     """The encoder's settings with those that a training reads; the others are of the encoder's own training, if it was here."""
     if kept.get("kind") != given["kind"]:
         return given
-    return kept | {name: given[name] for name in ("size", "patch", "published_scaling", "pretrained")}
+    return kept | {name: given[name] for name in (*FEATURES_BY, "pretrained")}
 
 
 def _given_tokenizer(file: str) -> str:

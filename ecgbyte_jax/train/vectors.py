@@ -8,6 +8,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
+from ecgbyte_jax.encoders.config import FEATURES_BY
 from ecgbyte_jax.encoders.ecg_input import make_ecg_input
 from ecgbyte_jax.encoders.encoder import make_encoder
 from ecgbyte_jax.errors import CheckpointError, ConfigError
@@ -89,7 +90,7 @@ def _load(settings: Settings, workdir: Workdir, mesh: Mesh) -> dict[tuple, jax.A
 
 def _check_origin(trained: dict[str, Any], settings: Settings, path: Path) -> None:
     """Raises ConfigError where an encoder was trained with other sizes, or for other signals."""
-    ours = {f"encoder.{name}": getattr(settings.encoder, name) for name in ("kind", "size", "patch", "published_scaling")}
+    ours = {f"encoder.{name}": getattr(settings.encoder, name) for name in FEATURES_BY}
     ours |= {f"signal.{name}": getattr(settings.signal, name) for name in ("segment_length", "target_rate")}
     for name, value in ours.items():
         part, field = name.split(".")
