@@ -11,6 +11,7 @@ CONNECTORS = ("linear", "mlp", "query")
 MASKED = ("mtae", "mlae", "st_mem")  # kinds of masked autoencoders
 FEATURES_BY = ("kind", "size", "patch", "published_scaling")  # the settings of an encoder that its features depend on
 _FEWEST, _BEST, _MOST = 16, 32, 64  # spans of a lead
+STRIDE = 16  # samples from one place of a ResNet to the next
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def count_kept(grid: Grid, mask_share: float) -> int:
 
 def count_places(samples: int) -> int:
     """The places that a ResNet makes of so many samples."""
-    return -(-samples // 16)
+    return -(-samples // STRIDE)
 
 
 def count_features(config: EncoderConfig, samples: int) -> int:

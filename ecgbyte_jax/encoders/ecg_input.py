@@ -32,6 +32,10 @@ class SpanMap(nnx.Module):
         spans = scale_mv(signals).reshape(len(signals), LEADS, self.vectors, -1).swapaxes(1, 2)  # [B, N, 12, L / N]
         return self.map(spans.reshape(len(signals), self.vectors, -1))
 
+    def shares(self, signals: jax.Array) -> jax.Array:
+        """Of how much of each span a vector is made: [B, N, N]."""
+        return jnp.broadcast_to(jnp.eye(self.vectors), (len(signals), self.vectors, self.vectors))
+
     def flops(self) -> float:
         """Of one segment, forward."""
         return 2.0 * self.vectors * self.map.kernel.size
@@ -80,6 +84,13 @@ class MeanConnector(nnx.Module):
         x = jnp.mean(features.reshape(len(features), self.vectors, -1, features.shape[-1]), axis=2)
         return self.map(x if self.up is None else jax.nn.gelu(self.up(x), approximate=False))
 
+    def shares(self, features: jax.Array) -> jax.Array:
+        """Of how much of each feature a vector is made, [B, N, T] of rows of sum 1: equal parts of those in its mean."""
+        each = self.features // self.vectors
+        return jnp.broadcast_to(
+            jnp.repeat(jnp.eye(self.vectors) / each, each, axis=1), (len(features), self.vectors, self.features)
+        )
+
     def flops(self) -> float:
         """Of one segment, forward."""
         return 2.0 * self.vectors * sum(part.kernel.size for part in (self.up, self.map) if part is not None)
@@ -101,13 +112,24 @@ class QueryConnector(nnx.Module):
 
     def __call__(self, features: jax.Array) -> jax.Array:
         """Maps [B, T, D] to [B, N, H]."""
+        q, k, v = self._heads(features)
+        return self.map(jax.nn.dot_product_attention(q, k, v).reshape(len(features), *self.queries.shape))
+
+    def shares(self, features: jax.Array) -> jax.Array:
+        """The attention of each query to the features, [B, N, T] of rows of sum 1: the mean over heads."""
+        q, k, _ = self._heads(features)
+        scores = jnp.einsum("bnhc,bthc->bhnt", q, k) / q.shape[-1] ** 0.5
+        return jnp.mean(jax.nn.softmax(scores), axis=1)
+
+    def _heads(self, features: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries [B, N, 4, C], and keys and values [B, T, 4, C] of features [B, T, D]."""
         x = self.norm(features)
         queries = jnp.broadcast_to(self.queries[...], (len(x), *self.queries.shape))
         q, k, v = (
             part(each).reshape(len(x), -1, _HEADS, each.shape[-1] // _HEADS)
             for part, each in ((self.q, queries), (self.k, x), (self.v, x))
         )
-        return self.map(jax.nn.dot_product_attention(q, k, v).reshape(queries.shape))
+        return q, k, v
 
     def flops(self) -> float:
         """Of one segment, forward."""
@@ -129,6 +151,10 @@ class EncoderInput(nnx.Module):
     def __call__(self, signals: jax.Array) -> jax.Array:
         """Maps segments [B, 12, L] in mV to [B, N, H]."""
         return self.connector(self.encoder.tokens(signals))
+
+    def shares(self, signals: jax.Array) -> jax.Array:
+        """Of how much of each feature of the encoder a vector is made, [B, N, T] of rows of sum 1."""
+        return self.connector.shares(self.encoder.tokens(signals))
 
     def flops(self) -> float:
         """Of one segment, forward."""

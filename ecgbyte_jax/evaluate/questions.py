@@ -8,10 +8,11 @@ import grain
 import numpy as np
 
 from ecgbyte_jax.errors import ConfigError, ScoresError
-from ecgbyte_jax.inputs.batches import key_of, open_split
+from ecgbyte_jax.inputs.batches import key_of, open_ecgs, open_outlines
 from ecgbyte_jax.inputs.controls import open_shown
 from ecgbyte_jax.inputs.prepared import Prepared
 from ecgbyte_jax.inputs.shards import Sequence, read_manifest
+from ecgbyte_jax.inputs.signals import open_signals
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
 
@@ -146,8 +147,11 @@ def by_ecgs(items: list[Item]) -> list[list[Item]]:
     return [list(group) for _, group in groupby(items, key=lambda item: key_of(item.sequence.ecgs))]
 
 
-def find_sequences(workdir: Workdir, split: str, rows: list[dict]) -> dict[tuple[str, int], Sequence]:
-    """The shards' sequences of evaluated rows, by id and segment; raises ConfigError where one is missing."""
+def find_sequences(workdir: Workdir, split: str, rows: list[dict], *, signals: bool = False) -> dict[tuple[str, int], Sequence]:
+    """The shards' sequences of evaluated rows, by id and segment; raises ConfigError where one is missing.
+
+    signals: their ECGs are the clean signals, for a model that reads vectors of these.
+    """
     missing = {(row["id"], row["segment"]) for row in rows}
     sequences: dict[tuple[str, int], Sequence] = {}
     manifest = read_manifest(workdir.shards)
@@ -155,11 +159,12 @@ def find_sequences(workdir: Workdir, split: str, rows: list[dict]) -> dict[tuple
         raise ConfigError(
             f"{workdir.results}: split {split!r} found, one of {list(manifest.splits)} expected; run --stage=eval again"
         )
-    for sequence in open_split(workdir.shards, manifest, split):
-        key = sequence.id, sequence.segment
+    read = open_signals(workdir.signals).__getitem__ if signals else open_ecgs(workdir.shards, manifest, split)
+    for outline in open_outlines(workdir.shards, manifest, split):
+        key = outline.id, outline.segment
         if key in missing:
             missing.remove(key)
-            sequences[key] = sequence
+            sequences[key] = replace(outline, ecgs=tuple(read(int(place)) for place in outline.ecgs))
             if not missing:
                 return sequences
     raise ConfigError(f"{workdir.shards}: no {sorted(missing)[:3]}, found in {workdir.generations}; run --stage=eval again")

@@ -1,14 +1,15 @@
 """The explanation of an answer: from a trained model's attributions to views of its ECGs and its question.
 
-Axes: P tokens of a prompt, A of the answer, n of an ECG.
+Axes: P tokens of a prompt, A of the answer, n of an ECG, N vectors of one, T features of which they are made, L samples.
 """
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import jax
 import numpy as np
+from flax import nnx
 
-from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.errors import ExampleError
 from ecgbyte_jax.evaluate.questions import find_sequences
 from ecgbyte_jax.explain.views import EcgView, View, file_stem, save_view, split_words, spread
@@ -23,7 +24,9 @@ from ecgbyte_jax.train.restore import Trained
 def look(
     trained: Trained, ecgs: Sequence[np.ndarray], turns: Sequence[tuple[str, str]], answer: np.ndarray, attend: AttendSettings
 ) -> View:
-    """Attributes an answer (text ids [A], with or without its end token) to the ECGs (compact ids [n] each) and the question.
+    """Attributes an answer (text ids [A], with or without its end token) to the ECGs and the question.
+
+    ecgs: what the model reads of each, see `PromptIds.spell`.
 
     turns: the last one's question is answered, those before it are its history.
 
@@ -40,13 +43,15 @@ def look(
     answer = answer[~np.isin(answer, trained.form.stops)][:room]
     answer = answer if len(answer) else np.array(trained.form.stops[:1])
     with jax.set_mesh(trained.mesh):
-        attribution = attribute(trained.model, prompt, answer, attend.layers, attend.heads)
+        signals = np.stack(ecgs).astype(np.float32) if trained.ids.vectors else None
+        attribution = attribute(trained.model, prompt, answer, attend.layers, attend.heads, signals)
     weights = {"attention": attribution.attention.mean(axis=0), "rollout": attribution.rollout.mean(axis=0)}
     weights["gradient_input"] = attribution.gradient_input
     starts = np.flatnonzero(prompt == trained.ids.sig_start)[: len(ecgs)] + 1
     ends = np.flatnonzero(prompt == trained.ids.sig_end)[: len(ecgs)]
+    view_of = _view_of_signal if trained.ids.vectors else _view
     ecg_views = tuple(
-        _view(trained.ecg_tokenizer, ecg, {name: values[start:end] for name, values in weights.items()})
+        view_of(trained, ecg, {name: values[start:end] for name, values in weights.items()})
         for ecg, start, end in zip(ecgs, starts, ends)
     )
     question, places, offsets = trained.form.locate(dialogue)
@@ -56,9 +61,9 @@ def look(
     return View(ecg_views, words, word_weights, weights, float(attribution.log_probs.sum()))
 
 
-def _view(tokenizer: ECGTokenizer, ids: np.ndarray, weights: dict[str, np.ndarray]) -> EcgView:
-    signal = tokenizer.decode(ids).astype(np.float32)
-    offsets = tokenizer.bpe.offsets(ids)
+def _view(trained: Trained, ids: np.ndarray, weights: dict[str, np.ndarray]) -> EcgView:
+    signal = trained.ecg_tokenizer.decode(ids).astype(np.float32)
+    offsets = trained.ecg_tokenizer.bpe.offsets(ids)
     lengths = np.diff(np.append(offsets, signal.size))
     kept = len(weights["attention"])
     seen = np.arange(signal.size) < lengths[:kept].sum()
@@ -66,11 +71,26 @@ def _view(tokenizer: ECGTokenizer, ids: np.ndarray, weights: dict[str, np.ndarra
     return EcgView(signal, seen.reshape(signal.shape), offsets, weights, samples)
 
 
+def _view_of_signal(trained: Trained, signal: np.ndarray, weights: dict[str, np.ndarray]) -> EcgView:
+    """weights: of its vectors, which are spread over what each is made of."""
+    places, samples, about = trained.places, {}, "One vector of all samples alike, so no place in it has a weight of its own."
+    if places is not None:
+        shares = np.asarray(_shares(*nnx.split(trained.model.ecg_input), signal))  # [N, T]
+        samples, about = {name: places.spread(values @ shares) for name, values in weights.items()}, places.about
+    return EcgView(signal, np.ones(signal.shape, bool), np.empty(0, np.int32), weights, samples, about)
+
+
+@partial(jax.jit, static_argnums=0)
+def _shares(graphdef: nnx.GraphDef, state: nnx.State, signal: jax.Array) -> jax.Array:
+    """Of how much of each feature a vector of the signal [12, L] is made, [N, T]."""
+    return nnx.merge(graphdef, state).shares(signal[None])[0]
+
+
 def views(
     trained: Trained, attend: AttendSettings, workdir: Workdir, split: str, rows: list[dict]
 ) -> Iterable[tuple[dict, View]]:
     """Attributes the answers of rows of generations one by one, and writes `Workdir.attention`/<example>.npz for each."""
-    sequences = find_sequences(workdir, split, rows)
+    sequences = find_sequences(workdir, split, rows, signals=trained.ids.vectors > 0)
     with progress("attention", len(rows)) as report:
         for done, row in enumerate(rows, start=1):
             sequence = sequences[row["id"], row["segment"]]

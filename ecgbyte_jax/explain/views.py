@@ -26,6 +26,9 @@ class EcgView:
     signal: float32 [12, T] in mV as its tokens restore it; seen: bool [12, T], False where the prompt cut it off; offsets:
     int32 [n], where each token begins in the flattened signal; tokens and samples: of each method, float32 [k] and [12, T],
     which have the same sum.
+
+    Of a model that reads vectors, signal is what they were made of, all of it is seen, tokens are the vectors, offsets is
+    empty, and so is samples where one vector is of all samples alike. about: what the vectors stand for, "" for tokens.
     """
 
     signal: np.ndarray
@@ -33,6 +36,7 @@ class EcgView:
     offsets: np.ndarray
     tokens: dict[str, np.ndarray]
     samples: dict[str, np.ndarray]
+    about: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +81,8 @@ def save_view(view: View, row: dict, path: Path) -> None:
     """Writes one NPZ file; the names for a second ECG end in `_2`.
 
     attention, rollout, gradient_input float32 [12, T]; seen bool [12, T]; signal float32 [12, T] in mV; offsets int32 [n];
-    tokens_<method> float32 [k]; words [w] and words_<method> float32 [w]; prompt_<method> float32 [P]; leads; about: the
-    example as JSON.
+    tokens_<method> float32 [k], of vectors where the model reads these; words [w] and words_<method> float32 [w];
+    prompt_<method> float32 [P]; leads; about: the example as JSON.
     """
     arrays: dict[str, np.ndarray] = {}
     for number, ecg in enumerate(view.ecgs, start=1):

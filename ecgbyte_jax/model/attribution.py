@@ -1,6 +1,6 @@
 """Which tokens of its prompt an answer comes from: attention, attention rollout and gradient x input.
 
-Axes: T tokens of a sequence, P of them its prompt, A its answer, D width, H query heads, L layers.
+Axes: T tokens of a sequence, P of them its prompt, A its answer, D width, H query heads, L layers, E ECGs, S their samples.
 """
 
 from collections.abc import Sequence
@@ -36,9 +36,14 @@ class Attribution:
 
 
 def attribute(
-    model: Decoder, prompt: np.ndarray, answer: np.ndarray, layers: Sequence[int] = (), heads: Sequence[int] = ()
+    model: Decoder,
+    prompt: np.ndarray,
+    answer: np.ndarray,
+    layers: Sequence[int] = (),
+    heads: Sequence[int] = (),
+    signals: np.ndarray | None = None,
 ) -> Attribution:
-    """Attributes `answer` [A] to `prompt` [P] (ids, unpadded).
+    """Attributes `answer` [A] to `prompt` [P] (ids, unpadded), and to the vectors of `signals` float32 [E, 12, S] there.
 
     attention: the mean over the given layers and heads, or over all. rollout: attention through all layers, half of each
     layer's weight on the residual stream (Abnar & Zuidema 2020, section 3; mean over all heads). Delta nets have no attention
@@ -58,7 +63,7 @@ def attribute(
     head_share = _shares(range(model.config.heads), heads)
     graphdef, state = nnx.split(model)
     sizes = np.int32(total), np.int32(answer_tokens)
-    arrays = _attribute(graphdef, state, ids, *sizes, layer_share, head_share, min(answer_length, length - 1))
+    arrays = _attribute(graphdef, state, ids, signals, *sizes, layer_share, head_share, min(answer_length, length - 1))
     attention, rollout, gradients, log_probs = map(np.asarray, arrays)
     rows, columns = slice(-answer_tokens - 1, -1), slice(length - total, length - answer_tokens)
     return Attribution(attention[rows, columns], rollout[rows, columns], gradients[columns], log_probs[-answer_tokens:])
@@ -89,11 +94,12 @@ def _shares(numbers: Sequence[int], chosen: Sequence[int]) -> np.ndarray:
     return (included / included.sum()).astype(np.float32)
 
 
-@partial(jax.jit, static_argnums=(0, 7))
+@partial(jax.jit, static_argnums=(0, 8))
 def _attribute(
     graphdef: nnx.GraphDef,
     state: nnx.State,
     ids: jax.Array,
+    signals: jax.Array | None,
     total: jax.Array,
     answer_tokens: jax.Array,
     layer_share: jax.Array,
@@ -108,7 +114,7 @@ def _attribute(
     ids, places = ids[None], jnp.arange(len(ids))
     valid = places >= len(places) - total
     positions = jnp.maximum(places - (len(places) - total), 0)[None]
-    embedded = model.embed(ids, positions)
+    embedded = model.embed(ids, positions, None if signals is None else signals[None])
 
     def answer_log_prob(embedded: jax.Array) -> tuple[jax.Array, tuple]:
         hidden, weights = run_blocks(model, embedded, valid[None], positions, head_share)

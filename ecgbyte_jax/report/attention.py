@@ -16,6 +16,7 @@ _FOOT = 14.0  # mm for the colour bar
 _CLIP = 99.5  # percentile of |weight| that gets the strongest colour: a token of one sample must not make all others pale
 _FULL_3X4 = 2.5  # s; longer segments are drawn 12 x 1, so that no sample is left out
 _LABEL = "share of attention"
+_LEFT, _ABOUT = 15.0, 1.8  # mm: where the colour bar begins, the height of what is said about it
 
 
 def lay_out_whole(signal: np.ndarray, rate: float, original: np.ndarray | None = None) -> Sheet:
@@ -31,16 +32,19 @@ def draw_attention(
     *,
     seen: np.ndarray | None = None,
     title: str = "",
+    about: str = "",
 ) -> Figure:
     """Signal [12, T] in mV at `rate` Hz over `weights` [12, T], each lead with its share of all |weights|.
 
-    Signed weights get two colours around white. Samples where `seen` is False, which the model did not get, are hatched.
+    Signed weights get two colours around white. Samples where `seen` is False, which the model did not get, are hatched. about:
+    a sentence on the weights, below their colours.
     """
     sheet = lay_out_whole(signal, rate)
     figure, axes = new_sheet(sheet, "grey")
     _draw_weights(figure, axes, sheet, weights, seen)
     draw_traces(axes, sheet, signal, notes=_shares(weights))
     draw_head(axes, sheet, title)
+    axes.text(_LEFT, _ABOUT, about, fontsize=7, va="center")
     return figure
 
 
@@ -67,8 +71,8 @@ def _draw_weights(figure: Figure, axes: Axes, sheet: Sheet, weights: np.ndarray,
         if seen is not None:
             _hatch(axes, sheet, panel, seen[panel.lead, panel.start : panel.stop])
     axes.set(xlim=(0, sheet.width), ylim=(0, sheet.height))
-    bar_width = min(100.0, sheet.width - 30.0)
-    bar = figure.add_axes((15.0 / sheet.width, 8.0 / sheet.height, bar_width / sheet.width, 4.0 / sheet.height), zorder=6)
+    bar_width = min(100.0, sheet.width - 2 * _LEFT)
+    bar = figure.add_axes((_LEFT / sheet.width, 8.0 / sheet.height, bar_width / sheet.width, 4.0 / sheet.height), zorder=6)
     figure.colorbar(image, cax=bar, orientation="horizontal", drawedges=False)
     ends = ("most against", "most for") if signed else ("low", "high")
     bar.set_xticks([norm.vmin, norm.vmax], ends, fontsize=8)

@@ -28,12 +28,15 @@ _RECODED = 100  # segments that compression is measured on
 _LEVELS = (0, 100, 500, 1000, 2000, 3500, 5000, 10_000)  # merges
 
 
-def make_page(name: str, results: dict, data: dict) -> Page:
-    """The page of the run `name` with its top and its scores; data: as in `words.title`, of the evaluation."""
+def make_page(name: str, results: dict, data: dict, reads: str = "tokens") -> Page:
+    """The page of the run `name` with its top and its scores; data: as in `words.title`, of the evaluation.
+
+    reads: what the model reads of an ECG, by the name in the settings (`ecg_input.kind`).
+    """
     sentences, note = words.verdict(results)
     page = Page(
         title=words.title(name, data),
-        introduction=words.introduction(data),
+        introduction=words.introduction(data, "tokens" if reads == "tokens" else "vectors of their signals"),
         scores=words.score_tables(results),
         facts=[("Data", words.data_fact(data)), ("Evaluated", words.evaluated(results))],
         verdict=sentences,
@@ -41,6 +44,8 @@ def make_page(name: str, results: dict, data: dict) -> Page:
         evidence=words.evidence(results),
         score_notes=words.score_notes(results),
     )
+    if reads != "tokens":
+        page.tokenizer_notes.append("The model reads vectors of the signals (ecg_input.kind), and none of these tokens.")
     metric, scores, intervals, counted = words.compared(results)
     if scores:
         figure = draw_comparison(scores, intervals, f"{metric} in %")
@@ -115,7 +120,8 @@ def _ecg_picture(ecg: EcgView, which: str, rate: float, quantizer: Quantizer | N
     seconds = ecg.signal.shape[1] / rate
     low, high = ecg.signal.min(), ecg.signal.max()
     alt = f"{which}: 12 leads, {seconds:g} s on paper of 25 mm/s and 10 mm/mV, from {low:.1f} to {high:.1f} mV."
-    caption = f"{which} as its tokens restore it, {seconds:g} s at {rate:g} Hz{_blunt(rate)}."
+    of = "as vectors were made of it" if ecg.about else "as its tokens restore it"
+    caption = f"{which} {of}, {seconds:g} s at {rate:g} Hz{_blunt(rate)}. {ecg.about}".rstrip()
     cut = leads_cut(ecg.signal, quantizer, original) if quantizer else []
     if quantizer and cut:
         grey = "" if original is None else "; in grey, the cleaned original"

@@ -31,17 +31,17 @@ def _on(data: dict) -> str:
     return " on synthetic ECGs" if data.get("synthetic_records") else f" on {data['name']}"
 
 
-def introduction(data: dict) -> str:
-    """What the run is of, in one or two sentences; those of a synthetic one say so first."""
+def introduction(data: dict, read_as: str = "tokens") -> str:
+    """What the run is of, in one or two sentences; those of a synthetic one say so first. read_as: what the model reads."""
     if data.get("synthetic_records"):
         return (
             f"The ECGs of this run are synthetic: {data['synthetic_records']:,} recordings that ecgbyte-jax computed itself, "
-            "of no patient, so its scores say nothing about real ECGs. A language model was trained to read them as tokens and "
-            "to answer questions about them."
+            "of no patient, so its scores say nothing about real ECGs. A language model was trained to read them as "
+            f"{read_as} and to answer questions about them."
         )
     of = f"of {data['name']} " if data else ""
     unknown = "" if data else " Which ECGs these are is unknown: the preparation of this evaluation is not in the run's folder."
-    return f"A language model was trained to read 12-lead ECGs {of}as tokens and to answer questions about them.{unknown}"
+    return f"A language model was trained to read 12-lead ECGs {of}as {read_as} and to answer questions about them.{unknown}"
 
 
 def data_fact(data: dict) -> str:

@@ -40,7 +40,7 @@ from ecgbyte_jax.stages import lineage
 from ecgbyte_jax.stages.attend import check_evaluated
 from ecgbyte_jax.stages.inquiry import Inquiry, check_question, read_questions
 from ecgbyte_jax.train.restore import Trained, open_trained
-from ecgbyte_jax.train.vectors import check_tokens
+from ecgbyte_jax.train.vectors import check_drawable
 
 _FOREIGN = "the model was trained on synthetic ECGs alone, and this is not one of them: expect wrong answers"
 _LISTED = 6  # segments whose own answers are listed
@@ -94,7 +94,7 @@ def ask(settings: Settings, workdir: Workdir, inquiry: Inquiry) -> None:
     """
     _check(inquiry)
     if inquiry.picture:
-        check_tokens(settings, "--picture")
+        check_drawable(settings, "--picture")
     typed = not inquiry.questions and sys.stdin.isatty()
     try:
         _ask(settings, workdir, inquiry, typed)
@@ -378,6 +378,7 @@ def _draw(
     title = f"{subject.name}, {start:g}-{start + subject.seconds:g} s. {question} {answer.text or '(empty)'}"
     for number, (ecg, signal) in enumerate(zip(view.ecgs, subject.signals[place])):
         files.append(path if number == 0 else path.with_name(f"{path.stem}_ecg{number + 1}{path.suffix}"))
-        figure = draw_attention(signal, ecg.samples["attention"], subject.rate, seen=ecg.seen, title=title)
+        how = {"seen": ecg.seen, "title": title, "about": ecg.about}
+        figure = draw_attention(signal, ecg.samples["attention"], subject.rate, **how)
         save_picture(figure, files[-1])
     return files

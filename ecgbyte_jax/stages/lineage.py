@@ -156,7 +156,7 @@ _VERSIONS = {
     "train": 4,
     "answers": 7,
     "eval": 6,
-    "report": 4,
+    "report": 5,
     "export": 5,
 }
 

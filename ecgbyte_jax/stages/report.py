@@ -6,6 +6,7 @@ Only the evaluation must be there; the page names what else is missing. Axes: T 
 import shlex
 from collections.abc import Iterable
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 
 import grain
@@ -20,7 +21,6 @@ from ecgbyte_jax.ecg.symbols import Quantizer
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.errors import ConfigError, EcgByteError, ReportError
 from ecgbyte_jax.evaluate.questions import find_sequences
-from ecgbyte_jax.evaluate.results import answered_by
 from ecgbyte_jax.explain.explain import rate_of, views
 from ecgbyte_jax.explain.views import EcgView, View
 from ecgbyte_jax.files import write_whole
@@ -37,10 +37,9 @@ from ecgbyte_jax.run.stage import outputs_digest, settings_of
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.stages import lineage
-from ecgbyte_jax.stages.attend import check_evaluated
+from ecgbyte_jax.stages.attend import check_evaluated, open_attended
 from ecgbyte_jax.train.checkpoint import Checkpoints
-from ecgbyte_jax.train.restore import Trained, open_trained
-from ecgbyte_jax.train.vectors import check_tokens
+from ecgbyte_jax.train.restore import Trained
 
 _SEGMENTS = 2_000  # drawn at random, on which token statistics are computed
 
@@ -82,7 +81,8 @@ def _make_page(settings: Settings, workdir: Workdir, results: dict, rows: list[d
     config, saved, unknown = _trained_with(workdir, results)
     trained = _restore(settings, workdir, results)
     title = f"{name}, evaluation {workdir.evaluation_name}" if named else name
-    page = sections.make_page(title, results, _named(_data_of(workdir, results) or config.get("data", {})))
+    reads = config.get("ecg_input", asdict(settings.ecg_input))["kind"]
+    page = sections.make_page(title, results, _named(_data_of(workdir, results) or config.get("data", {})), reads)
     parameters = count(nnx.state(trained.model, (nnx.Param, nnx.LoRAParam, Quantized))) if isinstance(trained, Trained) else 0
     sections.add_origin(page, config, parameters, saved, ecgbyte_jax.__version__, command)
     sections.add_settings(page, config, settings_of(workdir.answers_marker).get("eval", {}), unknown)
@@ -138,10 +138,7 @@ def _restore(settings: Settings, workdir: Workdir, results: dict) -> Trained | E
     try:
         if jax.process_count() > 1:
             raise ConfigError("several processes share the model; --stage=report on one process adds the attention")
-        check_tokens(settings, "the attention")
-        check_evaluated(workdir, results)
-        lineage.trained(settings, workdir).require()
-        return open_trained(settings, workdir, answered_by(results))
+        return open_attended(settings, workdir, results)
     except EcgByteError as error:
         return error
 
@@ -160,7 +157,8 @@ def _add_examples(
         if isinstance(trained, EcgByteError):
             raise trained
         example_views = [view for _, view in views(trained, settings.attend, workdir, str(results.get("split")), rows)]
-        quantizer, attended = trained.ecg_tokenizer.quantizer, True
+        # Signals that became vectors were not cut at the ends of the tokenizer's range.
+        quantizer, attended = None if trained.ids.vectors else trained.ecg_tokenizer.quantizer, True
         page.examples_note = "Attention can be switched off at each ECG."
     except EcgByteError as error:
         page.examples_note = f"Without attention: {error}"

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerFast
 
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
+from ecgbyte_jax.encoders.places import Places
 from ecgbyte_jax.errors import CheckpointError
 from ecgbyte_jax.files import file_digest
 from ecgbyte_jax.inputs.form import Form
@@ -30,12 +31,15 @@ from ecgbyte_jax.run.console import console
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.train.checkpoint import Checkpoints, DamagedCheckpointError
-from ecgbyte_jax.train.vectors import input_of, vectors_of, with_encoder
+from ecgbyte_jax.train.vectors import input_of, places_of, vectors_of, with_encoder
 
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A trained model with what its prompts are made of."""
+    """A trained model with what its prompts are made of.
+
+    places: where what its vectors are made of lies in a segment, see `vectors.places_of`.
+    """
 
     model: Decoder
     mesh: Mesh
@@ -44,6 +48,7 @@ class Trained:
     text_tokenizer: PreTrainedTokenizerFast
     ecg_tokenizer: ECGTokenizer
     max_length: int
+    places: Places | None = None
 
 
 def open_trained(settings: Settings, workdir: Workdir, which: str) -> Trained:
@@ -57,7 +62,7 @@ def open_trained(settings: Settings, workdir: Workdir, which: str) -> Trained:
     with jax.set_mesh(mesh):
         model, _ = restore_model(settings, workdir, prepared, mesh, which)
     tokenizers = prepared.text_tokenizer, prepared.ecg_tokenizer
-    return Trained(model, mesh, prepared.ids, prepared.form, *tokenizers, settings.prompt.max_length)
+    return Trained(model, mesh, prepared.ids, prepared.form, *tokenizers, settings.prompt.max_length, places_of(settings))
 
 
 def positions(settings: Settings) -> int:

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from ecgbyte_jax.encoders.config import FEATURES_BY
 from ecgbyte_jax.encoders.ecg_input import make_ecg_input
 from ecgbyte_jax.encoders.encoder import make_encoder
+from ecgbyte_jax.encoders.places import Places, feature_places
 from ecgbyte_jax.errors import CheckpointError, ConfigError
 from ecgbyte_jax.model.build import MakeEcgInput, Parts
 from ecgbyte_jax.model.sharding import abstract
@@ -31,6 +32,22 @@ def check_tokens(settings: Settings, asked_for: str) -> None:
     if settings.ecg_input.kind != "tokens":
         raise ConfigError(
             f"{asked_for}: not for a model of ecg_input.kind '{settings.ecg_input.kind}', which reads no ECG tokens"
+        )
+
+
+def places_of(settings: Settings) -> Places | None:
+    """Where what vectors are made of lies in a segment; None where a model reads tokens, or one vector of all samples alike."""
+    if settings.ecg_input.kind == "tokens":
+        return None
+    return feature_places(settings.ecg_input, settings.encoder, settings.signal.segment_length)
+
+
+def check_drawable(settings: Settings, asked_for: str) -> None:
+    """Raises ConfigError where the weight of an ECG cannot be told apart by samples."""
+    if settings.ecg_input.kind != "tokens" and places_of(settings) is None:
+        raise ConfigError(
+            f"{asked_for}: not for a model of ecg_input.kind '{settings.ecg_input.kind}' with one vector, which stands for all "
+            "samples of an ECG alike; --stage=report has the shares of the ECG and of the question's words"
         )
 
 

@@ -13,11 +13,13 @@ from ml_collections import ConfigDict
 from ecgbyte_jax.errors import CheckpointError, ConfigError, ExampleError
 from ecgbyte_jax.evaluate.answers import OWN, Answerer
 from ecgbyte_jax.evaluate.questions import Item, choose, find_sequences
+from ecgbyte_jax.explain.views import METHODS, file_stem
 from ecgbyte_jax.inputs.controls import open_shown, vector_lengths
 from ecgbyte_jax.inputs.prepared import load_prepared
 from ecgbyte_jax.inputs.prompt import render, render_prompt
 from ecgbyte_jax.inputs.recording import read_recording
 from ecgbyte_jax.pretrain.pretrain import pretrain
+from ecgbyte_jax.report.folder import choose_examples
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.stages.ask import ask
@@ -198,22 +200,44 @@ def test_turns_that_leave_vectors_no_room_are_left_out_and_too_long_a_question_i
         asked(vector_config(), trained.root, [path], ["!" * (settings.prompt.max_length - 7)])
 
 
-def test_what_is_about_tokens_is_refused_in_one_line(trained, tmp_path):
-    settings = Settings.of(vector_config())
-    for stage, name in ((attend, "--stage=attend"), (export, "--stage=export")):
-        with pytest.raises(ConfigError, match=rf"{name}: not for a model of ecg_input\.kind 'elf_patch', which reads no"):
-            stage(settings, trained)
-    picture = Inquiry(("a.npy",), ("Why?",), picture=str(tmp_path / "p.png"))
-    with pytest.raises(ConfigError, match=r"--picture: not for a model of ecg_input\.kind"):
-        ask(settings, trained, picture)
+def test_the_attention_of_answers_is_drawn_over_the_spans_that_were_read(trained, tmp_path):
+    row = generations(trained)[0]
+    attend(Settings.of(vector_config(**{"attend.examples": (row["id"],)})), trained)
+    sequence = find_sequences(trained, "test", [row], signals=True)[row["id"], row["segment"]]
+    file = trained.attention / f"{file_stem(row)}.npz"
+    with np.load(file) as view:
+        np.testing.assert_array_equal(view["signal"], sequence.ecgs[0])
+        for name in METHODS:
+            weights = np.repeat(view[f"tokens_{name}"], 100 // SPANS) / (12 * 100 // SPANS)
+            np.testing.assert_allclose(view[name], np.broadcast_to(weights, (12, 100)), rtol=1e-5, atol=1e-9)
+        assert len(view["tokens_attention"]) == SPANS and view["seen"].all()
+    assert file.with_suffix(".png").stat().st_size > 10_000
+    record, drawn = str(next((trained.synthetic / "ptbxl").rglob("*_hr.hea")).with_suffix("")), tmp_path / "p.png"
+    ask(Settings.of(vector_config()), trained, Inquiry((record,), ("Which rhythm is this?",), picture=str(drawn)))
+    assert drawn.stat().st_size > 10_000
+
+
+def test_a_map_of_one_vector_and_a_folder_without_a_map_are_refused_in_one_line(trained, tmp_path):
+    settings = Settings.of(vector_config("elf_base"))
+    message = r": not for a model of ecg_input\.kind 'elf_base' with one vector, which stands for all samples of an ECG alike"
+    with pytest.raises(ConfigError, match=f"--stage=attend{message}"):
+        attend(settings, trained)
+    with pytest.raises(ConfigError, match=f"--picture{message}"):
+        ask(settings, trained, Inquiry(("a.npy",), ("Why?",), picture=str(tmp_path / "p.png")))
+    with pytest.raises(ConfigError, match=r"--stage=export: not"):
+        export(settings, trained)
     with pytest.raises(CheckpointError, match=r"a Hugging Face folder found, which has no map from signals"):
         config = vector_config(**{"eval.checkpoint": str(tmp_path), "eval.name": "folder"})
         evaluate(Settings.of(config), Workdir(trained.root, "folder"))
 
 
-def test_a_report_says_why_it_shows_no_attention(trained):
+def test_a_report_draws_the_attention_and_says_what_the_vectors_stand_for(trained, monkeypatch):
+    monkeypatch.setattr("ecgbyte_jax.stages.report.choose_examples", lambda *given: choose_examples(*given)[:1])
     report(Settings.of(vector_config()), trained)
-    assert "reads no ECG tokens" in trained.report.read_text()
+    page = trained.report.read_text()
+    assert "Each of 4 vectors is a linear map of 25 samples of all leads." in page and "show the attention" in page
+    assert "to read them as vectors of their signals" in page and "Without attention" not in page
+    assert "The tokenizer cuts at" not in page
 
 
 def test_perturbed_signals_are_asked_with(trained):
