@@ -74,8 +74,13 @@ def build_model(
     weights_key, keys = _keys(seed)
     how = {"first_new_id": first_new_id, "described": described, "ecg_input": ecg_input}
     adapt = partial(_adapt, grown=grown, model=model, lora=lora, keys=keys, **how)
-    if to_restore and not lora.rank and ecg_input is None:  # nothing is frozen, so no weight is made or read
-        parts = jax.eval_shape(lambda: adapt(Decoder(config, nnx.Rngs(weights_key))))
+    if to_restore and not lora.rank:  # of the decoder nothing is frozen, so none of its weights is made or read
+
+        def make() -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+            return adapt(Decoder(config, nnx.Rngs(weights_key)))
+
+        graphdef, trained_state, _ = jax.eval_shape(make)
+        parts = graphdef, trained_state, make_sharded(lambda: make()[2], mesh)
     elif model.pretrained:
         how = {name: getattr(config, name) for name in _COMPUTED_AS}
         shard = partial(parameter_shardings, mesh=mesh)

@@ -156,3 +156,17 @@ def test_a_frozen_encoder_is_frozen_and_its_connector_is_trained(rank, train_enc
     assert ("encoder" in parts.trained["ecg_input"]) == train_encoder
     assert ("encoder" in parts.frozen.get("ecg_input", {})) == (not train_encoder)
     assert ("embedding" in parts.trained) == (rank == 0)
+
+
+def test_for_a_checkpoint_only_what_is_frozen_is_made():
+    mesh = make_mesh(1, 1, 1, jax.devices()[:1])
+    config = EcgInputConfig("encoder", 1, "linear")
+    make = partial(make_ecg_input, config, EncoderConfig("mlae", "tiny"), SAMPLES)
+    settings = ModelConfig(width=32, layers=1, heads=4, kv_heads=2, head_dim=8, mlp_width=64)
+    how = {"first_new_id": IDS.place, "ecg_input": make}
+    begun = build_model(settings, LoraConfig(), 0, 64, 40, mesh, **how)
+    restored = build_model(settings, LoraConfig(), 0, 64, 40, mesh, **how, to_restore=True)
+    assert {type(leaf) for leaf in jax.tree.leaves(restored.trained)} == {jax.ShapeDtypeStruct}
+    assert [leaf.shape for leaf in jax.tree.leaves(restored.trained)] == [leaf.shape for leaf in jax.tree.leaves(begun.trained)]
+    for ours, expected in zip(jax.tree.leaves(restored.frozen), jax.tree.leaves(begun.frozen), strict=True):
+        np.testing.assert_array_equal(ours, expected)
