@@ -29,6 +29,7 @@ _LATER = ("ecg_input", "encoder", "pretrain", "pretrain_optim", "mesh", "distrib
 _WHOLE = Rule(lambda values: all(value >= 0 for value in values), "whole numbers from 0")
 
 SHOWN = ("own", "shuffled", "zeros", "none")  # see `inputs.controls.open_shown`
+SHOWN_AS = {"shuffled": "other patients' ECGs", "zeros": "zeros", "none": "nothing"}  # in the place of own ECGs
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from ecgbyte_jax.report.save import check_picture, save_picture
 from ecgbyte_jax.run.console import console
 from ecgbyte_jax.run.stage import settings_of
 from ecgbyte_jax.run.workdir import Workdir
-from ecgbyte_jax.settings import AttendSettings, EvalSettings, Settings
+from ecgbyte_jax.settings import SHOWN_AS, AttendSettings, EvalSettings, Settings
 from ecgbyte_jax.stages import lineage
 from ecgbyte_jax.stages.attend import check_evaluated
 from ecgbyte_jax.stages.inquiry import Inquiry, check_question, read_questions
@@ -228,15 +228,18 @@ class Worth:
     def of(cls, settings: Settings, workdir: Workdir) -> "Worth":
         """By the evaluation of the training here."""
         data = "synthetic ECGs" if settings.data.synthetic_records else settings.data.corpus
+        warnings, shown = [], settings.data.ecg
+        if shown != "own":
+            warnings.append(f"it is a control, trained with {SHOWN_AS[shown]} in the place of each question's ECG (data.ecg)")
         results = read_json(workdir.results)
         if results is None or "verdict" not in results:
             unknown = "not evaluated, so what its answers are worth is unknown: run --stage=eval"
-            return cls(f"trained on {data}; {unknown}", (unknown,), None)
+            return cls(f"trained on {data}; {unknown}", (*warnings, unknown), None)
         try:
             check_evaluated(workdir, results)
         except ConfigError as error:
-            return cls(f"trained on {data}; what its answers are worth is unknown: {error}", (str(error),), None)
-        verdict, warnings = results["verdict"], []
+            return cls(f"trained on {data}; what its answers are worth is unknown: {error}", (*warnings, str(error)), None)
+        verdict = results["verdict"]
         if verdict["evidence"] != "reads":
             warnings.append(f"its evaluation shows: {verdict['sentence']}")
         if settings.eval.checkpoint not in (results["checkpoint"], str(results["checkpoint_step"])):

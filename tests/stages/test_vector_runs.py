@@ -22,7 +22,7 @@ from ecgbyte_jax.pretrain.pretrain import pretrain
 from ecgbyte_jax.report.folder import choose_examples
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
-from ecgbyte_jax.stages.ask import ask
+from ecgbyte_jax.stages.ask import Worth, ask
 from ecgbyte_jax.stages.attend import attend
 from ecgbyte_jax.stages.eval import evaluate
 from ecgbyte_jax.stages.export import export
@@ -238,6 +238,13 @@ def test_a_report_draws_the_attention_and_says_what_the_vectors_stand_for(traine
     assert "Each of 4 vectors is a linear map of 25 samples of all leads." in page and "show the attention" in page
     assert "to read them as vectors of their signals" in page and "Without attention" not in page
     assert "The tokenizer cuts at" not in page
+
+
+def test_a_control_s_answers_come_with_a_warning(trained):
+    settings = Settings.of(vector_config())
+    assert not [text for text in Worth.of(settings, trained).warnings if "control" in text]
+    (warning, *_) = Worth.of(Settings.of(vector_config(**{"data.ecg": "zeros"})), trained).warnings
+    assert warning == "it is a control, trained with zeros in the place of each question's ECG (data.ecg)"
 
 
 def test_perturbed_signals_are_asked_with(trained):
