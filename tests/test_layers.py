@@ -24,7 +24,7 @@ ALLOWED = {
     "pretrain": {"pretrain", "encoders", "inputs", "model", "prepare", "run", "settings", "stages", "train"},
     "explain": {"explain", "ecg", "inputs", "model", "run", "settings", "evaluate", "train"},
     "report": {"report", "ecg", "explain"},
-    "export": {"export", "ecg", "corpora", "inputs", "settings"},
+    "export": {"export", "ecg", "encoders", "corpora", "inputs", "settings"},
     "stages": {"stages", "settings", "encoders", "setting_names", "ecg", "corpora", "inputs", "model", "run", "prepare",
                "evaluate", "train", "explain", "report", "export", "fit", "pretrain", "sweep"},
     "sweep": {"sweep", "evaluate", "run", "settings", "stages"},

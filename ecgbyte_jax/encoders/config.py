@@ -10,6 +10,7 @@ INPUTS = ("tokens", "encoder", "elf_base", "elf_patch", "elf_conv")
 CONNECTORS = ("linear", "mlp", "query")
 MASKED = ("mtae", "mlae", "st_mem")  # kinds of masked autoencoders
 FEATURES_BY = ("kind", "size", "patch", "published_scaling")  # the settings of an encoder that its features depend on
+FOLDER = "ecg_input"  # of a stored map from signals to vectors, beside a language model
 _FEWEST, _BEST, _MOST = 16, 32, 64  # spans of a lead
 STRIDE = 16  # samples from one place of a ResNet to the next
 

@@ -13,7 +13,7 @@ import ecgbyte_jax
 from ecgbyte_jax.corpora.read import CORPORA
 from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.inputs.shards import Manifest, SplitSummary
-from ecgbyte_jax.settings import Settings
+from ecgbyte_jax.settings import SHOWN_AS, Settings
 
 _LATER: dict = {"verdict": None, "hidden": [], "by_recording": None, "perturbed": {}}  # fields that earlier results lack
 _SYNTHETIC = "{count} synthetic recordings, with questions made by the same program"
@@ -25,7 +25,8 @@ class Card:
 
     base: the pretrained model's hub id or ""; file: its GGUF file's name or ""; quantized: `model.quantize`;
     results: of the evaluation of this very checkpoint, or None and `unevaluated` says why; temperature: its answers';
-    question: one of the training's; cut: how many test segments did not fit into a prompt; apart: whether its patients are in
+    question: one of the training's; cut: how many test segments did not fit into a prompt; vectors: as which the model reads an
+    ECG, or 0; shown: what it was trained with in the place of each question's ECG, or ""; apart: whether its patients are in
     training too.
     """
 
@@ -42,6 +43,8 @@ class Card:
     dtype: str
     splits: dict[str, SplitSummary]
     cut: str
+    vectors: int
+    shown: str
     apart: str
     results: dict | None
     unevaluated: str
@@ -56,6 +59,7 @@ def make_card(
     """The card of a run's checkpoint, by its settings, its prepared data and the results of its evaluation, if any."""
     rate, samples, test = settings.signal.target_rate, settings.signal.segment_length, manifest.splits["test"]
     synthetic, pretrained = settings.data.synthetic_records, settings.model.pretrained
+    vectors = 0 if settings.ecg_input.kind == "tokens" else settings.ecg_input.vectors
     return Card(
         name=name,
         step=step,
@@ -69,7 +73,9 @@ def make_card(
         max_length=settings.prompt.max_length,
         dtype=settings.model.dtype,
         splits=manifest.splits,
-        cut=f"{test.ecg_cut} of {test.sequences}" if test.ecg_cut else "",
+        cut=f"{test.ecg_cut} of {test.sequences}" if test.ecg_cut and not vectors else "",
+        vectors=vectors,
+        shown=SHOWN_AS.get(settings.data.ecg, ""),
         apart=_apart(settings, results),
         results=results,
         unevaluated=unevaluated,

@@ -6,14 +6,26 @@ from pathlib import Path
 
 from ecgbyte_jax.ecg.clean_config import CleanConfig
 from ecgbyte_jax.ecg.records import LEADS
+from ecgbyte_jax.encoders.config import FOLDER
 from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.inputs.prompt import PromptIds
 from ecgbyte_jax.inputs.text import SIG_END, SIG_START
 from ecgbyte_jax.settings import Settings
 
+_TOKENS = {
+    "flattened": "a segment's leads one after the other, each from its first sample to its last",
+    "token_names": "the text tokenizer's signal_N; N is 97 + letter for ids 0 to 25 of ecg_tokenizer.json (a to z), "
+    "256 + merge for those after them",
+}
+_CUT = (
+    "at the ECG's end: it keeps max_length - 1 - the prompt's other tokens; two ECGs in equal shares, with what a shorter one "
+    "leaves going to the longer one"
+)
+_NEVER = "never: a prompt that with its vectors is longer than max_length - 1 is refused"
+
 
 def write_form(folder: Path, settings: Settings, ids: PromptIds, system: str) -> None:
-    """Writes `input.json`: cleaning, segments, names of the ECG tokens, the prompt's order and length. Raises OSError.
+    """Writes `input.json`: cleaning, segments, the ECG's tokens or vectors, the prompt's order and length. Raises OSError.
 
     system: of the prompts, "" where they are plain.
     """
@@ -27,17 +39,14 @@ def write_form(folder: Path, settings: Settings, ids: PromptIds, system: str) ->
             "rate_hz": settings.signal.target_rate or None,  # None: each recording's own
             "segment_samples": settings.signal.segment_length,
             "segments": "complete ones from the recording's start; what is left at its end is not used",
-            "flattened": "a segment's leads one after the other, each from its first sample to its last",
-            "token_names": "the text tokenizer's signal_N; N is 97 + letter for ids 0 to 25 of ecg_tokenizer.json (a to z), "
-            "256 + merge for those after them",
+            **(_vectors(ids) if ids.vectors else _TOKENS),
         },
         "prompt": {
             "format": settings.prompt.format,
             **_order(settings.prompt.format, ids, system),
             "ids": special,
             "max_length": settings.prompt.max_length,
-            "cut": "at the ECG's end: it keeps max_length - 1 - the prompt's other tokens; two ECGs in equal shares, with what "
-            "a shorter one leaves going to the longer one",
+            "cut": _NEVER if ids.vectors else _CUT,
             "question": "encoded without special tokens; their spelling counts as text",
         },
         "answer": {
@@ -49,6 +58,14 @@ def write_form(folder: Path, settings: Settings, ids: PromptIds, system: str) ->
         },
     }
     _write(folder / "input.json", form)
+
+
+def _vectors(ids: PromptIds) -> dict:
+    return {
+        "vectors": ids.vectors,
+        "place_id": ids.place,
+        "read_as": f"each segment by the map in {FOLDER} as vectors, in the place of the embeddings of as many place_id",
+    }
 
 
 def _order(format: str, ids: PromptIds, system: str) -> dict:

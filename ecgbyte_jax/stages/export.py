@@ -8,6 +8,8 @@ from pathlib import Path
 import jax
 from safetensors import SafetensorError
 
+from ecgbyte_jax.encoders.config import FOLDER
+from ecgbyte_jax.encoders.stored import save_ecg_input
 from ecgbyte_jax.errors import ConfigError, WeightsError
 from ecgbyte_jax.export.card import make_card, write_card
 from ecgbyte_jax.export.code import write_code, write_example
@@ -26,7 +28,7 @@ from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.stages import lineage
 from ecgbyte_jax.stages.attend import check_evaluated
 from ecgbyte_jax.train.restore import restore_model
-from ecgbyte_jax.train.vectors import check_tokens
+from ecgbyte_jax.train.vectors import described, vectors_of
 
 
 def export(settings: Settings, workdir: Workdir) -> None:
@@ -40,7 +42,6 @@ def export(settings: Settings, workdir: Workdir) -> None:
         raise ConfigError("export.adapter: True found, which needs LoRA (lora.rank above 0) on a pretrained model")
     if settings.export.adapter and Path(pretrained).is_file():
         raise ConfigError(f"export.adapter: True found, but PEFT cannot load '{pretrained}', a GGUF file; leave it out")
-    check_tokens(settings, "--stage=export")
     folder = workdir.export.resolve()  # it may be a link to another disk
     stage = lineage.exported(settings, workdir, folder / MARKER)
     if agree(stage.finished()):
@@ -68,7 +69,7 @@ def _write(settings: Settings, workdir: Workdir, folder: Path) -> dict[str, obje
     """Everything but the marker; returns what to say about it."""
     mesh = make_mesh(**asdict(settings.mesh))
     with jax.set_mesh(mesh):
-        prepared = load_prepared(workdir)
+        prepared = load_prepared(workdir, vectors_of(settings))
         model, step = restore_model(settings, workdir, prepared, mesh, settings.export.checkpoint)
         rows = {"checkpoint": step, "vocabulary": model.config.vocab_size}
         if settings.export.adapter:
@@ -83,17 +84,21 @@ def _write(settings: Settings, workdir: Workdir, folder: Path) -> dict[str, obje
             save_pretrained(model, folder, text_tokenizer=prepared.text_tokenizer)
             rows["to load it"] = "transformers.AutoModelForCausalLM.from_pretrained"
     if leads():
+        if model.ecg_input is not None:
+            save_ecg_input(model.ecg_input, folder / FOLDER, described(settings), model.config.width)
         _write_beside(settings, workdir, prepared, folder, step, model.config.vocab_size)
     return rows
 
 
 def _write_beside(settings: Settings, workdir: Workdir, prepared: Prepared, folder: Path, step: int, rows: int) -> None:
     """What a program needs beside weights and text tokenizer; rows: of the model's vocabulary."""
-    shutil.copyfile(workdir.ecg_tokenizer, folder / workdir.ecg_tokenizer.name)  # `restore_model` compares it
+    if not prepared.ids.vectors:
+        shutil.copyfile(workdir.ecg_tokenizer, folder / workdir.ecg_tokenizer.name)  # `restore_model` compares it
     write_form(folder, settings, prepared.ids, prepared.manifest.system)
     write_generation(folder, settings, prepared.ids, prepared.form.stops, len(prepared.text_tokenizer), rows)
-    write_code(folder)
-    write_example(folder, adapter_rows=rows if settings.export.adapter else 0, dtype=settings.model.param_dtype)
+    vectors = prepared.ids.vectors > 0
+    write_code(folder, vectors)
+    write_example(folder, rows if settings.export.adapter else 0, settings.model.param_dtype, vectors)
     name, evaluation = workdir.root.resolve().name, _evaluation(workdir, step)
     write_card(folder, make_card(name, step, settings, prepared.manifest, *evaluation))
 

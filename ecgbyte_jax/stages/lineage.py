@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from ecgbyte_jax.encoders.config import FEATURES_BY
+from ecgbyte_jax.encoders.config import FEATURES_BY, FOLDER
 from ecgbyte_jax.errors import ConfigError, ScoresError, TokenizerError
 from ecgbyte_jax.files import file_digest, write_whole
 from ecgbyte_jax.run.stage import Stage, content_digest, json_digest, outputs_digest
@@ -157,7 +157,7 @@ _VERSIONS = {
     "answers": 7,
     "eval": 6,
     "report": 5,
-    "export": 5,
+    "export": 6,
 }
 
 
@@ -255,6 +255,11 @@ def _encoder(settings: Settings, workdir: Workdir) -> tuple[str, ...]:
     pretrained = settings.encoder.pretrained
     if settings.ecg_input.kind != "encoder" or pretrained == "random":
         return () if settings.ecg_input.kind != "encoder" else ("random",)
+    if settings.model.pretrained:
+        from ecgbyte_jax.train.vectors import pretrained_map  # which imports JAX
+
+        if pretrained_map(settings):  # whose bytes count with those of the language model
+            return ()
     marker = (Workdir(Path(pretrained)) if pretrained else workdir).pretrain.train_marker
     digest = outputs_digest(marker)
     if not digest:
@@ -277,7 +282,7 @@ def answered(settings: Settings, workdir: Workdir) -> Stage:
     else:
         # Not an export's marker and card, which follow from its evaluation, nor its example.
         files = sorted(path for path in Path(which).iterdir() if path.is_file() and path.suffix not in (".md", ".py"))
-        files = [path for path in files if path.name != MARKER]
+        files = [path for path in files if path.name != MARKER] + sorted(Path(which).glob(f"{FOLDER}/*"))
         inputs = json_digest([prepared(settings, workdir).require(), content_digest(files)])
         settings_of_answers["eval"]["checkpoint"] = "folder"
         settings_of_answers["model"] = {"dtype": settings.model.dtype, "param_dtype": settings.model.param_dtype}

@@ -112,10 +112,12 @@ def _check_pretrained(settings: Settings) -> None:
     from ecgbyte_jax.model.weights.stored import weight_files
     from ecgbyte_jax.stages.prepare import pretrained_text_tokenizer
     from ecgbyte_jax.train.restore import positions
+    from ecgbyte_jax.train.vectors import pretrained_map
 
     folder = locate(settings.model.pretrained)
     check_fit(settings.model, settings.lora, positions(settings), read_config(folder))
     weight_files(folder)
+    pretrained_map(settings)
     tokenizer = pretrained_text_tokenizer(settings.model.pretrained)
     if settings.prompt.format == "chat":
         add_ecg_tokens(tokenizer, 0)

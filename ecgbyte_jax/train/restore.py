@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerFast
 
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
+from ecgbyte_jax.encoders.config import FOLDER
 from ecgbyte_jax.encoders.places import Places
 from ecgbyte_jax.errors import CheckpointError
 from ecgbyte_jax.files import file_digest
@@ -31,7 +32,7 @@ from ecgbyte_jax.run.console import console
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.train.checkpoint import Checkpoints, DamagedCheckpointError
-from ecgbyte_jax.train.vectors import input_of, places_of, vectors_of, with_encoder
+from ecgbyte_jax.train.vectors import input_of, load_map, places_of, stored_map, vectors_of, with_stored
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +85,7 @@ def build_for(settings: Settings, prepared: Prepared, mesh: Mesh, *, to_restore:
         ecg_input=input_of(settings),
         to_restore=to_restore,
     )
-    parts = with_encoder(parts, settings, prepared.workdir, mesh)
+    parts = with_stored(parts, settings, prepared.workdir, mesh)
     left_out = left_out_targets(settings.lora, parts.config)
     if left_out:
         console.print(f"lora.targets: {', '.join(left_out)} left out, which a {parts.config.family} does not have")
@@ -147,13 +148,16 @@ def weights_digest(pretrained: str) -> str:
     """
     if not pretrained:
         return ""
-    place = locate(pretrained)
-    gguf = place.is_file()
-    files = [place] if gguf else [file for end in ("*.safetensors", "*.msgpack") for file in sorted(place.glob(end))]
+    where = locate(pretrained)
+    gguf = where.is_file()
+    patterns = "*.safetensors", "*.msgpack", f"{FOLDER}/*"  # the last: of the map from signals that an export brings
+    files = [where] if gguf else [file for pattern in patterns for file in sorted(where.glob(pattern))]
     own = np.zeros(32, np.uint8)
     for file in files[jax.process_index() :: jax.process_count()]:
         stat = file.stat()
-        own ^= np.frombuffer(_file_digest(file, "" if gguf else file.name, stat.st_size, stat.st_mtime_ns), np.uint8)
+        own ^= np.frombuffer(
+            _file_digest(file, "" if gguf else file.relative_to(where).as_posix(), stat.st_size, stat.st_mtime_ns), np.uint8
+        )
     shares = np.asarray(multihost_utils.process_allgather(own)).reshape(-1, 32)
     return np.bitwise_xor.reduce(shares).tobytes().hex()
 
@@ -177,10 +181,11 @@ def _choose(checkpoints: Checkpoints, which: str) -> int:
 
 
 def _load_folder(settings: Settings, workdir: Workdir, prepared: Prepared, mesh: Mesh, folder: str) -> Decoder:
-    if prepared.ids.vectors:
+    path = stored_map(settings, Path(folder))
+    if prepared.ids.vectors and path is None:
         raise CheckpointError(
-            f"{folder}: a Hugging Face folder found, which has no map from signals, with ecg_input.kind "
-            f"'{settings.ecg_input.kind}'; a checkpoint of this run expected"
+            f"{folder}: no {FOLDER} there, the map from signals to vectors, with ecg_input.kind '{settings.ecg_input.kind}'; a "
+            "folder that --stage=export wrote from such a run expected"
         )
     theirs, ours = load_text_tokenizer(folder).get_vocab(), prepared.text_tokenizer.get_vocab()
     if theirs != ours:
@@ -189,7 +194,8 @@ def _load_folder(settings: Settings, workdir: Workdir, prepared: Prepared, mesh:
             f"{folder}: its tokenizer is not the one of {workdir.text_tokenizer}: {len(different)} tokens differ, for example "
             f"{different[0]!r}; a folder that --stage=export wrote from the same prepared data expected"
         )
-    _check_ecg_tokenizer(Path(folder) / workdir.ecg_tokenizer.name, workdir.ecg_tokenizer)
+    if path is None:
+        _check_ecg_tokenizer(Path(folder) / workdir.ecg_tokenizer.name, workdir.ecg_tokenizer)
     types = {"dtype": settings.model.dtype, "param_dtype": settings.model.param_dtype}
     model, decoder = load_pretrained(folder, shard=partial(parameter_shardings, mesh=mesh), **types)
     if decoder.vocab_size < len(ours) or decoder.max_positions < positions(settings):
@@ -198,6 +204,8 @@ def _load_folder(settings: Settings, workdir: Workdir, prepared: Prepared, mesh:
             f"{len(ours)} and prompt.max_length + eval.max_new_tokens = {positions(settings)} expected"
         )
     model.config = replace(model.config, spare_rows=decoder.vocab_size - len(ours))
+    if path:
+        model.ecg_input, model.vector_id = load_map(path, decoder.width, mesh), prepared.ids.place
     return model
 
 

@@ -1,6 +1,8 @@
 """Where a model reads vectors in the place of ECG tokens: how many, and the map that makes them, with its encoder's weights."""
 
 from contextlib import closing
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +10,15 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from ecgbyte_jax.encoders.config import FEATURES_BY
-from ecgbyte_jax.encoders.ecg_input import make_ecg_input
+from ecgbyte_jax.encoders.config import FEATURES_BY, FOLDER
+from ecgbyte_jax.encoders.ecg_input import EcgInput, make_ecg_input
 from ecgbyte_jax.encoders.encoder import make_encoder
 from ecgbyte_jax.encoders.places import Places, feature_places
-from ecgbyte_jax.errors import CheckpointError, ConfigError
+from ecgbyte_jax.encoders.stored import describe, differences, load_ecg_input, read_description
+from ecgbyte_jax.errors import CheckpointError, ConfigError, WeightsError
 from ecgbyte_jax.model.build import MakeEcgInput, Parts
-from ecgbyte_jax.model.sharding import abstract
+from ecgbyte_jax.model.hf import locate
+from ecgbyte_jax.model.sharding import abstract, place
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.train.checkpoint import Checkpoints, DamagedCheckpointError
@@ -25,14 +29,6 @@ _TEXT = "params/encoder/text_in/kernel/value"  # of MERL: [features of a report,
 def vectors_of(settings: Settings) -> int:
     """How many vectors an ECG becomes, 0 where it is read as tokens."""
     return 0 if settings.ecg_input.kind == "tokens" else settings.ecg_input.vectors
-
-
-def check_tokens(settings: Settings, asked_for: str) -> None:
-    """Raises ConfigError where a model reads vectors, and what is asked for is about its ECG tokens."""
-    if settings.ecg_input.kind != "tokens":
-        raise ConfigError(
-            f"{asked_for}: not for a model of ecg_input.kind '{settings.ecg_input.kind}', which reads no ECG tokens"
-        )
 
 
 def places_of(settings: Settings) -> Places | None:
@@ -69,21 +65,75 @@ def training_flops(settings: Settings, width: int) -> float:
     return 3 * shapes.flops() - 2 * frozen
 
 
-def with_encoder(parts: Parts, settings: Settings, workdir: Workdir, mesh: Mesh) -> Parts:
-    """The model with the weights of its pretrained encoder, where it has one and is not read from a checkpoint.
+def described(settings: Settings) -> dict[str, Any]:
+    """The map from signals to vectors in plain values, see `encoders.stored`."""
+    return describe(settings.ecg_input, settings.encoder, settings.signal.segment_length, settings.signal.target_rate)
 
-    Raises CheckpointError where they are damaged, ConfigError where the encoder was trained for other signals or has other
-    sizes.
+
+def stored_map(settings: Settings, folder: Path) -> Path | None:
+    """The folder of the map that a language model's folder brings; None where it has none.
+
+    Raises ConfigError where it is not that of the settings, WeightsError where it cannot be read.
     """
+    path = folder / FOLDER
+    if not path.is_dir():
+        return None
+    theirs = read_description(path)
+    if settings.ecg_input.kind == "tokens":
+        different = [f"ecg_input.kind {theirs['kind']!r} found, 'tokens' in the settings"]
+    else:
+        different = differences(theirs, described(settings))
+    if different:
+        raise ConfigError(f"{path}: {'; '.join(different)}; the settings that it was exported with expected")
+    return path
+
+
+def pretrained_map(settings: Settings) -> Path | None:
+    """The `stored_map` of `model.pretrained`; raises ConfigError as well where another encoder than its own is asked for."""
+    folder = locate(settings.model.pretrained) if settings.model.pretrained else None
+    path = stored_map(settings, folder) if folder and folder.is_dir() else None
+    if path and settings.ecg_input.kind == "encoder" and settings.encoder.pretrained:
+        raise ConfigError(
+            f"encoder.pretrained: '{settings.encoder.pretrained}' found, '' expected: model.pretrained '{folder}' brings an "
+            "encoder"
+        )
+    return path
+
+
+def load_map(path: Path, width: int, mesh: Mesh) -> EcgInput:
+    """A stored map on the mesh; raises WeightsError where it cannot be read, or its vectors have not the model's width."""
+    if (found := read_description(path)["width"]) != width:
+        raise WeightsError(f"{path}: vectors of width {found} found, {width} expected, that of the language model")
+    ecg_input = load_ecg_input(path)
+    nnx.update(ecg_input, place({"ecg_input": nnx.state(ecg_input)}, mesh)["ecg_input"])
+    return ecg_input
+
+
+def with_stored(parts: Parts, settings: Settings, workdir: Workdir, mesh: Mesh) -> Parts:
+    """The model with what is stored of its map from signals, where it has one and is not read from a checkpoint.
+
+    That is all of it where `model.pretrained` brings one, else its pretrained encoder. Raises CheckpointError or WeightsError
+    where they are damaged, ConfigError where they were trained for other signals or have other sizes.
+    """
+    if path := pretrained_map(settings):
+        state = nnx.state(load_map(path, parts.config.width, mesh))
+        return _filled(parts, dict(jax.tree.leaves_with_path({"ecg_input": state})), ("ecg_input",))
     pretrained = settings.encoder.pretrained
     if settings.ecg_input.kind != "encoder" or pretrained == "random":
         return parts
-    loaded = _load(settings, Workdir(Path(pretrained)) if pretrained else workdir, mesh)
-    for state in (parts.trained, parts.frozen):
-        encoder = state.get("ecg_input", {}).get("encoder")
-        if encoder and not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(encoder)):
-            state["ecg_input"]["encoder"] = jax.tree.map_with_path(lambda path, _: loaded[path], encoder)
-    return parts
+    return _filled(parts, _load(settings, Workdir(Path(pretrained)) if pretrained else workdir, mesh), ("ecg_input", "encoder"))
+
+
+def _filled(parts: Parts, loaded: dict[tuple, jax.Array], within: tuple[str, ...]) -> Parts:
+    """The model with the loaded parameters below `within`, but for those that are left to a checkpoint."""
+    keys = tuple(map(jax.tree_util.DictKey, within))
+
+    def fill(path: tuple, leaf: Any) -> Any:
+        is_within = path[: len(keys)] == keys and not isinstance(leaf, jax.ShapeDtypeStruct)
+        return loaded[path] if is_within else leaf
+
+    trained, frozen = (jax.tree.map_with_path(fill, state) for state in (parts.trained, parts.frozen))
+    return replace(parts, trained=trained, frozen=frozen)
 
 
 def _load(settings: Settings, workdir: Workdir, mesh: Mesh) -> dict[tuple, jax.Array]:
@@ -102,7 +152,7 @@ def _load(settings: Settings, workdir: Workdir, mesh: Mesh) -> dict[tuple, jax.A
             loaded = checkpoints.load(step, abstract(like, mesh))
         except DamagedCheckpointError as error:
             raise CheckpointError(f"{error}; remove that folder and run --stage=pretrain to have it again") from error
-    return {path: leaf for part in loaded.values() for path, leaf in jax.tree.leaves_with_path(part["encoder"])}
+    return dict(chain(*(jax.tree.leaves_with_path({"ecg_input": part}) for part in loaded.values())))
 
 
 def _check_origin(trained: dict[str, Any], settings: Settings, path: Path) -> None:

@@ -1,6 +1,7 @@
 """Attention expanded to samples: sums, cuts, two ECGs, words, and a model that was trained to look at one planted pattern."""
 
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,10 @@ from tokenizers import Tokenizer
 from ecgbyte_jax.ecg.bpe import BPE
 from ecgbyte_jax.ecg.symbols import Quantizer
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
-from ecgbyte_jax.explain.explain import _answer_ids, look
+from ecgbyte_jax.encoders.config import EcgInputConfig, EncoderConfig
+from ecgbyte_jax.encoders.ecg_input import make_ecg_input
+from ecgbyte_jax.encoders.places import feature_places
+from ecgbyte_jax.explain.explain import _answer_ids, _shares, look
 from ecgbyte_jax.explain.views import METHODS, file_stem, save_view
 from ecgbyte_jax.inputs.plain import Plain
 from ecgbyte_jax.inputs.prompt import PromptIds
@@ -157,6 +161,35 @@ def test_the_file_holds_the_arrays_under_their_names(parts, rng, tmp_path):
     save_view(view, row, path)
     assert path.read_bytes() == first
     assert file_stem(row) != file_stem(row | {"id": ".._train_0_1"})
+
+
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(EcgInputConfig("encoder", 3, "query"), marks=pytest.mark.slow), EcgInputConfig("elf_base")],
+    ids=["query", "one"],
+)
+def test_vectors_give_their_weight_to_what_they_were_made_of_where_that_can_be_told(parts, rng, config):
+    encoder, ids = EncoderConfig("mtae", "tiny"), replace(parts.ids, vectors=config.vectors)
+    model = nnx.clone(parts.model)
+    model.ecg_input, model.vector_id = make_ecg_input(config, encoder, SAMPLES, 48, nnx.Rngs(1)), ids.place
+    trained = replace(parts, model=model, ids=ids, places=feature_places(config, encoder, SAMPLES))
+    signals = [planted(rng, kind)[0].astype(np.float32) for kind in (0, 1)]
+    view = look(trained, signals, ASKED, answer_ids(parts, 0), ATTEND)
+    turned = look(trained, signals[::-1], ASKED, answer_ids(parts, 0), ATTEND)
+    assert abs(view.log_prob - turned.log_prob) > 1e-6
+    for number, (ecg, signal) in enumerate(zip(view.ecgs, signals)):
+        np.testing.assert_array_equal(ecg.signal, signal)
+        first = 2 + number * (config.vectors + 2)  # after bos and <sig_start>
+        assert ecg.seen.all() and not ecg.offsets.size
+        for name in METHODS:
+            np.testing.assert_array_equal(ecg.tokens[name], view.prompt[name][first : first + config.vectors])
+        if config.kind == "elf_base":
+            assert ecg.samples == {} and "all samples alike" in ecg.about
+            continue
+        shares = np.asarray(_shares(*nnx.split(model.ecg_input), signal))  # a feature is a sample of all leads
+        for name in METHODS:
+            expected = np.broadcast_to(ecg.tokens[name] @ shares / 12, (12, SAMPLES))
+            np.testing.assert_allclose(ecg.samples[name], expected, rtol=1e-4, atol=1e-8)
 
 
 def train_to_tell_patterns(parts, steps: int = 150) -> Trained:

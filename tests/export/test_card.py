@@ -49,6 +49,15 @@ def test_whether_the_data_are_synthetic_comes_first(card):
     assert "not a medical device" in text and "synthetic" not in text
 
 
+def test_a_model_of_vectors_and_a_control_are_called_so(card):
+    config = small_config()
+    assert "becomes tokens that" in card(config) and "`ecg_tokenizer.json`" in card(config) and "A control" not in card(config)
+    config.ecg_input.kind, config.ecg_input.vectors, config.data.ecg = "elf_patch", 4, "shuffled"
+    text = card(config)
+    assert "becomes 4 vectors that" in text and "`ecg_tokenizer.json`" not in text and "jax flax safetensors" in text
+    assert "Longer ECGs are cut" not in text and "**A control:** it was trained with other patients' ECGs in the place" in text
+
+
 def test_the_card_s_command_can_be_pasted_into_a_shell(card, monkeypatch):
     question = "Is the patient's ECG `normal`, $HOME?"
     monkeypatch.setattr("ecgbyte_jax.export.card._question", lambda _: question)

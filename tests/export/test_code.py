@@ -53,9 +53,22 @@ def test_every_module_is_copied_under_its_own_name_and_imports_no_other_package(
         assert "from ecgbyte_jax" not in file.read_text() and "import ecgbyte_jax" not in file.read_text(), file
 
 
+@pytest.mark.parametrize("vectors", [False, True])
 @pytest.mark.parametrize("rows", [0, 512])
-def test_the_example_is_python_that_fits_on_a_page(tmp_path, rows):
-    write_example(tmp_path, rows)
+def test_the_example_is_python_that_fits_on_a_page(tmp_path, rows, vectors):
+    write_example(tmp_path, rows, vectors=vectors)
     text = (tmp_path / "example.py").read_text()
     compile(text, "example.py", "exec")
-    assert len(text.splitlines()) < 75 and ("PeftModel" in text) == bool(rows) and "{" + "%" not in text
+    assert len(text.splitlines()) < 80 and ("PeftModel" in text) == bool(rows) and "{" + "%" not in text
+    assert ("load_ecg_input" in text) == vectors and ("ECGTokenizer" in text) != vectors
+
+
+def test_the_map_to_vectors_is_copied_for_models_that_read_these_alone(tmp_path):
+    for folder, vectors in (("tokens", False), ("vectors", True)):
+        write_code(tmp_path / folder, vectors)
+        names = {file.name for file in (tmp_path / folder / "ecgbyte_numpy").glob("*.py")}
+        assert {file.name for file in (PACKAGE / "encoders").glob("*.py")} <= names or not vectors
+        assert ("ecg_input.py" in names) == vectors
+    copied = [*(PACKAGE / "ecg").glob("[!_]*.py"), *(PACKAGE / "encoders").glob("[!_]*.py")]
+    assert len({file.name for file in copied}) == len(copied)  # the folder is flat
+    assert not [file for file in (tmp_path / "vectors").rglob("*.py") if "import ecgbyte_jax" in file.read_text()]

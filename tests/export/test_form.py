@@ -26,6 +26,14 @@ def test_the_cleaning_can_be_made_again_from_it(tmp_path):
     assert form["prompt"]["max_length"] == 256
 
 
+def test_the_place_of_vectors_is_said_and_no_names_of_tokens(tmp_path):
+    write_form(tmp_path, Settings.of(small_config()), replace(IDS, vectors=4), "")
+    form = json.loads((tmp_path / "input.json").read_text())
+    assert (form["ecg"]["vectors"], form["ecg"]["place_id"]) == (4, 100) and "token_names" not in form["ecg"]
+    ids = PromptIds(**form["prompt"]["ids"], ecg=np.array([100]), vectors=4)
+    assert ids.spell(np.zeros((12, 100))).tolist() == replace(IDS, vectors=4).spell(np.zeros((12, 100))).tolist()
+
+
 def test_a_prompt_without_bos_begins_with_the_ecg(tmp_path):
     for ids, order in ((IDS, ["bos", "<sig_start>"]), (replace(IDS, bos=None), ["<sig_start>", "ECG"])):
         write_form(tmp_path, Settings.of(small_config()), ids, "")

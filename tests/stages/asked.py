@@ -20,10 +20,15 @@ def asked(config: ConfigDict, folder: Path, records: list[str], questions: list[
     return [answers[place :: len(questions)] for place in range(len(questions))]
 
 
-def ask_example(export: Path, records: list[str], questions: list[str]) -> list[list[str]]:
-    """The answers of an export's example, a list for each question, where neither jax nor this package can be imported."""
+def ask_example(
+    export: Path,
+    records: list[str],
+    questions: list[str],
+    without: tuple[str, ...] = ("ecgbyte_jax", "jax", "jaxlib", "flax"),
+) -> list[list[str]]:
+    """The answers of an export's example, a list for each question, where these packages cannot be imported."""
     code = (
-        "import json, sys; sys.modules.update(dict.fromkeys(('jax', 'jaxlib', 'flax', 'ecgbyte_jax'), None))\n"
+        f"import json, sys; sys.modules.update(dict.fromkeys({without}, None))\n"
         "sys.path.insert(0, sys.argv[1]); import example\n"
         "print(json.dumps([[example.answer(record, question) for record in json.loads(sys.argv[2])]"
         " for question in json.loads(sys.argv[3])]))"

@@ -273,7 +273,9 @@ def test_a_missing_folder_is_named(pretrained, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_adapter_of_a_pretrained_model_is_exported_with_its_tokens(pretrained, llama, tmp_path):
+@pytest.mark.parametrize("kind", ["tokens", "elf_patch"])
+def test_an_adapter_of_a_pretrained_model_is_exported_with_its_tokens_or_its_map(pretrained, llama, tmp_path, kind):
+    pretrained.ecg_input.kind, pretrained.ecg_input.vectors = kind, 4
     pretrained.export.adapter = True
     pretrained.model.dtype = pretrained.model.param_dtype = "float32"  # in which PyTorch's answers are the same
     pretrained.model.train_new_embeddings = True
@@ -287,7 +289,8 @@ def test_an_adapter_of_a_pretrained_model_is_exported_with_its_tokens(pretrained
     assert np.abs(tensors["base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"]).max() > 0
     pytest.importorskip("peft", reason="PEFT is not installed: pip install peft")
     records, questions = [str(tmp_path / f"w/synthetic/ptbxl/records500/00000/{i:05}_hr") for i in (1, 2)], ["Is it?", "Why?"]
-    assert ask_example(folder, records, questions) == asked(pretrained, tmp_path / "w", records, questions)
+    without = ("ecgbyte_jax", *(("jax", "jaxlib", "flax") if kind == "tokens" else ()))
+    assert ask_example(folder, records, questions, without) == asked(pretrained, tmp_path / "w", records, questions)
 
 
 SCRIPT = """if True:

@@ -3,12 +3,14 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from safetensors.numpy import load_file, save_file
 
 from ecgbyte_jax.errors import CheckpointError, ConfigError, ExampleError
 from ecgbyte_jax.evaluate.answers import OWN, Answerer
@@ -27,11 +29,13 @@ from ecgbyte_jax.stages.attend import attend
 from ecgbyte_jax.stages.eval import evaluate
 from ecgbyte_jax.stages.export import export
 from ecgbyte_jax.stages.inquiry import Inquiry
+from ecgbyte_jax.stages.pipeline import run
+from ecgbyte_jax.stages.prepare import prepare
 from ecgbyte_jax.stages.report import report
 from ecgbyte_jax.stages.train import train
 from ecgbyte_jax.train import feed
 from tests.small import small_config
-from tests.stages.asked import asked
+from tests.stages.asked import ask_example, asked
 
 SPANS = 4
 
@@ -224,9 +228,9 @@ def test_a_map_of_one_vector_and_a_folder_without_a_map_are_refused_in_one_line(
         attend(settings, trained)
     with pytest.raises(ConfigError, match=f"--picture{message}"):
         ask(settings, trained, Inquiry(("a.npy",), ("Why?",), picture=str(tmp_path / "p.png")))
-    with pytest.raises(ConfigError, match=r"--stage=export: not"):
-        export(settings, trained)
-    with pytest.raises(CheckpointError, match=r"a Hugging Face folder found, which has no map from signals"):
+    with pytest.raises(
+        CheckpointError, match=r"no ecg_input there, the map from signals to vectors, with ecg_input\.kind 'elf_"
+    ):
         config = vector_config(**{"eval.checkpoint": str(tmp_path), "eval.name": "folder"})
         evaluate(Settings.of(config), Workdir(trained.root, "folder"))
 
@@ -238,6 +242,67 @@ def test_a_report_draws_the_attention_and_says_what_the_vectors_stand_for(traine
     assert "Each of 4 vectors is a linear map of 25 samples of all leads." in page and "show the attention" in page
     assert "to read them as vectors of their signals" in page and "Without attention" not in page
     assert "The tokenizer cuts at" not in page
+
+
+def answers_of(folder: Path, workdir: Workdir, name: str, **more) -> list[tuple]:
+    """Of an evaluation of the model in a folder."""
+    named = Workdir(workdir.root, name)
+    evaluate(Settings.of(vector_config(**{"eval.checkpoint": str(folder), "eval.name": name} | more)), named)
+    return [(row["answer"], round(row["log_prob"], 4)) for row in generations(named)]
+
+
+def test_an_export_is_read_back_with_its_map_under_the_same_settings_alone(trained, monkeypatch):
+    settings = Settings.of(vector_config())
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+        patch.setattr("ecgbyte_jax.stages.export.write_card", lambda *_: (_ for _ in ()).throw(OSError("full")))
+        export(settings, trained)
+    assert not trained.export.exists()
+    export(settings, trained)
+    expected = [(row["answer"], round(row["log_prob"], 4)) for row in generations(trained)]
+    assert answers_of(trained.export, trained, "exported") == expected
+    with pytest.raises(
+        ConfigError, match=r"export/ecg_input: ecg_input\.vectors 4 found, 5 in the settings; the settings that"
+    ):
+        answers_of(trained.export, trained, "others", **{"ecg_input.vectors": 5})
+    with pytest.raises(
+        ConfigError, match=r"export/ecg_input: ecg_input\.kind 'elf_patch' found, 'tokens' in the settings; the"
+    ):
+        answers_of(trained.export, trained, "tokens", **{"ecg_input.kind": "tokens", "ecg_input.vectors": 1})
+    before = answers_marker(trained, "exported")
+    tensors = load_file(trained.export / "ecg_input/model.safetensors")
+    save_file({name: 2 * array for name, array in tensors.items()}, trained.export / "ecg_input/model.safetensors")
+    assert answers_of(trained.export, trained, "exported") != expected and answers_marker(trained, "exported") != before
+
+
+def answers_marker(workdir: Workdir, name: str) -> str:
+    return json.loads(Workdir(workdir.root, name).answers_marker.read_text())["inputs"]
+
+
+@pytest.mark.slow
+def test_an_export_s_example_and_a_run_that_begins_with_it_answer_as_ask_does(prepared, tmp_path):
+    """Of an encoder behind LoRA; `test_pretrained.py` has the example of an adapter with spans."""
+    pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+    workdir, again = Workdir(tmp_path / "w"), Workdir(tmp_path / "again")
+    more = {"encoder.pretrained": "random", "encoder.kind": "merl", "ecg_input.connector": "query", "ecg_input.vectors": 3}
+    config = vector_config("encoder", **{"lora.rank": 4} | more)
+    shutil.copytree(prepared, workdir.root)
+    train(Settings.of(config), workdir)
+    evaluate(Settings.of(config), workdir)
+    export(Settings.of(config), workdir)
+    records = [str(path.with_suffix("")) for path in sorted((workdir.synthetic / "ptbxl").rglob("*_hr.hea"))[::20]]
+    expected = asked(config, workdir.root, records, ["Which rhythm is this?"])
+    assert ask_example(workdir.export, records, ["Which rhythm is this?"], without=("ecgbyte_jax",)) == expected
+    config.model.pretrained, config.encoder.pretrained, config.eval.checkpoint = str(workdir.export), "", "start"
+    prepare(Settings.of(config), again)
+    evaluate(Settings.of(config), again)
+    found, there = ([(row["id"], row["answer"]) for row in generations(folder)] for folder in (again, workdir))
+    assert found == there
+    config.ecg_input.vectors = 2
+    with pytest.raises(ConfigError, match=r"ecg_input\.vectors 3 found, 2 in the settings"):
+        run(config, tmp_path / "more", ["prepare"])
+    config.ecg_input.vectors, config.encoder.pretrained = 3, "random"
+    with pytest.raises(ConfigError, match=r"encoder\.pretrained: 'random' found, '' expected: model\.pretrained"):
+        run(config, tmp_path / "more", ["prepare"])
 
 
 def test_a_control_s_answers_come_with_a_warning(trained):
