@@ -61,6 +61,11 @@ class DataSettings:
     split: str = setting(
         "official", "ecg_qa: its own split, or by the recordings' folds (PTB-XL's 1-8, 9, 10)", one_of("official", "folds")
     )
+    seed: int = setting(
+        -1,
+        "of what is prepared and asked; -1: `seed`; given, trainings of other seeds share one preparation and its questions",
+        between(-1, 2**32 - 1),
+    )
     synthetic_records: int = setting(
         0, "above 0: this many recordings and their questions are made in the work directory", at_least(0)
     )
@@ -415,6 +420,11 @@ class Settings:
         }
         check(self, [problem for problem, found in contradictions.items() if found])
         check_vectors(self.ecg_input, self.encoder, self.signal.segment_length)
+
+    @property
+    def data_seed(self) -> int:
+        """Of what is prepared and asked: synthetic recordings, samples, turns, an evaluation's questions and other ECGs."""
+        return self.seed if self.data.seed < 0 else self.data.seed
 
     @classmethod
     def of(cls, config: ConfigDict) -> "Settings":

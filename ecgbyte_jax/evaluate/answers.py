@@ -124,7 +124,7 @@ class Answerer:
         rate = self.settings.signal.target_rate
         if view in (OWN, OTHER):
             return (item.sequence if view == OWN else item.other).ecgs
-        return tuple(perturb(view, ecg, self.tokenizer, rate, self.settings.seed) for ecg in item.sequence.ecgs)
+        return tuple(perturb(view, ecg, self.tokenizer, rate, self.settings.data_seed) for ecg in item.sequence.ecgs)
 
     def ask(self, item: Item, view: str, seed: int, told: OwnAnswers | None) -> tuple[np.ndarray, Turns]:
         """The ids of the item's prompt without its ECGs, and the earlier turns in it."""

@@ -42,7 +42,7 @@ def choose(settings: Settings, prepared: Prepared) -> list[Item]:
     They show what `eval.ecg` says in the place of their own ECGs.
     Raises ScoresError for one without a reference, ConfigError for one whose ECGs no other patient's can replace.
     """
-    eval_settings, seed = settings.eval, settings.seed
+    eval_settings, seed = settings.eval, settings.data_seed
     dataset = open_shown(prepared, eval_settings.split, eval_settings.ecg, settings.signal.segment_length, seed)
     count = min(eval_settings.max_sequences or len(dataset), len(dataset))
     places = np.sort(np.random.default_rng(seed).choice(len(dataset), count, replace=False))

@@ -102,7 +102,7 @@ class TaskMaker:
         """Selects the settings of cleaning tasks."""
         cleaning = Cleaning.of(settings)
         folder = cleaning.kept_in(folders, workdir)
-        return cls(cleaning, settings.prepare.task_records, settings.seed, folder, cleaning.features_in(folders))
+        return cls(cleaning, settings.prepare.task_records, settings.data_seed, folder, cleaning.features_in(folders))
 
     def tasks(
         self, records: list[Path], keys: np.ndarray, quantizer: Quantizer | None = None, cache: Path = Path()

@@ -177,7 +177,7 @@ def open_corpus(settings: Settings, workdir: Workdir, synthetic: Stage) -> Corpu
         raise ConfigError(f"prepare.cache: '{folders.cache}' is a file, a folder expected")
     if data.synthetic_records:
         folders = replace(folders, made_by=synthetic.digest())
-        _make_demo_data(data, folders, settings.seed, synthetic)
+        _make_demo_data(data, folders, settings.data_seed, synthetic)
     items = read_corpus(data, folders.root, folders.ecgqa_root)
     if data.published_split and data.corpus in ("mimic", "ecg_chat"):
         items = _published_split(items)

@@ -81,7 +81,7 @@ def _answer(settings: Settings, workdir: Workdir, stage: Stage) -> None:
 def _score(settings: Settings, workdir: Workdir, stage: Stage, scorers: Scorers) -> None:
     stage.begin()
     about = json.loads(workdir.evaluated.read_text())
-    results = about | make_results(read_rows(workdir.generations), scorers, settings.eval.bootstrap, settings.seed)
+    results = about | make_results(read_rows(workdir.generations), scorers, settings.eval.bootstrap, settings.data_seed)
     write_whole(workdir.results, [f"{json.dumps(results, indent=1, ensure_ascii=False)}\n".encode()])
     _keep_settings(settings, workdir)
     stage.finish([workdir.results])

@@ -32,6 +32,8 @@ _TOKENIZER = (
     "tokenizer.max_clusters",
     "tokenizer.percentile_records",
 )
+# Stages whose seed is that of the data.
+_OF_THE_DATA = ("synthetic data", "tokenizer", "tokenizer report", "prepare", "answers")
 # Stage -> the settings, single ones or whole parts, that its outputs depend on beside those of the stages before it.
 FIELDS: dict[str, tuple[str, ...]] = {
     "synthetic data": ("seed", "data.synthetic_records"),
@@ -109,6 +111,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
 }
 # Where things are and run, what is logged, and the paths of what a stage reads, whose content counts.
 CHANGES_NO_OUTPUT = (
+    "data.seed",  # counts as the seed of what it is given for
     "data.root",
     "data.ecgqa_root",
     "data.translations",
@@ -171,6 +174,8 @@ def depends_on(stage: str, settings: Settings) -> dict:
     if stage == "pretrain" and settings.pretrain.patience:
         names += FIELDS["early stopping of pretrain"]
     everything, chosen = asdict(settings), {"version": _VERSIONS[stage]}
+    if stage in _OF_THE_DATA:
+        everything["seed"] = settings.data_seed
     for name in names:
         part, _, field = name.partition(".")
         if name in _AS_BEFORE and everything[part][field] == _AS_BEFORE[name]:

@@ -36,7 +36,7 @@ def make_tokenizer(settings: Settings, workdir: Workdir, corpus: Corpus, run: Ru
     tokenizer = ECGTokenizer.load(file) if file else None
     maker = TaskMaker.of(settings, corpus.folders, workdir)
     quantizer = tokenizer.quantizer if tokenizer else fit_quantizer(maker, corpus, settings.tokenizer.percentile_records, run)
-    candidates = [] if tokenizer else sampling.candidates(settings.tokenizer, corpus, settings.seed)
+    candidates = [] if tokenizer else sampling.candidates(settings.tokenizer, corpus, settings.data_seed)
     signals = quantize(maker, corpus, quantizer, run, candidates)
     if not finished:
         stage.begin()
@@ -77,7 +77,7 @@ def _run(settings: Settings, workdir: Workdir, corpus: Corpus) -> None:
     report = {
         "samples clipped": signals.clipped_samples(),
         "merges": merges_made(trained),
-        "symbols a token": compression_by_merges(trained.bpe, draw_segments(signals, train, settings.seed)),
+        "symbols a token": compression_by_merges(trained.bpe, draw_segments(signals, train, settings.data_seed)),
         "error in mV": restoration_errors(signals, train),
     }
     write_whole(workdir.tokenizer_report, [json.dumps(report, indent=1).encode()])

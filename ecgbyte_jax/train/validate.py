@@ -59,9 +59,9 @@ def _make_match(settings: Settings, workdir: Workdir, prepared: Prepared, parts:
     size = settings.eval.batch_size
     check_batch_size(mesh, size, "eval.batch_size")
     greedy = replace(settings, eval=replace(settings.eval, temperature=0.0, seeds=(0,)))
-    dataset = open_shown(prepared, "valid", settings.data.ecg, settings.signal.segment_length, settings.seed)
+    dataset = open_shown(prepared, "valid", settings.data.ecg, settings.signal.segment_length, settings.data_seed)
     count = min(settings.train.valid_answers, len(dataset))
-    places = np.sort(np.random.default_rng(settings.seed).choice(len(dataset), count, replace=False))
+    places = np.sort(np.random.default_rng(settings.data_seed).choice(len(dataset), count, replace=False))
     sequences = [dataset[int(place)] for place in places]
     prompts = [(sequence.ecgs, sequence.prompt) for sequence in sequences]
     tokenizer = ECGTokenizer.load(workdir.ecg_tokenizer)

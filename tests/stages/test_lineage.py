@@ -87,3 +87,12 @@ def test_a_training_leaves_the_settings_of_its_encoders_own_training_in_config_j
     other = replace(second, encoder=EncoderConfig("merl", "resnet18"))
     lineage.keep_settings(other, workdir, "train")
     assert Settings.of(stored_config(workdir.config)).encoder == other.encoder
+
+
+def test_trainings_of_several_seeds_share_the_data_of_one_and_its_questions():
+    first, second = (replace(Settings(seed=seed), data=replace(Settings().data, seed=3)) for seed in (3, 4))
+    alone = Settings(seed=3)
+    for stage in ("synthetic data", "tokenizer", "prepare", "answers"):
+        assert depends_on(stage, first) == depends_on(stage, second) == depends_on(stage, alone)
+    for stage in ("train", "pretrain"):
+        assert depends_on(stage, first) == depends_on(stage, alone) != depends_on(stage, second)
