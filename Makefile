@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo demo-pretrained test test-all lint format lock clean
+.PHONY: demo demo-pretrained headline test test-all lint format lock clean
 
 demo: $(READY)  ## the demo experiment, from synthetic recordings to scores
 	$(BIN)/python main.py --config=experiments/demo.py --workdir=runs/demo
@@ -23,6 +23,9 @@ demo-pretrained: $(READY)  ## the demo's questions with SmolLM2-135M-Instruct, b
 	$(BIN)/python main.py --stage=compare --runs=runs/demo,runs/demo_pretrained --out=runs/demo_pretrained.json
 	$(BIN)/python main.py --stage=compare --runs=runs/demo_pretrained,runs/demo_pretrained/eval/untrained \
 		--out=runs/demo_untrained.json
+
+headline: $(READY)  ## tokens, encoders and encoder-free input with the same decoder: an hour or two, to one page
+	$(BIN)/python main.py --config=experiments/headline.py --workdir=runs/headline --stage=prepare,headline
 
 # One process per core, at most four; the tests of a file run in one process, since they share prepared data. In their order:
 # xdist would leave the files with few tests, which are the longest here, to the end.

@@ -25,7 +25,19 @@ SPLITS = ("train", "valid", "test")
 
 _BELOW_1 = Rule(lambda share: 0 <= share < 1, "0 or more, below 1")
 # Parts that came later, or that a trained model does not depend on.
-_LATER = ("ecg_input", "encoder", "pretrain", "pretrain_optim", "mesh", "distributed", "fit", "export", "eval", "attend")
+_LATER = (
+    "ecg_input",
+    "encoder",
+    "pretrain",
+    "pretrain_optim",
+    "mesh",
+    "distributed",
+    "fit",
+    "export",
+    "eval",
+    "attend",
+    "headline",
+)
 _WHOLE = Rule(lambda values: all(value >= 0 for value in values), "whole numbers from 0")
 
 SHOWN = ("own", "shuffled", "zeros", "none")  # see `inputs.controls.open_shown`
@@ -361,6 +373,21 @@ class AttendSettings:
 
 
 @dataclass(frozen=True)
+class HeadlineSettings:
+    """What --stage=headline compares."""
+
+    systems: tuple[str, ...] = setting(
+        (), "names of systems (`sweep/systems.py`), the first of which the others are compared to; (): all"
+    )
+    seeds: tuple[int, ...] = setting(
+        (0, 1, 2), "of the trainings of each system", Rule(lambda seeds: seeds and min(seeds) >= 0, "one whole number or more")
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
 class Settings:
     """All settings of a run; raises SettingsError that lists every one that cannot work, ConfigError for impossible vectors."""
 
@@ -384,6 +411,7 @@ class Settings:
     export: ExportSettings = field(default_factory=ExportSettings)
     eval: EvalSettings = field(default_factory=EvalSettings)
     attend: AttendSettings = field(default_factory=AttendSettings)
+    headline: HeadlineSettings = field(default_factory=HeadlineSettings)
 
     def __post_init__(self) -> None:
         chat, together = self.prompt.format == "chat", self.data.questions_together

@@ -27,7 +27,7 @@ ALLOWED = {
     "export": {"export", "ecg", "encoders", "corpora", "inputs", "settings"},
     "stages": {"stages", "settings", "encoders", "setting_names", "ecg", "corpora", "inputs", "model", "run", "prepare",
                "evaluate", "train", "explain", "report", "export", "fit", "pretrain", "sweep"},
-    "sweep": {"sweep", "evaluate", "run", "settings", "stages"},
+    "sweep": {"sweep", "encoders", "evaluate", "pretrain", "report", "run", "settings", "stages", "train"},
 }  # fmt: skip
 ALLOWED_FILES = {
     "settings": {"ecg", "encoders.config", "model.config"},

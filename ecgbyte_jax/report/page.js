@@ -1,20 +1,22 @@
 "use strict";
-const type = document.getElementById("type");
-const verdict = document.getElementById("verdict");
 const form = document.querySelector("form.filter");
-const articles = [...document.querySelectorAll("article")];
-function filter() {
-  for (const one of articles) {
-    one.hidden = Boolean((type.value && one.dataset.type !== type.value) || (verdict.value && one.dataset.verdict !== verdict.value));
+if (form) {
+  const type = document.getElementById("type");
+  const verdict = document.getElementById("verdict");
+  const articles = [...document.querySelectorAll("article")];
+  function filter() {
+    for (const one of articles) {
+      one.hidden = Boolean((type.value && one.dataset.type !== type.value) || (verdict.value && one.dataset.verdict !== verdict.value));
+    }
+    const shown = articles.filter((one) => !one.hidden).length;
+    document.getElementById("count").textContent = `${shown} of ${articles.length} shown`;
   }
-  const shown = articles.filter((one) => !one.hidden).length;
-  document.getElementById("count").textContent = `${shown} of ${articles.length} shown`;
+  type.addEventListener("change", filter);
+  verdict.addEventListener("change", filter);
+  form.addEventListener("submit", (event) => event.preventDefault());
+  form.hidden = articles.length === 0;
+  filter();
 }
-type.addEventListener("change", filter);
-verdict.addEventListener("change", filter);
-form.addEventListener("submit", (event) => event.preventDefault());
-form.hidden = articles.length === 0;
-filter();
 
 // What is wider than the page can be scrolled by the keys; what fits is no stop of the tab key.
 const observer = new ResizeObserver((entries) => {

@@ -112,21 +112,21 @@ def _uri(png: bytes) -> str:
 
 
 def render(page: Page) -> bytes:
-    """The file's bytes; the same page gives the same bytes."""
+    """The report's bytes; the same page gives the same bytes."""
+    names = {"tokenizer": "ECG tokenizer"}
+    sections = [(name, names.get(name, name.capitalize())) for name in _SECTIONS]
+    return fill("page.html", page=page, introduction=page.introduction, sections=sections)
+
+
+def fill(template: str, **values: object) -> bytes:
+    """The file's bytes; the same values give the same bytes."""
     environment = Environment(
         loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     style, script = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    names = {"tokenizer": "ECG tokenizer"}
-    glossary = Glossary()
-    html = environment.get_template("page.html").render(
-        page=page,
-        glossary=glossary,
-        sections=[(name, names.get(name, name.capitalize())) for name in _SECTIONS],
-        style=style,
-        script=script,
-        script_hash=f"sha256-{digest}",
+    html = environment.get_template(template).render(
+        **values, glossary=Glossary(), style=style, script=script, script_hash=f"sha256-{digest}"
     )
     # An unpaired surrogate, as damaged data may hold, is shown as a question mark.
     return html.encode("utf-8", errors="replace")

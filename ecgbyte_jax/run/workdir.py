@@ -255,6 +255,21 @@ class Workdir:
         return self.root / "controls.json"
 
     @property
+    def systems(self) -> Path:
+        """The runs of --stage=headline."""
+        return self.root / "systems"
+
+    @property
+    def headline(self) -> Path:
+        """The page on what they score and cost."""
+        return self.root / "headline.html"
+
+    @property
+    def headline_table(self) -> Path:
+        """The same in JSON."""
+        return self.root / "headline.json"
+
+    @property
     def _ending(self) -> str:
         return f"-{self.evaluation_name}" if self.evaluation_name else ""
 

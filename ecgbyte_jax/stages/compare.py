@@ -50,7 +50,27 @@ def compare(runs: list[str], out: Path) -> None:
 
 def compared(runs: list[str]) -> dict:
     """The scores of evaluations, with intervals and paired differences from the first; raises ScoresError as `compare` does."""
-    evaluated = [_read(run) for run in runs]
+    return compared_all([_read(run) for run in runs])
+
+
+def joined(name: str, runs: dict[int, str]) -> Evaluated:
+    """The evaluations of several trainings by their seeds as one, whose scores are means over them.
+
+    Raises ScoresError for a run without evaluation, and for one of several seeds or of another data than the others.
+    """
+    found = {seed: _read(run) for seed, run in runs.items()}
+    for run in found.values():
+        if len(run.results["seeds"]) > 1:
+            raise ScoresError(f"{run.name}: eval.seeds {run.results['seeds']} found, one expected: the training has its own")
+    parts = [*found.values()]
+    rows = {
+        example: {seed: next(iter(run.rows[example].values())) for seed, run in found.items()} for example in _common(parts)
+    }
+    return Evaluated(name, parts[0].results | {"seeds": [*found]}, rows)
+
+
+def compared_all(evaluated: list[Evaluated]) -> dict:
+    """As `compared`, of what was read."""
     first, common = evaluated[0], _common(evaluated)
     patients = [first.rows[example][first.results["seeds"][0]]["patient"] for example in common]
     scorers = Scorers.load()

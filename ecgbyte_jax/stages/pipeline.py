@@ -25,13 +25,14 @@ STAGES = {  # in their order, with what --help says of them
     "train": "train the model, or go on from its last checkpoint",
     "eval": "answer the test questions from a checkpoint, score the answers",
     "controls": "train and ask with other patients' ECGs, zeros and none too: one table",
+    "headline": "train every system that reads ECGs in another way, with several seeds: scores, costs, one page",
     "attend": "write where in the ECG chosen answers come from: .npz, .png, .svg",
     "report": "write report.html: scores, examples, curves, tokens",
     "export": "write the model as a Hugging Face folder, or its LoRA paths for PEFT",
     "ask": "answer questions about your own recordings: --record, --question",
 }
 # Every process takes part; the other stages are the leader's, and the others wait.
-_TOGETHER = ("pretrain", "train", "eval", "controls", "export")
+_TOGETHER = ("pretrain", "train", "eval", "controls", "headline", "export")
 _ALONE = ("attend", "ask")  # one process holds the whole model
 _STARTERS = ("tokenizer", "prepare", "fit")  # may make a run's folder; the other stages read what is there
 _LOOKERS = ("inspect", "ask")  # write nothing into the run's folder, so they may run beside another command
@@ -59,6 +60,10 @@ def run(
     workdir = Workdir(folder, settings.eval.name)
     if stages != ["fit"]:
         check_data(settings.data)
+    if "headline" in stages:
+        from ecgbyte_jax.sweep.systems import check_systems
+
+        check_systems(settings)
     if settings.model.pretrained and "prepare" in stages:
         _check_pretrained(settings)
     alone = not settings.distributed.initialize
@@ -200,6 +205,8 @@ def _run_stage(name: str, settings: Settings, workdir: Workdir, extra: tuple) ->
             from ecgbyte_jax.stages.eval import evaluate as stage
         case "controls":
             from ecgbyte_jax.sweep.controls import controls as stage
+        case "headline":
+            from ecgbyte_jax.sweep.headline import headline as stage
         case "attend":
             from ecgbyte_jax.stages.attend import attend as stage
         case "report":

@@ -4,7 +4,6 @@ A model that answers as well without an ECG has read nothing from it, whatever i
 """
 
 import json
-import os
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -13,12 +12,13 @@ from ecgbyte_jax.evaluate.verdict import FEWEST_PATIENTS, Difference
 from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.run.console import banner, console, number_table
 from ecgbyte_jax.run.lock import holding
-from ecgbyte_jax.run.processes import leads, wait_for_all
+from ecgbyte_jax.run.processes import leads
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import SHOWN, Settings
 from ecgbyte_jax.stages.compare import compared
 from ecgbyte_jax.stages.eval import evaluate
 from ecgbyte_jax.stages.train import train
+from ecgbyte_jax.sweep.share import share
 
 _NAMES = {"own": "own ECGs", "shuffled": "other patients'", "zeros": "zeros", "none": "none"}
 
@@ -36,7 +36,7 @@ def controls(settings: Settings, workdir: Workdir) -> None:
         )
     pairs: dict[tuple[str, str], Workdir] = {}
     for trained_with in SHOWN:
-        folder = workdir if trained_with == "own" else _share(workdir, trained_with)
+        folder = workdir if trained_with == "own" else _control(workdir, trained_with)
         with holding(folder.lock) if folder != workdir and leads() else nullcontext():
             part = replace(settings, data=replace(settings.data, ecg=trained_with))
             console.print(f"controls: trained with {_NAMES[trained_with]}, in {folder.root}", style="bold")
@@ -50,21 +50,8 @@ def controls(settings: Settings, workdir: Workdir) -> None:
         _compare(pairs, workdir)
 
 
-def _share(workdir: Workdir, trained_with: str) -> Workdir:
-    """A run's folder whose prepared data are links to this run's; they stay right where both are moved together.
-
-    Likewise the clean signals and the encoder, where this run has them.
-    """
-    folder = Workdir(workdir.controls / trained_with)
-    if leads():
-        folder.root.mkdir(parents=True, exist_ok=True)
-        shared = workdir.prepare_marker.parent, workdir.tokenizers, workdir.shards
-        for path in (*shared, *(path for path in (workdir.signals, workdir.pretrain.root) if path.exists())):
-            link = folder.root / path.name
-            if not os.path.lexists(link):
-                link.symlink_to(os.path.relpath(path, folder.root.resolve()))
-    wait_for_all(f"the folder of the control {trained_with}")
-    return folder
+def _control(workdir: Workdir, trained_with: str) -> Workdir:
+    return share(workdir, workdir.controls / trained_with, (workdir.signals, workdir.pretrain.root))
 
 
 def _compare(pairs: dict[tuple[str, str], Workdir], workdir: Workdir) -> None:

@@ -8,7 +8,7 @@ from ecgbyte_jax.report.folder import read_evaluation
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import SHOWN, Settings
 from ecgbyte_jax.stages.pipeline import run
-from ecgbyte_jax.sweep.controls import _sentence, _share
+from ecgbyte_jax.sweep.controls import _control, _sentence
 
 
 @pytest.mark.slow
@@ -49,12 +49,12 @@ def test_a_control_is_not_taken_for_the_experiment(config, prepared, tmp_path):
 def test_the_clean_signals_and_the_encoder_of_a_run_are_its_controls_too(tmp_path):
     """A control would else clean all recordings for itself, and find no encoder."""
     workdir = Workdir(tmp_path / "run")
-    assert not _share(workdir, "none").signals.is_symlink()  # a dangling link would be refused later
+    assert not _control(workdir, "none").signals.is_symlink()  # a dangling link would be refused later
     for folder in (workdir.signals, workdir.pretrain.root):
         folder.mkdir(parents=True)
     for _ in range(2):
         for shown in ("none", "zeros"):
-            control = _share(workdir, shown)
+            control = _control(workdir, shown)
             assert control.signals.samefile(workdir.signals) and control.pretrain.root.samefile(workdir.pretrain.root)
 
 

@@ -1,0 +1,100 @@
+"""What the runs of a system have cost, and how their scores rose with it."""
+
+import json
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from ecgbyte_jax.errors import ScoresError
+from ecgbyte_jax.run.workdir import Workdir
+from ecgbyte_jax.train.metrics_log import read_lines
+
+AXES = ("examples", "flops", "seconds")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A validation: its exact match 0..1, and what the training had cost until then, its first stage included.
+
+    examples: questions with their answers; flops: analytic ones; seconds: wall time.
+    """
+
+    score: float
+    examples: float
+    flops: float
+    seconds: float
+
+
+def cost_of(run: Workdir, tokenizer: Workdir | None) -> dict[str, float]:
+    """What one run has cost: what it has seen, FLOPs, seconds and bytes, of both stages; energy_j where the devices told it.
+
+    tokenizer: the run whose ledger has the training of the ECG tokenizer, for a system that reads tokens.
+    """
+    ledger = _ledger(run)
+    train, first, reports = (ledger.get(stage, {}) for stage in ("train", "pretrain", "reports"))
+    encoding = _ledger(tokenizer).get("tokenizer", {}) if tokenizer else {}
+    seen, before, parts = train["seen"], first.get("seen", {}), [part for part in (train, first, reports, encoding) if part]
+    cost = {
+        "ecgs": max(seen["ecgs"], before.get("ecgs", 0)),
+        "patients": max(seen["patients"], before.get("patients", 0)),
+        "examples": seen["sequences"],
+        "first stage's segments": before.get("examples", 0),
+        **{f"{kind} tokens": seen["tokens"][kind] for kind in ("ecg", "text", "padding")},
+        "flops": seen["flops"] + seen["ecg_input_flops"],
+        "first stage's flops": before.get("flops", 0.0) + reports.get("seen", {}).get("flops", 0.0),
+        "seconds": sum(part["wall_s"] for part in parts),
+        "first stage's seconds": first.get("wall_s", 0.0) + reports.get("wall_s", 0.0),
+        "tokenizer's seconds": encoding.get("wall_s", 0.0),
+        "device_s": sum(part["device_s"] for part in parts),
+        "cpu_s": sum(part["cpu_s"] for part in parts),
+        "peak_memory": max(part["peak_memory"] for part in parts),
+    }
+    told = [part["energy_j"] for part in parts if part.get("energy_j")]
+    return cost | ({"energy_j": sum(sum(each.values()) for each in told)} if len(told) == len(parts) else {})
+
+
+def curve(run: Workdir, cost: dict[str, float]) -> list[Point]:
+    """The validations of a run, with what it had cost until then: the second stage's cost in proportion to its steps.
+
+    Raises ScoresError where none has an exact match.
+    """
+    lines = read_lines(run.metrics, 2**62)
+    steps = max((line["step"] for line in lines), default=0)
+    before = {
+        "examples": 0.0,
+        "flops": cost["first stage's flops"],
+        "seconds": cost["first stage's seconds"] + cost["tokenizer's seconds"],
+    }
+    spent = {"examples": cost["examples"], "flops": cost["flops"], "seconds": cost["seconds"] - before["seconds"]}
+    points = [
+        Point(line["valid_exact_match"], *(before[axis] + spent[axis] * line["step"] / steps for axis in AXES))
+        for line in lines
+        if "valid_exact_match" in line
+    ]
+    if not points:
+        raise ScoresError(f"{run.metrics}: no exact match of a validation found; train.valid_answers above 0 expected")
+    return points
+
+
+def mean_curve(curves: list[list[Point]]) -> list[Point]:
+    """The mean over trainings of their validations, as far as all of them went."""
+    return [
+        Point(*(float(np.mean([getattr(point, name) for point in points])) for name in ("score", *AXES)))
+        for points in zip(*curves)
+    ]
+
+
+def cost_to_reach(points: list[Point], score: float) -> Point | None:
+    """The first point of a curve that has this score, on the straight line between two validations; None if there is none."""
+    if points[0].score >= score:
+        return points[0]
+    for low, high in pairwise(points):
+        if high.score >= score:
+            part = (score - low.score) / (high.score - low.score)
+            return Point(score, *(getattr(low, axis) + part * (getattr(high, axis) - getattr(low, axis)) for axis in AXES))
+    return None
+
+
+def _ledger(run: Workdir) -> dict:
+    return json.loads(run.cost.read_text(encoding="utf-8"))
