@@ -86,6 +86,8 @@ def sentences(content: Comparison) -> list[str]:
 
 def _cheapest(content: Comparison) -> str:
     reached = [row for row in content.rows if row.to_near_best]
+    if not reached:
+        return "No system has given a right answer to a validation question."
     goal = f"{100 * content.near:.0f}% of the best validation score ({100 * content.target:.1f}%)"
     least = {axis: min(reached, key=lambda row, axis=axis: row.to_near_best[axis]) for axis in _AXES}
     said = ", ".join(

@@ -71,7 +71,7 @@ def _compare(settings: Settings, workdir: Workdir, runs: dict[str, dict[int, Wor
             to_other_ecg=found["to_other_ecg"][metric],
             difference=found.get("differences", {}).get(metric),
             curve=[asdict(point) for point in curves[name]],
-            to_near_best=_plain(cost_to_reach(curves[name], _NEAR * best)),
+            to_near_best=_near(curves[name], best),
             cost={
                 field: float(np.mean([cost[field] for cost in costs[name]]))
                 for field in costs[name][0]
@@ -110,8 +110,10 @@ def _by_seed(run: Evaluated, metric: str) -> list[float]:
     ]
 
 
-def _plain(point: Point | None) -> dict[str, float] | None:
-    return None if point is None else asdict(point)
+def _near(points: list[Point], best: float) -> dict[str, float] | None:
+    """Where a curve reaches the target."""
+    reached = cost_to_reach(points, _NEAR * best) if best > 0 else None
+    return reached and asdict(reached)
 
 
 def _show(content: Comparison, workdir: Workdir) -> None:

@@ -36,6 +36,10 @@ def test_the_sentences_say_who_is_best_how_sure_that_is_and_who_needs_least():
     assert cheapest.endswith("merl with the fewest FLOPs (2 T), tokens with the fewest seconds (7).")
 
 
+def test_that_nothing_was_learned_is_said():
+    assert sentences(make(row("tokens", 0.1, None, None)))[-1] == "No system has given a right answer to a validation question."
+
+
 def test_the_page_has_every_system_and_nothing_from_the_network():
     page = render_headline(make(row("tokens", 0.8, None, 3000), row("none", 0.5, (-0.4, -0.2), None)))
     text = page.decode()
