@@ -68,7 +68,7 @@ def pretrain(settings: Settings, workdir: Workdir) -> None:
     if settings.encoder.kind == "merl":
         _write_reports(settings, workdir)
     clean_signals(settings, workdir)
-    with jax.set_mesh(mesh), counted(workdir, "pretrain", stage, jax.device_count(), keep=leads()):
+    with jax.set_mesh(mesh), counted(workdir, "pretrain", stage, jax.devices(), keep=leads()):
         checkpoint, checksum, health = _train(settings, workdir, mesh, folder)
     banner("pretrained", health)
     if leads():

@@ -1,54 +1,95 @@
 """The run's ledger `cost.json`: what each stage has cost, over all commands that worked on it with the same settings.
 
-Commands that were interrupted, or failed, count too; one that was killed outright does not.
+Commands that were interrupted, or failed, count too; of one that is killed outright the last half minute is lost.
 """
 
 import json
 import resource
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.run.console import peak_memory
+from ecgbyte_jax.run.energy import Meters
 from ecgbyte_jax.run.stage import Stage
 from ecgbyte_jax.run.workdir import Workdir
 
 _ASIDE = "with other settings"  # stage -> digest -> what it had cost
+_EVERY = 30.0  # s between entries while a stage works
+_writing = threading.Lock()  # a stage within a stage, each with its entries
 
 
 @contextmanager
-def counted(workdir: Workdir, name: str, stage: Stage, devices: int = 0, keep: bool = True) -> Iterator[dict[str, Any]]:
+def counted(
+    workdir: Workdir, name: str, stage: Stage, devices: Sequence[Any] = (), keep: bool = True
+) -> Iterator[dict[str, Any]]:
     """Adds what the work in the context costs to the ledger, under `name`; what is put into the dict is kept with it.
 
-    wall_s; cpu_s: of this process and the workers that it has waited for; device_s: wall_s times `devices`; peak_memory:
-    bytes of this process on the host; commands: how many have worked on it. keep False: another process writes it.
+    wall_s; cpu_s: of this process and the workers that it has waited for; device_s: wall_s times the number of `devices`;
+    energy_j: see `Meters`, without what one of the commands could not tell, None where that is all; peak_memory: bytes of this
+    process on the host; commands: how many have worked on it. keep False: another process writes it.
     """
     about: dict[str, Any] = {}
-    wall, cpu = time.monotonic(), _cpu_seconds()
+    if not keep:
+        yield about
+        return
+    meters, wall, cpu = Meters(devices), time.monotonic(), _cpu_seconds()
+    before = cost_of(workdir, name, stage.digest())
+
+    def enter() -> None:
+        spent = {"wall_s": time.monotonic() - wall, "cpu_s": _cpu_seconds() - cpu, "commands": 1}
+        spent["device_s"] = spent["wall_s"] * len(devices)
+        total = before | {field: before.get(field, 0) + value for field, value in spent.items()} | about
+        total["energy_j"] = _energy(before, meters.read()) or None
+        total["peak_memory"] = max(before.get("peak_memory", 0), peak_memory())
+        _write(workdir, name, total | {"settings": stage.digest()})
+
+    ended = threading.Event()
+    clerk = threading.Thread(target=_enter_at_times, args=(enter, ended), daemon=True)
+    clerk.start()
     try:
         yield about
     finally:
-        if keep:
-            spent = {"wall_s": time.monotonic() - wall, "cpu_s": _cpu_seconds() - cpu, "commands": 1}
-            spent["device_s"] = spent["wall_s"] * devices
-            _add(workdir, name, stage.digest(), spent, about)
+        ended.set()
+        clerk.join()
+        enter()
 
 
-def _add(workdir: Workdir, name: str, digest: str, spent: dict[str, float], about: dict[str, Any]) -> None:
+def cost_of(workdir: Workdir, name: str, digest: str) -> dict[str, Any]:
+    """What a stage, see `Stage.digest`, has cost so far; {} where the ledger has nothing of it."""
     costs = _read(workdir)
-    aside = costs.pop(_ASIDE, {})
-    before = costs.pop(name, {})
-    if before and before.get("settings") != digest:  # the stage was moved aside, and comes back with its settings
-        aside.setdefault(name, {})[before.get("settings")] = before
-        before = {}
-    before = aside.get(name, {}).pop(digest, before)
-    total = before | {field: before.get(field, 0) + value for field, value in spent.items()} | about
-    total["peak_memory"] = max(before.get("peak_memory", 0), peak_memory())
-    costs[name] = total | {"settings": digest}
-    aside = {stage: entries for stage, entries in aside.items() if entries}
-    write_whole(workdir.cost, [json.dumps(costs | ({_ASIDE: aside} if aside else {}), indent=1).encode()])
+    entry = costs.get(name, {})
+    return entry if entry.get("settings") == digest else costs.get(_ASIDE, {}).get(name, {}).get(digest, {})
+
+
+def _enter_at_times(enter: Callable[[], None], ended: threading.Event) -> None:
+    while not ended.wait(_EVERY):
+        with suppress(OSError):  # a full disk, which the stage itself meets, and the last entry
+            enter()
+
+
+def _energy(before: dict[str, Any], used: dict[str, float]) -> dict[str, float]:
+    """The sum of what was told, by part; a part that the commands before, or this one, could not tell is left out."""
+    if not before:
+        return used
+    told = before.get("energy_j") or {}
+    return {part: told[part] + joules for part, joules in used.items() if part in told}
+
+
+def _write(workdir: Workdir, name: str, entry: dict[str, Any]) -> None:
+    with _writing:
+        costs = _read(workdir)
+        aside = costs.pop(_ASIDE, {})
+        before = costs.pop(name, {})
+        if before and before.get("settings") != entry["settings"]:  # the stage was moved aside, and may come back
+            aside.setdefault(name, {})[before.get("settings")] = before
+        aside.get(name, {}).pop(entry["settings"], None)
+        costs[name] = entry
+        aside = {stage: entries for stage, entries in aside.items() if entries}
+        write_whole(workdir.cost, [json.dumps(costs | ({_ASIDE: aside} if aside else {}), indent=1).encode()])
 
 
 def _cpu_seconds() -> float:

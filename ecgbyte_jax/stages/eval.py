@@ -45,7 +45,7 @@ def evaluate(settings: Settings, workdir: Workdir) -> None:
         # Before hours of work: the folder of a model may be wrong.
         scorers = Scorers.load(settings.eval.bertscore_model) if leads() else Scorers()
         name = f"eval/{workdir.evaluation_name}".rstrip("/")
-        with counted(workdir, name, scores, jax.device_count(), keep=leads()):
+        with counted(workdir, name, scores, jax.devices(), keep=leads()):
             if not agree(answers.finished()):
                 _answer(settings, workdir, answers)
             if leads():

@@ -60,7 +60,7 @@ def train(settings: Settings, workdir: Workdir, profile_steps: tuple[int, int] =
     check_batch_size(mesh, settings.train.batch_size, "train.batch_size", settings.train.accumulate)
     if vectors_of(settings):
         clean_signals(settings, workdir)
-    with jax.set_mesh(mesh), counted(workdir, "train", stage, jax.device_count(), keep=leads()) as cost:
+    with jax.set_mesh(mesh), counted(workdir, "train", stage, jax.devices(), keep=leads()) as cost:
         checkpoint, checksum, seen = _train(settings, workdir, mesh, folder, Profile(workdir.profile, *profile_steps))
         cost["seen"] = seen
     if leads():

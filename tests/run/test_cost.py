@@ -1,11 +1,17 @@
 import json
+import subprocess
+import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from ecgbyte_jax.run.cost import counted
+from ecgbyte_jax.run import cost
+from ecgbyte_jax.run.cost import cost_of, counted
 from ecgbyte_jax.run.stage import Stage
 from ecgbyte_jax.run.workdir import Workdir
+
+DEVICES = [SimpleNamespace(process_index=0, platform="cpu")] * 4
 
 
 def stage(workdir: Workdir, **settings) -> Stage:
@@ -18,12 +24,12 @@ def ledger(workdir: Workdir) -> dict:
 
 def test_commands_on_the_same_stage_add_up_and_a_failed_one_counts(tmp_path):
     workdir = Workdir(tmp_path)
-    with counted(workdir, "train", stage(workdir), devices=4) as about:
+    with counted(workdir, "train", stage(workdir), devices=DEVICES) as about:
         time.sleep(0.05)
         about["seen"] = {"ecgs": 3}
     first = ledger(workdir)["train"]
     assert 0.05 <= first["wall_s"] < 5 and first["device_s"] == 4 * first["wall_s"] and first["seen"] == {"ecgs": 3}
-    with pytest.raises(KeyboardInterrupt), counted(workdir, "train", stage(workdir), devices=4):
+    with pytest.raises(KeyboardInterrupt), counted(workdir, "train", stage(workdir), devices=DEVICES):
         sum(i * i for i in range(300_000))
         raise KeyboardInterrupt
     second = ledger(workdir)["train"]
@@ -42,6 +48,44 @@ def test_other_settings_begin_a_new_sum_and_the_old_one_comes_back_with_its_sett
     with counted(workdir, "eval", stage(workdir)):
         pass
     assert set(ledger(workdir)) == {"train", "eval", "with other settings"}
+    assert cost_of(workdir, "train", stage(workdir, rate=2).digest())["commands"] == 1
+    assert cost_of(workdir, "train", stage(workdir, rate=1).digest())["commands"] == 3
+    assert cost_of(workdir, "train", stage(workdir, rate=3).digest()) == {}
+
+
+def test_of_a_command_that_is_killed_outright_the_last_seconds_alone_are_lost(tmp_path):
+    script = f"""if True:
+        import os, pathlib, time
+        from ecgbyte_jax.run import cost
+        from ecgbyte_jax.run.stage import Stage
+        from ecgbyte_jax.run.workdir import Workdir
+        cost._EVERY, workdir = 0.02, Workdir(pathlib.Path({str(tmp_path)!r}))
+        stage = Stage("train", workdir.train_marker, {{}}, "")
+        with cost.counted(workdir, "train", stage), cost.counted(workdir, "within", stage):
+            while not workdir.cost.exists() or "train" not in workdir.cost.read_text():
+                time.sleep(0.01)
+            time.sleep(0.2)
+            os._exit(9)
+    """
+    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 9
+    workdir = Workdir(tmp_path)
+    killed = ledger(workdir)["train"]
+    assert killed["commands"] == 1 and killed["wall_s"] > 0.1 and set(ledger(workdir)) == {"train", "within"}
+    with counted(workdir, "train", stage(workdir)):
+        pass
+    assert ledger(workdir)["train"]["commands"] == 2 and ledger(workdir)["train"]["wall_s"] > killed["wall_s"]
+
+
+def test_energy_adds_up_where_every_command_could_tell_it(tmp_path, monkeypatch):
+    first, second = {"processors": 2.0, "devices": 5.0}, {"processors": 3.0, "devices": 1.0}
+    told = iter([first, second, {"devices": 4.0}, {}, {"devices": 1.0}])
+    monkeypatch.setattr(cost, "Meters", lambda devices: SimpleNamespace(read=lambda used=next(told): used))
+    found = []
+    for _ in range(5):
+        with counted(Workdir(tmp_path), "train", stage(Workdir(tmp_path))):
+            pass
+        found.append(ledger(Workdir(tmp_path))["train"]["energy_j"])
+    assert found == [first, {"processors": 5.0, "devices": 6.0}, {"devices": 10.0}, None, None]
 
 
 @pytest.mark.parametrize("content", ['{"train": {"wall_s": 1', "[1]", '{"train": 5}'])
