@@ -12,6 +12,7 @@ from ecgbyte_jax.prepare.cleaning import Cleaning
 from ecgbyte_jax.prepare.corpus import open_corpus
 from ecgbyte_jax.prepare.workers import open_workers
 from ecgbyte_jax.prepare.write_signals import SUMMARIES, write_signals
+from ecgbyte_jax.run.cost import counted
 from ecgbyte_jax.run.processes import leads, wait_for_all
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
@@ -39,7 +40,7 @@ def _write_signals(settings: Settings, workdir: Workdir) -> None:
         _clear(workdir)
     stage.begin()
     corpus = replace(corpus, quarantine=workdir.signals / workdir.quarantine.name)  # preparation's stays as it is
-    with open_workers(settings.prepare) as run:
+    with counted(workdir, "signals", stage), open_workers(settings.prepare) as run:
         _, symbols = make_tokenizer(settings, workdir, corpus, run)
         cleaning, tokenizer = Cleaning.of(settings), workdir.ecg_tokenizer
         files = write_signals(workdir.signals, tokenizer, cleaning, symbols, corpus.records(), run)

@@ -24,6 +24,7 @@ from ecgbyte_jax.encoders.encoder import Encoder, make_encoder
 from ecgbyte_jax.encoders.merl import Merl
 from ecgbyte_jax.model.sharding import abstract, make_sharded, put_batch, put_whole, settle
 from ecgbyte_jax.train.step import TrainState, make_update
+from ecgbyte_jax.train.utilisation import product_flops
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,18 @@ def _loss(encoder: Encoder, batch: dict[str, jax.Array], key: jax.Array, trainin
         return encoder.loss(signals, batch["reports"], noise)
     noise = jax.random.uniform(key, (len(signals), encoder.grid.groups, encoder.grid.patches))
     return jnp.mean(encoder.errors(signals, noise))
+
+
+def objective_flops(parts: EncoderParts, batch: dict[str, jax.ShapeDtypeStruct]) -> float:
+    """What a step on a batch of these shapes needs: the products of its loss forward, and twice as many backward.
+
+    A masked autoencoder's encoder sees the patches alone that are not hidden, its decoder all of them.
+    """
+
+    def loss_of(params: dict[str, nnx.State], statistics: dict[str, nnx.State], batch: dict[str, jax.Array]) -> jax.Array:
+        return _loss(parts.merge(params, statistics), batch, jax.random.key(0), training=True)
+
+    return 3 * product_flops(loss_of, parts.params, parts.statistics, batch)
 
 
 def make_features(

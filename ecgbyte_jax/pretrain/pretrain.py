@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import grain
 import jax
@@ -29,10 +30,12 @@ from ecgbyte_jax.pretrain.objective import (
     make_encoder_step,
     make_encoder_validation,
     make_features,
+    objective_flops,
 )
 from ecgbyte_jax.pretrain.probe import choose_questions, probe
 from ecgbyte_jax.pretrain.reports import ReportFeatures, Reports, write_features
-from ecgbyte_jax.pretrain.text_encoder import read_bert
+from ecgbyte_jax.pretrain.seen import count_segments
+from ecgbyte_jax.pretrain.text_encoder import read_bert, report_flops
 from ecgbyte_jax.run.console import banner, console
 from ecgbyte_jax.run.cost import counted
 from ecgbyte_jax.run.processes import agree, leads, wait_for_all
@@ -68,8 +71,9 @@ def pretrain(settings: Settings, workdir: Workdir) -> None:
     if settings.encoder.kind == "merl":
         _write_reports(settings, workdir)
     clean_signals(settings, workdir)
-    with jax.set_mesh(mesh), counted(workdir, "pretrain", stage, jax.devices(), keep=leads()):
-        checkpoint, checksum, health = _train(settings, workdir, mesh, folder)
+    with jax.set_mesh(mesh), counted(workdir, "pretrain", stage, jax.devices(), keep=leads()) as cost:
+        checkpoint, checksum, health, seen = _train(settings, workdir, mesh, folder)
+        cost["seen"] = seen
     banner("pretrained", health)
     if leads():
         folder.keep_settings()
@@ -97,7 +101,12 @@ def _write_reports(settings: Settings, workdir: Workdir) -> None:
         manifest = read_manifest(workdir.shards)
         reports = Reports.of([each for split in ("train", "valid") for each in outlines_of(workdir.shards, manifest, split)])
         stage.begin()
-        write_features(workdir.report_features, reports, settings.encoder.text_encoder)
+        with counted(workdir, "reports", stage, jax.local_devices()) as cost:
+            write_features(workdir.report_features, reports, settings.encoder.text_encoder)
+            cost["seen"] = {
+                "texts": len(reports.texts),
+                "flops": len(reports.texts) * report_flops(settings.encoder.text_encoder),
+            }
         stage.finish([workdir.report_features])
     wait_for_all("the reports are encoded")
 
@@ -130,8 +139,10 @@ class _Data:
         return cls(signals, *numbers, (train, valid), ReportFeatures.open(workdir.report_features, reports))
 
 
-def _train(settings: Settings, workdir: Workdir, mesh: Mesh, folder: TrainingFolder) -> tuple[Path, int, dict[str, float]]:
-    """The last checkpoint, its checksum, and the encoder's health."""
+def _train(
+    settings: Settings, workdir: Workdir, mesh: Mesh, folder: TrainingFolder
+) -> tuple[Path, int, dict[str, float], dict[str, Any]]:
+    """The last checkpoint, its checksum, the encoder's health, and what the training has seen."""
     how, seed, samples = settings.pretrain, settings.seed, settings.signal.segment_length
     merl = settings.encoder.kind == "merl"
     data, rows = _Data.open(workdir, with_reports=merl), rows_here(mesh, how.batch_size)
@@ -178,7 +189,11 @@ def _train(settings: Settings, workdir: Workdir, mesh: Mesh, folder: TrainingFol
         trained = replace(like, **written.load(last, {"params": like.params, "statistics": like.statistics}))
         health = (validate(trained) if validate else {}) | _of_nothing(how.batch_size, parts, trained, data)
         health |= _probe(settings, mesh, parts, data, trained, build)
-        return written.path(last), written.checksum(last), health
+        shapes = {
+            name: jax.ShapeDtypeStruct((how.batch_size, *part.shape[1:]), part.dtype) for name, part in batches[0].items()
+        }
+        seen = count_segments(data.asked[0], data.train, plan, last, objective_flops(parts, shapes)) if leads() else {}
+        return written.path(last), written.checksum(last), health, seen | {"trained_parameters": count(parts.params)}
 
 
 def _of_nothing(batch_size: int, parts: EncoderParts, trained: TrainState, data: _Data) -> dict[str, float]:

@@ -19,6 +19,7 @@ from ecgbyte_jax.errors import WeightsError
 from ecgbyte_jax.inputs.text import load_text_tokenizer
 from ecgbyte_jax.model.families.fields import divided, positive, refuse, whole
 from ecgbyte_jax.model.weights.stored import stored_tensors
+from ecgbyte_jax.train.utilisation import product_flops
 
 WORDS_WIDTH = 768  # F where there is no BERT; that of most BERTs too
 _TOKENS, _TOGETHER = 64, 64  # of a text, as published; texts of a batch
@@ -95,6 +96,16 @@ def encode_by_bert(folder: Path, texts: list[str]) -> Iterator[np.ndarray]:
         filled = batch + batch[-1:] * (_TOGETHER - len(batch))
         found = tokenizer(filled, padding="max_length", truncation=True, max_length=length, return_tensors="np")
         yield np.asarray(compute(weights, found["input_ids"], found["attention_mask"] > 0))[: len(batch)]
+
+
+def report_flops(text_encoder: str) -> float:
+    """Of encoding one text, 64 tokens with its padding; 0 for sums of random vectors."""
+    if not text_encoder:
+        return 0.0
+    config = read_bert(Path(text_encoder))
+    weights = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in bert_shapes(config).items()}
+    ids, mask = (jax.ShapeDtypeStruct((1, min(_TOKENS, config.places)), kind) for kind in (np.int32, np.bool_))
+    return product_flops(partial(bert_pooled, config), weights, ids, mask)
 
 
 def encode_by_words(texts: list[str]) -> Iterator[np.ndarray]:

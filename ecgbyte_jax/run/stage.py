@@ -187,6 +187,11 @@ def outputs_digest(marker: Path) -> str:
     return content["result"] if content.get("finished") else ""
 
 
+def digest_of(marker: Path) -> str:
+    """`Stage.digest` of the stage that left this marker; "" where there is none."""
+    return (_read_marker(marker) or {"digest": ""})["digest"]
+
+
 def settings_of(marker: Path) -> dict:
     """The settings that the stage which left this marker was run with; {} where there is none."""
     found = (_read_marker(marker) or {}).get("settings")

@@ -4,6 +4,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -17,8 +18,9 @@ from ecgbyte_jax.model.kernels.fused import kernel_for
 from ecgbyte_jax.model.sharding import bytes_a_device, check_batch_size, kept_whole, make_mesh
 from ecgbyte_jax.pretrain.clean import clean_signals
 from ecgbyte_jax.run.console import banner, console
-from ecgbyte_jax.run.cost import counted
+from ecgbyte_jax.run.cost import cost_of, counted
 from ecgbyte_jax.run.processes import agree, leads
+from ecgbyte_jax.run.stage import digest_of
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import SPLITS, Settings
 from ecgbyte_jax.stages import lineage
@@ -61,11 +63,32 @@ def train(settings: Settings, workdir: Workdir, profile_steps: tuple[int, int] =
     if vectors_of(settings):
         clean_signals(settings, workdir)
     with jax.set_mesh(mesh), counted(workdir, "train", stage, jax.devices(), keep=leads()) as cost:
+        cost |= {"first_stage": first} if (first := _first_stage(settings, workdir)) else {}
         checkpoint, checksum, seen = _train(settings, workdir, mesh, folder, Profile(workdir.profile, *profile_steps))
         cost["seen"] = seen
     if leads():
         folder.keep_settings()
         stage.finish([checkpoint], result=[stage.digest(), checksum])
+
+
+def _first_stage(settings: Settings, workdir: Workdir) -> dict[str, Any]:
+    """What the encoder of another run has cost there, with the run's path; {} where the ledger of this one has it, or none is.
+
+    A control shares the encoder of its run by a link.
+    """
+    pretrained = settings.encoder.pretrained
+    if settings.ecg_input.kind != "encoder" or pretrained == "random":
+        return {}
+    run = Workdir(Path(pretrained)) if pretrained else workdir
+    markers = {"signals": run.signals_marker, "reports": run.reports_marker, "pretrain": run.pretrain.train_marker}
+    if settings.encoder.kind != "merl":
+        del markers["reports"]
+    digests = {name: digest_of(marker) for name, marker in markers.items()}
+    if cost_of(workdir, "pretrain", digests["pretrain"]):
+        return {}
+    run = run if pretrained else Workdir(run.pretrain.root.resolve().parent)
+    costs = {name: cost_of(run, name, digest) for name, digest in digests.items()}
+    return {"run": str(run.root.resolve())} | {name: cost for name, cost in costs.items() if cost}
 
 
 def _train(

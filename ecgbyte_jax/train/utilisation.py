@@ -1,7 +1,12 @@
 """A step's speed, and its model FLOP utilisation: the arithmetic that it needs, by what the devices could do in its time."""
 
+import math
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import numpy as np
+from jax.extend.core import Jaxpr, jaxprs_in_params
 
 from ecgbyte_jax.inputs.plan import Plan
 from ecgbyte_jax.model.build import Parts
@@ -49,3 +54,26 @@ def step_flops(config: DecoderConfig, trained: int, lengths: np.ndarray) -> floa
         token_mixing = 2 * delta.conv_width * (2 * keys + values) + 7 * delta.key_dim * values
         mixing += len(delta.layers) * token_mixing * tokens
     return float(tokens * (4 * blocks + 2 * min(trained, blocks)) + 3 * mixing + 4 * answers * config.width * config.vocab_size)
+
+
+def product_flops(function: Callable, *arguments: Any) -> float:
+    """Of the matrix products and convolutions of a function of arrays (or their shapes): 2 a multiplication, nothing else.
+
+    They are counted as the function is written, before a compiler sees it; of a loop, one round.
+    """
+    return _product_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _product_flops(jaxpr: Jaxpr) -> float:
+    counted = 0.0
+    for equation in jaxpr.eqns:
+        counted += sum(map(_product_flops, jaxprs_in_params(equation.params)))
+        out = equation.outvars[0].aval.shape
+        if equation.primitive.name == "dot_general":
+            (summed, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            counted += 2.0 * math.prod(out) * math.prod(left[axis] for axis in summed)
+        elif equation.primitive.name == "conv_general_dilated":
+            kernel, places = equation.invars[1].aval.shape, equation.params["dimension_numbers"].rhs_spec
+            counted += 2.0 * math.prod(out) * math.prod(kernel) / kernel[places[0]]
+    return counted

@@ -9,6 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
+from ecgbyte_jax.encoders.config import SIZES, Stack, patch_grid
 from ecgbyte_jax.errors import ConfigError, ShardsError, WeightsError
 from ecgbyte_jax.inputs.batches import open_split, outlines_of
 from ecgbyte_jax.inputs.shards import read_manifest
@@ -18,13 +19,16 @@ from ecgbyte_jax.pretrain import clean
 from ecgbyte_jax.pretrain import pretrain as stage
 from ecgbyte_jax.pretrain.objective import build_encoder, make_encoder_step
 from ecgbyte_jax.pretrain.pretrain import pretrain
+from ecgbyte_jax.pretrain.seen import count_segments
+from ecgbyte_jax.run.stage import digest_of
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
-from ecgbyte_jax.stages import lineage
+from ecgbyte_jax.stages import lineage, train
 from ecgbyte_jax.train import feed
 from ecgbyte_jax.train.checkpoint import Checkpoints
 from ecgbyte_jax.train.optim import make_optimizer
 from ecgbyte_jax.train.step import start_state
+from tests.pretrain.test_probe import outline as about
 from tests.small import small_config
 
 
@@ -91,6 +95,58 @@ def test_training_falls_validates_and_is_done_once(pretrained, monkeypatch):
     pretrain(Settings.of(encoder_config()), pretrained)
 
 
+def test_its_ledger_counts_what_it_has_seen(pretrained):
+    costs = json.loads(pretrained.cost.read_text())
+    assert costs["signals"]["wall_s"] > 0 and costs["pretrain"]["settings"] == digest_of(pretrained.pretrain.train_marker)
+    seen, grid = costs["pretrain"]["seen"], patch_grid(Settings.of(encoder_config()).encoder, 100)
+    encoder, decoder = SIZES["tiny"]
+
+    def blocks(stack: Stack, tokens: int) -> int:
+        return stack.layers * (tokens * stack.width * (4 * stack.width + 2 * stack.mlp_width) + 2 * tokens**2 * stack.width)
+
+    kept = 6  # of 25 patches, and a class token
+    maps = 25 * grid.values * encoder.width + (kept + 1) * encoder.width * decoder.width + 25 * decoder.width * grid.values
+    forward = 2 * (maps + blocks(encoder, kept + 1) + blocks(decoder, 26))
+    manifest = read_manifest(pretrained.shards)
+    patients = {outline.patient for outline in outlines_of(pretrained.shards, manifest, "train")}
+    assert seen.pop("trained_parameters") > 10**4
+    assert seen == {"steps": 8, "ecgs": 32, "patients": len(patients), "examples": 64, "flops": 3 * 64 * forward}
+
+
+def test_an_early_end_and_comparisons_count_what_was_seen_alone():
+    other = replace(about([3, 7], "Alike?", "yes"), meta={"patients": ["a", "b"]})
+    asked = [replace(about([number], "?", "yes"), patient=f"p{number}") for number in (1, 5)] + [other]
+    plan = plan_segments(4, 2, 2.0, seed=0)
+    for steps in range(1, len(plan) + 1):
+        numbers = np.array([1, 3, 5, 7])
+        batches = [numbers[np.concatenate(plan[step].rows)] for step in range(steps)]
+        shown = {int(number) for batch in batches for number in batch}
+        patients = {{1: "p1", 5: "p5", 3: "a", 7: "b"}[number] for number in shown}
+        expected = {"steps": steps, "ecgs": len(shown), "patients": len(patients), "examples": 2 * steps, "flops": 7.0 * steps}
+        assert count_segments(asked, numbers, plan, steps, 7.0) == expected
+
+
+def test_a_training_enters_what_the_encoder_of_another_run_has_cost(pretrained, tmp_path):
+    config = encoder_config()
+    config.ecg_input.kind, costs = "encoder", json.loads(pretrained.cost.read_text())
+    expected = {"run": str(pretrained.root.resolve()), "signals": costs["signals"], "pretrain": costs["pretrain"]}
+    assert train._first_stage(Settings.of(config), pretrained) == {}  # beside it
+    control = Workdir(tmp_path / "control")
+    control.root.mkdir()
+    for folder in (pretrained.signals, pretrained.pretrain.root):
+        (control.root / folder.name).symlink_to(folder)
+    assert train._first_stage(Settings.of(config), control) == expected
+    config.encoder.pretrained = str(pretrained.root)
+    assert train._first_stage(Settings.of(config), Workdir(tmp_path / "new")) == expected
+    older = Workdir(tmp_path / "older")
+    shutil.copytree(pretrained.root, older.root)
+    older.cost.unlink()
+    config.encoder.pretrained = str(older.root)
+    assert train._first_stage(Settings.of(config), Workdir(tmp_path / "new")) == {"run": str(older.root)}
+    config.encoder.pretrained = "random"
+    assert train._first_stage(Settings.of(config), Workdir(tmp_path / "new")) == {}
+
+
 def check_resumed(kind: str, whole: Workdir, prepared, tmp_path, monkeypatch) -> None:
     """Kills a training after some of its steps, goes on with it, and compares it with one that was never killed."""
     workdir = Workdir(tmp_path / "killed")
@@ -105,6 +161,8 @@ def check_resumed(kind: str, whole: Workdir, prepared, tmp_path, monkeypatch) ->
     pretrain(Settings.of(encoder_config(kind)), workdir)
     assert lines(workdir) == lines(whole) and result(workdir) == result(whole)
     assert workdir.pretrain.encoder_health.read_bytes() == whole.pretrain.encoder_health.read_bytes()
+    ours, theirs = (json.loads(each.cost.read_text())["pretrain"] for each in (workdir, whole))
+    assert ours["commands"] == 2 and ours["seen"] == theirs["seen"] and ours["device_s"] > 0
 
 
 def test_killed_and_resumed_it_gives_the_same_bits(pretrained, prepared, tmp_path, monkeypatch):

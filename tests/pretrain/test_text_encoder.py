@@ -6,7 +6,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from ecgbyte_jax.errors import WeightsError
-from ecgbyte_jax.pretrain.text_encoder import encode_by_bert, encode_by_words
+from ecgbyte_jax.pretrain.text_encoder import encode_by_bert, encode_by_words, report_flops
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -61,6 +61,11 @@ def test_pooled_features_are_those_of_transformers(bert):
     found = encoded(bert, texts)
     assert found.shape == (68, 32)
     np.testing.assert_allclose(found, np.tile(expected, (17, 1)), atol=1e-5)
+
+
+def test_the_arithmetic_of_a_text_by_hand(bert):
+    block = 64 * (4 * 32 * 32 + 2 * 32 * 48) + 2 * 64**2 * 32  # of 64 tokens
+    assert report_flops(str(bert)) == 2 * (2 * block + 32 * 32) and report_flops("") == 0
 
 
 def test_a_pretraining_model_with_the_first_names_of_its_norms_is_read_alike(bert, changed):

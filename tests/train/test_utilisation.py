@@ -1,10 +1,11 @@
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 
 from ecgbyte_jax.model.config import DecoderConfig, DeltaConfig
-from ecgbyte_jax.train.utilisation import step_flops
+from ecgbyte_jax.train.utilisation import product_flops, step_flops
 
 CONFIG = DecoderConfig(
     vocab_size=100, width=8, layers=2, heads=2, kv_heads=1, head_dim=4, mlp_width=16, max_positions=64, rope_theta=1e4
@@ -28,3 +29,16 @@ def test_flops_of_delta_nets_by_hand():
     mixing = 2 * 2 * 8 * (50 + 18) + 16 * (2 * 32 * 3 + 7 * 4 * 3 * 5)
     found = step_flops(config, 10**9, np.array([[10, 3], [6, 1]]))
     assert found == pytest.approx(6 * blocks * 16 + 3 * mixing + 4 * 4 * 8 * 100)
+
+
+def test_products_and_convolutions_are_counted_wherever_they_are():
+    def compute(x: jax.Array, kernel: jax.Array, filters: jax.Array) -> jax.Array:
+        inner = jax.jit(jax.checkpoint(lambda x: jax.nn.relu(x @ kernel)))  # 2 x 4 x 5 values of 4 products
+        scores = jax.numpy.einsum("btd,bsd->bts", inner(x), x @ kernel)  # 2 x 4 x 4 values of 5; the products once more
+        strided = jax.lax.conv_general_dilated(x, filters, (1,), "SAME", feature_group_count=2)  # 2 x 6 x 4 values of 2 x 2
+        return scores.sum() + strided.sum() + (x * x).sum()
+
+    shapes = (2, 4, 4), (4, 5), (6, 2, 2)
+    arrays = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
+    products, scores, strided = 2 * (2 * 4 * 5) * 4, (2 * 4 * 4) * 5, (2 * 6 * 4) * 2 * 2
+    assert product_flops(compute, *arrays) == 2 * (products + scores + strided)
