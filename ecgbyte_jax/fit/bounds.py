@@ -40,6 +40,16 @@ def step_bound(config: DecoderConfig, found: dict[str, Any], chip: Chip, lengths
     return Bound(flops / chip.flops, moved / chip.bandwidth, sent / chip.link)
 
 
+def encoder_bound(flops: float, found: dict[str, Any], chip: Chip) -> Bound:
+    """Of a step of the first stage with so many FLOPs; `found`: see `programs.measure`.
+
+    The arithmetic counts at the rate of bfloat16, as on TPUs; GPUs multiply float32 at half of it (TF32), or slower.
+    """
+    moved = _READS[""] * found["all weights"] + 2 * found["step"]["temporaries"]
+    sent = sum(kind["bytes"] for kind in found["step"]["collectives"].values())
+    return Bound(flops / found["devices"] / chip.flops, moved / chip.bandwidth, sent / chip.link)
+
+
 def token_bound(config: DecoderConfig, found: dict[str, Any], chip: Chip, rows: int, prompt: int) -> Bound:
     """Of one token of every row of a batch with prompts of so many tokens: the weights and the cache are read once."""
     weights = found["parameters"]["trained"] + found["parameters"]["frozen"]

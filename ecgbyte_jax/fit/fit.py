@@ -19,7 +19,8 @@ from ecgbyte_jax.inputs.batches import outlines_of
 from ecgbyte_jax.inputs.controls import vector_lengths
 from ecgbyte_jax.inputs.plan import Layout, Plan
 from ecgbyte_jax.inputs.prepared import load_prepared
-from ecgbyte_jax.inputs.shards import read_lengths
+from ecgbyte_jax.inputs.shards import read_lengths, read_manifest
+from ecgbyte_jax.inputs.signals import segments_of
 from ecgbyte_jax.model.config import KEPT
 from ecgbyte_jax.model.hf import locate, read_config
 from ecgbyte_jax.run.console import banner, console
@@ -35,30 +36,57 @@ _HOUR = 3600
 _GB = 1e9
 _ERROR = re.compile(r"[\w.]*(Error|Exception)\b.*:")  # the line of a Python error
 _NAMES = {"step": "training step", "generation": "generation"}
+_FIRST_STAGE = {"step": "first stage's step"}
+_FIRST_REMEDY = "fewer segments (pretrain.batch_size) or more devices (mesh.data) help"
 _REMEDY = "fewer rows (train.batch_size, eval.batch_size), more of train.accumulate or mesh.fsdp, or model.remat='inputs' help"
 
 
 def fit(settings: Settings, workdir: Workdir) -> None:
     """Compiles the training step and the generation for `fit.topology`, prints what they need and writes fit.json.
 
+    Likewise the step of `pretrain`, where the model reads an encoder that this run trains.
     Raises ConfigError where the topology is not known, its compiler is missing or crashes, or the experiment does not fit.
     """
     request, sequences = _request(settings, workdir)
     console.print(f"fit: compiling for {request.topology}, which takes a minute or more")
     found = _measure(request)
     report: dict[str, Any] = {"topology": request.topology} | found
-    if "bounds" in found and sequences:
-        report["bounds"]["hours"] = sequences * settings.train.epochs / found["bounds"]["examples_per_s"] / _HOUR
+    _add_hours(found, sequences * settings.train.epochs)
     _write(report, workdir)
+    first = replace(request, first_stage=True)
+    if settings.ecg_input.kind == "encoder" and not settings.encoder.pretrained:
+        report["pretrain"] = _measure(first)
+        _add_hours(report["pretrain"], _segments(settings, workdir) * settings.pretrain.epochs)
+        _write(report, workdir)
     if settings.fit.search:
         if found["memory"] is None:
             raise ConfigError("fit.search: the memory of these devices is not known; fit.topology with a chip expected")
         report["search"] = _search(request)
+        if "pretrain" in report:
+            report["pretrain"]["search"] = _most_rows(first)
         _write(report, workdir)
     _show(report)
-    problem = _problem(found)
-    if problem:
-        raise ConfigError(f"fit: {problem}; written to {workdir.fit}")
+    problems = [_problem(found)]
+    if "pretrain" in report:
+        _show_first_stage(report["pretrain"])
+        problems.append(_problem(report["pretrain"], _FIRST_STAGE, _FIRST_REMEDY))
+    if any(problems):
+        raise ConfigError(f"fit: {'; '.join(filter(None, problems))}; written to {workdir.fit}")
+
+
+def _add_hours(found: dict[str, Any], examples: float) -> None:
+    """Those of a training on so many examples, 0 where their number is not known."""
+    if "bounds" in found and examples:
+        found["bounds"]["hours"] = examples / found["bounds"]["examples_per_s"] / _HOUR
+
+
+def _segments(settings: Settings, workdir: Workdir) -> int:
+    """The number of those that a first stage is trained on; 0 where nothing is prepared."""
+    if not workdir.manifest.is_file():
+        return 0
+    outlines = outlines_of(workdir.shards, read_manifest(workdir.shards), "train")
+    reports = settings.encoder.kind == "merl"  # of segments that are asked about alone
+    return len(segments_of([outline for outline in outlines if len(outline.ecgs) == 1 or not reports]))
 
 
 def _write(report: dict[str, Any], workdir: Workdir) -> None:
@@ -110,17 +138,17 @@ def _measure(request: Request) -> dict[str, Any]:
     raise ConfigError(f"fit.topology: the compiler for {request.topology} failed ({how}): {last:.300}")
 
 
-def _problem(found: dict[str, Any]) -> str:
+def _problem(found: dict[str, Any], names: dict[str, str] = _NAMES, remedy: str = _REMEDY) -> str:
     """Why the programs do not fit, "" where they do."""
-    for program in ("step", "generation"):
+    for program, name in names.items():
         measured, memory = found.get(program, {}), found["memory"]
         if "refused" in measured:
-            return f"the {_NAMES[program]} does not fit: {measured['refused']}; {_REMEDY}"
+            return f"the {name} does not fit: {measured['refused']}; {remedy}"
         if measured and memory and measured["peak"] > USABLE * memory:
             needed, usable = measured["peak"] / _GB, USABLE * memory / _GB
             return (
-                f"the {_NAMES[program]} does not fit: {needed:.1f} GB a device found, {usable:.1f} GB usable, "
-                f"{needed - usable:.1f} GB too much; {_REMEDY}"
+                f"the {name} does not fit: {needed:.1f} GB a device found, {usable:.1f} GB usable, "
+                f"{needed - usable:.1f} GB too much; {remedy}"
             )
     return ""
 
@@ -137,7 +165,8 @@ def _most_rows(request: Request) -> int:
         """Of the usable memory, 0 where it does not fit."""
         found = _measure(replace(request, rows=rows))
         fits = not _problem(found)
-        console.print(f"fit: {rows} rows a device, model.remat '{request.remat}': {'fits' if fits else 'does not fit'}")
+        what = "segments a device" if request.first_stage else f"rows a device, model.remat '{request.remat}'"
+        console.print(f"fit: {rows} {what}: {'fits' if fits else 'does not fit'}")
         return found["step"]["peak"] / (USABLE * found["memory"]) if fits else 0.0
 
     first = share(1)
@@ -154,29 +183,17 @@ def _most_rows(request: Request) -> int:
 
 
 def _show(report: dict[str, Any]) -> None:
-    memory, step, generation = report["memory"], report["step"], report.get("generation", {})
-    sizes = " x ".join(f"{axis} {size}" for axis, size in report["mesh"].items())
     rows: dict[str, object] = {
-        "devices": f"{report['devices']} x {report['device']}, {sizes}",
+        "devices": _describe_devices(report),
         "parameters": f"{report['parameters']['trained']:,} trained, {report['parameters']['frozen']:,} frozen",
         "attention": f"the fused kernel '{report['attention']}'" if report["attention"] else "plain operations",
         "a step": f"{report['rows']} rows, {report['rows a device']} a device, model.remat '{report['remat']}'",
     }
-    for name, measured in (("training step", step), ("generation", generation)):
-        if "peak" in measured:
-            of = f" of {memory / _GB:.1f} GB" if memory else ""
-            rows[name] = (
-                f"{measured['peak'] / _GB:.2f}{of} a device: {measured['arguments'] / _GB:.2f} of arguments, "
-                f"{measured['temporaries'] / _GB:.2f} of temporaries; compiled in {measured['seconds']:.0f} s"
-            )
-            rows[f"  {name.split()[-1]} sends"] = _sent(measured["collectives"]) or "nothing"
+    rows |= _describe_program("training step", report, report["step"])
+    rows |= _describe_program("generation", report, report.get("generation", {}))
     if "bounds" in report:
-        bounds, least = report["bounds"], report["bounds"]["step"]
-        parts = ", ".join(f"{part} {1000 * least[part]:.1f}" for part in ("arithmetic", "memory", "communication"))
-        rows["a step takes at least"] = f"{1000 * least['seconds']:.1f} ms ({parts})"
-        rows["at that bound"] = f"{bounds['examples_per_s']:,.1f} examples/s" + (
-            f", {bounds['hours']:.2f} hours for all epochs" if "hours" in bounds else ""
-        )
+        bounds = report["bounds"]
+        rows |= _describe_bounds(bounds)
         rows["a token at least"] = f"{1000 * bounds['token']['seconds']:.2f} ms, {bounds['tokens_per_s']:,.0f} tokens/s"
     if "search" in report:
         found = report["search"]
@@ -186,6 +203,46 @@ def _show(report: dict[str, Any]) -> None:
             total = found[best] * (report["rows"] // report["rows a device"])
             rows["recommended"] = f"model.remat='{best}', train.batch_size={total}"
     banner("fit", rows)
+
+
+def _show_first_stage(found: dict[str, Any]) -> None:
+    rows: dict[str, object] = {
+        "devices": _describe_devices(found),
+        "parameters": f"{found['parameters']['trained']:,} with those of the objective alone",
+        "a step": f"{found['rows']} segments, {found['rows a device']} a device",
+    }
+    rows |= _describe_program("training step", found, found["step"])
+    rows |= _describe_bounds(found["bounds"]) if "bounds" in found else {}
+    if "search" in found:
+        rows["most segments a device"] = found["search"]
+    banner("fit: the first stage", rows)
+
+
+def _describe_devices(found: dict[str, Any]) -> str:
+    sizes = " x ".join(f"{axis} {size}" for axis, size in found["mesh"].items())
+    return f"{found['devices']} x {found['device']}, {sizes}"
+
+
+def _describe_program(name: str, found: dict[str, Any], measured: dict[str, Any]) -> dict[str, str]:
+    """What a program needs and sends; {} where it was refused, or not compiled."""
+    if "peak" not in measured:
+        return {}
+    of = f" of {found['memory'] / _GB:.1f} GB" if found["memory"] else ""
+    needs = (
+        f"{measured['peak'] / _GB:.2f}{of} a device: {measured['arguments'] / _GB:.2f} of arguments, "
+        f"{measured['temporaries'] / _GB:.2f} of temporaries; compiled in {measured['seconds']:.0f} s"
+    )
+    return {name: needs, f"  {name.split()[-1]} sends": _sent(measured["collectives"]) or "nothing"}
+
+
+def _describe_bounds(bounds: dict[str, Any]) -> dict[str, str]:
+    least = bounds["step"]
+    parts = ", ".join(f"{part} {1000 * least[part]:.1f}" for part in ("arithmetic", "memory", "communication"))
+    hours = f", {bounds['hours']:.2f} hours for all epochs" if "hours" in bounds else ""
+    return {
+        "a step takes at least": f"{1000 * least['seconds']:.1f} ms ({parts})",
+        "at that bound": f"{bounds['examples_per_s']:,.1f} examples/s{hours}",
+    }
 
 
 def _sent(collectives: dict[str, dict[str, int]]) -> str:

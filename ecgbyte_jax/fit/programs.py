@@ -1,4 +1,4 @@
-"""Compiles an experiment's step and generation for a topology: a process of its own, since a compiler may crash.
+"""Compiles an experiment's programs for a topology: a process of its own, since a compiler may crash.
 
     python -m ecgbyte_jax.fit.programs < request.json
 
@@ -21,13 +21,15 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from ecgbyte_jax.errors import EcgByteError
-from ecgbyte_jax.fit.bounds import step_bound, token_bound
+from ecgbyte_jax.fit.bounds import encoder_bound, step_bound, token_bound
 from ecgbyte_jax.fit.collectives import count_collectives
 from ecgbyte_jax.fit.topology import devices_of
 from ecgbyte_jax.model.build import Parts, abstract_model, count
 from ecgbyte_jax.model.config import DecoderConfig
 from ecgbyte_jax.model.generate import lower_generation
 from ecgbyte_jax.model.sharding import batch_parts, batch_sharding, bytes_a_device, check_batch_size, make_mesh
+from ecgbyte_jax.pretrain.objective import batch_shapes, build_encoder, make_encoder_step, objective_flops
+from ecgbyte_jax.pretrain.text_encoder import features_width
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.train.chips import Chip, chip_of, memory_of
 from ecgbyte_jax.train.memory import with_remat
@@ -44,8 +46,8 @@ class Request:
     """What to compile: an experiment's settings, where for, and the sizes that its data has.
 
     lengths: the tokens and answer tokens of some of its sequences. signals: the shape (E, 12, L) of those of a row, where the
-    model reads vectors of them. rows: of a device at once, in place of the settings' (0).
-    remat: likewise ("unset").
+    model reads vectors of them. generate: the generation too. first_stage: the step of `pretrain` instead of both. rows: of a
+    device at once, in place of the settings' (0). remat: likewise ("unset").
     """
 
     settings: dict[str, Any]
@@ -57,6 +59,7 @@ class Request:
     lengths: list[list[int]]
     signals: list[int] | None = None
     generate: bool = True
+    first_stage: bool = False
     rows: int = 0
     remat: str = "unset"
 
@@ -66,6 +69,8 @@ def measure(request: Request) -> dict[str, Any]:
     settings = Settings.of_dict(request.settings)
     devices = devices_of(request.topology)
     mesh = make_mesh(**asdict(settings.mesh), devices=devices)
+    if request.first_stage:
+        return _measure_first_stage(settings, mesh, request)
     if request.rows:
         size = request.rows * batch_parts(mesh) * settings.train.accumulate
         settings = replace(settings, train=replace(settings.train, batch_size=size))
@@ -84,17 +89,12 @@ def measure(request: Request) -> dict[str, Any]:
             input_of(settings),
         )
         found: dict[str, Any] = {
-            "device": devices[0].device_kind,
-            "devices": len(devices),
-            "mesh": dict(mesh.shape),
+            **_hardware(mesh),
             "rows": settings.train.batch_size,
             "rows a device": settings.train.batch_size // settings.train.accumulate // batch_parts(mesh),
             "remat": settings.model.remat,
             "attention": parts.config.attention_kernel,
-            "parameters": {"trained": count(parts.trained), "frozen": count(parts.frozen)},
-            "weights": bytes_a_device(parts.trained, parts.frozen),
-            "all weights": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((parts.trained, parts.frozen))),
-            "memory": memory_of(mesh),
+            **_weights(parts.trained, parts.frozen),
             "answer tokens": request.answer_tokens,
         }
         found["step"] = _compile(lambda: _lower_step(settings, parts, mesh, request), devices)
@@ -104,6 +104,47 @@ def measure(request: Request) -> dict[str, Any]:
     if chip is not None and "refused" not in found["step"]:
         found["bounds"] = _bounds(settings, parts.config, found, chip, np.array(request.lengths))
     return found
+
+
+def _measure_first_stage(settings: Settings, mesh: Mesh, request: Request) -> dict[str, Any]:
+    size = request.rows * batch_parts(mesh) or settings.pretrain.batch_size
+    check_batch_size(mesh, size, "pretrain.batch_size")
+    samples, devices = settings.signal.segment_length, [*mesh.devices.flat]
+    text_width = features_width(settings.encoder.text_encoder) if settings.encoder.kind == "merl" else 0
+    with jax.set_mesh(mesh):
+        parts = build_encoder(settings.encoder, samples, 0, mesh, text_width, to_restore=True)
+        found: dict[str, Any] = {
+            **_hardware(mesh),
+            "rows": size,
+            "rows a device": size // batch_parts(mesh),
+            **_weights(parts.params, parts.statistics),
+        }
+        batch = batch_shapes(size, samples, text_width, mesh)
+        optimizer, _ = make_optimizer(settings.pretrain_optim, 1, request.steps)  # whose rate matters to no program
+        state = abstract_state(parts.params, optimizer, mesh, parts.statistics)
+        found["step"] = _compile(lambda: make_encoder_step(parts, optimizer, 0).lower(state, None, batch, 1), devices)
+        chip = chip_of(devices[0])
+        if chip is not None and "refused" not in found["step"]:
+            bound = encoder_bound(objective_flops(parts, batch), found, chip)
+            found["bounds"] = {"step": asdict(bound) | {"seconds": bound.seconds}, "examples_per_s": size / bound.seconds}
+    return found
+
+
+def _hardware(mesh: Mesh) -> dict[str, Any]:
+    return {
+        "device": mesh.devices.flat[0].device_kind,
+        "devices": mesh.devices.size,
+        "mesh": dict(mesh.shape),
+        "memory": memory_of(mesh),
+    }
+
+
+def _weights(trained: Any, frozen: Any) -> dict[str, Any]:
+    return {
+        "parameters": {"trained": count(trained), "frozen": count(frozen)},
+        "weights": bytes_a_device(trained, frozen),
+        "all weights": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((trained, frozen))),
+    }
 
 
 def _bounds(

@@ -19,10 +19,10 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ecgbyte_jax.encoders.config import SHARED_WIDTH, EncoderConfig
+from ecgbyte_jax.encoders.config import LEADS, SHARED_WIDTH, EncoderConfig
 from ecgbyte_jax.encoders.encoder import Encoder, make_encoder
 from ecgbyte_jax.encoders.merl import Merl
-from ecgbyte_jax.model.sharding import abstract, make_sharded, put_batch, put_whole, settle
+from ecgbyte_jax.model.sharding import abstract, batch_sharding, make_sharded, put_batch, put_whole, settle
 from ecgbyte_jax.train.step import TrainState, make_update
 from ecgbyte_jax.train.utilisation import product_flops
 
@@ -61,6 +61,13 @@ def build_encoder(
     else:
         params, statistics = make_sharded(lambda: tuple({"encoder": part} for part in make()[1:]), mesh)
     return EncoderParts(graphdef, params, statistics)
+
+
+def batch_shapes(rows: int, samples: int, text_width: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a batch of `inputs.signals.signal_batches` on the mesh; text_width: see `build_encoder`."""
+    shapes = {"signals": (rows, LEADS, samples)} | ({"reports": (rows, text_width)} if text_width else {})
+    sharding = batch_sharding(mesh)
+    return {name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding) for name, shape in shapes.items()}
 
 
 def make_encoder_step(

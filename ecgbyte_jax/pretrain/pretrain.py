@@ -26,6 +26,7 @@ from ecgbyte_jax.model.sharding import check_batch_size, make_mesh, rows_here
 from ecgbyte_jax.pretrain.clean import clean_signals
 from ecgbyte_jax.pretrain.objective import (
     EncoderParts,
+    batch_shapes,
     build_encoder,
     make_encoder_step,
     make_encoder_validation,
@@ -189,10 +190,8 @@ def _train(
         trained = replace(like, **written.load(last, {"params": like.params, "statistics": like.statistics}))
         health = (validate(trained) if validate else {}) | _of_nothing(how.batch_size, parts, trained, data)
         health |= _probe(settings, mesh, parts, data, trained, build)
-        shapes = {
-            name: jax.ShapeDtypeStruct((how.batch_size, *part.shape[1:]), part.dtype) for name, part in batches[0].items()
-        }
-        seen = count_segments(data.asked[0], data.train, plan, last, objective_flops(parts, shapes)) if leads() else {}
+        flops = objective_flops(parts, batch_shapes(how.batch_size, samples, text_width, mesh))
+        seen = count_segments(data.asked[0], data.train, plan, last, flops) if leads() else {}
         return written.path(last), written.checksum(last), health, seen | {"trained_parameters": count(parts.params)}
 
 

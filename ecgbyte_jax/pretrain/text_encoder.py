@@ -53,6 +53,11 @@ def read_bert(folder: Path) -> BertConfig:
     return config
 
 
+def features_width(text_encoder: str) -> int:
+    """F of a text; raises WeightsError as `read_bert`."""
+    return read_bert(Path(text_encoder)).width if text_encoder else WORDS_WIDTH
+
+
 def load_bert(folder: Path) -> tuple[BertConfig, dict[str, jax.Array]]:
     """The BERT of a folder and its float32 tensors by PyTorch's names.
 

@@ -1,16 +1,20 @@
 """Stage `fit`: compiling for hardware that is not here."""
 
 import json
+import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
+from dataclasses import asdict
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.fit import fit as stage
-from ecgbyte_jax.fit.bounds import step_bound, token_bound
+from ecgbyte_jax.fit.bounds import encoder_bound, step_bound, token_bound
 from ecgbyte_jax.fit.collectives import Collectives, count_collectives
 from ecgbyte_jax.fit.fit import fit
 from ecgbyte_jax.fit.topology import chip_and_count, devices_of, environment
@@ -86,6 +90,48 @@ def test_bounds_by_hand():
     assert token.arithmetic == pytest.approx(2 * 2 * 1000 / chip.flops)
 
 
+def test_the_bound_of_a_first_stage_by_hand():
+    bound = encoder_bound(8e15, FOUND, CHIPS["h100"])
+    assert bound.arithmetic == pytest.approx(2e15 / 989e12) and bound.seconds == bound.arithmetic
+    assert bound.memory == pytest.approx((2 * 2000 + 2 * 5000) / 3352e9) and bound.communication == pytest.approx(3000 / 450e9)
+
+
+def two_stages(config) -> ConfigDict:
+    config.ecg_input.kind, config.encoder.kind, config.encoder.size = "encoder", "mlae", "tiny"
+    config.pretrain.batch_size, config.pretrain.epochs = 16, 3.0
+    return config
+
+
+@pytest.mark.parametrize(("pretrained", "stages"), [("", 2), ("random", 1), ("elsewhere", 1)])
+def test_the_first_stage_is_compiled_where_the_run_has_one(config, prepared, tmp_path, monkeypatch, capsys, pretrained, stages):
+    two_stages(config).encoder.pretrained = pretrained
+    part = {"seconds": 1.0, "arguments": 1, "temporaries": 1, "collectives": {}}
+    found = {
+        "device": "d", "devices": 2, "mesh": {"data": 2}, "memory": 100e9, "rows": 16, "rows a device": 8, "remat": "",
+        "attention": "", "parameters": {"trained": 5, "frozen": 0},
+    }  # fmt: skip
+    bounds = {"step": {"seconds": 1.0, "arithmetic": 1.0, "memory": 1.0, "communication": 0.0}, "examples_per_s": 0.5}
+    bounds |= {"token": {"seconds": 1.0}, "tokens_per_s": 1.0}
+    requests = []
+
+    def measure(request):
+        requests.append(request.first_stage)
+        return found | {"step": part | {"peak": 99e9 if request.first_stage else 1e9}, "bounds": dict(bounds)}
+
+    monkeypatch.setattr(stage, "_measure", measure)
+    workdir = Workdir(tmp_path)
+    for folder in (Workdir(prepared).shards, Workdir(prepared).tokenizers):
+        shutil.copytree(folder, tmp_path / folder.name)
+    message = r"fit: the first stage's step does not fit: 99\.0 GB .* fewer segments \(pretrain\.batch_size\)"
+    with pytest.raises(ConfigError, match=message) if stages == 2 else nullcontext():
+        fit(Settings.of(config), workdir)
+    report = json.loads(workdir.fit.read_text())
+    assert requests == [False, True][:stages] and ("pretrain" in report) == (stages == 2)
+    assert ("fit: the first stage" in capsys.readouterr().out) == (stages == 2)
+    if stages == 2:
+        assert report["pretrain"]["bounds"]["hours"] == pytest.approx(32 * 3 / 0.5 / 3600)
+
+
 def test_a_topology_is_a_chip_and_a_number_of_devices():
     assert chip_and_count("a100-40-1") == ("a100-40", 1) and chip_and_count("v5p-64") == ("v5p", 64)
     assert environment("v5e-8")["JAX_PLATFORMS"] == "cpu" and environment("here") == {}
@@ -153,7 +199,30 @@ def test_fit_here_writes_what_the_programs_need(config, tmp_path):
     fit(Settings.of(config), Workdir(tmp_path))
     report = json.loads((tmp_path / "fit.json").read_text())
     assert report["topology"] == "here" and report["remat"] == "" and report["attention"] == ""
-    assert report["step"]["temporaries"] > 0 and report["generation"]["peak"] > 0
+    assert report["step"]["temporaries"] > 0 and report["generation"]["peak"] > 0 and "pretrain" not in report
+
+
+@pytest.mark.slow
+def test_the_step_of_a_first_stage_is_the_one_that_is_trained(config):
+    two_stages(config).encoder.kind = "merl"
+    found = stage._measure(stage.Request(asdict(Settings.of(config)), "here", 1, 1, 1, 10, [], first_stage=True, rows=2))
+    assert found["rows"] == 2 * found["devices"] and found["rows a device"] == 2
+    assert found["weights"] == 4 * sum(found["parameters"].values()) == found["all weights"]
+    # The parameters, Adam's moments and counters, statistics, and two segments with the features of their reports.
+    batch = 2 * 4 * (12 * 100 + 768)
+    trained, frozen = (4 * found["parameters"][part] for part in ("trained", "frozen"))
+    assert 0 <= found["step"]["arguments"] - (3 * trained + frozen + batch) < 100
+    if found["devices"] > 1:
+        assert found["step"]["collectives"]["all-reduce"]["bytes"] >= trained
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not find_spec("libtpu"), reason="libtpu is not installed: pip install -e '.[tpu]'")
+def test_a_first_stage_is_compiled_for_a_tpu_that_is_not_here(config):
+    settings = asdict(Settings.of(two_stages(config)))
+    found = stage._measure(stage.Request(settings, "v5e-4", 1, 1, 1, 10, [], first_stage=True))
+    assert found["device"] == "TPU v5 lite" and found["rows a device"] == 4 and found["memory"] > 16e9
+    assert found["step"]["collectives"] and found["bounds"]["step"]["seconds"] > 0
 
 
 def on_topology(config, tmp_path, name: str, **mesh) -> dict:
