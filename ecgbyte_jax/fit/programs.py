@@ -77,7 +77,8 @@ def measure(request: Request) -> dict[str, Any]:
     if request.remat != "unset":
         settings = replace(settings, model=replace(settings.model, remat=request.remat))
     check_batch_size(mesh, settings.train.batch_size, "train.batch_size", settings.train.accumulate)
-    settings = with_remat(settings, mesh, request.vocab_size, request.first_new_id)
+    ecgs = request.signals[0] if request.signals else 0
+    settings = with_remat(settings, mesh, request.vocab_size, request.first_new_id, ecgs)
     with jax.set_mesh(mesh):
         parts = abstract_model(
             settings.model,

@@ -108,7 +108,9 @@ def _train(
         about, train = origin(settings, prepared), settings.train
         here = folder.open(about, train.keep_checkpoints, train.wandb_project, opened)
         resumed = here.resumed
-        chosen = with_remat(settings, mesh, len(prepared.text_tokenizer), int(prepared.ids.ecg.min()))
+        shown = batches[0]["signals"].shape[1:] if prepared.ids.vectors else ()
+        ecgs = shown[0] if shown else 0
+        chosen = with_remat(settings, mesh, len(prepared.text_tokenizer), int(prepared.ids.ecg.min()), ecgs)
         parts = build_for(chosen, prepared, mesh, to_restore=resumed)
         optimizer, schedule = make_optimizer(settings.optim, parts.config.width, len(plan))
         state, start = None, 0
@@ -123,7 +125,6 @@ def _train(
         figures = partial(step_figures, plan, parts)
         outputs = here.outputs(start)
         loop = Loop("train", train, len(plan), parts.frozen, schedule, figures, outputs, here.begin, about, examples)
-        shown = batches[0]["signals"].shape[1:] if prepared.ids.vectors else ()
         step = opened.enter_context(compiled_ahead(step, plan, start, state, parts.frozen, mesh, shown))
         last = loop.run(state, start, Feed(batches, start, mesh), step, validate, profile)
         written = loop.outputs.checkpoints

@@ -12,7 +12,7 @@ from ecgbyte_jax.model.sharding import batch_parts, bytes_a_device
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.train.chips import USABLE, memory_of
 from ecgbyte_jax.train.restore import positions
-from ecgbyte_jax.train.vectors import input_of
+from ecgbyte_jax.train.vectors import activation_bytes, input_of
 
 _MARGIN = 1.2  # of what is estimated here; `--stage=fit` asks the compiler
 _ELSEWHERE = 2**30  # bytes of logits, their gradient, and what a runtime takes
@@ -20,10 +20,11 @@ _LANES = 128  # to which TPUs round the width of a head
 _MOMENTS = 2  # of Adam, as many as there are trained parameters
 
 
-def with_remat(settings: Settings, mesh: Mesh, vocab_size: int, first_new_id: int) -> Settings:
+def with_remat(settings: Settings, mesh: Mesh, vocab_size: int, first_new_id: int, ecgs: int = 1) -> Settings:
     """The settings with model.remat = "auto" made the least recomputation with which a step fits each device.
 
     On CPUs, and where a device's memory is not known, everything is kept. vocab_size, first_new_id: see `build_model`.
+    ecgs: of a row at most, where the model reads vectors of them.
     """
     memory, platform = memory_of(mesh), _platform(mesh)
     if settings.model.remat != "auto":
@@ -33,7 +34,8 @@ def with_remat(settings: Settings, mesh: Mesh, vocab_size: int, first_new_id: in
     sizes = positions(settings), vocab_size, mesh, first_new_id
     parts = abstract_model(settings.model, settings.lora, *sizes, input_of(settings))
     held = bytes_a_device(parts.frozen) + (1 + _MOMENTS) * bytes_a_device(parts.trained)
-    room = USABLE * memory - held - _ELSEWHERE
+    ecgs_at_once = rows_at_once(settings, mesh) * ecgs
+    room = USABLE * memory - held - _ELSEWHERE - ecgs_at_once * activation_bytes(settings, parts.config.width)
     split = mesh.shape[TENSOR_AXIS]
 
     def needed(remat: str) -> float:
@@ -47,9 +49,14 @@ def _platform(mesh: Mesh) -> str:
     return mesh.devices.flat[0].platform
 
 
+def rows_at_once(settings: Settings, mesh: Mesh) -> int:
+    """The rows that each device computes at once."""
+    return settings.train.batch_size // settings.train.accumulate // batch_parts(mesh)
+
+
 def tokens_at_once(settings: Settings, mesh: Mesh) -> int:
     """The tokens of the longest rows that each device computes at once."""
-    return settings.prompt.max_length * settings.train.batch_size // settings.train.accumulate // batch_parts(mesh)
+    return settings.prompt.max_length * rows_at_once(settings, mesh)
 
 
 def kept_bytes(config: DecoderConfig, remat: str, split: int, platform: str) -> int:

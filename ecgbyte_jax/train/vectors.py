@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from ecgbyte_jax.encoders.config import FEATURES_BY, FOLDER
+from ecgbyte_jax.encoders.config import FEATURES_BY, FOLDER, LEADS
 from ecgbyte_jax.encoders.ecg_input import EcgInput, make_ecg_input
 from ecgbyte_jax.encoders.encoder import make_encoder
 from ecgbyte_jax.encoders.places import Places, feature_places
@@ -63,6 +64,32 @@ def training_flops(settings: Settings, width: int) -> float:
     shapes = nnx.eval_shape(lambda: make(width, nnx.Rngs(0)))
     frozen = shapes.encoder.flops() if shapes.frozen else 0.0
     return 3 * shapes.flops() - 2 * frozen
+
+
+def activation_bytes(settings: Settings, width: int) -> int:
+    """What one ECG's vectors keep for the backward pass at most, since compilers compute some again; 0 for tokens.
+
+    For a frozen encoder these are its features alone.
+    """
+    make = input_of(settings)
+    if make is None:
+        return 0
+    module = nnx.eval_shape(lambda: make(width, nnx.Rngs(0)))
+
+    def is_trained(path: tuple, parameter: Any) -> bool:
+        return issubclass(parameter.type, nnx.Param) and path[0] not in module.frozen
+
+    graphdef, trained, frozen = nnx.split(module, is_trained, ...)
+
+    def backward(trained: nnx.State, frozen: nnx.State, signals: jax.Array) -> Any:
+        return jax.vjp(lambda part: nnx.merge(graphdef, part, frozen)(signals), trained)[1]
+
+    def kept(ecgs: int) -> int:
+        signals = jax.ShapeDtypeStruct((ecgs, LEADS, settings.signal.segment_length), jnp.float32)
+        leaves = jax.tree.leaves(jax.eval_shape(backward, trained, frozen, signals))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+    return kept(2) - kept(1)  # without the weights, which are there anyway
 
 
 def described(settings: Settings) -> dict[str, Any]:

@@ -5,13 +5,14 @@ from dataclasses import replace
 import jax
 import pytest
 
-from ecgbyte_jax.encoders.config import EcgInputConfig
+from ecgbyte_jax.encoders.config import SIZES, EcgInputConfig, EncoderConfig
 from ecgbyte_jax.model.config import KEPT, DecoderConfig
 from ecgbyte_jax.model.sharding import make_mesh
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.train import memory
 from ecgbyte_jax.train.chips import CHIPS, USABLE, chip_of
-from ecgbyte_jax.train.memory import kept_bytes, tokens_at_once, with_remat
+from ecgbyte_jax.train.memory import kept_bytes, rows_at_once, tokens_at_once, with_remat
+from ecgbyte_jax.train.vectors import activation_bytes
 
 LLAMA_1B = DecoderConfig(
     vocab_size=128_256, width=2048, layers=16, heads=32, kv_heads=8, head_dim=64, mlp_width=8192, max_positions=2048,
@@ -60,6 +61,28 @@ def test_a_trained_encoder_takes_room_from_what_is_kept(monkeypatch):
     read = EcgInputConfig("encoder", train_encoder=True)
     assert with_remat(settings, mesh, 500, 300).model.remat == "products"
     assert with_remat(replace(settings, ecg_input=read), mesh, 500, 300).model.remat == "attention"
+
+
+def test_what_a_trained_encoder_keeps_of_every_ecg_takes_room_too(monkeypatch):
+    settings, mesh = Settings(), make_mesh(1, 1, 1, jax.devices()[:1])
+    settings = replace(settings, model=replace(settings.model, width=64, layers=1, mlp_width=64))
+    frozen, trained = (
+        replace(settings, ecg_input=EcgInputConfig("encoder", train_encoder=train), encoder=EncoderConfig("mlae", "tiny"))
+        for train in (False, True)
+    )
+    size, tokens = SIZES["tiny"][0], 13  # 12 leads and a class token, in 2 blocks
+    activations = activation_bytes(trained, 64)
+    assert activations > 4 * size.layers * tokens * (6 * size.width + 2 * size.mlp_width)  # one copy of each product's inputs
+    assert activation_bytes(frozen, 64) <= 4 * 12 * size.width < activations and activation_bytes(settings, 64) == 0
+    monkeypatch.setattr(memory, "_platform", lambda mesh: "gpu")
+    monkeypatch.setattr(memory, "kept_bytes", lambda config, remat, *_: 1e6 if remat == "products" else 1)
+    ecgs, rows = 100, rows_at_once(settings, mesh)
+    left = 2e7 + rows * ecgs * activations / 2
+    room = (1.2 * 1e6 * tokens_at_once(settings, mesh) + 2**30 + left) / USABLE
+    monkeypatch.setattr(memory, "memory_of", lambda mesh: room)
+    assert with_remat(frozen, mesh, 500, 300, ecgs).model.remat == "products"
+    assert with_remat(trained, mesh, 500, 300, ecgs // 4).model.remat == "products"
+    assert with_remat(trained, mesh, 500, 300, ecgs).model.remat == "attention"
 
 
 def test_every_value_of_remat_keeps_less_than_the_one_before():
