@@ -27,7 +27,7 @@ from ecgbyte_jax.run.console import banner, console
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.train.chips import USABLE
-from ecgbyte_jax.train.vectors import vectors_of
+from ecgbyte_jax.train.vectors import has_first_stage, vectors_of
 
 _ANSWER = 128  # tokens, where nothing is prepared
 _LETTERS, _SPECIAL = 26, 4  # of the ECG's vocabulary; tokens around an ECG, end and padding
@@ -54,7 +54,7 @@ def fit(settings: Settings, workdir: Workdir) -> None:
     _add_hours(found, sequences * settings.train.epochs)
     _write(report, workdir)
     first = replace(request, first_stage=True)
-    if settings.ecg_input.kind == "encoder" and not settings.encoder.pretrained:
+    if has_first_stage(settings) and not settings.encoder.pretrained:
         report["pretrain"] = _measure(first)
         _add_hours(report["pretrain"], _segments(settings, workdir) * settings.pretrain.epochs)
         _write(report, workdir)

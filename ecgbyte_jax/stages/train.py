@@ -35,7 +35,7 @@ from ecgbyte_jax.train.seen import count_seen
 from ecgbyte_jax.train.step import TrainState, abstract_state, make_step, start_state
 from ecgbyte_jax.train.utilisation import step_figures
 from ecgbyte_jax.train.validate import make_validation
-from ecgbyte_jax.train.vectors import training_flops, vectors_of
+from ecgbyte_jax.train.vectors import has_first_stage, training_flops, vectors_of
 
 _KEPT = {  # value of `remat` -> what a block keeps for the backward pass
     "": "everything",
@@ -77,7 +77,7 @@ def _first_stage(settings: Settings, workdir: Workdir) -> dict[str, Any]:
     A control shares the encoder of its run by a link.
     """
     pretrained = settings.encoder.pretrained
-    if settings.ecg_input.kind != "encoder" or pretrained == "random":
+    if not has_first_stage(settings):
         return {}
     run = Workdir(Path(pretrained)) if pretrained else workdir
     markers = {"signals": run.signals_marker, "reports": run.reports_marker, "pretrain": run.pretrain.train_marker}

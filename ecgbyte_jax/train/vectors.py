@@ -127,6 +127,11 @@ def pretrained_map(settings: Settings) -> Path | None:
     return path
 
 
+def has_first_stage(settings: Settings) -> bool:
+    """Whether a model reads an encoder that a first stage trains, here or in another run; raises as `pretrained_map`."""
+    return settings.ecg_input.kind == "encoder" and settings.encoder.pretrained != "random" and not pretrained_map(settings)
+
+
 def load_map(path: Path, width: int, mesh: Mesh) -> EcgInput:
     """A stored map on the mesh; raises WeightsError where it cannot be read, or its vectors have not the model's width."""
     if (found := read_description(path)["width"]) != width:
