@@ -128,13 +128,14 @@ def test_of_many_that_start_at_once_one_holds_it(tmp_path, left):
 def test_a_run_is_refused_beside_another_and_a_look_is_not(tmp_path, monkeypatch):
     ran = []
     monkeypatch.setattr(pipeline, "_run_stage", lambda name, *_: ran.append(name))
-    process = hold(tmp_path)
+    process, config = hold(tmp_path), small_config()
+    config.train.valid_answers = 1  # for the headline
     for stage in pipeline.STAGES:
         if stage in ("inspect", "ask"):
-            pipeline.run(small_config(), tmp_path, [stage])
+            pipeline.run(config, tmp_path, [stage])
         else:
             with pytest.raises(LockedError, match=f"process {process.pid}"):
-                pipeline.run(small_config(), tmp_path, [stage])
+                pipeline.run(config, tmp_path, [stage])
     process.communicate()
     assert ran == ["inspect", "ask"]
 
