@@ -4,7 +4,6 @@ Axes: M texts, T tokens, F features.
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
@@ -19,20 +18,19 @@ from ecgbyte_jax.errors import WeightsError
 from ecgbyte_jax.inputs.text import load_text_tokenizer
 from ecgbyte_jax.model.families.fields import divided, positive, refuse, whole
 from ecgbyte_jax.model.weights.stored import stored_tensors
+from ecgbyte_jax.pretrain.hf_folder import read_config, refuse_tensors
 from ecgbyte_jax.train.utilisation import product_flops
 
 WORDS_WIDTH = 768  # F where there is no BERT; that of most BERTs too
+_SETTING = "encoder.text_encoder"
 _TOKENS, _TOGETHER = 64, 64  # of a text, as published; texts of a batch
 _HEADS = re.compile(r"cls\..*|.*\.position_ids|classifier\..*")  # tensors of BERT's uses, and a buffer
 
 
 def read_bert(folder: Path) -> BertConfig:
     """The BERT that a folder's config.json describes; raises WeightsError for another model, or a fault of a field."""
-    path = folder / "config.json"
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(raw, dict):
-            raise WeightsError("a JSON object with the model's settings expected")
+
+    def read(raw: dict) -> BertConfig:
         refuse(raw, "model_type", ("bert",))
         refuse(raw, "hidden_act", ("gelu",))
         refuse(raw, "position_embedding_type", ("absolute",), "absolute")
@@ -40,17 +38,9 @@ def read_bert(folder: Path) -> BertConfig:
                  "max_position_embeddings", "type_vocab_size")  # fmt: skip
         config = BertConfig(*(whole(raw, field) for field in sizes), epsilon=positive(raw, "layer_norm_eps"))
         divided(raw, "hidden_size", "num_attention_heads")
-    except OSError as error:
-        raise WeightsError(
-            f"encoder.text_encoder: {path}: {error.strerror}; a Hugging Face folder of a BERT expected"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"encoder.text_encoder: {path}: not readable as JSON: {error}") from error
-    except KeyError as error:
-        raise WeightsError(f"encoder.text_encoder: {path}: field {error} is missing, which a BERT has") from error
-    except WeightsError as error:
-        raise WeightsError(f"encoder.text_encoder: {path}: {error}") from error
-    return config
+        return config
+
+    return read_config(_SETTING, folder, "a BERT", read)
 
 
 def features_width(text_encoder: str) -> int:
@@ -77,9 +67,7 @@ def load_bert(folder: Path) -> tuple[BertConfig, dict[str, jax.Array]]:
         else:
             weights[name] = jax.numpy.asarray(values)
     problems = problems or [f"no tensor for {name}" for name in sorted(shapes.keys() - weights.keys())]
-    if problems:
-        others = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise WeightsError(f"encoder.text_encoder: {folder}: the weights are no BERT's: {'; '.join(problems[:3])}{others}")
+    refuse_tensors(_SETTING, folder, "no BERT's", problems)
     return config, weights
 
 
@@ -92,7 +80,7 @@ def encode_by_bert(folder: Path, texts: list[str]) -> Iterator[np.ndarray]:
     length = min(_TOKENS, config.places)
     if len(tokenizer) > config.words:
         raise WeightsError(
-            f"encoder.text_encoder: {folder}: a tokenizer of {len(tokenizer)} tokens found, vocab_size {config.words} in "
+            f"{_SETTING}: {folder}: a tokenizer of {len(tokenizer)} tokens found, vocab_size {config.words} in "
             "config.json at most expected"
         )
     compute: Callable = jax.jit(partial(bert_pooled, config))
