@@ -20,7 +20,7 @@ ALLOWED = {
     "prepare": {"prepare", "ecg", "corpora", "inputs", "run", "settings"},
     "evaluate": {"evaluate", "ecg", "inputs", "model", "run", "settings"},
     "train": {"train", "ecg", "encoders", "inputs", "model", "run", "settings", "evaluate"},
-    "fit": {"fit", "ecg", "inputs", "model", "pretrain", "run", "settings", "train"},
+    "fit": {"fit", "ecg", "encoders", "inputs", "model", "pretrain", "run", "settings", "train"},
     "pretrain": {"pretrain", "encoders", "inputs", "model", "prepare", "run", "settings", "stages", "train"},
     "explain": {"explain", "ecg", "inputs", "model", "run", "settings", "evaluate", "train"},
     "report": {"report", "ecg", "explain"},
@@ -82,7 +82,7 @@ def test_pretraining_knows_of_the_stages_lineage_and_tokenizer_alone():
 def test_fit_knows_of_pretraining_no_stage():
     for path in (PACKAGE / "fit").glob("*.py"):
         known = {name.split(".")[2] for name in imported(path) if name.startswith("ecgbyte_jax.pretrain.")}
-        assert known <= {"objective", "text_encoder"}, path
+        assert known <= {"objective", "text_encoder", "vision_weights"}, path
 
 
 def test_every_folder_and_file_is_in_the_table():

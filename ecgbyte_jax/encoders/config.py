@@ -9,7 +9,10 @@ LEADS = 12
 INPUTS = ("tokens", "encoder", "elf_base", "elf_patch", "elf_conv")
 CONNECTORS = ("linear", "mlp", "query")
 MASKED = ("mtae", "mlae", "st_mem")  # kinds of masked autoencoders
-FEATURES_BY = ("kind", "size", "patch", "published_scaling")  # the settings of an encoder that its features depend on
+VISION = ("vit", "clip")  # kinds that see an ECG as a picture
+CONTRASTED = ("merl", "clip")  # kinds that are contrasted with reports
+# The settings of an encoder that its features depend on.
+FEATURES_BY = ("kind", "size", "patch", "published_scaling", "published_crop")
 FOLDER = "ecg_input"  # of a stored map from signals to vectors, beside a language model
 _FEWEST, _BEST, _MOST = 16, 32, 64  # spans of a lead
 STRIDE = 16  # samples from one place of a ResNet to the next
@@ -17,12 +20,18 @@ STRIDE = 16  # samples from one place of a ResNet to the next
 
 @dataclass(frozen=True)
 class Stack:
-    """The sizes of a stack of transformer blocks; a head has width / heads channels."""
+    """The sizes of a stack of transformer blocks; a head has width / heads channels.
+
+    epsilon: of its norms. gelu: "exact" or "quick", x sigmoid(1.702 x). causal: a token attends to those before it alone.
+    """
 
     width: int
     layers: int
     heads: int
     mlp_width: int
+    epsilon: float = 1e-5
+    gelu: str = "exact"
+    causal: bool = False
 
 
 # Name -> encoder and decoder. "base": ViT-B (Dosovitskiy et al. 2021) with the decoder of ECG-Bench.
@@ -49,6 +58,50 @@ RESNETS = {
 }
 SHARED_WIDTH = 256  # of MERL's space of ECGs and reports
 
+SIDE = 224  # pixels of a picture's rows and columns
+TEXT_PLACES = 77  # tokens of a text
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """What reads a picture: its blocks, the pixels of a patch's side, how it is resized, its channels' means and deviations."""
+
+    stack: Stack
+    patch: int
+    resampling: str
+    mean: tuple[float, float, float]
+    deviation: tuple[float, float, float]
+
+    @property
+    def patches(self) -> int:
+        """The patches of a picture."""
+        return (SIDE // self.patch) ** 2
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """CLIP's readers of pictures and of texts, and the width of their shared space."""
+
+    picture: VisionConfig
+    text: Stack
+    shared: int
+
+
+def _vit(*sizes: int) -> VisionConfig:
+    return VisionConfig(Stack(*sizes, epsilon=1e-12), 16, "linear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def _clip(picture: tuple[int, ...], text: tuple[int, ...], shared: int) -> ClipConfig:
+    mean, deviation = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    vision = VisionConfig(Stack(*picture, gelu="quick"), 32, "cubic", mean, deviation)
+    return ClipConfig(vision, Stack(*text, gelu="quick", causal=True), shared)
+
+
+# "base": ViT-B/16 (Dosovitskiy et al. 2021) and CLIP with ViT-B/32 (Radford et al. 2021), with what their processors do.
+VITS = {"base": _vit(768, 12, 12, 3072), "tiny": _vit(64, 2, 2, 128)}
+CLIPS = {"base": _clip((768, 12, 12, 3072), (512, 12, 8, 2048), 512), "tiny": _clip((64, 2, 2, 128), (32, 2, 2, 64), 32)}
+_SIZES = dict.fromkeys(MASKED, SIZES) | {"merl": RESNETS, "vit": VITS, "clip": CLIPS}
+
 
 @dataclass(frozen=True)
 class EncoderConfig:
@@ -56,12 +109,14 @@ class EncoderConfig:
 
     kind: str = setting(
         "st_mem",
-        'a patch is a span of all leads ("mtae"), a lead ("mlae"), a span of a lead ("st_mem"); "merl": reports, no patches',
-        one_of(*MASKED, "merl"),
+        'a patch is a span of all leads ("mtae"), a lead ("mlae"), a span of a lead ("st_mem"), a square of a picture ("vit"); '
+        '"merl", "clip": contrasted with reports, "clip" as a picture',
+        one_of(*_SIZES),
     )
     size: str = setting(
         "base",
-        '"base": ViT-B, 85 M parameters; "tiny": 0.07 M; merl: "resnet18", "resnet50", "resnet101" (published) or "tiny"',
+        '"base": ViT-B, 85 M parameters (clip: 151 M with the reader of texts); "tiny": 0.07 M; merl: "resnet18", "resnet50", '
+        '"resnet101" (published) or "tiny"',
         one_of(*dict.fromkeys((*SIZES, *RESNETS))),
     )
     patch: int = setting(
@@ -70,15 +125,26 @@ class EncoderConfig:
         at_least(0),
     )
     mask_share: float = setting(
-        0.75, "mtae, mlae, st_mem: share of the patches that are hidden", Rule(lambda share: 0 < share < 1, "above 0, below 1")
+        0.75,
+        "mtae, mlae, st_mem, vit: share of the patches that are hidden",
+        Rule(lambda share: 0 < share < 1, "above 0, below 1"),
     )
     published_scaling: bool = setting(
-        False, "each segment is scaled to 0..1 (merl: 0..1000), which loses its amplitude; otherwise units are 0.2 mV"
+        False,
+        "each segment is scaled to 0..1 (merl: 0..1000), which loses its amplitude; otherwise by 0.2 mV (vit, clip: 3 mV)",
+    )
+    published_crop: bool = setting(
+        False, "clip: the 12 samples in the middle of a segment are all that is seen; otherwise the whole segment"
     )
     text_encoder: str = setting(
         "",
         'merl: a Hugging Face folder of a BERT, which stays as it is (published: a medical one); "": none, a report is the sum '
         "of fixed random vectors, one for each of its words and pairs of words",
+        is_path=True,
+    )
+    weights: str = setting(
+        "",
+        'vit, clip: a Hugging Face folder of a ViT-B/16 or CLIP ViT-B/32 whose weights it starts from; "": random ones',
         is_path=True,
     )
     pretrained: str = setting(
@@ -89,13 +155,20 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         why = {"mlae": "whose patches are whole leads", "merl": "which has no patches"}
-        sizes, merl = (RESNETS if self.kind == "merl" else SIZES), self.kind == "merl"
+        why |= dict.fromkeys(VISION, "whose patches are squares of a picture")
+        sizes, merl = _SIZES[self.kind], self.kind == "merl"
         contradictions = {
             f"size: {self.size!r} found with kind {self.kind!r}, one of {tuple(sizes)} expected": self.size not in sizes,
             f"patch: {self.patch} found with kind {self.kind!r}, {why.get(self.kind)}; 0 expected": self.kind in why
             and self.patch,
-            f"text_encoder: {self.text_encoder!r} found with kind {self.kind!r}, which reads no reports; '' expected": (
+            f"text_encoder: {self.text_encoder!r} found with kind {self.kind!r}, which reads no reports by it; '' expected": (
                 self.text_encoder != "" and not merl
+            ),
+            f"published_crop: True found with kind {self.kind!r}, which sees whole segments; False expected": (
+                self.published_crop and self.kind != "clip"
+            ),
+            f"weights: {self.weights!r} found with kind {self.kind!r}, which starts from random ones; '' expected": (
+                self.weights != "" and self.kind not in VISION
             ),
         }
         check(self, [problem for problem, found in contradictions.items() if found])
@@ -159,6 +232,11 @@ def count_kept(grid: Grid, mask_share: float) -> int:
     return min(max(int(grid.patches * (1 - mask_share) + 1e-9), 1), grid.patches - 1)
 
 
+def vision_of(config: EncoderConfig) -> VisionConfig:
+    """What reads the picture of an ECG; `config.kind` is "vit" or "clip"."""
+    return CLIPS[config.size].picture if config.kind == "clip" else VITS[config.size]
+
+
 def count_places(samples: int) -> int:
     """The places that a ResNet makes of so many samples."""
     return -(-samples // STRIDE)
@@ -168,6 +246,8 @@ def count_features(config: EncoderConfig, samples: int) -> int:
     """How many features an encoder has of a segment of so many samples; raises ConfigError as `patch_grid` does."""
     if config.kind == "merl":
         return count_places(samples)
+    if config.kind in VISION:
+        return vision_of(config).patches
     grid = patch_grid(config, samples)
     return grid.groups * grid.patches
 

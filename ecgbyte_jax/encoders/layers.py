@@ -9,8 +9,6 @@ from flax import nnx
 
 from ecgbyte_jax.encoders.config import Stack
 
-_EPS = 1e-5
-
 
 class Linear(nnx.Module):
     """x @ kernel + bias; Xavier-uniform kernel (Glorot & Bengio 2010), zero bias."""
@@ -29,44 +27,53 @@ class Linear(nnx.Module):
 class LayerNorm(nnx.Module):
     """Layer norm (Ba et al. 2016)."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, epsilon: float = 1e-5):
+        self.epsilon = epsilon
         self.scale, self.bias = nnx.Param(jnp.ones(width)), nnx.Param(jnp.zeros(width))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises x [..., width] over its last axis."""
         x = x - jnp.mean(x, axis=-1, keepdims=True)
-        return x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + _EPS) * self.scale[...] + self.bias[...]
+        x = x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + self.epsilon)
+        return x * self.scale[...] + self.bias[...]
 
 
 class Attention(nnx.Module):
-    """softmax(q k^T / sqrt(C)) v in each head, without a mask (Vaswani et al. 2017, section 3.2)."""
+    """softmax(q k^T / sqrt(C)) v in each head, over all tokens or, causal, those up to a query's own (Vaswani et al. 2017)."""
 
-    def __init__(self, width: int, heads: int, rngs: nnx.Rngs):
+    def __init__(self, width: int, heads: int, rngs: nnx.Rngs, causal: bool = False):
         self.q, self.k, self.v, self.o = (Linear(width, width, rngs) for _ in range(4))
-        self.heads = heads
+        self.heads, self.causal = heads, causal
 
     def __call__(self, queries: jax.Array, tokens: jax.Array) -> jax.Array:
         """What each of the queries [B, T', D] takes from the tokens [B, T, D]: [B, T', D]."""
         q, k, v = (self._split(each) for each in (self.q(queries), self.k(tokens), self.v(tokens)))  # [B, T, H, C]
-        return self.o(jax.nn.dot_product_attention(q, k, v).reshape(queries.shape))
+        return self.o(jax.nn.dot_product_attention(q, k, v, is_causal=self.causal).reshape(queries.shape))
 
     def _split(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:2], self.heads, -1)
 
 
 class Block(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)), with an exact GELU (Dosovitskiy et al. 2021, section 3.1)."""
+    """x + attention(norm(x)), then x + mlp(norm(x)) with a GELU (Dosovitskiy et al. 2021, section 3.1)."""
 
     def __init__(self, stack: Stack, rngs: nnx.Rngs):
-        self.attention_norm, self.mlp_norm = LayerNorm(stack.width), LayerNorm(stack.width)
-        self.attention = Attention(stack.width, stack.heads, rngs)
+        self.quick = stack.gelu == "quick"
+        self.attention_norm, self.mlp_norm = (LayerNorm(stack.width, stack.epsilon) for _ in range(2))
+        self.attention = Attention(stack.width, stack.heads, rngs, stack.causal)
         self.up, self.down = Linear(stack.width, stack.mlp_width, rngs), Linear(stack.mlp_width, stack.width, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, T, D] to [B, T, D]."""
         normed = self.attention_norm(x)
         x = x + self.attention(normed, normed)
-        return x + self.down(jax.nn.gelu(self.up(self.mlp_norm(x)), approximate=False))
+        hidden = self.up(self.mlp_norm(x))
+        return x + self.down(hidden * jax.nn.sigmoid(1.702 * hidden) if self.quick else jax.nn.gelu(hidden, approximate=False))
+
+    def flops(self, tokens: int) -> float:
+        """For so many tokens: 2 a parameter and token, and 4 T^2 D in the attention."""
+        sizes, width = sum(part.size for part in jax.tree.leaves(nnx.state(self))), self.attention_norm.scale.size
+        return 2.0 * tokens * (sizes + 2 * tokens * width)
 
 
 class Transformer(nnx.Module):
@@ -74,13 +81,17 @@ class Transformer(nnx.Module):
 
     def __init__(self, stack: Stack, rngs: nnx.Rngs):
         self.blocks = nnx.List([Block(stack, rngs) for _ in range(stack.layers)])
-        self.norm = LayerNorm(stack.width)
+        self.norm = LayerNorm(stack.width, stack.epsilon)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, T, D] to [B, T, D]."""
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
+
+    def flops(self, tokens: int) -> float:
+        """Of the blocks, for so many tokens."""
+        return sum(block.flops(tokens) for block in self.blocks)
 
 
 def token_vector(rngs: nnx.Rngs, *shape: int) -> nnx.Param:

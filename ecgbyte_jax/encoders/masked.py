@@ -102,8 +102,6 @@ class MaskedAutoencoder(nnx.Module):
             delattr(self, name)
 
     def flops(self) -> float:
-        """Of encoding one segment: 2 a parameter and token, and 4 T^2 D in each block's attention."""
+        """Of encoding one segment."""
         tokens = self.grid.groups * (self.grid.patches + (1 if self.lead_embedding is None else 2))
-        maps = self.grid.groups * self.grid.patches * self.patch_to_token.kernel.size
-        blocks = sum(sum(part.size for part in jax.tree.leaves(nnx.state(block))) for block in self.encoder.blocks)
-        return 2.0 * (maps + tokens * blocks + 2 * len(self.encoder.blocks) * tokens**2 * self.width)
+        return 2.0 * self.grid.groups * self.grid.patches * self.patch_to_token.kernel.size + self.encoder.flops(tokens)

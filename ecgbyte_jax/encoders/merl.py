@@ -62,14 +62,14 @@ class Merl(nnx.Module):
         return jnp.sum(contrast(jnp.stack([ecg, views[0]]), jnp.stack([text, views[1]])))
 
 
-def contrast(left: jax.Array, right: jax.Array) -> jax.Array:
+def contrast(left: jax.Array, right: jax.Array, scale: jax.Array | float = 1 / _TEMPERATURE) -> jax.Array:
     """C = -sum over both directions of mean_i log(exp(s_ii / t) / sum_j exp(s_ij / t)), float32 [...], of rows [..., B, D].
 
-    s: cosines, t = 0.07 (van den Oord et al. 2018; Radford et al. 2021, section 2.3). Every row is contrasted with those of all
-    devices: rows that a mesh splits are gathered. Rows that agree with all alike have a C of 2 ln B.
+    s: cosines, t: 1 / scale (van den Oord et al. 2018; Radford et al. 2021, section 2.3). Every row is contrasted with those of
+    all devices: rows that a mesh splits are gathered. Rows that agree with all alike have a C of 2 ln B.
     """
     left, right = (rows * jax.lax.rsqrt(jnp.maximum(jnp.sum(rows**2, -1, keepdims=True), 1e-24)) for rows in (left, right))
-    scores = left @ right.swapaxes(-1, -2) / _TEMPERATURE  # [..., B, B]
-    own = jnp.sum(left * right, axis=-1) / _TEMPERATURE  # not their diagonal, of which each device would have to gather parts
+    scores = left @ right.swapaxes(-1, -2) * scale  # [..., B, B]
+    own = jnp.sum(left * right, axis=-1) * scale  # not their diagonal, of which each device would have to gather parts
     both = jax.nn.logsumexp(scores, axis=-1) + jax.nn.logsumexp(scores, axis=-2) - 2 * own
     return jnp.mean(both, axis=-1)

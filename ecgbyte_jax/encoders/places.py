@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ecgbyte_jax.encoders.config import LEADS, STRIDE, EcgInputConfig, EncoderConfig, count_places, patch_grid
+from ecgbyte_jax.encoders.config import LEADS, SIDE, STRIDE, EcgInputConfig, EncoderConfig, count_places, patch_grid, vision_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +49,12 @@ def feature_places(config: EcgInputConfig, encoder: EncoderConfig, samples: int)
         case "merl":
             nearest = np.minimum((np.arange(samples) + STRIDE // 2) // STRIDE, count_places(samples) - 1)
             by_lead, by_sample, what = together, _evenly(nearest), "all leads"
+        case "vit" | "clip":
+            side = SIDE // vision_of(encoder).patch
+            seen = LEADS if encoder.published_crop else samples
+            rows, columns = _overlaps(side, LEADS, LEADS), _overlaps(side, samples, seen)
+            by_lead, by_sample = np.repeat(rows, side, axis=0), np.tile(columns, (side, 1))
+            what = f"{(rows > 0).sum(axis=1).max()} leads at most"
         case _:
             raise AssertionError(f"no places for {kind}")
     features = max(len(by_lead), len(by_sample))
@@ -71,6 +77,13 @@ def _about(config: EcgInputConfig, kind: str, features: int, place: str) -> str:
 def _spans(count: int, samples: int) -> np.ndarray:
     """Consecutive spans of equal length."""
     return _evenly(np.arange(samples) * count // samples)
+
+
+def _overlaps(parts: int, count: int, seen: int) -> np.ndarray:
+    """The shares [parts, count] of places in equal parts of the `seen` ones in the middle; a part may end within a place."""
+    edges = (count - seen) / 2 + np.arange(parts + 1) * seen / parts
+    ends = np.minimum(edges[1:, None], np.arange(1, count + 1)) - np.maximum(edges[:-1, None], np.arange(count))
+    return np.maximum(ends, 0) * parts / seen
 
 
 def _evenly(span_of: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from flax import nnx
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from ecgbyte_jax.encoders.config import FEATURES_BY, EcgInputConfig, EncoderConfig
+from ecgbyte_jax.encoders.config import FEATURES_BY, VISION, EcgInputConfig, EncoderConfig
 from ecgbyte_jax.encoders.ecg_input import EcgInput, make_ecg_input
 from ecgbyte_jax.errors import ConfigError, WeightsError
 
@@ -49,10 +49,12 @@ def save_ecg_input(ecg_input: EcgInput, folder: Path, described: dict[str, Any],
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: np.asarray(leaf[...]) for name, leaf in _by_name(nnx.state(ecg_input)).items()}
     save_file(tensors, folder / _WEIGHTS)
+    encoder = described.get("encoder", {})
+    otherwise = "a picture of mV / 3 + 1/2" if encoder.get("kind") in VISION else "mV / 0.2"
     about = {
         "width": width,
         "reads": "clean segments float32 [segments, 12, samples] in mV, leads as in input.json",
-        "scaling": "0..1 over each segment" if described.get("encoder", {}).get("published_scaling") else "mV / 0.2",
+        "scaling": "0..1 over each segment" if encoder.get("published_scaling") else otherwise,
         "gives": "float32 [segments, vectors, width], in the place of the embeddings between <sig_start> and <sig_end>",
     }
     (folder / _CONFIG).write_text(f"{json.dumps(described | about, indent=1)}\n", encoding="utf-8")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ecgbyte_jax.ecg.records import LEADS
+from ecgbyte_jax.encoders.config import CONTRASTED
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.fit.programs import Request
@@ -85,7 +86,7 @@ def _segments(settings: Settings, workdir: Workdir) -> int:
     if not workdir.manifest.is_file():
         return 0
     outlines = outlines_of(workdir.shards, read_manifest(workdir.shards), "train")
-    reports = settings.encoder.kind == "merl"  # of segments that are asked about alone
+    reports = settings.encoder.kind in CONTRASTED  # of segments that are asked about alone
     return len(segments_of([outline for outline in outlines if len(outline.ecgs) == 1 or not reports]))
 
 

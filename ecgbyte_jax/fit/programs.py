@@ -20,6 +20,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from ecgbyte_jax.encoders.config import EncoderConfig
 from ecgbyte_jax.errors import EcgByteError
 from ecgbyte_jax.fit.bounds import encoder_bound, step_bound, token_bound
 from ecgbyte_jax.fit.collectives import count_collectives
@@ -30,6 +31,7 @@ from ecgbyte_jax.model.generate import lower_generation
 from ecgbyte_jax.model.sharding import batch_parts, batch_sharding, bytes_a_device, check_batch_size, make_mesh
 from ecgbyte_jax.pretrain.objective import batch_shapes, build_encoder, make_encoder_step, objective_flops
 from ecgbyte_jax.pretrain.text_encoder import features_width
+from ecgbyte_jax.pretrain.vision_weights import read_vision
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.train.chips import Chip, chip_of, memory_of
 from ecgbyte_jax.train.memory import with_remat
@@ -111,16 +113,16 @@ def _measure_first_stage(settings: Settings, mesh: Mesh, request: Request) -> di
     size = request.rows * batch_parts(mesh) or settings.pretrain.batch_size
     check_batch_size(mesh, size, "pretrain.batch_size")
     samples, devices = settings.signal.segment_length, [*mesh.devices.flat]
-    text_width = features_width(settings.encoder.text_encoder) if settings.encoder.kind == "merl" else 0
+    text_size = _text_size(settings.encoder, request.vocab_size)
     with jax.set_mesh(mesh):
-        parts = build_encoder(settings.encoder, samples, 0, mesh, text_width, to_restore=True)
+        parts = build_encoder(settings.encoder, samples, 0, mesh, text_size, to_restore=True)
         found: dict[str, Any] = {
             **_hardware(mesh),
             "rows": size,
             "rows a device": size // batch_parts(mesh),
             **_weights(parts.params, parts.statistics),
         }
-        batch = batch_shapes(size, samples, text_width, mesh)
+        batch = batch_shapes(settings.encoder, size, samples, text_size, mesh)
         optimizer, _ = make_optimizer(settings.pretrain_optim, 1, request.steps)  # whose rate matters to no program
         state = abstract_state(parts.params, optimizer, mesh, parts.statistics)
         found["step"] = _compile(lambda: make_encoder_step(parts, optimizer, 0).lower(state, None, batch, 1), devices)
@@ -129,6 +131,15 @@ def _measure_first_stage(settings: Settings, mesh: Mesh, request: Request) -> di
             bound = encoder_bound(objective_flops(parts, batch), found, chip)
             found["bounds"] = {"step": asdict(bound) | {"seconds": bound.seconds}, "examples_per_s": size / bound.seconds}
     return found
+
+
+def _text_size(encoder: EncoderConfig, words: int) -> int:
+    """See `make_encoder`; words: of the run's own tokenizer."""
+    if encoder.kind == "merl":
+        return features_width(encoder.text_encoder)
+    if encoder.kind == "clip":
+        return read_vision(encoder) if encoder.weights else words
+    return 0
 
 
 def _hardware(mesh: Mesh) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Batches of clean segments, for the encoders of two-stage baselines.
 
-Axes: B rows per batch, T samples per segment, F features of a report.
+Axes: B rows per batch, T samples per segment, F features, or tokens, of a report.
 """
 
 from pathlib import Path
@@ -15,9 +15,11 @@ from ecgbyte_jax.inputs.shards import Sequence, read_signal
 
 
 class Reports(Protocol):
-    """Features float32 [F] by the number of a segment."""
+    """The reports of segments, as features float32 [F] or tokens int32 [F]."""
 
-    def __getitem__(self, number: int) -> np.ndarray: ...
+    def row(self, number: int, batch: int) -> np.ndarray:
+        """That of a segment by its number; in another batch, it may be put in other words."""
+        ...
 
 
 def open_signals(folder: Path) -> grain.MapDataset:
@@ -54,15 +56,15 @@ def signal_batches(
     rows: np.ndarray | None = None,
     reports: Reports | None = None,
 ) -> grain.MapDataset:
-    """The batches {signals: float32 [b, 12, T]} of a training, with {reports: float32 [b, F]}: item n is step n + 1's.
+    """The batches {signals: float32 [b, 12, T]} of a training, with {reports: [b, F]}: item n is step n + 1's.
 
-    rows: the numbers int [b] of the rows to make; None: all. reports: the features [F] of each segment's report; None: none.
+    rows: the numbers int [b] of the rows to make; None: all. reports: those of the segments; None: none.
     """
 
     def to_batch(step: int) -> dict[str, np.ndarray]:
         chosen = numbers[np.concatenate(plan[step].rows)]
         chosen = [int(number) for number in (chosen if rows is None else chosen[rows])]
         batch = {"signals": np.stack([signals[number] for number in chosen])}
-        return batch if reports is None else batch | {"reports": np.stack([reports[number] for number in chosen])}
+        return batch if reports is None else batch | {"reports": np.stack([reports.row(number, step) for number in chosen])}
 
     return grain.MapDataset.range(len(plan)).map(to_batch)

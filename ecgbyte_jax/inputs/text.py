@@ -59,7 +59,11 @@ def load_text_tokenizer(folder: str | Path) -> "PreTrainedTokenizerFast":
 
 def load_encoder(file: Path) -> Tokenizer:
     """Loads a saved `tokenizer.json` for `encode_texts`."""
-    encoder = Tokenizer.from_file(str(file))
+    return literal(Tokenizer.from_file(str(file)))
+
+
+def literal(encoder: Tokenizer) -> Tokenizer:
+    """The same tokenizer, so that it neither pads nor cuts, and takes the spelling of a special token for plain text."""
     encoder.no_padding()
     encoder.no_truncation()
     encoder.encode_special_tokens = True

@@ -1,8 +1,9 @@
 """The training of an encoder: its parameters on the mesh, its step, its validation, its features.
 
-Masked autoencoders: the mean over a batch of the squared error of the hidden patches, sum_h |x_h - x'_h|^2 / (P H). MERL:
-C(ecg, report) + C(view 1, view 2), C(a, b) = -sum over both directions of mean_i log(exp(s_ii / t) / sum_j exp(s_ij / t)) with
-cosines s of all rows of the batch and t = 0.07. See `masked.MaskedAutoencoder.errors` and `merl.Merl.loss`.
+Masked autoencoders: the mean over a batch of the squared error of the hidden patches, sum_h |x_h - x'_h|^2 / (P H). ViT: the
+mean absolute error of the hidden pixels. MERL: C(ecg, report) + C(view 1, view 2), C(a, b) = -sum over both directions of
+mean_i log(exp(s_ii / t) / sum_j exp(s_ij / t)) with cosines s of all rows of the batch and t = 0.07. CLIP: C(picture, report)
+/ 2 with a learned t. See `masked.MaskedAutoencoder.errors`, `vit.MaskedViT.loss`, `merl.Merl.loss` and `clip.Clip.loss`.
 
 Axes: B batch, T samples, G groups, N patches of a group, D width.
 """
@@ -19,10 +20,13 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ecgbyte_jax.encoders.config import LEADS, SHARED_WIDTH, EncoderConfig
+from ecgbyte_jax.encoders.clip import Clip
+from ecgbyte_jax.encoders.config import CONTRASTED, LEADS, SHARED_WIDTH, TEXT_PLACES, EncoderConfig
 from ecgbyte_jax.encoders.encoder import Encoder, make_encoder
 from ecgbyte_jax.encoders.merl import Merl
+from ecgbyte_jax.encoders.vit import MaskedViT
 from ecgbyte_jax.model.sharding import abstract, batch_sharding, make_sharded, put_batch, put_whole, settle
+from ecgbyte_jax.pretrain.vision_weights import with_weights
 from ecgbyte_jax.train.step import TrainState, make_update
 from ecgbyte_jax.train.utilisation import product_flops
 
@@ -44,15 +48,15 @@ class EncoderParts:
 
 
 def build_encoder(
-    config: EncoderConfig, samples: int, seed: int, mesh: Mesh, text_width: int = 0, *, to_restore: bool = False
+    config: EncoderConfig, samples: int, seed: int, mesh: Mesh, text_size: int = 0, *, to_restore: bool = False
 ) -> EncoderParts:
-    """The encoder of segments of so many samples, with random weights, the same on any mesh; abstract ones `to_restore`.
+    """The encoder of segments of so many samples, at its start, the same on any mesh; abstract weights `to_restore`.
 
-    text_width: the number of features of a report, for MERL.
+    The weights are random, or those of `config.weights`. text_size: see `make_encoder`. Raises WeightsError as `with_weights`.
     """
 
     def make() -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-        encoder = make_encoder(config, samples, nnx.Rngs(jax.random.key(seed)), text_width)
+        encoder = make_encoder(config, samples, nnx.Rngs(jax.random.key(seed)), text_size)
         return nnx.split(encoder, nnx.Param, nnx.BatchStat)
 
     graphdef, *shapes = nnx.eval_shape(make)
@@ -60,14 +64,18 @@ def build_encoder(
         params, statistics = (abstract({"encoder": part}, mesh) for part in shapes)
     else:
         params, statistics = make_sharded(lambda: tuple({"encoder": part} for part in make()[1:]), mesh)
+        params = with_weights(config, params, mesh) if config.weights else params
     return EncoderParts(graphdef, params, statistics)
 
 
-def batch_shapes(rows: int, samples: int, text_width: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a batch of `inputs.signals.signal_batches` on the mesh; text_width: see `build_encoder`."""
-    shapes = {"signals": (rows, LEADS, samples)} | ({"reports": (rows, text_width)} if text_width else {})
+def batch_shapes(config: EncoderConfig, rows: int, samples: int, text_size: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a batch of `inputs.signals.signal_batches` on the mesh; text_size: see `make_encoder`."""
+    shapes: dict[str, tuple] = {"signals": ((rows, LEADS, samples), jnp.float32)}
+    if config.kind in CONTRASTED:
+        merl = config.kind == "merl"
+        shapes["reports"] = ((rows, text_size), jnp.float32) if merl else ((rows, TEXT_PLACES), jnp.int32)
     sharding = batch_sharding(mesh)
-    return {name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding) for name, shape in shapes.items()}
+    return {name: jax.ShapeDtypeStruct(*shape, sharding=sharding) for name, shape in shapes.items()}
 
 
 def make_encoder_step(
@@ -108,12 +116,18 @@ def make_encoder_validation(
 
 def _loss(encoder: Encoder, batch: dict[str, jax.Array], key: jax.Array, training: bool) -> jax.Array:
     """The loss of a batch, float32 []; in training MERL drops channels and its norms take the batch's statistics."""
-    signals = batch["signals"]
-    if isinstance(encoder, Merl):
-        noise = jax.random.uniform(key, (2, len(signals), SHARED_WIDTH)) if training else None
-        return encoder.loss(signals, batch["reports"], noise)
-    noise = jax.random.uniform(key, (len(signals), encoder.grid.groups, encoder.grid.patches))
-    return jnp.mean(encoder.errors(signals, noise))
+    signals, rows = batch["signals"], len(batch["signals"])
+    match encoder:
+        case Merl():
+            noise = jax.random.uniform(key, (2, rows, SHARED_WIDTH)) if training else None
+            return encoder.loss(signals, batch["reports"], noise)
+        case Clip():
+            return encoder.loss(signals, batch["reports"])
+        case MaskedViT():
+            return encoder.loss(signals, jax.random.uniform(key, (rows, encoder.vision.patches)))
+        case _:
+            noise = jax.random.uniform(key, (rows, encoder.grid.groups, encoder.grid.patches))
+            return jnp.mean(encoder.errors(signals, noise))
 
 
 def objective_flops(parts: EncoderParts, batch: dict[str, jax.ShapeDtypeStruct]) -> float:

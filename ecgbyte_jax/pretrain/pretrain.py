@@ -13,9 +13,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ecgbyte_jax.encoders.config import SHARED_WIDTH, SIZES, patch_grid
+from ecgbyte_jax.encoders.clip import Clip
+from ecgbyte_jax.encoders.config import CONTRASTED, MASKED, SHARED_WIDTH, SIZES, EncoderConfig, patch_grid, vision_of
 from ecgbyte_jax.encoders.merl import Merl
-from ecgbyte_jax.errors import ConfigError, ShardsError
+from ecgbyte_jax.encoders.vit import MaskedViT
+from ecgbyte_jax.errors import ConfigError, ShardsError, WeightsError
 from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.inputs.batches import outlines_of
 from ecgbyte_jax.inputs.plan import Plan
@@ -34,9 +36,10 @@ from ecgbyte_jax.pretrain.objective import (
     objective_flops,
 )
 from ecgbyte_jax.pretrain.probe import choose_questions, probe
-from ecgbyte_jax.pretrain.reports import ReportFeatures, Reports, write_features
+from ecgbyte_jax.pretrain.reports import ReportFeatures, Reports, ReportTokens, write_features
 from ecgbyte_jax.pretrain.seen import count_segments
 from ecgbyte_jax.pretrain.text_encoder import read_bert, report_flops
+from ecgbyte_jax.pretrain.vision_weights import read_vision
 from ecgbyte_jax.run.console import banner, console
 from ecgbyte_jax.run.cost import counted
 from ecgbyte_jax.run.processes import agree, leads, wait_for_all
@@ -57,8 +60,9 @@ def pretrain(settings: Settings, workdir: Workdir) -> None:
 
     The first time, the recordings are read again. Training, its checkpoints and what it displaces are as in stage `train`, in
     the folder pretrain/; health.json there says what the encoder restores and what a linear probe of its features tells.
-    Raises ConfigError for patches that do not fill a segment and for MERL's batches of one, WeightsError for a text encoder
-    that is no BERT, ShardsError where a split does not fill a batch or says the same of all its segments.
+    Raises ConfigError for patches that do not fill a segment and for batches of one that are to be contrasted, WeightsError for
+    a folder of another model than the settings name, ShardsError where a split does not fill a batch or says the same of all
+    its segments.
     """
     _check_encoder(settings)
     stage = lineage.pretrained(settings, workdir)
@@ -85,14 +89,16 @@ def pretrain(settings: Settings, workdir: Workdir) -> None:
 def _check_encoder(settings: Settings) -> None:
     """Refuses what cannot work before anything is read."""
     encoder, size = settings.encoder, settings.pretrain.batch_size
-    if encoder.kind != "merl":
+    if encoder.kind in MASKED:
         patch_grid(encoder, settings.signal.segment_length)
-    elif size < 2:
+    elif encoder.kind in CONTRASTED and size < 2:
         raise ConfigError(
-            f"pretrain.batch_size: {size} found with kind 'merl', which contrasts the segments of a batch; 2 expected"
+            f"pretrain.batch_size: {size} found with kind '{encoder.kind}', which contrasts the segments of a batch; 2 expected"
         )
-    elif encoder.text_encoder:
+    if encoder.text_encoder:
         read_bert(Path(encoder.text_encoder))
+    if encoder.weights:
+        read_vision(encoder)
 
 
 def _write_reports(settings: Settings, workdir: Workdir) -> None:
@@ -120,14 +126,14 @@ class _Data:
     train: np.ndarray
     valid: np.ndarray
     asked: tuple[list[Sequence], list[Sequence]]
-    reports: ReportFeatures | None
+    reports: ReportFeatures | ReportTokens | None
 
     @classmethod
-    def open(cls, workdir: Workdir, with_reports: bool) -> "_Data":
+    def open(cls, workdir: Workdir, encoder: EncoderConfig) -> "_Data":
         manifest = read_manifest(workdir.shards)
         train, valid = (outlines_of(workdir.shards, manifest, split) for split in ("train", "valid"))
         signals = open_signals(workdir.signals)
-        if not with_reports:
+        if encoder.kind not in CONTRASTED:
             return cls(signals, segments_of(train), segments_of(valid), (train, valid), None)
         reports = Reports.of(train + valid)
         numbers = [segments_of([each for each in split if len(each.ecgs) == 1]) for split in (train, valid)]
@@ -135,9 +141,24 @@ class _Data:
         if len(different) < 2:
             raise ShardsError(
                 f"{workdir.shards}: {len(different)} different reports found of {len(numbers[0])} training segments, at least "
-                "2 expected for kind 'merl', which tells them apart"
+                f"2 expected for kind '{encoder.kind}', which tells them apart"
             )
-        return cls(signals, *numbers, (train, valid), ReportFeatures.open(workdir.report_features, reports))
+        if encoder.kind == "merl":
+            return cls(signals, *numbers, (train, valid), ReportFeatures.open(workdir.report_features, reports))
+        return cls(signals, *numbers, (train, valid), _tokens(workdir, encoder, reports))
+
+
+def _tokens(workdir: Workdir, encoder: EncoderConfig, reports: Reports) -> ReportTokens:
+    """By the tokenizer of the weights that CLIP starts from, or that of this run."""
+    if not encoder.weights:
+        return ReportTokens.of(reports, workdir.text_tokenizer)
+    tokens, words = ReportTokens.of(reports, Path(encoder.weights)), read_vision(encoder)
+    if tokens.size > words:
+        raise WeightsError(
+            f"encoder.weights: {encoder.weights}: a tokenizer of {tokens.size} tokens found, vocab_size {words} in "
+            "config.json at most expected"
+        )
+    return replace(tokens, size=words)
 
 
 def _train(
@@ -145,10 +166,9 @@ def _train(
 ) -> tuple[Path, int, dict[str, float], dict[str, Any]]:
     """The last checkpoint, its checksum, the encoder's health, and what the training has seen."""
     how, seed, samples = settings.pretrain, settings.seed, settings.signal.segment_length
-    merl = settings.encoder.kind == "merl"
-    data, rows = _Data.open(workdir, with_reports=merl), rows_here(mesh, how.batch_size)
-    text_width = data.reports.features.shape[1] if data.reports else 0
-    build = partial(build_encoder, settings.encoder, samples, seed, mesh, text_width)
+    data, rows = _Data.open(workdir, settings.encoder), rows_here(mesh, how.batch_size)
+    text_size = data.reports.size if data.reports else 0
+    build = partial(build_encoder, settings.encoder, samples, seed, mesh, text_size)
     if len(data.train) * how.epochs < how.batch_size:
         raise ShardsError(
             f"{len(data.train)} training segments and {how.epochs} epochs found for pretrain.batch_size {how.batch_size}: at "
@@ -161,8 +181,7 @@ def _train(
         here = folder.open(about, how.keep_checkpoints, how.wandb_project, opened)
         resumed = here.resumed
         parts = build(to_restore=resumed)
-        width = SHARED_WIDTH if merl else SIZES[settings.encoder.size][0].width
-        optimizer, schedule = make_optimizer(settings.pretrain_optim, width, len(plan))
+        optimizer, schedule = make_optimizer(settings.pretrain_optim, _width(settings.encoder), len(plan))
         like = abstract_state(parts.params, optimizer, mesh, parts.statistics)
         state, start = here.newest(like)
         if state is None:
@@ -190,20 +209,34 @@ def _train(
         trained = replace(like, **written.load(last, {"params": like.params, "statistics": like.statistics}))
         health = (validate(trained) if validate else {}) | _of_nothing(how.batch_size, parts, trained, data)
         health |= _probe(settings, mesh, parts, data, trained, build)
-        flops = objective_flops(parts, batch_shapes(how.batch_size, samples, text_width, mesh))
+        flops = objective_flops(parts, batch_shapes(settings.encoder, how.batch_size, samples, text_size, mesh))
         seen = count_segments(data.asked[0], data.train, plan, last, flops) if leads() else {}
         return written.path(last), written.checksum(last), health, seen | {"trained_parameters": count(parts.params)}
 
 
+def _width(encoder: EncoderConfig) -> int:
+    """That the published schedule's rates follow."""
+    if encoder.kind == "merl":
+        return SHARED_WIDTH
+    return SIZES[encoder.size][0].width if encoder.kind in MASKED else vision_of(encoder).stack.width
+
+
 def _of_nothing(batch_size: int, parts: EncoderParts, trained: TrainState, data: _Data) -> dict[str, float]:
-    """What a loss is to be compared to: the variance of validation segments within themselves; MERL's loss of equal scores."""
+    """What a loss is to be compared to: how validation segments vary within themselves; a contrast's loss of equal scores.
+
+    The variance for squared errors, the mean distance from the median for a ViT's absolute ones.
+    """
     encoder = parts.merge(trained.params, trained.statistics)
-    if isinstance(encoder, Merl):
-        return {"loss_of_nothing": float(4 * np.log(batch_size))}
-    if not len(data.valid):
-        return {}
-    patches = encoder.cut(np.stack([data.signals[int(number)] for number in data.valid[:_PROBED]]))
-    return {"valid_variance": float(np.var(patches, axis=(1, 2, 3)).mean())}
+    if isinstance(encoder, Merl | Clip):
+        return {"loss_of_nothing": float((4 if isinstance(encoder, Merl) else 1) * np.log(batch_size))}
+    chosen, spreads = data.valid[:_PROBED], []
+    for start in range(0, len(chosen), batch_size):
+        patches = encoder.cut(np.stack([data.signals[int(number)] for number in chosen[start : start + batch_size]]))
+        values = np.asarray(patches).reshape(len(patches), -1)
+        median = np.median(values, axis=1, keepdims=True)
+        spreads.append(np.abs(values - median).mean(axis=1) if isinstance(encoder, MaskedViT) else values.var(axis=1))
+    name = "valid_deviation" if isinstance(encoder, MaskedViT) else "valid_variance"
+    return {name: float(np.concatenate(spreads).mean())} if spreads else {}
 
 
 def _probe(
@@ -222,10 +255,16 @@ def _probe(
 
 
 def _describe_input(settings: Settings, data: _Data) -> str:
+    encoder, texts = settings.encoder, len(data.reports.reports.texts) if data.reports else 0
+    if isinstance(data.reports, ReportTokens):
+        by = encoder.weights or "this run"
+        return f"pictures of 224 x 224 pixels, {texts} different texts by the tokenizer of {by}, {data.reports.size} words"
     if data.reports:
-        by = f"BERT, {settings.encoder.text_encoder}" if settings.encoder.text_encoder else "random vectors of their words"
-        return f"{len(data.reports.reports.texts)} different texts as {data.reports.features.shape[1]} features each, by {by}"
-    grid = patch_grid(settings.encoder, settings.signal.segment_length)
+        by = f"BERT, {encoder.text_encoder}" if encoder.text_encoder else "random vectors of their words"
+        return f"{texts} different texts as {data.reports.size} features each, by {by}"
+    if encoder.kind == "vit":
+        return f"pictures of 224 x 224 pixels in {vision_of(encoder).patches} patches"
+    grid = patch_grid(encoder, settings.signal.segment_length)
     return f"{grid.groups * grid.patches} patches of {grid.values} values in a segment"
 
 

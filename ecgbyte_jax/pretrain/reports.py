@@ -1,6 +1,6 @@
-"""The reports of segments: the answers to the questions about each, as features that MERL is trained to agree with.
+"""The reports of segments: the answers to the questions about each, as features for MERL or tokens for CLIP.
 
-Axes: M different texts, F features of a text.
+Axes: M different texts, F features of a text, T tokens.
 """
 
 from collections import defaultdict
@@ -9,9 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ecgbyte_jax.errors import ShardsError
+from ecgbyte_jax.encoders.config import TEXT_PLACES
+from ecgbyte_jax.errors import ShardsError, TokenizerError
 from ecgbyte_jax.inputs.shards import Sequence
+from ecgbyte_jax.inputs.text import encode_texts, literal, load_text_tokenizer
 from ecgbyte_jax.pretrain.text_encoder import encode_by_bert, encode_by_words
+
+_TOGETHER = 10_000  # texts that are tokenised together
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,13 @@ class ReportFeatures:
     reports: Reports
     features: np.ndarray
 
-    def __getitem__(self, number: int) -> np.ndarray:
+    @property
+    def size(self) -> int:
+        """F."""
+        return self.features.shape[1]
+
+    def row(self, number: int, batch: int) -> np.ndarray:
+        """Of a segment, in any batch."""
         return np.mean(self.features[list(self.reports.of_segment[number])], axis=0, dtype=np.float32)
 
     @classmethod
@@ -62,6 +72,41 @@ class ReportFeatures:
         if features.ndim != 2 or len(features) != len(reports.texts):
             raise ShardsError(f"{file}: shape {features.shape} found for {len(reports.texts)} texts; remove its folder")
         return cls(reports, features)
+
+
+@dataclass(frozen=True)
+class ReportTokens:
+    """The tokens int32 [n] of each text, those that begin a text, the one that ends it; `size`: how many ids there are."""
+
+    reports: Reports
+    tokens: list[np.ndarray]
+    start: tuple[int, ...]
+    end: int
+    size: int
+
+    def row(self, number: int, batch: int) -> np.ndarray:
+        """Ids int32 [T] of a segment's report between start and end, -1 after it, T = 77.
+
+        Its texts follow each other in an order that the two numbers draw, and what exceeds T is cut: over many batches, all of
+        them are read.
+        """
+        texts = np.random.default_rng((number, batch)).permutation(self.reports.of_segment[number])
+        free = TEXT_PLACES - len(self.start) - 1
+        ids = [*self.start, *np.concatenate([self.tokens[text] for text in texts])[:free], self.end]
+        return np.pad(np.array(ids, np.int32), (0, TEXT_PLACES - len(ids)), constant_values=-1)
+
+    @classmethod
+    def of(cls, reports: Reports, folder: Path) -> "ReportTokens":
+        """Of all texts, by the tokenizer of a Hugging Face folder; raises TokenizerError where it cannot be used."""
+        tokenizer = load_text_tokenizer(folder)
+        if tokenizer.eos_token_id is None:
+            raise TokenizerError(f"{folder}: the tokenizer has no token that ends a text, an eos_token expected")
+        encoder, tokens = literal(tokenizer.backend_tokenizer), []
+        for first in range(0, len(reports.texts), _TOGETHER):
+            encoded = encode_texts(encoder, reports.texts[first : first + _TOGETHER])
+            tokens += [ids[:TEXT_PLACES].copy() for ids in encoded]
+        start = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
+        return cls(reports, tokens, start, tokenizer.eos_token_id, len(tokenizer))
 
 
 def write_features(file: Path, reports: Reports, text_encoder: str) -> None:

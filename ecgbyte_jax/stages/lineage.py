@@ -79,6 +79,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "encoder.patch",
         "encoder.mask_share",
         "encoder.published_scaling",
+        "encoder.published_crop",
         "pretrain.batch_size",
         "pretrain.epochs",
         "pretrain.patience",
@@ -122,6 +123,7 @@ CHANGES_NO_OUTPUT = (
     "prepare",
     "model.pretrained",
     "encoder.text_encoder",
+    "encoder.weights",
     "train.valid_answers",
     "train.keep_checkpoints",
     "train.wandb_project",
@@ -135,7 +137,7 @@ CHANGES_NO_OUTPUT = (
     "headline",  # whose trainings are runs of their own
 )
 # Settings that came later, with what was so before: while it is, they do not count, so that finished runs stay finished.
-_AS_BEFORE = {"data.ecg": "own", "eval.ecg": "own"}
+_AS_BEFORE = {"data.ecg": "own", "eval.ecg": "own", "encoder.published_crop": False}
 # The parts of config.json that a stage writes: what its outputs were made with, and where and how it ran.
 _KEPT = {
     "tokenizer report": ("seed", "data", "signal", "tokenizer", "prepare"),
@@ -227,18 +229,21 @@ def reports(settings: Settings, workdir: Workdir) -> Stage:
     Raises ConfigError as `signals` does.
     """
     texts = prepared(settings, workdir).require()
-    inputs = json_digest([texts, *_text_encoder(settings.encoder.text_encoder)])
+    inputs = json_digest([texts, *_encoder_folder(settings.encoder.text_encoder)])
     return Stage("reports", workdir.reports_marker, depends_on("reports", settings), inputs)
 
 
 def pretrained(settings: Settings, workdir: Workdir) -> Stage:
     """The training of an encoder on the segments of what was prepared, and their reports; raises ConfigError as `signals` does.
 
-    Of several processes all must call.
+    Preparation's texts, and tokenizer where a CLIP starts from no weights, count with the segments. Of several processes all
+    must call.
     """
     inputs = signals(settings, workdir).digest()
     if settings.encoder.kind == "merl":
         inputs = json_digest([inputs, reports(settings, workdir).digest()])
+    elif settings.encoder.weights:
+        inputs = json_digest([inputs, *_encoder_folder(settings.encoder.weights)])
     return Stage("pretrain", workdir.pretrain.train_marker, depends_on("pretrain", settings), inputs)
 
 
@@ -376,8 +381,8 @@ def _text_files(folder: Path) -> list[Path]:
     return sorted({file for pattern in _TEXT_FILES for file in folder.glob(pattern) if file.is_file()})
 
 
-def _text_encoder(folder: str) -> tuple[str, ...]:
-    """Of what a BERT's weights, config.json and tokenizer hold; () where there is none."""
+def _encoder_folder(folder: str) -> tuple[str, ...]:
+    """Of what an encoder's weights, config.json and tokenizer hold; () where there is none."""
     if not folder:
         return ()
     from ecgbyte_jax.train.restore import weights_digest

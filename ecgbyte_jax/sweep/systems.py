@@ -93,5 +93,7 @@ def _encoder(given: EncoderConfig, system: System) -> EncoderConfig:
         size="tiny" if given.size == "tiny" else _SIZES.get(system.encoder, "base"),
         patch=given.patch if system.encoder in _PATCHED else 0,
         text_encoder=given.text_encoder if system.encoder == "merl" else "",
+        published_crop=given.published_crop and system.encoder == given.kind,
+        weights=given.weights if system.encoder == given.kind else "",
         pretrained="random" if system.random else "",
     )

@@ -1,7 +1,7 @@
 """Where a model reads vectors in the place of ECG tokens: how many, and the map that makes them, with its encoder's weights."""
 
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from ecgbyte_jax.encoders.config import FEATURES_BY, FOLDER, LEADS
+from ecgbyte_jax.encoders.config import FEATURES_BY, FOLDER, LEADS, EncoderConfig
 from ecgbyte_jax.encoders.ecg_input import EcgInput, make_ecg_input
 from ecgbyte_jax.encoders.encoder import make_encoder
 from ecgbyte_jax.encoders.places import Places, feature_places
@@ -24,7 +24,8 @@ from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.train.checkpoint import Checkpoints, DamagedCheckpointError
 
-_TEXT = "params/encoder/text_in/kernel/value"  # of MERL: [features of a report, D]
+# What reads a text, whose size the settings do not tell: of MERL [features of a report, D], of CLIP [words, D].
+_TEXTS = ("params/encoder/text_in/kernel/value", "params/encoder/text/words/value")
 
 
 def vectors_of(settings: Settings) -> int:
@@ -176,8 +177,9 @@ def _load(settings: Settings, workdir: Workdir, mesh: Mesh) -> dict[tuple, jax.A
         if step is None:
             raise CheckpointError(f"{workdir.pretrain.checkpoints}: no checkpoint there; run --stage=pretrain again")
         _check_origin(checkpoints.about(step)["config"], settings, checkpoints.path(step))
-        text_width, *_ = checkpoints.shapes(step).get(_TEXT, (1,))
-        encoder = nnx.eval_shape(lambda: make_encoder(config, samples, nnx.Rngs(0), text_width))
+        shapes = checkpoints.shapes(step)
+        text_size, *_ = next((shapes[name] for name in _TEXTS if name in shapes), (1,))
+        encoder = nnx.eval_shape(lambda: make_encoder(config, samples, nnx.Rngs(0), text_size))
         params, statistics = nnx.state(encoder, nnx.Param, nnx.BatchStat)
         like = {"params": {"encoder": params}, "statistics": {"encoder": statistics}}
         try:
@@ -191,6 +193,7 @@ def _check_origin(trained: dict[str, Any], settings: Settings, path: Path) -> No
     """Raises ConfigError where an encoder was trained with other sizes, or for other signals."""
     ours = {f"encoder.{name}": getattr(settings.encoder, name) for name in FEATURES_BY}
     ours |= {f"signal.{name}": getattr(settings.signal, name) for name in ("segment_length", "target_rate")}
+    trained = trained | {"encoder": asdict(EncoderConfig()) | trained["encoder"]}  # which may be older than some settings
     for name, value in ours.items():
         part, field = name.split(".")
         if (expected := trained[part][field]) != value:

@@ -190,7 +190,10 @@ def test_agreeing_pairs_have_a_lower_loss_than_pairs_that_do_not(rng):
         ({"kind": "merl"}, r"size: 'base' found with kind 'merl', one of \('resnet18', 'resnet50', 'resnet101', 'tiny'\)"),
         ({"size": "resnet18"}, r"size: 'resnet18' found with kind 'st_mem', one of \('base', 'tiny'\) expected"),
         ({"kind": "merl", "size": "tiny", "patch": 20}, "patch: 20 found with kind 'merl', which has no patches; 0 expected"),
-        ({"text_encoder": "folder"}, "text_encoder: 'folder' found with kind 'st_mem', which reads no reports; '' expected"),
+        (
+            {"text_encoder": "folder"},
+            "text_encoder: 'folder' found with kind 'st_mem', which reads no reports by it; '' expected",
+        ),
     ],
 )
 def test_settings_of_another_kind_are_refused(fields, message):

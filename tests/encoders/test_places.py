@@ -83,3 +83,18 @@ def test_a_vector_is_what_its_shares_of_the_features_make_it():
     shares = query.shares(features)
     np.testing.assert_allclose(query(features), shares @ values, atol=1e-5)
     assert float(jnp.std(shares)) > 0.01
+
+
+@pytest.mark.parametrize("kind, crop", [("vit", False), ("clip", False), ("clip", True)])
+def test_a_square_of_a_picture_is_where_it_was_drawn_from(kind, crop):
+    encoder = EncoderConfig(kind, "tiny", published_crop=crop)
+    places = feature_places(EcgInputConfig("encoder", 3, "query"), encoder, 500)
+    side = 14 if kind == "vit" else 7
+    assert places.by_lead.shape == (side**2, 12) and places.by_sample.shape == (side**2, 500)
+    np.testing.assert_allclose([places.by_lead.sum(1), places.by_sample.sum(1)], 1)
+    whole = places.spread(np.ones(side**2))
+    expected = np.zeros(500)
+    expected[slice(244, 256) if crop else slice(None)] = 1
+    np.testing.assert_allclose(whole / whole.max(), np.broadcast_to(expected, (12, 500)), atol=1e-6)
+    first = places.spread(np.eye(side**2)[side])  # the second row's first square
+    assert np.flatnonzero(first.sum(1)).tolist() == ([0, 1] if kind == "vit" else [1, 2, 3])

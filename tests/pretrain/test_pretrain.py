@@ -199,15 +199,16 @@ def test_a_segment_is_seen_once_an_epoch_and_splits_share_none(pretrained):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["mtae", "merl"])
+@pytest.mark.parametrize("kind", ["mtae", "merl", "vit", "clip"])
 def test_a_step_is_the_same_on_one_device_and_on_eight(kind, rng):
     settings, losses, statistics = Settings.of(encoder_config(kind)), [], []
     batch = {"signals": rng.standard_normal((8, 12, 100)).astype(np.float32)}
-    batch |= {"reports": rng.standard_normal((8, 40)).astype(np.float32)} if kind == "merl" else {}
+    reports = {"merl": rng.standard_normal((8, 40)).astype(np.float32), "clip": rng.integers(0, 40, (8, 77), np.int32)}
+    batch |= {"reports": reports[kind]} if kind in reports else {}
     for devices in (jax.devices(), jax.devices()[:1]):
         mesh = make_mesh(-1, 1, 1, devices)
         with jax.set_mesh(mesh):
-            parts = build_encoder(settings.encoder, 100, 0, mesh, text_width=40)
+            parts = build_encoder(settings.encoder, 100, 0, mesh, text_size=40)
             optimizer, _ = make_optimizer(settings.pretrain_optim, 64, 10)
             state = start_state(parts.params, optimizer, mesh, parts.statistics)
             step = make_encoder_step(parts, optimizer, 0)

@@ -23,8 +23,8 @@ def test_features_are_the_mean_over_a_segments_texts(tmp_path):
     features = ReportFeatures.open(tmp_path / "features.npy", reports)
     assert features.features.shape == (3, 768)
     expected = features.features[[reports.texts.index("A? yes"), reports.texts.index("B? no")]].mean(axis=0)
-    np.testing.assert_allclose(features[0], expected, atol=1e-6)
-    np.testing.assert_array_equal(features[7], features.features[reports.texts.index("yes")])
+    np.testing.assert_allclose(features.row(0, 0), expected, atol=1e-6)
+    np.testing.assert_array_equal(features.row(7, 3), features.features[reports.texts.index("yes")])
 
 
 def test_damaged_features_and_a_corpus_without_reports_are_said(tmp_path):
