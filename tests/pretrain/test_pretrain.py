@@ -188,6 +188,20 @@ def test_merl_falls_and_is_resumed_with_the_statistics_of_its_norms(pretrained, 
     assert all(moved) and len(moved) == 34
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["vit", "clip"])
+def test_a_reader_of_pictures_falls_and_is_resumed(kind, pretrained, prepared, tmp_path, monkeypatch):
+    whole = Workdir(tmp_path / "whole")
+    shutil.copytree(prepared, whole.root)
+    shutil.copytree(pretrained.signals, whole.signals)
+    pretrain(Settings.of(encoder_config(kind)), whole)
+    health = json.loads(whole.pretrain.encoder_health.read_text())
+    assert lines(whole)[-1]["loss"] < 0.95 * lines(whole)[0]["loss"] and health["probe"] > 0
+    if kind == "clip":
+        assert health["loss_of_nothing"] == pytest.approx(np.log(8))
+    check_resumed(kind, whole, prepared, tmp_path, monkeypatch)
+
+
 def test_a_segment_is_seen_once_an_epoch_and_splits_share_none(pretrained):
     manifest = read_manifest(pretrained.shards)
     splits = [segments_of(outlines_of(pretrained.shards, manifest, split)) for split in ("train", "valid", "test")]
@@ -229,10 +243,12 @@ def test_a_step_is_the_same_on_one_device_and_on_eight(kind, rng):
         ("pretrain.batch_size", 12, r"pretrain\.batch_size: 12 found, a multiple of the mesh's"),
         ("encoder.text_encoder", "nowhere", r"encoder\.text_encoder: nowhere/config\.json: No such file or directory"),
         ("pretrain.batch_size", 1, r"pretrain\.batch_size: 1 found with kind 'merl', which contrasts the segments of a batch"),
+        ("encoder.weights", "nowhere", r"encoder\.weights: nowhere/config\.json: No such file .* folder of a CLIP expected"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_a_recording_is_read(prepared, monkeypatch, name, value, message):
-    config = encoder_config("merl" if "merl" in message or "text" in name else "mtae")
+    kinds = {"encoder.text_encoder": "merl", "encoder.weights": "clip"}
+    config = encoder_config("merl" if "merl" in message else kinds.get(name, "mtae"))
     config.update_from_flattened_dict({name: value})
     monkeypatch.setattr(clean, "open_corpus", lambda *_: pytest.fail("recordings were read"))
     with pytest.raises((ConfigError, WeightsError), match=message):
@@ -254,15 +270,16 @@ def test_reports_that_are_all_the_same_are_said(pretrained, monkeypatch):
         pretrain(Settings.of(encoder_config("merl")), pretrained)
 
 
-def test_a_text_encoder_counts_by_its_content_wherever_it_is(pretrained, tmp_path):
+@pytest.mark.parametrize("kind, setting", [("merl", "text_encoder"), ("clip", "weights")])
+def test_a_folder_of_weights_counts_by_its_content_wherever_it_is(kind, setting, pretrained, tmp_path):
     digests = []
     for place, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
         (tmp_path / place).mkdir()
         (tmp_path / place / "model.safetensors").write_bytes(content)
         (tmp_path / place / "config.json").write_text("{}")
-        config = encoder_config("merl")
-        config.encoder.text_encoder = str(tmp_path / place)
+        config = encoder_config(kind)
+        config.encoder[setting] = str(tmp_path / place)
         digests.append(lineage.pretrained(Settings.of(config), pretrained).digest())
-    config.encoder.text_encoder = ""
+    config.encoder[setting] = ""
     digests.append(lineage.pretrained(Settings.of(config), pretrained).digest())
     assert digests[0] == digests[1] and len(set(digests)) == 3

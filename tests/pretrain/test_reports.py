@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from ecgbyte_jax.errors import ShardsError
-from ecgbyte_jax.pretrain.reports import ReportFeatures, Reports, write_features
+from ecgbyte_jax.inputs.text import add_ecg_tokens, train_text_tokenizer
+from ecgbyte_jax.pretrain.reports import ReportFeatures, Reports, ReportTokens, write_features
 from tests.pretrain.test_probe import outline
 
 
@@ -25,6 +26,34 @@ def test_features_are_the_mean_over_a_segments_texts(tmp_path):
     expected = features.features[[reports.texts.index("A? yes"), reports.texts.index("B? no")]].mean(axis=0)
     np.testing.assert_allclose(features.row(0, 0), expected, atol=1e-6)
     np.testing.assert_array_equal(features.row(7, 3), features.features[reports.texts.index("yes")])
+
+
+def test_tokens_are_a_segments_texts_in_any_order_and_77_at_most(tmp_path):
+    asked = [
+        outline([0], "A?", "yes"),
+        outline([0], "B?", "<eos> no"),
+        outline([7], "A?", "yes"),
+        outline([8], "A?", "no " * 90),
+    ]
+    reports = Reports.of(asked)
+    tokenizer = train_text_tokenizer(reports.texts, 300)
+    add_ecg_tokens(tokenizer, 260)
+    tokenizer.save_pretrained(tmp_path)
+    tokens = ReportTokens.of(reports, tmp_path)
+    start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    assert tokens.size == len(tokenizer)
+    orders = set()
+    for batch in range(20):
+        row = tokens.row(0, batch)
+        assert row.dtype == np.int32 and row.shape == (77,)
+        ids = row[row >= 0]
+        assert (row[len(ids) :] == -1).all() and [ids[0], ids[-1]] == [start, end] and end not in ids[:-1]
+        orders.add(tokenizer.decode(ids[1:-1]))
+        np.testing.assert_array_equal(row, tokens.row(0, batch))
+    assert orders == {"A? yesB? <eos> no", "B? <eos> noA? yes"}
+    assert tokenizer.decode(tokens.row(7, 0)[1:-1][tokens.row(7, 0)[1:-1] >= 0][:-1]) == "yes"
+    long = tokens.row(8, 0)
+    assert long.min() >= 0 and long[-1] == end and len(tokens.tokens[tokens.reports.of_segment[8][0]]) == 77
 
 
 def test_damaged_features_and_a_corpus_without_reports_are_said(tmp_path):

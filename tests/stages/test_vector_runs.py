@@ -140,12 +140,12 @@ def test_packed_rows_train_on_vectors_too(trained, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("train_encoder, rank", [(False, 0), (True, 0), (False, 4)])
-def test_a_pretrained_encoder_is_read_again_wherever_its_run_is(trained, tmp_path, train_encoder, rank):
+@pytest.mark.parametrize("kind, train_encoder, rank", [("mlae", False, 0), ("clip", True, 0), ("vit", False, 4)])
+def test_a_pretrained_encoder_is_read_again_wherever_its_run_is(trained, tmp_path, kind, train_encoder, rank):
     """Trained here or elsewhere, frozen or not, an evaluation has the model that was trained."""
     shutil.copytree(trained.root, tmp_path / "w")
     workdir, answers = Workdir(tmp_path / "w"), []
-    more = {"ecg_input.train_encoder": train_encoder, "lora.rank": rank, "encoder.pretrained": ""}
+    more = {"ecg_input.train_encoder": train_encoder, "lora.rank": rank, "encoder.pretrained": "", "encoder.kind": kind}
     pretrain(Settings.of(vector_config("encoder", **more)), workdir)
     shutil.copytree(workdir.root, tmp_path / "elsewhere")
     for place in ("", str(tmp_path / "elsewhere"), "random"):
