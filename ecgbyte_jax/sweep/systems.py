@@ -36,6 +36,8 @@ SYSTEMS = {
     "st_mem": System("ST-MEM: an autoencoder of masked spans of leads", "encoder", "st_mem"),
     "mtae": System("MTAE: an autoencoder of masked spans of time", "encoder", "mtae"),
     "mlae": System("MLAE: an autoencoder of masked leads", "encoder", "mlae"),
+    "vit": System("ViT: an autoencoder of masked squares of the ECG's picture", "encoder", "vit"),
+    "clip": System("CLIP: a reader of the ECG's picture that agrees with reports", "encoder", "clip"),
     "random": System("a random ResNet, frozen", "encoder", "merl", random=True),
     "none": System("no ECG at all", ecg="none"),
 }
