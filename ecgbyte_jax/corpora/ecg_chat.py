@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ecgbyte_jax.corpora.example import Example, Rejected, record_path, split_of
+from ecgbyte_jax.corpora.example import Example, Rejected, split_of, wfdb_record
+from ecgbyte_jax.corpora.source import WfdbRecord
 from ecgbyte_jax.corpora.tables import read_json_list
 from ecgbyte_jax.errors import CorpusError, ExampleError
 
@@ -40,7 +41,7 @@ def _examples(id: str, entry: object, root: Path, published: bool) -> list[Examp
     if not isinstance(entry, dict) or not isinstance(entry.get("ecg"), str) or not isinstance(entry.get("conversations"), list):
         raise ExampleError("an object with the fields ecg (a path) and conversations (a list) expected")
     record = _record(entry["ecg"], root)
-    patient = next((part for part in reversed(record.parts[:-1]) if part[:1] == "p" and part[1:].isdigit()), "")
+    patient = next((part for part in reversed(record.name.split("/")[:-1]) if part[:1] == "p" and part[1:].isdigit()), "")
     if not patient:
         raise ExampleError(f"ecg {entry['ecg']!r} found, a path through the patient's folder (p10000032/...) expected")
     turns = _turns(entry["conversations"], published)
@@ -54,9 +55,9 @@ def _examples(id: str, entry: object, root: Path, published: bool) -> list[Examp
     ]
 
 
-def _record(name: str, root: Path) -> Path:
-    """The record's path below files/, whether or not `name` includes that folder."""
-    return record_path(root, name if PurePosixPath(name).parts[:1] == ("files",) else f"files/{name}")
+def _record(name: str, root: Path) -> WfdbRecord:
+    """The record below files/, whether or not `name` includes that folder."""
+    return wfdb_record(root, name if PurePosixPath(name).parts[:1] == ("files",) else f"files/{name}")
 
 
 def _turns(conversation: list[Any], published: bool) -> list[tuple[str, str]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ecgbyte_jax.corpora.source import SignalSource, WfdbRecord
 from ecgbyte_jax.errors import ExampleError
 from ecgbyte_jax.settings import SPLITS as SPLITS
 
@@ -20,8 +21,8 @@ _DEPTH = 32  # of nested lists and objects
 class Example:
     """One question about one recording, or comparing two, and its answer.
 
-    id: unique in the corpus; patient: of the (first) recording; split: one of SPLITS; records: paths of the WFDB records
-    without extension, in prompt order; meta: the corpus' other fields, as JSON values; its "patients" names each recording's
+    id: unique in the corpus; patient: of the (first) recording; split: one of SPLITS; records: where their signals are, in
+    prompt order; meta: the corpus' other fields, as JSON values; its "patients" names each recording's
     patient if they differ; history: the questions and answers before it in its conversation, previous: the id of the last of
     those. Raises ExampleError if a text is empty, the split unknown, there is no recording, or `meta` cannot be stored.
     """
@@ -29,7 +30,7 @@ class Example:
     id: str
     patient: str
     split: str
-    records: tuple[Path, ...]
+    records: tuple[SignalSource, ...]
     question: str
     answer: str
     meta: dict = field(default_factory=dict)
@@ -64,7 +65,7 @@ class Example:
         """The patients of its recordings."""
         return tuple(self.meta.get("patients", (self.patient,)))
 
-    def owner(self, record: Path) -> str:
+    def owner(self, record: SignalSource) -> str:
         """The patient of one of its recordings."""
         patients = self.patients
         return patients[self.records.index(record) if len(patients) > 1 else 0]
@@ -81,22 +82,22 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A row of a database of recordings; record is the WFDB path without extension."""
+    """A row of a database of recordings."""
 
     patient: str
     split: str
-    record: Path
+    record: SignalSource
     report: str
 
 
-def record_path(root: Path, name: str) -> Path:
-    """The WFDB record `name` in `root`, without extension; raises ExampleError if it is outside the root or not text."""
+def wfdb_record(root: Path, name: str) -> WfdbRecord:
+    """The WFDB record `name`, with or without extension, in `root`; raises ExampleError if it is outside or not text."""
     if not is_text(name):
         raise ExampleError(f"record path {name!r} holds half a character or bytes that are not UTF-8")
     inside = os.path.normpath(name)
     if not name.strip() or os.path.isabs(inside) or inside.split(os.sep)[0] in ("..", ".") or "\0" in name:
         raise ExampleError(f"record path {name!r} found, one inside the data's root expected")
-    return root / (inside[:-4] if inside.endswith((".hea", ".dat")) else inside)
+    return WfdbRecord(root, inside[:-4] if inside.endswith((".hea", ".dat")) else inside)
 
 
 def split_of(patient: str) -> str:

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from ecgbyte_jax.corpora.example import Example, Recording, Rejected, record_path, split_of
+from ecgbyte_jax.corpora.example import Example, Recording, Rejected, split_of, wfdb_record
+from ecgbyte_jax.corpora.source import SignalSource
 from ecgbyte_jax.corpora.tables import read_csv
 from ecgbyte_jax.errors import CorpusError, ExampleError
 
@@ -23,7 +24,7 @@ def read_reports(root: Path, question: str) -> Iterator[Example | Rejected]:
     """
     _find(root, RECORD_LIST)
     reports = _read_measurements(root)
-    seen: set[Path] = set()
+    seen: set[SignalSource] = set()
     for id, recording in read_record_list(root):
         if isinstance(recording, Rejected):
             yield recording
@@ -53,7 +54,7 @@ def read_record_list(root: Path) -> Iterator[tuple[str, Recording | Rejected]]:
         try:
             if not patient:
                 raise ExampleError("the subject_id is empty")
-            yield id, Recording(patient, split_of(patient), record_path(root, row["path"]), "")
+            yield id, Recording(patient, split_of(patient), wfdb_record(root, row["path"]), "")
         except ExampleError as error:
             yield id, Rejected(id, str(path), f"line {line}: {error}")
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from ecgbyte_jax.corpora.example import Example, Rejected, is_text, record_path, split_of
+from ecgbyte_jax.corpora.example import Example, Rejected, is_text, split_of, wfdb_record
 from ecgbyte_jax.corpora.tables import read_csv, read_jsonl
 from ecgbyte_jax.errors import CorpusError, ExampleError
 
@@ -101,7 +101,7 @@ def _example(id: str, row: dict, root: Path) -> Example:
     names = row["record"] if isinstance(row["record"], list) else [row["record"]]
     if not all(isinstance(value, str) for value in (*names, row["question"], row["answer"])) or len(names) > 2:
         raise ExampleError("record (one, or a list of two), question and answer as texts expected")
-    records = tuple(record_path(root, name) for name in names)
+    records = tuple(wfdb_record(root, name) for name in names)
     patients = _patients(row, len(records))
     split = _common_split(patients) if row.get("split") in (None, "") else row["split"]
     meta = {k: v for k, v in row.items() if k not in (*_FIELDS, "messages", "patients", "split", "id") and v is not None}

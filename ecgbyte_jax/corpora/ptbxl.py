@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ecgbyte_jax.corpora.example import Example, Recording, Rejected, record_path
+from ecgbyte_jax.corpora.example import Example, Recording, Rejected, wfdb_record
+from ecgbyte_jax.corpora.source import SignalSource
 from ecgbyte_jax.corpora.tables import read_csv
 from ecgbyte_jax.errors import CorpusError, ExampleError
 
@@ -27,7 +28,7 @@ def read_reports(
     `read_database`, or if the translations are missing.
     """
     reports = _read_translations(translations) if translations else None
-    seen: set[Path] = set()
+    seen: set[SignalSource] = set()
     for id, recording in read_database(root, sample_rate, published_split):
         if isinstance(recording, Rejected):
             yield recording
@@ -81,7 +82,7 @@ def _recording(row: dict[str, str], line: int, root: Path, column: str, last_tra
         return id, Rejected(id, file, reason)
     split = "train" if fold <= last_train else "valid" if fold == last_train + 1 else "test"
     try:
-        return id, Recording(patient, split, record_path(root, row[column]), row["report"])
+        return id, Recording(patient, split, wfdb_record(root, row[column]), row["report"])
     except ExampleError as error:
         return id, Rejected(id, file, f"line {line}: {error}")
 

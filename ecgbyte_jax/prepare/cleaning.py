@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ecgbyte_jax.ecg.records import read_record
+from ecgbyte_jax.corpora.source import SignalSource
 from ecgbyte_jax.ecg.signal import clean, segment
 from ecgbyte_jax.ecg.symbols import Quantizer
 from ecgbyte_jax.errors import CorpusError, RecordError
@@ -42,13 +42,13 @@ class Cleaning:
         """Cuts a clean signal [12, N] into segments float64 [S, 12, T]; raises RecordError if it is shorter than one."""
         return segment(signal, self.signal.segment_length)[: self.max_segments or None]
 
-    def whole(self, record: str) -> tuple[np.ndarray, float]:
+    def whole(self, record: SignalSource) -> tuple[np.ndarray, float]:
         """Reads and cleans one recording: float64 [12, N] in mV, and its rate in Hz.
 
         Raises RecordError if it is unusable, and CorpusError if its files are temporarily unreadable.
         """
         try:
-            recording = read_record(record)
+            recording = record.read()
         except RecordError as error:
             if isinstance(error.__cause__, OSError) and error.__cause__.errno not in _PERMANENT:
                 raise CorpusError(f"{error}; fix that, or move the file away, then run the same command again") from error
@@ -76,7 +76,7 @@ class Task:
     """
 
     cleaning: Cleaning
-    records: tuple[str, ...]
+    records: tuple[SignalSource, ...]
     keys: tuple[int, ...]
     first: int
     seed: int
@@ -105,13 +105,13 @@ class TaskMaker:
         return cls(cleaning, settings.prepare.task_records, settings.data_seed, folder, cleaning.features_in(folders))
 
     def tasks(
-        self, records: list[Path], keys: np.ndarray, quantizer: Quantizer | None = None, cache: Path = Path()
+        self, records: list[SignalSource], keys: np.ndarray, quantizer: Quantizer | None = None, cache: Path = Path()
     ) -> list[Task]:
         """Splits recordings, with their keys uint64 [R], into tasks of `prepare.task_records`."""
         return [
             Task(
                 self.cleaning,
-                tuple(map(str, records[first : first + self.size])),
+                tuple(records[first : first + self.size]),
                 tuple(keys[first : first + self.size].tolist()),
                 first,
                 self.seed,

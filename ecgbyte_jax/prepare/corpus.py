@@ -14,6 +14,7 @@ import numpy as np
 from ecgbyte_jax.corpora.demo import write_demo
 from ecgbyte_jax.corpora.example import Example, Rejected, published_splits
 from ecgbyte_jax.corpora.read import read_corpus
+from ecgbyte_jax.corpora.source import SignalSource
 from ecgbyte_jax.errors import ConfigError, CorpusError
 from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.prepare.symbol_cache import record_key
@@ -55,7 +56,7 @@ class Corpus:
     folders: Folders
     quarantine: Path
     max_bad_fraction: float
-    _keys: dict[Path, int] = field(default_factory=dict)
+    _keys: dict[SignalSource, int] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -110,7 +111,7 @@ class Corpus:
 
     def check_recordings(self, published_split: bool) -> None:
         """Raises CorpusError, naming two examples, if a recording has two patients or, unless as published, two splits."""
-        first: dict[Path, Example] = {}
+        first: dict[SignalSource, Example] = {}
         for example in self.examples:
             for record in example.records:
                 earlier = first.setdefault(record, example)
@@ -122,15 +123,15 @@ class Corpus:
                         "expected: correct them, or name both patients of a comparison in the field patients"
                     )
 
-    def records(self, split: str | None = None) -> list[Path]:
+    def records(self, split: str | None = None) -> list[SignalSource]:
         """Returns the distinct recordings (of one split), in order of first use."""
         return list(dict.fromkeys(record for e in self.examples if split in (None, e.split) for record in e.records))
 
-    def keys(self, records: list[Path]) -> np.ndarray:
-        """Returns the cache's keys of recordings, uint64 [R]; each file is examined only once, as networks are slow."""
+    def keys(self, records: list[SignalSource]) -> np.ndarray:
+        """Returns the cache's keys of recordings, uint64 [R]; each is examined only once, as networks are slow."""
         for record in records:
             if record not in self._keys:
-                self._keys[record] = record_key(record, self.folders.root, self.folders.made_by)
+                self._keys[record] = record_key(record, self.folders.made_by)
         return np.array([self._keys[record] for record in records], np.uint64)
 
     def set_aside(self, bad: list[Rejected]) -> None:
@@ -157,7 +158,7 @@ class Corpus:
         """SHA-256 of the examples and of their recordings' keys."""
         total = hashlib.sha256()
         for example in self.examples:
-            names = [os.path.relpath(record, self.folders.root) for record in example.records]
+            names = [record.name for record in example.records]
             row = [example.id, example.patient, example.split, names, example.question, example.answer, example.meta]
             row += [example.history, example.previous] if example.history else []
             total.update(json.dumps(row).encode() + b"\n")

@@ -7,11 +7,11 @@ cache are not cleaned again. Axes: S segments per recording, L leads (12), T sam
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from ecgbyte_jax.corpora.example import Rejected
+from ecgbyte_jax.corpora.source import SignalSource
 from ecgbyte_jax.ecg.features import features
 from ecgbyte_jax.ecg.symbols import Quantizer
 from ecgbyte_jax.errors import CorpusError, RecordError
@@ -30,17 +30,17 @@ class Signals:
 
     quantizer: Quantizer
     cache: SymbolCache
-    rows: dict[Path, int]
+    rows: dict[SignalSource, int]
 
-    def place(self, record: Path) -> Place:
+    def place(self, record: SignalSource) -> Place:
         """Returns where a recording's symbols are."""
         return self.cache.place(self.rows[record])
 
-    def symbols(self, record: Path) -> np.ndarray:
+    def symbols(self, record: SignalSource) -> np.ndarray:
         """Reads the symbols uint8 [S, 12, T] of one recording."""
         return self.place(record).read()
 
-    def count(self, records: list[Path], field: str) -> int:
+    def count(self, records: list[SignalSource], field: str) -> int:
         """Sums a field of the cache's table over recordings."""
         return int(self.cache.table[field][[self.rows[record] for record in records]].sum())
 
@@ -52,7 +52,9 @@ class Signals:
         return f"{clipped} of {samples} ({clipped / samples:.2%}), outside {low:.2f} to {high:.2f} mV"
 
 
-def quantize(maker: TaskMaker, corpus: Corpus, quantizer: Quantizer, run: Run, measured: Iterable[Path] = ()) -> Signals:
+def quantize(
+    maker: TaskMaker, corpus: Corpus, quantizer: Quantizer, run: Run, measured: Iterable[SignalSource] = ()
+) -> Signals:
     """Cleans and quantises every recording that is not in the cache; rejects the examples of unusable ones.
 
     Recordings in `measured` also have their features written when they are cleaned. Raises CorpusError if too many examples

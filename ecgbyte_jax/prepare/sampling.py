@@ -4,11 +4,11 @@ Axes: R recordings, F features (24 per lead).
 """
 
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ecgbyte_jax.corpora.source import SignalSource
 from ecgbyte_jax.ecg.features import features as measure
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.files import read_arrays, write_arrays
@@ -31,7 +31,7 @@ _VARIANCE = 0.95
 _STARTS, _BATCH = 10, 1024  # of k-means
 
 
-def candidates(tokenizer: TokenizerSettings, corpus: Corpus, seed: int) -> list[Path]:
+def candidates(tokenizer: TokenizerSettings, corpus: Corpus, seed: int) -> list[SignalSource]:
     """Draws the training recordings to be measured and clustered; none if the sampling needs no clusters.
 
     They are drawn before cleaning, so that they can be measured during it; some may prove unusable. Raises ConfigError if
@@ -46,7 +46,9 @@ def candidates(tokenizer: TokenizerSettings, corpus: Corpus, seed: int) -> list[
     return [records[i] for i in np.sort(drawn)]
 
 
-def choose(tokenizer: TokenizerSettings, maker: TaskMaker, corpus: Corpus, drawn: list[Path], run: Run) -> list[Path]:
+def choose(
+    tokenizer: TokenizerSettings, maker: TaskMaker, corpus: Corpus, drawn: list[SignalSource], run: Run
+) -> list[SignalSource]:
     """Chooses usable training recordings by `tokenizer.sampling` and the seed, in corpus order.
 
     drawn: the result of `candidates`.
@@ -63,7 +65,7 @@ def choose(tokenizer: TokenizerSettings, maker: TaskMaker, corpus: Corpus, drawn
     return [clustered[i] for i in sample_evenly(clusters, count, rng)]
 
 
-def _clusters(max_clusters: int, maker: TaskMaker, corpus: Corpus, records: list[Path], run: Run) -> np.ndarray:
+def _clusters(max_clusters: int, maker: TaskMaker, corpus: Corpus, records: list[SignalSource], run: Run) -> np.ndarray:
     """The cluster int [R] of each recording, cached next to the features."""
     keys = corpus.keys(records)
     name = json_digest([_VERSION, max_clusters, maker.seed, keys.tolist()])[:24]
@@ -130,7 +132,7 @@ def sample_evenly(clusters: np.ndarray, count: int, rng: np.random.Generator) ->
     return np.sort(np.concatenate([chosen, rest]).astype(int))
 
 
-def _features(maker: TaskMaker, records: list[Path], keys: np.ndarray, run: Run) -> np.ndarray:
+def _features(maker: TaskMaker, records: list[SignalSource], keys: np.ndarray, run: Run) -> np.ndarray:
     """float64 [R, F]; recordings cached without features are cleaned again, in tasks."""
     measured = read_features(maker.features, keys)
     missing = [i for i, key in enumerate(keys.tolist()) if key not in measured]

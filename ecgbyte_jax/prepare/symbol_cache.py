@@ -1,13 +1,12 @@
 """The symbols of clean recordings on disk, by the settings that made them, so that nothing is cleaned twice.
 
 A part is a file of a few hundred recordings: a head with a table, then the symbols, one byte per sample. Parts are written
-atomically and never changed; a recording is found in any part by a key from its files' names, sizes and times.
+atomically and never changed; a recording is found in any part by a key from its name and its files' sizes and times.
 Axes: S segments per recording, L leads (12), T samples per segment, R recordings.
 """
 
 import hashlib
 import json
-import os
 import struct
 import zlib
 from collections.abc import Iterable
@@ -17,6 +16,7 @@ from pathlib import Path
 import msgpack
 import numpy as np
 
+from ecgbyte_jax.corpora.source import SignalSource
 from ecgbyte_jax.ecg.records import LEADS
 from ecgbyte_jax.errors import RecordError, ShardsError
 from ecgbyte_jax.files import write_whole
@@ -56,40 +56,13 @@ class Place:
         return symbols.reshape(shape)
 
 
-def record_key(record: Path, root: Path, made_by: str = "") -> int:
-    """Returns a 64-bit key that changes with the name in `root`, size or time of any of the recording's files.
+def record_key(record: SignalSource, made_by: str = "") -> int:
+    """Returns a 64-bit key that changes with the recording's name and fingerprint.
 
-    It also changes if one is added or removed. They are its .hea and .dat, or without that .dat those named in the header.
     made_by: identifies how this project made the recording, and replaces the times; "" for a recording from elsewhere.
     """
-    times = not made_by
-    identity: list[object] = [
-        os.path.relpath(record, root),
-        made_by,
-        *(_fingerprint(f"{record}{end}", times) for end in (".hea", ".dat")),
-    ]
-    if identity[-1] is None:
-        identity += [[name, _fingerprint(record.parent / name, times)] for name in _named_files(Path(f"{record}.hea"))]
+    identity = [record.name, made_by, *record.fingerprint(times=not made_by)]
     return int.from_bytes(hashlib.blake2b(json.dumps(identity).encode(), digest_size=8).digest(), "little")
-
-
-def _fingerprint(path: str | Path, times: bool) -> list[int] | None:
-    """[bytes, time in ns] of a file; None if it does not exist."""
-    try:
-        stat = os.stat(path)
-    except (OSError, ValueError):  # ValueError: a NUL in a header's name
-        return None
-    return [stat.st_size, stat.st_mtime_ns] if times else [stat.st_size]
-
-
-def _named_files(header: Path) -> list[str]:
-    """The files named in a WFDB header: signal files (x.mat), or the headers and signal files of its segments."""
-    try:
-        lines = header.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    names = [line.split()[0] for line in lines if line.strip() and not line.startswith("#")][1:]
-    return [name + ending for name in dict.fromkeys(names) for ending in (("",) if "." in name else (".hea", ".dat"))]
 
 
 def write_part(folder: Path, samples: int, rows: Iterable[tuple[int, np.ndarray | RecordError, dict]]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ecgbyte_jax.corpora.source import SignalSource
 from ecgbyte_jax.ecg.bpe import BPE
 from ecgbyte_jax.ecg.published import published_id
 from ecgbyte_jax.ecg.records import LEADS
@@ -21,11 +22,11 @@ _SEGMENTS = 2000  # per side, drawn at random, on which compression is measured
 _SIDES = ("training", "unseen")
 
 
-def _side(record: Path, train: set[Path]) -> str:
+def _side(record: SignalSource, train: set[SignalSource]) -> str:
     return "training" if record in train else "unseen"
 
 
-def restoration_errors(signals: Signals, train: set[Path]) -> dict[str, dict[str, dict[str, float]]]:
+def restoration_errors(signals: Signals, train: set[SignalSource]) -> dict[str, dict[str, dict[str, float]]]:
     """Returns {side: {lead: {"worst", "mean"}}}: the absolute error of restored signals in mV."""
     sides = {}
     for side in _SIDES:
@@ -38,7 +39,7 @@ def restoration_errors(signals: Signals, train: set[Path]) -> dict[str, dict[str
     return sides
 
 
-def draw_segments(signals: Signals, train: set[Path], seed: int) -> dict[str, np.ndarray]:
+def draw_segments(signals: Signals, train: set[SignalSource], seed: int) -> dict[str, np.ndarray]:
     """Draws segments of each side, flattened, uint8 [S, 12 T]."""
     rng = np.random.default_rng(seed)
     sides = {}

@@ -2,8 +2,8 @@
 
 import hashlib
 import warnings
-from pathlib import Path
 
+from ecgbyte_jax.corpora.source import SignalSource
 from ecgbyte_jax.ecg.bpe import BPE
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer, Training
 from ecgbyte_jax.prepare.quantize import Signals
@@ -11,7 +11,9 @@ from ecgbyte_jax.run.console import progress
 from ecgbyte_jax.settings import TokenizerSettings
 
 
-def train_tokenizer(tokenizer: TokenizerSettings, segment_length: int, signals: Signals, records: list[Path]) -> ECGTokenizer:
+def train_tokenizer(
+    tokenizer: TokenizerSettings, segment_length: int, signals: Signals, records: list[SignalSource]
+) -> ECGTokenizer:
     """Trains BPE on the recordings' segments of `segment_length` samples."""
     digest = hashlib.sha256()
     for record in records:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ecgbyte_jax.corpora.example import Example
+from ecgbyte_jax.corpora.source import SignalSource
 from ecgbyte_jax.ecg.bpe import BPE
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.inputs.shards import Written, ecg_to_bytes, write_shard
@@ -35,7 +36,9 @@ class EcgTask:
         return [[Path(p.part).name, p.offset, p.segments, p.samples, p.crc] for p in self.places]
 
 
-def write_ecg(shards: Path, summaries: Path, tokenizer: Path, signals: Signals, records: list[Path], run: Run) -> "EcgShards":
+def write_ecg(
+    shards: Path, summaries: Path, tokenizer: Path, signals: Signals, records: list[SignalSource], run: Run
+) -> "EcgShards":
     """Encodes and writes all segments of the recordings, in order. Raises ShardsError, TokenizerError or OSError."""
     counts = [signals.place(record).segments for record in records]
     chunks = [*in_chunks(records, counts, _ECG_SEGMENTS)]
@@ -54,7 +57,7 @@ class EcgShards:
 
     written: dict[str, Written]
     lengths: np.ndarray
-    segments: dict[Path, tuple[int, int]]
+    segments: dict[SignalSource, tuple[int, int]]
 
     def of(self, example: Example) -> tuple[tuple[tuple[int, int], ...], ...]:
         """Returns (segment number, tokens) of each ECG in each segment of the example, as many as its shorter recording has."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ecgbyte_jax.corpora.source import SignalSource
 from ecgbyte_jax.errors import CorpusError
 from ecgbyte_jax.inputs.shards import Written, signal_to_bytes, write_shard
 from ecgbyte_jax.prepare.cleaning import Cleaning
@@ -29,20 +30,20 @@ class SignalTask:
 
     target: Target
     cleaning: Cleaning
-    records: tuple[str, ...]
+    records: tuple[SignalSource, ...]
     segments: tuple[int, ...]
 
     def identity(self) -> list:
         """Returns what is read and how."""
-        return [self.cleaning.digest(), self.records, self.segments]
+        return [self.cleaning.digest(), [record.name for record in self.records], self.segments]
 
 
 def write_signals(
-    folder: Path, tokenizer: Path, cleaning: Cleaning, signals: Signals, records: list[Path], run: Run
+    folder: Path, tokenizer: Path, cleaning: Cleaning, signals: Signals, records: list[SignalSource], run: Run
 ) -> list[Written]:
     """Cleans all recordings again and writes their segments, in the order of the shards; raises CorpusError or ShardsError."""
     counts = [signals.place(record).segments for record in records]
-    chunks = [*in_chunks([*zip(map(str, records), counts)], counts, _SEGMENTS)]
+    chunks = [*in_chunks([*zip(records, counts)], counts, _SEGMENTS)]
     targets = make_targets(folder, folder / SUMMARIES, tokenizer, "signals", len(chunks))
     tasks = (SignalTask(target, cleaning, *zip(*chunk)) for target, chunk in zip(targets, chunks))
     summaries = collect(run(write_part, tasks), "write signals", [len(chunk) for chunk in chunks])

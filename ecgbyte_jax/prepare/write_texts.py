@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ecgbyte_jax.corpora.example import SPLITS, Example, Rejected
+from ecgbyte_jax.corpora.source import SignalSource
 from ecgbyte_jax.errors import ExampleError
 from ecgbyte_jax.inputs.form import Form, fit, open_form
 from ecgbyte_jax.inputs.prompt import Dialogue, PromptIds, share_room
@@ -119,7 +120,7 @@ def in_units(examples: list[Example], how: TextForm) -> list[Unit]:
         else:
             conversations.append([example])
     units: list[Unit] = []
-    lone: dict[tuple[Path, ...], list[Example]] = {}
+    lone: dict[tuple[SignalSource, ...], list[Example]] = {}
     for asked in conversations:
         if how.together > 1 and len(asked[-1].turns) == 1:
             lone.setdefault(asked[0].records, []).extend(asked)

@@ -17,6 +17,7 @@ from flax import nnx
 import ecgbyte_jax
 from ecgbyte_jax.corpora.example import Example
 from ecgbyte_jax.corpora.read import CORPORA, read_corpus
+from ecgbyte_jax.corpora.source import SignalSource
 from ecgbyte_jax.ecg.symbols import Quantizer
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.errors import ConfigError, EcgByteError, ReportError
@@ -196,7 +197,7 @@ def _originals(
     originals: list[list[np.ndarray] | None] = []
     for row, view in zip(rows, example_views):
         try:
-            signals = [cleaning.cut(cleaning.whole(str(path))[0])[row["segment"]] for path in records.get(row["id"], ())]
+            signals = [cleaning.cut(cleaning.whole(record)[0])[row["segment"]] for record in records.get(row["id"], ())]
         except (EcgByteError, IndexError):
             signals = []
         same = (
@@ -212,7 +213,7 @@ def _originals(
     return originals
 
 
-def _records_of(settings: Settings, workdir: Workdir, ids: set[str]) -> dict[str, tuple[Path, ...]]:
+def _records_of(settings: Settings, workdir: Workdir, ids: set[str]) -> dict[str, tuple[SignalSource, ...]]:
     """The recordings of the corpus' examples with these ids; raises CorpusError where the corpus is missing."""
     folders, records = Folders.of(settings, workdir), {}
     if ids:
@@ -270,5 +271,5 @@ def _first_segment(settings: Settings, workdir: Workdir) -> tuple[str, np.ndarra
     example = next((item for item in items if isinstance(item, Example)), None)
     if example is None:
         raise ReportError(f"{folders.root}: no usable example found")
-    signal, rate = Cleaning.of(settings).whole(str(example.records[0]))
+    signal, rate = Cleaning.of(settings).whole(example.records[0])
     return example.records[0].name, signal[:, : settings.signal.segment_length], rate

@@ -4,6 +4,7 @@ import pytest
 
 from ecgbyte_jax.corpora.ecg_chat import read_conversations
 from ecgbyte_jax.corpora.example import Example, Rejected, split_of
+from ecgbyte_jax.corpora.source import WfdbRecord
 from ecgbyte_jax.errors import CorpusError
 from tests.corpora.layouts import write_json
 
@@ -24,7 +25,7 @@ def read(tmp_path, *entries):
 def test_a_conversation_becomes_an_example(tmp_path, prefix):
     (example,) = read(tmp_path, entry("What is this?\n<ecg>", "Sinus rhythm.\n", ecg=prefix + ECG))
     assert example == Example(
-        "0/0", "p10000032", split_of("p10000032"), (tmp_path / "files" / ECG,), "What is this?", "Sinus rhythm.",
+        "0/0", "p10000032", split_of("p10000032"), (WfdbRecord(tmp_path, f"files/{ECG}"),), "What is this?", "Sinus rhythm.",
         {"conversation": "0", "turn": 0},
     )  # fmt: skip
 

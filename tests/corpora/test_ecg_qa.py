@@ -10,6 +10,7 @@ from ecgbyte_jax.corpora.demo import write_demo
 from ecgbyte_jax.corpora.ecg_qa import read_published_questions, read_questions
 from ecgbyte_jax.corpora.example import Example, Rejected
 from ecgbyte_jax.corpora.ptbxl import read_database
+from ecgbyte_jax.corpora.source import WfdbRecord
 from ecgbyte_jax.errors import CorpusError
 
 SINGLE = ("single-verify", "single-choose", "single-query")
@@ -38,7 +39,7 @@ def test_questions_are_joined_with_their_recordings(demo):
     first = read(demo)[0]
     row = json.loads((demo[0] / "ptbxl/template/train/00000.json").read_text())[0]
     assert first == Example(
-        "train/00000/0", "1", "train", (demo[1] / "records500/00000/00001_hr",), row["question"], row["answer"][0],
+        "train/00000/0", "1", "train", (WfdbRecord(demo[1], "records500/00000/00001_hr"),), row["question"], row["answer"][0],
         {"question_type": "single-verify", "template_id": 0, "attribute_type": "scp_code"},
     )  # fmt: skip
 
@@ -50,7 +51,10 @@ def test_only_the_requested_types_are_read(demo):
 def test_a_comparison_has_both_recordings_and_patients(demo):
     edit(demo, lambda row: row | {"ecg_id": [1, 5], "question_type": "comparison_irrelevant-verify"})
     (example,) = read(demo, ("comparison_irrelevant-verify",))
-    assert [record.name for record in example.records] == ["00001_hr", "00005_hr"] and example.patients == ("1", "3")
+    assert [record.name for record in example.records] == [
+        "records500/00000/00001_hr",
+        "records500/00000/00005_hr",
+    ] and example.patients == ("1", "3")
 
 
 def test_a_comparison_across_folds_is_rejected(demo):
@@ -179,6 +183,7 @@ def test_the_real_comparisons_are_read(shared):
     assert all(isinstance(e, Example) for e in items)
     assert Counter((e.split, len(e.records)) for e in items) == {("train", 1): 413, ("train", 2): 166, ("valid", 2): 10}
     last = items[578]
-    assert [record.name for record in last.records] == ["00191_hr", "00328_hr"] and last.answer.startswith(
-        "pr interval rr interval"
-    )
+    assert [record.name for record in last.records] == [
+        "records500/00000/00191_hr",
+        "records500/00000/00328_hr",
+    ] and last.answer.startswith("pr interval rr interval")

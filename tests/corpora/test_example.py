@@ -3,7 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ecgbyte_jax.corpora.example import Example, published_splits, record_path, split_of
+from ecgbyte_jax.corpora.example import Example, published_splits, split_of, wfdb_record
+from ecgbyte_jax.corpora.source import WfdbRecord
 from ecgbyte_jax.errors import ExampleError
 
 ROOT = Path("/data")
@@ -12,12 +13,12 @@ ROOT = Path("/data")
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/../../b", "", ".", "a\0b"])
 def test_a_path_that_leaves_the_root_is_refused(name):
     with pytest.raises(ExampleError, match="inside the data's root"):
-        record_path(ROOT, name)
+        wfdb_record(ROOT, name)
 
 
 @pytest.mark.parametrize("name", ["a/b", "a/b.hea", "a/b.dat", "a/../a/b", "./a/b"])
 def test_a_path_inside_is_the_record_without_extension(name):
-    assert record_path(ROOT, name) == ROOT / "a/b"
+    assert wfdb_record(ROOT, name) == WfdbRecord(ROOT, "a/b")
 
 
 def test_patients_are_split_by_their_names_alone():
@@ -38,6 +39,6 @@ def test_the_published_split_is_scikit_learn_s():
 
 def test_half_a_character_is_refused():
     with pytest.raises(ExampleError, match="half a character"):
-        Example("1", "p", "train", (ROOT / "a",), "why?", "\ud800")
+        Example("1", "p", "train", (WfdbRecord(ROOT, "a"),), "why?", "\ud800")
     with pytest.raises(ExampleError, match="no recording"):
         Example("1", "p", "train", (), "why?", "so")

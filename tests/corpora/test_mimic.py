@@ -2,6 +2,7 @@ import pytest
 
 from ecgbyte_jax.corpora.example import Example, Rejected, split_of
 from ecgbyte_jax.corpora.mimic import read_reports
+from ecgbyte_jax.corpora.source import WfdbRecord
 from ecgbyte_jax.errors import CorpusError
 from tests.corpora.layouts import mimic_name, write_csv
 
@@ -22,7 +23,7 @@ def write(root, *changes, reports=True):
 def test_a_recording_becomes_an_example_with_its_lines_joined(tmp_path):
     write(tmp_path)
     items = list(read_reports(tmp_path, "why?"))
-    record = tmp_path / "files/p1000/p10000032/s1/1"
+    record = WfdbRecord(tmp_path, "files/p1000/p10000032/s1/1")
     assert items[0] == Example("1", "10000032", split_of("10000032"), (record,), "why?", "Line 1. End")
     assert len(items) == 3 and items[0].split == items[1].split
 

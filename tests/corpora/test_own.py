@@ -5,6 +5,7 @@ import pytest
 
 from ecgbyte_jax.corpora.example import Example, Rejected, split_of
 from ecgbyte_jax.corpora.own import read_table
+from ecgbyte_jax.corpora.source import WfdbRecord
 from ecgbyte_jax.errors import CorpusError
 from ecgbyte_jax.inputs.prompt import Text
 from ecgbyte_jax.inputs.shards import Sequence
@@ -25,7 +26,7 @@ def jsonl(path, *rows):
 def test_csv_and_jsonl_give_the_same_examples(tmp_path):
     write_csv(tmp_path / "t.csv", [GOOD])
     (example,) = read_table(tmp_path / "t.csv", tmp_path)
-    assert example == Example("line 2", "P7", "valid", (tmp_path / "a/r1",), "why?", "so")
+    assert example == Example("line 2", "P7", "valid", (WfdbRecord(tmp_path, "a/r1"),), "why?", "so")
     (same,) = jsonl(tmp_path / "t.jsonl", GOOD | {"id": "line 2"})
     assert same == example
 
@@ -38,7 +39,7 @@ def test_without_a_split_patients_are_split_by_a_hash_and_other_fields_are_kept(
 
 def test_two_records_are_a_comparison(tmp_path):
     (example,) = jsonl(tmp_path / "t.jsonl", GOOD | {"record": ["r1", "r2"]})
-    assert example.records == (tmp_path / "r1", tmp_path / "r2")
+    assert example.records == (WfdbRecord(tmp_path, "r1"), WfdbRecord(tmp_path, "r2"))
 
 
 @pytest.mark.parametrize(

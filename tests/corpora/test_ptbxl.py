@@ -5,6 +5,7 @@ import pytest
 
 from ecgbyte_jax.corpora.example import Example, Rejected
 from ecgbyte_jax.corpora.ptbxl import DATABASE, read_reports
+from ecgbyte_jax.corpora.source import WfdbRecord
 from ecgbyte_jax.errors import CorpusError
 
 COLUMNS = ["ecg_id", "patient_id", "report", "strat_fold", "filename_lr", "filename_hr"]
@@ -22,7 +23,7 @@ def changed(**fields):
 
 def test_a_row_becomes_an_example(tmp_path):
     write(tmp_path, GOOD)
-    record = tmp_path / "records500/00000/00007_hr"
+    record = WfdbRecord(tmp_path, "records500/00000/00007_hr")
     assert list(read_reports(tmp_path, 500, "why?")) == [Example("7", "15709", "train", (record,), "why?", "sinus rhythm")]
 
 
@@ -43,7 +44,7 @@ def test_a_row_that_is_not_utf_8_is_rejected(tmp_path):
 
 def test_100_hz_reads_the_other_files(tmp_path):
     write(tmp_path, GOOD)
-    assert next(read_reports(tmp_path, 100, "why?")).records == (tmp_path / "records100/00000/00007_lr",)
+    assert next(read_reports(tmp_path, 100, "why?")).records == (WfdbRecord(tmp_path, "records100/00000/00007_lr"),)
 
 
 @pytest.mark.parametrize("fold, split", [("1", "train"), ("8", "train"), ("9", "valid"), ("10", "test")])

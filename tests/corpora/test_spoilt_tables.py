@@ -15,6 +15,7 @@ from ecgbyte_jax.corpora.ecg_chat import read_conversations
 from ecgbyte_jax.corpora.ecg_qa import read_published_questions, read_questions
 from ecgbyte_jax.corpora.example import Example, Recording, Rejected
 from ecgbyte_jax.corpora.own import read_table
+from ecgbyte_jax.corpora.source import WfdbRecord
 from ecgbyte_jax.errors import CorpusError
 from ecgbyte_jax.evaluate.generations import Answer, make_row
 from ecgbyte_jax.evaluate.metrics import is_closed
@@ -174,7 +175,10 @@ def test_every_row_of_a_spoilt_csv_table_is_an_example_or_rejected_or_the_table_
 @pytest.mark.slow
 @pytest.mark.parametrize("published", [False, True])
 def test_every_spoilt_question_of_ecg_qa_is_an_example_or_rejected(tmp_path, published):
-    recordings = [("1", Recording("P1", "train", tmp_path / "r1", "")), ("2", Recording("P2", "test", tmp_path / "r2", ""))]
+    recordings = [
+        ("1", Recording("P1", "train", WfdbRecord(tmp_path, "r1"), "")),
+        ("2", Recording("P2", "test", WfdbRecord(tmp_path, "r2"), "")),
+    ]
     (tmp_path / "template/train").mkdir(parents=True)
     (tmp_path / "paraphrased/train").mkdir(parents=True)
     (tmp_path / "paraphrased/train/00000.json").write_text("[]")

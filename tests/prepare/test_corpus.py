@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ecgbyte_jax.corpora.example import Example, published_splits
+from ecgbyte_jax.corpora.source import WfdbRecord
 from ecgbyte_jax.errors import CorpusError
 from ecgbyte_jax.prepare.corpus import Corpus, Folders, open_corpus
 from ecgbyte_jax.run.workdir import Workdir
@@ -25,7 +26,7 @@ def opened(config, folder: Path) -> Corpus:
 
 def example(id: str, split: str, patients: list[str], *records: str) -> Example:
     meta = {"patients": patients} if len(patients) > 1 else {}
-    return Example(id, patients[0], split, tuple(Path("root", name) for name in records), "why?", "so", meta)
+    return Example(id, patients[0], split, tuple(WfdbRecord(Path("root"), name) for name in records), "why?", "so", meta)
 
 
 def test_a_recording_in_two_splits_or_of_two_patients_is_refused_by_name():

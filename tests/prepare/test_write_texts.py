@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ecgbyte_jax.corpora.example import Example
+from ecgbyte_jax.corpora.source import WfdbRecord
 from ecgbyte_jax.inputs.chat import Chat
 from ecgbyte_jax.inputs.prompt import Dialogue, PromptIds
 from ecgbyte_jax.prepare.write_texts import TextForm, Unit, _split, in_units
@@ -15,7 +16,7 @@ HOW = TextForm("chat", "", 256, True, 1, 0, PromptIds(1, 2, 0, 3, 4, np.arange(5
 
 
 def about(number: int, record: str, question: str, history=(), previous: str = "") -> Example:
-    return Example(f"e{number}", "p", "train", (Path(record),), question, f"a{number}", {}, history, previous)
+    return Example(f"e{number}", "p", "train", (WfdbRecord(Path(), record),), question, f"a{number}", {}, history, previous)
 
 
 TALK = [about(0, "r", "one?"), about(1, "r", "two?", (("one?", "a0"),), "e0")]

@@ -9,6 +9,7 @@ import pytest
 
 from ecgbyte_jax.corpora.demo import write_demo
 from ecgbyte_jax.corpora.ptbxl import DATABASE
+from ecgbyte_jax.corpora.source import WfdbRecord
 from ecgbyte_jax.ecg.records import read_record
 from ecgbyte_jax.ecg.signal import CleanConfig, clean, segment
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
@@ -146,9 +147,10 @@ def test_a_recording_whose_samples_lie_in_a_mat_file_is_prepared_again(config, f
     """As in the sets of the PhysioNet challenges: the header names another ending than .dat."""
     rename_signal(folder, 5)
     prepare(Settings.of(config), Workdir(tmp_path / "w"))
-    key = record_key(record(folder, 5, "hea").with_suffix(""), folder)
+    changed = WfdbRecord(folder, "records500/00000/00005_hr")
+    key = record_key(changed)
     os.utime(record(folder, 5, ending), (1, 1))
-    assert record_key(record(folder, 5, "hea").with_suffix(""), folder) != key
+    assert record_key(changed) != key
     prepare(Settings.of(config), Workdir(tmp_path / "w"))
     assert "running again, because its inputs are not the same" in capsys.readouterr().out
     assert not quarantine(tmp_path / "w")
