@@ -49,7 +49,8 @@ class DataSettings:
     """Which examples a run is about, and how they are batched."""
 
     corpus: str = setting(
-        "ptbxl", '"ptbxl", "mimic": reports; "ecg_qa", "ecg_qa_mimic": ECG-QA; "ecg_chat"; "own": a table of your own'
+        "ptbxl",
+        '"ptbxl", "mimic": reports; "ecg_qa", "ecg_qa_mimic": ECG-QA; "ecg_chat"; "cpsc", "csn": labels; "own": your own table',
     )
     root: str = setting(
         "data/ptbxl", "folder of the recordings: with ptbxl_database.csv, record_list.csv, or your own", is_path=True
@@ -68,7 +69,9 @@ class DataSettings:
     # patient, drawn over ECG-QA's questions in both wordings, ECG-Chat's conversations or MIMIC's recordings. It replaces
     # `split` and `wording`.
     published_split: bool = setting(False, "ECG-Byte's own split, in which patients are in training and test at once")
-    question_types: tuple[str, ...] = setting(("single-verify", "single-choose", "single-query"), "ecg_qa; () takes all")
+    question_types: tuple[str, ...] = setting(
+        ("single-verify", "single-choose", "single-query"), "ecg_qa, cpsc, csn: types of questions; () takes all"
+    )
     wording: str = setting("template", "ecg_qa: template or paraphrased questions", one_of("template", "paraphrased"))
     split: str = setting(
         "official", "ecg_qa: its own split, or by the recordings' folds (PTB-XL's 1-8, 9, 10)", one_of("official", "folds")

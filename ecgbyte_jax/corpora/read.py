@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ecgbyte_jax.corpora import mimic, ptbxl
+from ecgbyte_jax.corpora.challenge import CPSC, CSN, read_challenge
 from ecgbyte_jax.corpora.ecg_chat import CONVERSATIONS, read_conversations
 from ecgbyte_jax.corpora.ecg_qa import PUBLISHED_TYPES, QUESTION_TYPES, read_published_questions, read_questions
 from ecgbyte_jax.corpora.example import Example, Recording, Rejected
@@ -26,8 +27,13 @@ CORPORA = {
     "ecg_qa": About("ECG-QA on PTB-XL", "questions (Oh et al. 2023) about real ECGs (Wagner et al. 2020)"),
     "ecg_qa_mimic": About("ECG-QA on MIMIC-IV-ECG", "questions (Oh et al. 2023) about real ECGs"),
     "ecg_chat": About("ECG-Chat", "conversations about real ECGs of MIMIC-IV-ECG"),
+    "cpsc": About("CPSC 2018", "questions by templates about the labels of real ECGs (Liu et al. 2018)"),
+    "csn": About("Chapman-Shaoxing-Ningbo", "questions by templates about the labels of real ECGs (Zheng et al. 2020)"),
     "own": About("a table of one's own", "whether its ECGs are real is not known here"),
 }
+
+
+_LABELLED = ("cpsc", "csn")  # whose questions are made by templates
 
 
 def check_data(data: DataSettings) -> None:
@@ -39,10 +45,19 @@ def check_data(data: DataSettings) -> None:
         problems.append(f"data.question_types: {data.question_types} found, some of {QUESTION_TYPES} expected")
     if data.published_split and data.corpus == "own":
         problems.append("data.published_split: your own data has no published split; its table's field 'split' is used")
+    if data.corpus in _LABELLED:
+        problems += _label_problems(data)
     if data.published_split and data.corpus in ("ecg_qa", "ecg_qa_mimic"):
         problems += _published_problems(data)
     if problems:
         raise SettingsError(problems)
+
+
+def _label_problems(data: DataSettings) -> Iterator[str]:
+    if not set(data.question_types) <= set(PUBLISHED_TYPES):
+        yield f"data.question_types: {data.question_types} found, some of {PUBLISHED_TYPES} expected for {data.corpus!r}"
+    if data.published_split:
+        yield f"data.published_split: {data.corpus!r} has no split of ECG-Byte's; its patients are split by a hash"
 
 
 def _published_problems(data: DataSettings) -> Iterator[str]:
@@ -71,6 +86,8 @@ def read_corpus(data: DataSettings, root: Path, ecgqa_root: Path) -> Iterator[Ex
             return _read_questions(data, ecgqa_root / "mimic-iv-ecg", mimic.read_record_list(root))
         case "ecg_chat":
             return read_conversations(Path(data.conversations or root / CONVERSATIONS), root, data.published_split)
+        case "cpsc" | "csn":
+            return read_challenge(root, CPSC if data.corpus == "cpsc" else CSN, data.question_types)
         case "own":
             return read_table(Path(data.table), root)
         case other:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
@@ -182,7 +183,17 @@ def open_corpus(settings: Settings, workdir: Workdir, synthetic: Stage) -> Corpu
     items = read_corpus(data, folders.root, folders.ecgqa_root)
     if data.published_split and data.corpus in ("mimic", "ecg_chat"):
         items = _published_split(items)
-    return Corpus.of(items, folders, workdir.quarantine, data.max_bad_fraction, data.published_split)
+    corpus = Corpus.of(items, folders, workdir.quarantine, data.max_bad_fraction, data.published_split)
+    _count_unnamed(corpus)
+    return corpus
+
+
+def _count_unnamed(corpus: Corpus) -> None:
+    """Prints the labels whose names no table has, with the number of recordings that have them."""
+    counts = Counter(label for example in corpus.examples for label in example.meta.get("unnamed", ()))
+    if counts:
+        shown = ", ".join(f"{label} ({count})" for label, count in counts.most_common(5))
+        console.print(f"warning: {len(counts)} labels without a name are called by their codes: {shown}")
 
 
 def _make_demo_data(data: DataSettings, folders: Folders, seed: int, stage: Stage) -> None:
