@@ -111,18 +111,21 @@ def repeat(root: Path, folder: Path, records: int) -> None:
         writer.writerows(repeated)
 
 
-def run_stage(folder: Path, records: int, workers: int, merges: int) -> None:
-    """Runs the stage in separate processes, as a user does, and shows its measurements."""
+def run_stage(folder: Path, records: int, workers: int, merges: int, experiment: str = "ptb") -> None:
+    """Runs the stage on folder/data in separate processes, as a user does, and shows its measurements."""
     workdir = folder / f"work{workers}"
     settings = {
         "data.root": folder / "data", "data.max_segments": 0, "prepare.workers": workers, "tokenizer.num_merges": merges,
         "tokenizer.sampling": "random", "tokenizer.sample_records": 2000,
     }  # fmt: skip
-    command = [sys.executable, "main.py", "--config=experiments/ptb.py:tiny", "--stage=prepare", f"--workdir={workdir}"]
+    config = f"--config=experiments/{experiment}.py:tiny"
+    command = [sys.executable, "main.py", config, "--stage=prepare", f"--workdir={workdir}"]
     command += [f"--config.{name}={value}" for name, value in settings.items()]
     # Files are in the page cache for later runs; reading them first makes the first run comparable.
-    for path in (folder / "data").rglob("*.dat"):
-        path.read_bytes()
+    for path in (folder / "data").rglob("*.*"):
+        with path.open("rb") as file:
+            while file.read(1 << 24):
+                pass
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     peak = Peak(process.pid)

@@ -50,7 +50,8 @@ class DataSettings:
 
     corpus: str = setting(
         "ptbxl",
-        '"ptbxl", "mimic": reports; "ecg_qa", "ecg_qa_mimic": ECG-QA; "ecg_chat"; "cpsc", "csn": labels; "own": your own table',
+        '"ptbxl", "mimic": reports; "ecg_qa", "ecg_qa_mimic": ECG-QA; "ecg_chat"; "cpsc", "csn", "code15": labels; '
+        '"own": your own table',
     )
     root: str = setting(
         "data/ptbxl", "folder of the recordings: with ptbxl_database.csv, record_list.csv, or your own", is_path=True
@@ -70,7 +71,7 @@ class DataSettings:
     # `split` and `wording`.
     published_split: bool = setting(False, "ECG-Byte's own split, in which patients are in training and test at once")
     question_types: tuple[str, ...] = setting(
-        ("single-verify", "single-choose", "single-query"), "ecg_qa, cpsc, csn: types of questions; () takes all"
+        ("single-verify", "single-choose", "single-query"), "ecg_qa, cpsc, csn, code15: types of questions; () takes all"
     )
     wording: str = setting("template", "ecg_qa: template or paraphrased questions", one_of("template", "paraphrased"))
     split: str = setting(

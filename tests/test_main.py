@@ -180,7 +180,7 @@ DEMO = "--config=experiments/demo.py"
         ([DEMO, "--stage=trian"], "--stage: ['trian'] found, any of ['tokenizer', 'prepare', "),
         ([DEMO, "--stage=eval"], "/w', which --stage=eval reads"),
         ([DEMO + ":huge"], "argument 'huge' found, none expected"),
-        (["--config=experiments/nothing.py"], "'experiments/nothing.py'; experiments there: cpsc.py, csn.py, demo.py"),
+        (["--config=experiments/nothing.py"], "'experiments/nothing.py'; experiments there: code15.py, cpsc.py, csn.py"),
         ([DEMO, "--wrokdir=x"], "wrokdir"),
         ([DEMO, "data"], "unknown argument 'data'"),
         ([], "--config=experiments/NAME.py or --run=DIR is needed"),

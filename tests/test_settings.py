@@ -9,10 +9,12 @@ import pytest
 from ecgbyte_jax.errors import ConfigError, SettingsError
 from ecgbyte_jax.setting_names import expected_values, nearest_settings, setting_fields
 from ecgbyte_jax.settings import Settings, default_config, stored_config
-from experiments import cpsc, csn, demo, demo_pretrained, ecg_chat, ecg_qa_mimic, ecg_qa_ptb, mimic, own, ptb
+from experiments import code15, cpsc, csn, demo, demo_pretrained, ecg_chat, ecg_qa_mimic, ecg_qa_ptb, mimic, own, ptb
 
 
-@pytest.mark.parametrize("experiment", [cpsc, csn, demo, demo_pretrained, ecg_chat, ecg_qa_mimic, ecg_qa_ptb, mimic, own, ptb])
+@pytest.mark.parametrize(
+    "experiment", [code15, cpsc, csn, demo, demo_pretrained, ecg_chat, ecg_qa_mimic, ecg_qa_ptb, mimic, own, ptb]
+)
 @pytest.mark.parametrize("argument", ["", "tiny"])
 def test_every_experiment_gives_settings(experiment, argument):
     if experiment in (demo, demo_pretrained) and argument:

@@ -12,6 +12,15 @@ NOTHING = "none"  # ECG-QA's answer where nothing that a question asks for is th
 _OLDEST = 120  # years
 
 
+def _meta(question_type: str, attribute_type: str) -> dict[str, object]:
+    return {"question_type": question_type, "attribute_type": attribute_type}
+
+
+# One of each for all examples.
+_QUERY_FINDINGS, _CHOOSE_FINDINGS = _meta("single-query", "finding"), _meta("single-choose", "finding")
+_VERIFY_FINDING, _AGE, _SEX = _meta("single-verify", "finding"), _meta("single-query", "age"), _meta("single-choose", "sex")
+
+
 @dataclass(frozen=True, slots=True)
 class Labelled:
     """A recording and what its data set says of it: labels by name, age in years (-1: unknown), sex ("": unknown).
@@ -32,45 +41,44 @@ class Labelled:
 def ask(recordings: Sequence[Labelled], question_types: tuple[str, ...], choices: tuple[str, ...] = ()) -> Iterator[Example]:
     """Yields the questions of the given types (all if empty) about every recording, in order.
 
-    Which labels it has, of `choices` if these are all that its data set tells; whether it has each of its labels, and as many,
-    at least one, that it does not have; the patient's age and sex. A label that is not there is drawn in proportion to how
-    often it is elsewhere, so that for about every label both answers are as frequent.
+    Which labels it has, of `choices` if these are all that its data set tells; whether it has each of its labels, and some that
+    it does not have; the patient's age and sex. A label that is not there is drawn in proportion to how often it is elsewhere,
+    and in all as many are asked about as there are labels: about every label nearly as many answers are yes as are no.
     """
     counts = Counter(label for recording in recordings for label in recording.labels)
-    listed = f"{', '.join(choices[:-1])} or {choices[-1]}" if choices else ""
+    shows = {label: f"Does this ECG show {label}?" for label in sorted(counts)}
+    listed = f"Which of these does this ECG show: {', '.join(choices[:-1])} or {choices[-1]}?" if choices else ""
+    mean = counts.total() / max(len(recordings), 1)
     for recording in recordings:
-        for kind, attribute, name, question, answer in _questions(recording, counts, listed):
-            if not question_types or kind in question_types:
-                meta: dict[str, object] = {"question_type": kind, "attribute_type": attribute}
-                meta |= {"unnamed": list(recording.unnamed)} if recording.unnamed and name == "findings" else {}
-                yield Example(
-                    f"{recording.id}/{name}", recording.patient, recording.split, (recording.record,), question, answer, meta
-                )
+        records = (recording.record,)
+        for name, question, answer, meta in _questions(recording, listed, shows, _absent(recording, counts, mean)):
+            if not question_types or meta["question_type"] in question_types:
+                id = f"{recording.id}/{name}"
+                yield Example(id, recording.patient, recording.split, records, question, answer, meta)
 
 
-def _questions(recording: Labelled, counts: Counter[str], listed: str) -> Iterator[tuple[str, str, str, str, str]]:
-    """(question type, attribute type, name in the id, question, answer)."""
-    findings = ", ".join(recording.labels) or NOTHING
-    if listed:
-        yield "single-choose", "finding", "findings", f"Which of these does this ECG show: {listed}?", findings
-    else:
-        yield "single-query", "finding", "findings", "Which findings does this ECG show?", findings
-    for label in recording.labels:
-        yield "single-verify", "finding", label, f"Does this ECG show {label}?", "yes"
-    for label in _absent(recording, counts):
-        yield "single-verify", "finding", label, f"Does this ECG show {label}?", "no"
+def _questions(
+    recording: Labelled, listed: str, shows: dict[str, str], absent: list[str]
+) -> Iterator[tuple[str, str, str, dict[str, object]]]:
+    """(name in the id, question, answer, meta)."""
+    meta = _CHOOSE_FINDINGS if listed else _QUERY_FINDINGS
+    meta = meta | {"unnamed": list(recording.unnamed)} if recording.unnamed else meta
+    yield "findings", listed or "Which findings does this ECG show?", ", ".join(recording.labels) or NOTHING, meta
+    for labels, answer in ((recording.labels, "yes"), (absent, "no")):
+        for label in labels:
+            yield label, shows[label], answer, _VERIFY_FINDING
     if 0 <= recording.age <= _OLDEST:
-        yield "single-query", "age", "age", "How old is the patient of this ECG, in years?", str(recording.age)
+        yield "age", "How old is the patient of this ECG, in years?", str(recording.age), _AGE
     if recording.sex:
-        yield "single-choose", "sex", "sex", "Is the patient of this ECG male or female?", recording.sex
+        yield "sex", "Is the patient of this ECG male or female?", recording.sex, _SEX
 
 
-def _absent(recording: Labelled, counts: Counter[str]) -> list[str]:
-    """Labels of others, as many as it has, at least one; the same wherever the recording is in the set."""
+def _absent(recording: Labelled, counts: Counter[str], mean: float) -> list[str]:
+    """Labels that it does not have, `mean` in the mean; the same wherever the recording is in the set."""
     rng = random.Random(recording.id)
     others = sorted(counts.keys() - set(recording.labels))
     drawn: list[str] = []
-    while others and len(drawn) < max(1, len(recording.labels)):
+    for _ in range(min(len(others), int(mean + rng.random()))):
         (label,) = rng.choices(others, [counts[other] for other in others])
         drawn.append(label)
         others.remove(label)

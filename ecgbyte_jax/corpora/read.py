@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from ecgbyte_jax.corpora import mimic, ptbxl
 from ecgbyte_jax.corpora.challenge import CPSC, CSN, read_challenge
+from ecgbyte_jax.corpora.code15 import read_exams
 from ecgbyte_jax.corpora.ecg_chat import CONVERSATIONS, read_conversations
 from ecgbyte_jax.corpora.ecg_qa import PUBLISHED_TYPES, QUESTION_TYPES, read_published_questions, read_questions
 from ecgbyte_jax.corpora.example import Example, Recording, Rejected
@@ -29,11 +30,12 @@ CORPORA = {
     "ecg_chat": About("ECG-Chat", "conversations about real ECGs of MIMIC-IV-ECG"),
     "cpsc": About("CPSC 2018", "questions by templates about the labels of real ECGs (Liu et al. 2018)"),
     "csn": About("Chapman-Shaoxing-Ningbo", "questions by templates about the labels of real ECGs (Zheng et al. 2020)"),
+    "code15": About("CODE-15%", "questions by templates about six labels of real ECGs (Ribeiro et al. 2021)"),
     "own": About("a table of one's own", "whether its ECGs are real is not known here"),
 }
 
 
-_LABELLED = ("cpsc", "csn")  # whose questions are made by templates
+_LABELLED = ("cpsc", "csn", "code15")  # whose questions are made by templates
 
 
 def check_data(data: DataSettings) -> None:
@@ -88,6 +90,8 @@ def read_corpus(data: DataSettings, root: Path, ecgqa_root: Path) -> Iterator[Ex
             return read_conversations(Path(data.conversations or root / CONVERSATIONS), root, data.published_split)
         case "cpsc" | "csn":
             return read_challenge(root, CPSC if data.corpus == "cpsc" else CSN, data.question_types)
+        case "code15":
+            return read_exams(root, data.question_types)
         case "own":
             return read_table(Path(data.table), root)
         case other:
