@@ -51,10 +51,12 @@ class DataSettings:
     corpus: str = setting(
         "ptbxl",
         '"ptbxl", "mimic": reports; "ecg_qa", "ecg_qa_mimic": ECG-QA; "ecg_chat"; "cpsc", "csn", "code15": labels; '
-        '"own": your own table',
+        '"ecg_instruct", "ecg_bench", "ecg_grounding": conversations about several sets; "own": your own table',
     )
     root: str = setting(
-        "data/ptbxl", "folder of the recordings: with ptbxl_database.csv, record_list.csv, or your own", is_path=True
+        "data/ptbxl",
+        "folder of the recordings: with ptbxl_database.csv, record_list.csv, several sets, or your own",
+        is_path=True,
     )
     sample_rate: int = setting(500, "which of PTB-XL's two sets is read, Hz", one_of(100, 500))
     ecgqa_root: str = setting("", 'the folder ecgqa of ECG-QA; "" is the folder ecgqa beside data.root', is_path=True)
@@ -62,7 +64,9 @@ class DataSettings:
     translations: str = setting(
         "", "ptbxl: CSV file with ecg_id and report, whose reports replace the German ones", is_path=True
     )
-    conversations: str = setting("", 'ecg_chat: its JSON file; "" is pretrain_mimic.json in data.root', is_path=True)
+    conversations: str = setting(
+        "", 'ecg_chat and other conversations: their file, or folder; "" is that of its usual name in data.root', is_path=True
+    )
     table: str = setting(
         "", "own: CSV or JSONL file with record, question, answer, patient, and maybe split and id", is_path=True
     )

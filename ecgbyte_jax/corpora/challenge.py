@@ -40,6 +40,20 @@ CSN = ChallengeSet(
 def read_challenge(root: Path, challenge: ChallengeSet, question_types: tuple[str, ...]) -> Iterator[Example | Rejected]:
     """Yields questions of the given types (all if empty) about every recording of the set in `root`, by name.
 
+    Raises CorpusError if there is no recording.
+    """
+    recordings: list[Labelled] = []
+    for item in read_labelled(root, challenge):
+        if isinstance(item, Rejected):
+            yield item
+        else:
+            recordings.append(item)
+    yield from ask(recordings, question_types)
+
+
+def read_labelled(root: Path, challenge: ChallengeSet) -> Iterator[Labelled | Rejected]:
+    """Yields every recording of the set in `root`, by name, or what is wrong with it.
+
     The sets do not tell patients: a recording is one, and is split by a hash of its name (`split_of`). Early copies have
     abbreviations in the place of codes. A code without a name, here or in CSN's own table, is its own name. Raises CorpusError
     if there is no recording.
@@ -48,15 +62,16 @@ def read_challenge(root: Path, challenge: ChallengeSet, question_types: tuple[st
     if not headers:
         raise CorpusError(f"data.root: no recording of this set in '{root}'. {challenge.where_to_get}")
     names = _read_names(root)
-    recordings: dict[str, Labelled] = {}
+    earlier: dict[str, Path] = {}
     for header in sorted(headers, key=lambda path: (path.stem, str(path))):
         try:
-            if header.stem in recordings:
-                raise ExampleError(f"a recording of this name is also at '{recordings[header.stem].record}.hea'")
-            recordings[header.stem] = _labelled(root, header, names)
+            if header.stem in earlier:
+                raise ExampleError(f"a recording of this name is also at '{earlier[header.stem]}'")
+            recording = _labelled(root, header, names)
+            earlier[header.stem] = header
+            yield recording
         except ExampleError as error:
             yield Rejected(header.stem, str(header), str(error))
-    yield from ask([*recordings.values()], question_types)
 
 
 def _read_names(root: Path) -> dict[str, str]:

@@ -122,6 +122,20 @@ def _without_padding(tracing: np.ndarray) -> np.ndarray:
 def read_exams(root: Path, question_types: tuple[str, ...]) -> Iterator[Example | Rejected]:
     """Yields questions of the given types (all if empty) about the exams of exams.csv, part by part in the order of rows.
 
+    Raises CorpusError and ConfigError as `read_labelled` does.
+    """
+    recordings: list[Labelled] = []
+    for item in read_labelled(root):
+        if isinstance(item, Rejected):
+            yield item
+        else:
+            recordings.append(item)
+    yield from ask(recordings, question_types, (*_LABELS.values(),))
+
+
+def read_labelled(root: Path) -> Iterator[Labelled | Rejected]:
+    """Yields the exams of exams.csv, part by part in the order of rows, or what is wrong with them.
+
     Patients are split by a hash (`split_of`). All exams of a part that is missing, truncated, of another shape or of an unknown
     unit are rejected. Raises CorpusError if exams.csv or a column of it is missing, ConfigError without h5py.
     """
@@ -139,7 +153,6 @@ def read_exams(root: Path, question_types: tuple[str, ...]) -> Iterator[Example 
         else:
             seen.add(row["exam_id"])
             exams.setdefault(row["trace_file"], {})[row["exam_id"]] = _Exam.of(row)
-    recordings: list[Labelled] = []
     for name in sorted(exams, key=lambda name: (len(name), name)):
         try:
             part, rows = _open(root, name)
@@ -153,8 +166,7 @@ def read_exams(root: Path, question_types: tuple[str, ...]) -> Iterator[Example 
             else:
                 patient, labels, age, sex = exams[name][exam]
                 source = Tracing(part, rows[exam], exam)
-                recordings.append(Labelled(exam, patient, split_of(patient), source, labels, age, sex))
-    yield from ask(recordings, question_types, (*_LABELS.values(),))
+                yield Labelled(exam, patient, split_of(patient), source, labels, age, sex)
 
 
 def _fault(row: dict[str, str], seen: set[str]) -> str:

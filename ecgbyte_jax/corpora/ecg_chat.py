@@ -1,16 +1,16 @@
 """ECG-Chat (Zhao et al. 2024): conversations about recordings of MIMIC-IV-ECG, one example per question."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ecgbyte_jax.corpora.example import Example, Rejected, split_of, wfdb_record
+from ecgbyte_jax.corpora.example import Example, Recording, Rejected, split_of, wfdb_record
 from ecgbyte_jax.corpora.source import WfdbRecord
 from ecgbyte_jax.corpora.tables import read_json_list
 from ecgbyte_jax.errors import CorpusError, ExampleError
 
 CONVERSATIONS = "pretrain_mimic.json"
-_ECG = "<ecg>"
+_MARKERS = ("<ecg>",)
 _WHERE_TO_GET = (
     "ECG-Chat's files are listed at https://github.com/YubaoZhao/ECG-Chat; "
     "set --config.data.conversations to pretrain_mimic.json"
@@ -44,14 +44,22 @@ def _examples(id: str, entry: object, root: Path, published: bool) -> list[Examp
     patient = next((part for part in reversed(record.name.split("/")[:-1]) if part[:1] == "p" and part[1:].isdigit()), "")
     if not patient:
         raise ExampleError(f"ecg {entry['ecg']!r} found, a path through the patient's folder (p10000032/...) expected")
-    turns = _turns(entry["conversations"], published)
+    turns = read_turns(entry["conversations"], _MARKERS, published)
+    return one_by_one(id, Recording(patient, split_of(patient), record, ""), turns)
+
+
+def one_by_one(id: str, about: Recording, turns: list[tuple[str, str]], **meta: object) -> list[Example]:
+    """An example for each question of a conversation about one recording, with those before it as its history.
+
+    Raises ExampleError if one of them is unusable, or there is none.
+    """
     if not turns:
         raise ExampleError("the conversation is empty")
     ids = ["", *(f"{id}/{number}" for number in range(len(turns)))]
-    about = patient, split_of(patient), (record,)
+    places = [{"conversation": id, "turn": turn} | meta for turn in range(len(turns))]
+    known = about.patient, about.split, (about.record,)
     return [
-        Example(ids[turn + 1], *about, *texts, {"conversation": id, "turn": turn}, tuple(turns[:turn]), ids[turn])
-        for turn, texts in enumerate(turns)
+        Example(ids[turn + 1], *known, *texts, places[turn], tuple(turns[:turn]), ids[turn]) for turn, texts in enumerate(turns)
     ]
 
 
@@ -60,13 +68,15 @@ def _record(name: str, root: Path) -> WfdbRecord:
     return wfdb_record(root, name if PurePosixPath(name).parts[:1] == ("files",) else f"files/{name}")
 
 
-def _turns(conversation: list[Any], published: bool) -> list[tuple[str, str]]:
-    """(question, answer) pairs, questions without the marker <ecg> and line breaks."""
+def read_turns(conversation: list[Any], markers: Sequence[str], published: bool = False) -> list[tuple[str, str]]:
+    """(question, answer) pairs, questions without line breaks and the markers of an ECG; raises ExampleError."""
     speakers: list[Any] = [turn.get("from") if isinstance(turn, dict) else None for turn in conversation]
     texts: list[Any] = [turn.get("value") if isinstance(turn, dict) else None for turn in conversation]
     if speakers != ["human", "gpt"] * (len(texts) // 2) or not all(isinstance(text, str) for text in texts):
         raise ExampleError(f"turns from {speakers} found, alternating texts from human and gpt expected")
     questions, answers = texts[::2], texts[1::2]
+    for marker in markers:
+        questions = [question.replace(marker, "") for question in questions]
     if published:
-        return [(question.replace("\n", "").replace(_ECG, ""), answer) for question, answer in zip(questions, answers)]
-    return [(q.replace(_ECG, "").replace("\n", " ").strip(), a.strip()) for q, a in zip(questions, answers)]
+        return [(question.replace("\n", ""), answer) for question, answer in zip(questions, answers)]
+    return [(q.replace("\n", " ").strip(), a.strip()) for q, a in zip(questions, answers)]

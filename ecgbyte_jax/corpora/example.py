@@ -71,6 +71,9 @@ class Example:
         return patients[self.records.index(record) if len(patients) > 1 else 0]
 
 
+MISSING = "no recording"  # how the reason begins where an example's recording is not there; the file is then its set
+
+
 @dataclass(frozen=True, slots=True)
 class Rejected:
     """An unusable example: its id, the file at fault, and the reason."""

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from ecgbyte_jax.corpora import mimic, ptbxl
 from ecgbyte_jax.corpora.challenge import CPSC, CSN, read_challenge
 from ecgbyte_jax.corpora.code15 import read_exams
+from ecgbyte_jax.corpora.conversations import read_linked
 from ecgbyte_jax.corpora.ecg_chat import CONVERSATIONS, read_conversations
 from ecgbyte_jax.corpora.ecg_qa import PUBLISHED_TYPES, QUESTION_TYPES, read_published_questions, read_questions
 from ecgbyte_jax.corpora.example import Example, Recording, Rejected
@@ -31,10 +32,19 @@ CORPORA = {
     "cpsc": About("CPSC 2018", "questions by templates about the labels of real ECGs (Liu et al. 2018)"),
     "csn": About("Chapman-Shaoxing-Ningbo", "questions by templates about the labels of real ECGs (Zheng et al. 2020)"),
     "code15": About("CODE-15%", "questions by templates about six labels of real ECGs (Ribeiro et al. 2021)"),
+    "ecg_instruct": About(
+        "ECGInstruct", "conversations (Liu et al. 2024) about real ECGs of MIMIC-IV-ECG, PTB-XL and CODE-15%"
+    ),
+    "ecg_bench": About("ECGBench", "questions (Liu et al. 2024) about real ECGs of PTB-XL, CPSC 2018, CSN and CODE-15%"),
+    "ecg_grounding": About(
+        "ECG-Grounding", "conversations (Lan et al. 2025) about real ECGs of MIMIC-IV-ECG, PTB-XL and CODE-15%"
+    ),
     "own": About("a table of one's own", "whether its ECGs are real is not known here"),
 }
 
 
+# Conversations about recordings of several sets, each with its file or folder in data.root.
+_LINKED = {"ecg_instruct": "ECGInstruct.json", "ecg_bench": "ECGBench", "ecg_grounding": "ECG_Grounding_30k.json"}
 _LABELLED = ("cpsc", "csn", "code15")  # whose questions are made by templates
 
 
@@ -47,6 +57,10 @@ def check_data(data: DataSettings) -> None:
         problems.append(f"data.question_types: {data.question_types} found, some of {QUESTION_TYPES} expected")
     if data.published_split and data.corpus == "own":
         problems.append("data.published_split: your own data has no published split; its table's field 'split' is used")
+    if data.published_split and data.corpus in _LINKED:
+        problems.append(
+            f"data.published_split: {data.corpus!r} has no split of ECG-Byte's; that of each set's patients is used"
+        )
     if data.corpus in _LABELLED:
         problems += _label_problems(data)
     if data.published_split and data.corpus in ("ecg_qa", "ecg_qa_mimic"):
@@ -92,6 +106,8 @@ def read_corpus(data: DataSettings, root: Path, ecgqa_root: Path) -> Iterator[Ex
             return read_challenge(root, CPSC if data.corpus == "cpsc" else CSN, data.question_types)
         case "code15":
             return read_exams(root, data.question_types)
+        case "ecg_instruct" | "ecg_bench" | "ecg_grounding":
+            return read_linked(Path(data.conversations or root / _LINKED[data.corpus]), root, data.sample_rate)
         case "own":
             return read_table(Path(data.table), root)
         case other:

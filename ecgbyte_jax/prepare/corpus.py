@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ecgbyte_jax.corpora.demo import write_demo
-from ecgbyte_jax.corpora.example import Example, Rejected, published_splits
+from ecgbyte_jax.corpora.example import MISSING, Example, Rejected, published_splits
 from ecgbyte_jax.corpora.read import read_corpus
 from ecgbyte_jax.corpora.source import SignalSource
 from ecgbyte_jax.errors import ConfigError, CorpusError
@@ -185,7 +185,15 @@ def open_corpus(settings: Settings, workdir: Workdir, synthetic: Stage) -> Corpu
         items = _published_split(items)
     corpus = Corpus.of(items, folders, workdir.quarantine, data.max_bad_fraction, data.published_split)
     _count_unnamed(corpus)
+    _count_missing(corpus)
     return corpus
+
+
+def _count_missing(corpus: Corpus) -> None:
+    """Prints how many conversations are about recordings that are not there, by their sets."""
+    counts = Counter(rejected.file for rejected in corpus.rejected if rejected.reason.startswith(MISSING))
+    for folder, count in sorted(counts.items()):
+        console.print(f"warning: {count} of {corpus.read} examples are set aside, as their recordings are not in '{folder}'")
 
 
 def _count_unnamed(corpus: Corpus) -> None:

@@ -1,0 +1,31 @@
+"""ECGInstruct (PULSE): conversations about recordings of several sets.
+
+    python main.py --config=experiments/ecg_instruct.py --config.data.root=SETS --config.model.pretrained=LLAMA
+
+SETS holds ECGInstruct.json and, as downloaded or as links, the sets in folders called mimic, ptbxl and code15.
+Conversations about recordings that are not there are set aside and counted, a share of at most data.max_bad_fraction. Patients
+are split as in their sets. LLAMA is a Hugging Face folder of Llama 3.2 1B. CODE-15% needs the extra `code15`.
+Hardware: intended for one accelerator with 40 GB. Time: not measured. Result: not measured.
+
+    python main.py --config=experiments/ecg_instruct.py:tiny --config.data.root=SETS --workdir=runs/ecg_instruct_tiny
+
+The same pipeline with a model of 0.2 M parameters from scratch, of the sets that are there. Hardware, time and result: not
+measured.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.common import get_defaults, is_tiny, use_published_model, use_tiny_model
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The experiment; `arg`: "" or "tiny"."""
+    config = get_defaults()
+    config.data.corpus = "ecg_instruct"
+    config.data.root = "data"
+    config.tokenizer.sampling = "random"
+    use_published_model(config)
+    if is_tiny(arg):
+        use_tiny_model(config)
+        config.data.max_bad_fraction = 1.0
+    return config
