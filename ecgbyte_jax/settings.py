@@ -50,8 +50,8 @@ class DataSettings:
 
     corpus: str = setting(
         "ptbxl",
-        '"ptbxl", "mimic": reports; "ecg_qa", "ecg_qa_mimic": ECG-QA; "ecg_chat"; "cpsc", "csn", "code15": labels; '
-        '"ecg_instruct", "ecg_bench", "ecg_grounding": conversations about several sets; "own": your own table',
+        '"ptbxl", "mimic": reports; "ecg_qa", "ecg_qa_mimic", "ecg_qa_cot": ECG-QA; "cpsc", "csn", "code15": labels; '
+        '"ecg_chat", "ecg_instruct", "ecg_bench", "ecg_grounding": conversations; "own": your own table',
     )
     root: str = setting(
         "data/ptbxl",
@@ -75,11 +75,11 @@ class DataSettings:
     # `split` and `wording`.
     published_split: bool = setting(False, "ECG-Byte's own split, in which patients are in training and test at once")
     question_types: tuple[str, ...] = setting(
-        ("single-verify", "single-choose", "single-query"), "ecg_qa, cpsc, csn, code15: types of questions; () takes all"
+        ("single-verify", "single-choose", "single-query"), "ECG-QA, cpsc, csn, code15: types of questions; () takes all"
     )
     wording: str = setting("template", "ecg_qa: template or paraphrased questions", one_of("template", "paraphrased"))
     split: str = setting(
-        "official", "ecg_qa: its own split, or by the recordings' folds (PTB-XL's 1-8, 9, 10)", one_of("official", "folds")
+        "official", "ECG-QA: its own split, or by the recordings' folds (PTB-XL's 1-8, 9, 10)", one_of("official", "folds")
     )
     seed: int = setting(
         -1,

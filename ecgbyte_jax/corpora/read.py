@@ -10,6 +10,7 @@ from ecgbyte_jax.corpora.code15 import read_exams
 from ecgbyte_jax.corpora.conversations import read_linked
 from ecgbyte_jax.corpora.ecg_chat import CONVERSATIONS, read_conversations
 from ecgbyte_jax.corpora.ecg_qa import PUBLISHED_TYPES, QUESTION_TYPES, read_published_questions, read_questions
+from ecgbyte_jax.corpora.ecg_qa_cot import FOLDER, read_reasons
 from ecgbyte_jax.corpora.example import Example, Recording, Rejected
 from ecgbyte_jax.corpora.own import read_table
 from ecgbyte_jax.errors import SettingsError
@@ -28,6 +29,7 @@ CORPORA = {
     "mimic": About("MIMIC-IV-ECG", "real ECGs with the machine's reports"),
     "ecg_qa": About("ECG-QA on PTB-XL", "questions (Oh et al. 2023) about real ECGs (Wagner et al. 2020)"),
     "ecg_qa_mimic": About("ECG-QA on MIMIC-IV-ECG", "questions (Oh et al. 2023) about real ECGs"),
+    "ecg_qa_cot": About("ECG-QA-CoT", "questions about real ECGs of PTB-XL (Wagner et al. 2020), answered with reasons"),
     "ecg_chat": About("ECG-Chat", "conversations about real ECGs of MIMIC-IV-ECG"),
     "cpsc": About("CPSC 2018", "questions by templates about the labels of real ECGs (Liu et al. 2018)"),
     "csn": About("Chapman-Shaoxing-Ningbo", "questions by templates about the labels of real ECGs (Zheng et al. 2020)"),
@@ -57,7 +59,7 @@ def check_data(data: DataSettings) -> None:
         problems.append(f"data.question_types: {data.question_types} found, some of {QUESTION_TYPES} expected")
     if data.published_split and data.corpus == "own":
         problems.append("data.published_split: your own data has no published split; its table's field 'split' is used")
-    if data.published_split and data.corpus in _LINKED:
+    if data.published_split and data.corpus in (*_LINKED, "ecg_qa_cot"):
         problems.append(
             f"data.published_split: {data.corpus!r} has no split of ECG-Byte's; that of each set's patients is used"
         )
@@ -100,6 +102,9 @@ def read_corpus(data: DataSettings, root: Path, ecgqa_root: Path) -> Iterator[Ex
             return _read_questions(data, ecgqa_root / "ptbxl", ptbxl.read_database(root, data.sample_rate))
         case "ecg_qa_mimic":
             return _read_questions(data, ecgqa_root / "mimic-iv-ecg", mimic.read_record_list(root))
+        case "ecg_qa_cot":
+            folder = Path(data.conversations or root / FOLDER)
+            return read_reasons(folder, ptbxl.read_database(root, data.sample_rate), data.question_types, data.split)
         case "ecg_chat":
             return read_conversations(Path(data.conversations or root / CONVERSATIONS), root, data.published_split)
         case "cpsc" | "csn":
