@@ -39,7 +39,7 @@ MADE = {
     "phi3": SIZES | {"partial_rotary_factor": 0.75, "rope_scaling": LONG, "original_max_position_embeddings": 32},
 }
 FAMILIES = (*FIXTURES, *MADE)
-CONFIGS, INDEXES, ADAPTERS = 1500, 500, 3000  # changed files, of config.json over all families
+CONFIGS, INDEXES, ADAPTERS = 750, 500, 1000  # changed files, of config.json over all families
 COMPARED_EVERY = 4  # configs with transformers, which takes most of the time
 IDS = np.arange(1, 18)[None]
 VALUES = (
