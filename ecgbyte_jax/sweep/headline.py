@@ -3,7 +3,7 @@
 import json
 import shlex
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 
@@ -40,19 +40,20 @@ def headline(settings: Settings, workdir: Workdir) -> None:
         clean_signals(settings, workdir)
     runs: dict[tuple[str, int], Workdir] = {}
     for number, ((name, seed), part) in enumerate(parts.items(), start=1):
-        run = runs[name, seed] = share(workdir, workdir.systems / f"{name}-{seed}", (workdir.signals,))
+        run = share(workdir, workdir.systems / f"{name}-{seed}", (workdir.signals,))
+        runs[name, seed] = named = replace(run, evaluation_name=part.eval.name)
         console.print(f"headline: {name}, seed {seed}, in {run.root} ({number} of {len(parts)})", style="bold")
         with holding(run.lock) if leads() else nullcontext():
             if SYSTEMS[name].stages == 2:
                 pretrain(part, run)
             train(part, run)
-            evaluate(part, run)
+            evaluate(part, named)
     if leads():
         _compare(settings, workdir, {name: {seed: runs[name, seed] for seed in seeds} for name in names})
 
 
 def _compare(settings: Settings, workdir: Workdir, runs: dict[str, dict[int, Workdir]]) -> None:
-    evaluated = [joined(name, {seed: str(run.root) for seed, run in each.items()}) for name, each in runs.items()]
+    evaluated = [joined(name, {seed: str(run.evaluation) for seed, run in each.items()}) for name, each in runs.items()]
     comparison = compared_all(evaluated)
     metric = json.loads(next(iter(runs[evaluated[0].name].values())).results.read_text())["verdict"]["metric"]
     costs = {

@@ -13,7 +13,10 @@ _SIZES = {"merl": "resnet101"}  # as published; of the others "base"
 
 @dataclass(frozen=True)
 class System:
-    """What a decoder is given of an ECG: `ecg_input.kind`, the kind of its encoder, whether that stays random, `data.ecg`."""
+    """What a decoder is given of an ECG: `ecg_input.kind`, the kind of its encoder, whether that stays random.
+
+    ecg: what it is trained and asked with, `data.ecg` and `eval.ecg`.
+    """
 
     what: str
     kind: str = "tokens"
@@ -69,7 +72,8 @@ def settings_of(settings: Settings, name: str, seed: int) -> Settings:
     """The experiment with a system in the place of its own, and the seed of its training.
 
     An encoder is tiny where that of the experiment is, and otherwise of its published size. A linear or an MLP connector makes
-    the most vectors, up to `ecg_input.vectors`, that divide the encoder's features. Raises ConfigError as `check_vectors` does.
+    the most vectors, up to `ecg_input.vectors`, that divide the encoder's features. What is trained without ECGs is asked
+    without them, in an evaluation with a name. Raises ConfigError as `check_vectors` does.
     """
     system = SYSTEMS[name]
     encoder = _encoder(settings.encoder, system) if system.encoder else settings.encoder
@@ -79,12 +83,14 @@ def settings_of(settings: Settings, name: str, seed: int) -> Settings:
         vectors = max(count for count in range(1, min(vectors, features) + 1) if features % count == 0)
     elif system.kind in ("elf_base", "elf_conv"):
         vectors = 1
+    asked = {} if system.ecg == "own" else {"ecg": system.ecg, "name": f"ecg_{system.ecg}", "perturb": ()}
     return replace(
         settings,
         seed=seed,
         data=replace(settings.data, seed=settings.data_seed, ecg=system.ecg),
         encoder=encoder,
         ecg_input=replace(settings.ecg_input, kind=system.kind, vectors=vectors),
+        eval=replace(settings.eval, **asked),
     )
 
 

@@ -21,21 +21,22 @@ def test_systems_are_trained_with_every_seed_on_one_preparation_and_resumed_wher
     config.train.valid_answers = 4
     config.encoder.size = "tiny"
     config.pretrain.batch_size, config.pretrain.epochs = 8, 0.5
-    config.headline.systems, config.headline.seeds = ("tokens", "mtae"), (0, 1)
+    config.headline.systems, config.headline.seeds = ("none", "mtae"), (0, 1)
     folder = tmp_path / "run"
     run(config, folder, ["prepare", "headline"])
     table = json.loads((folder / "headline.json").read_text())
     rows = {row["name"]: row for row in table["rows"]}
-    assert [*rows] == ["tokens", "mtae"] and table["seeds"] == [0, 1]
+    assert [*rows] == ["none", "mtae"] and table["seeds"] == [0, 1]
     for row in rows.values():
         assert row["score"] == pytest.approx(sum(row["by_seed"]) / 2) and [point["examples"] for point in row["curve"]] == [
             32,
             64,
         ]
-    assert 0 < rows["tokens"]["cost"]["ecgs"] == rows["mtae"]["cost"]["ecgs"]
-    assert rows["mtae"]["cost"]["first stage's seconds"] > 0 == rows["tokens"]["cost"]["first stage's seconds"]
-    assert rows["tokens"]["cost"]["tokenizer's seconds"] > 0 == rows["mtae"]["cost"]["tokenizer's seconds"]
-    losses = {(folder / f"systems/tokens-{seed}/metrics.jsonl").read_text() for seed in (0, 1)}
+    assert rows["none"]["cost"]["ecgs"] == 0 < rows["mtae"]["cost"]["ecgs"]
+    assert rows["mtae"]["cost"]["first stage's seconds"] > 0 == rows["none"]["cost"]["first stage's seconds"]
+    asked = json.loads((folder / "systems/none-0/eval/ecg_none/results.json").read_text())
+    assert asked["ecg"] == "none" and asked["scores"]["model"]["exact_match"] == rows["none"]["by_seed"][0]
+    losses = {(folder / f"systems/none-{seed}/metrics.jsonl").read_text() for seed in (0, 1)}
     assert len(losses) == 2  # seeds of the training
     assert (folder / "systems/mtae-1/shards").samefile(folder / "shards")
     page = (folder / "headline.html").read_bytes()
@@ -61,6 +62,8 @@ def test_every_system_of_the_experiment_can_be(argument):
     parts = {name: settings_of(settings, name, 5) for name in SYSTEMS}
     assert {part.seed for part in parts.values()} == {5} and {part.data_seed for part in parts.values()} == {0}
     assert parts["tokens"].ecg_input.kind == "tokens" and parts["none"].data.ecg == "none"
+    asked = {name: (part.eval.ecg, part.eval.name) for name, part in parts.items() if part.eval.ecg != "own"}
+    assert asked == {"none": ("none", "ecg_none")}  # a model that has never seen an ECG's token is not asked with any
     assert parts["random"].encoder.pretrained == "random" and parts["merl"].encoder.pretrained == ""
     assert parts["merl"].encoder.size == ("resnet101" if argument else "tiny")
     assert parts["elf_base"].ecg_input.vectors == 1 < parts["mtae"].ecg_input.vectors
