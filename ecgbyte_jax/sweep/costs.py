@@ -1,12 +1,15 @@
 """What the runs of a system have cost, and how their scores rose with it."""
 
-import json
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ecgbyte_jax.errors import ScoresError
+from ecgbyte_jax.run import cost as ledger
+from ecgbyte_jax.run.stage import digest_of
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.train.metrics_log import read_lines
 
@@ -29,11 +32,12 @@ class Point:
 def cost_of(run: Workdir, tokenizer: Workdir | None) -> dict[str, float]:
     """What one run has cost: what it has seen, FLOPs, seconds and bytes, of both stages; energy_j where the devices told it.
 
-    tokenizer: the run whose ledger has the training of the ECG tokenizer, for a system that reads tokens.
+    tokenizer: the run whose ledger has the training of the ECG tokenizer, for a system that reads tokens. Raises ScoresError
+    where a ledger has nothing of a stage that was run.
     """
-    ledger = _ledger(run)
-    train, first, reports = (ledger.get(stage, {}) for stage in ("train", "pretrain", "reports"))
-    encoding = _ledger(tokenizer).get("tokenizer", {}) if tokenizer else {}
+    train, first = _entry(run, "train", run.train_marker), _entry(run, "pretrain", run.pretrain.train_marker)
+    reports = _entry(run, "reports", run.reports_marker)
+    encoding = _entry(tokenizer, "tokenizer", tokenizer.tokenizer_marker) if tokenizer else {}
     seen, before, parts = train["seen"], first.get("seen", {}), [part for part in (train, first, reports, encoding) if part]
     cost = {
         "ecgs": max(seen["ecgs"], before.get("ecgs", 0)),
@@ -96,5 +100,14 @@ def cost_to_reach(points: list[Point], score: float) -> Point | None:
     return None
 
 
-def _ledger(run: Workdir) -> dict:
-    return json.loads(run.cost.read_text(encoding="utf-8"))
+def _entry(run: Workdir, stage: str, marker: Path) -> dict[str, Any]:
+    """What the stage that left this marker has cost, whatever others have cost there since; {} where there is none."""
+    if not marker.is_file():
+        return {}
+    entry = ledger.cost_of(run, stage, digest_of(marker))
+    if not entry or (stage in ("train", "pretrain") and "seen" not in entry):
+        raise ScoresError(
+            f"{run.cost}: no costs of the stage '{stage}' there, which was run: the file was removed or damaged; remove "
+            f"'{marker.parent}' to have that stage, and its costs, again"
+        )
+    return entry

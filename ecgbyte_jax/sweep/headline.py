@@ -56,9 +56,8 @@ def _compare(settings: Settings, workdir: Workdir, runs: dict[str, dict[int, Wor
     evaluated = [joined(name, {seed: str(run.evaluation) for seed, run in each.items()}) for name, each in runs.items()]
     comparison = compared_all(evaluated)
     metric = json.loads(next(iter(runs[evaluated[0].name].values())).results.read_text())["verdict"]["metric"]
-    costs = {
-        name: [cost_of(run, workdir if name == "tokens" else None) for run in each.values()] for name, each in runs.items()
-    }
+    encoded = {} if settings.tokenizer.file else {"tokens": workdir}
+    costs = {name: [cost_of(run, encoded.get(name)) for run in each.values()] for name, each in runs.items()}
     curves = {name: mean_curve([*map(curve, each.values(), costs[name])]) for name, each in runs.items()}
     best = max(point.score for points in curves.values() for point in points)
     rows = [

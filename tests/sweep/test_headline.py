@@ -4,6 +4,7 @@ import shutil
 import pytest
 
 from ecgbyte_jax.errors import ConfigError, ScoresError
+from ecgbyte_jax.run.stage import Stage
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.stages.compare import compared, compared_all, joined
@@ -108,12 +109,20 @@ def test_a_curve_begins_with_the_first_stage_and_ends_with_all_costs(tmp_path):
     tokens = {"ecg": 70, "text": 20, "padding": 10}
     seen = {"ecgs": 9, "patients": 4, "sequences": 40, "tokens": tokens, "flops": 90.0, "ecg_input_flops": 10.0}
     spent = {"device_s": 1.0, "peak_memory": 5, "energy_j": {"cpu": 2.0}}
-    ledger = {
+    encoder, stages = workdir.pretrain.train_marker, {}
+    for name, marker in (("train", workdir.train_marker), ("pretrain", encoder), ("reports", workdir.reports_marker)):
+        stages[name] = Stage(name, marker, {}, "")
+        marker.parent.mkdir(parents=True)
+        stages[name].finish([])
+    costs = {
         "train": {"wall_s": 8.0, "cpu_s": 9.0, "seen": seen, **spent},
         "pretrain": {"wall_s": 3.0, "cpu_s": 3.0, "seen": {"ecgs": 12, "patients": 3, "examples": 30, "flops": 48.0}, **spent},
         "reports": {"wall_s": 1.0, "cpu_s": 1.0, "seen": {"texts": 5, "flops": 2.0}, **spent},
-        "signals": {"wall_s": 100.0, "cpu_s": 100.0, **spent},  # cleaning, the same for all
     }
+    ledger = {name: entry | {"settings": stages[name].digest()} for name, entry in costs.items()}
+    ledger["signals"] = {"wall_s": 100.0, "cpu_s": 100.0, **spent}  # cleaning, the same for all
+    other = ledger["train"] | {"wall_s": 50.0, "settings": "of another training, after which this one was taken back"}
+    ledger |= {"train": other, "with other settings": {"train": {stages["train"].digest(): ledger["train"]}}}
     workdir.cost.write_text(json.dumps(ledger))
     lines = [{"step": 1}, {"step": 2, "valid_exact_match": 0.2}, {"step": 4, "valid_exact_match": 0.6}]
     workdir.metrics.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
@@ -127,3 +136,6 @@ def test_a_curve_begins_with_the_first_stage_and_ends_with_all_costs(tmp_path):
     workdir.metrics.write_text(json.dumps(lines[0]) + "\n")
     with pytest.raises(ScoresError, match="no exact match of a validation"):
         curve(workdir, cost)
+    workdir.cost.write_text("half a le")
+    with pytest.raises(ScoresError, match=r"no costs of the stage 'train' there, .*; remove '.*checkpoints'"):
+        cost_of(workdir, None)
