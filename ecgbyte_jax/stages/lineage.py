@@ -290,6 +290,8 @@ def answered(settings: Settings, workdir: Workdir) -> Stage:
         inputs = _start_of(settings, workdir)
         start = depends_on("train", settings)
         settings_of_answers |= {part: start[part] for part in ("model", "lora", "ecg_input", "encoder") if part in start}
+        if settings.seed != settings.data_seed:  # the weights are drawn by the one, the questions by the other
+            settings_of_answers["seed of the weights"] = settings.seed
     else:
         # Not an export's marker and card, which follow from its evaluation, nor its example.
         files = sorted(path for path in Path(which).iterdir() if path.is_file() and path.suffix not in (".md", ".py"))

@@ -74,6 +74,18 @@ def test_the_answers_of_a_folder_depend_on_its_content_and_number_types(monkeypa
     assert len(digests) == 3
 
 
+def test_the_answers_of_an_untrained_model_depend_on_the_seed_of_its_weights(monkeypatch, tmp_path):
+    """With data.seed, that of the questions is another one."""
+    monkeypatch.setattr(lineage, "prepared", lambda *_: SimpleNamespace(require=lambda: "prepared"))
+
+    def digest(seed: int, data_seed: int) -> str:
+        settings = Settings(seed=seed, data=replace(Settings().data, seed=data_seed))
+        settings = replace(settings, eval=replace(settings.eval, checkpoint="start"))
+        return lineage.answered(settings, Workdir(tmp_path)).digest()
+
+    assert digest(3, 3) == digest(3, -1) != digest(4, 3) != digest(5, 3)
+
+
 def test_a_training_leaves_the_settings_of_its_encoders_own_training_in_config_json(tmp_path):
     """A command that trains the model need not repeat what only the first stage reads, and --run must not lose it."""
     first, workdir = Settings(), Workdir(tmp_path)
