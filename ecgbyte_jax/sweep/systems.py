@@ -47,7 +47,7 @@ SYSTEMS = {
 
 
 def check_systems(settings: Settings) -> None:
-    """Raises ConfigError for systems that are unknown or named twice, and where the experiment itself is one of them."""
+    """Raises ConfigError for systems that are unknown, there twice or impossible, and where the experiment itself is one."""
     names, seeds = settings.headline.systems, settings.headline.seeds
     if unknown := [name for name in names if name not in SYSTEMS]:
         raise ConfigError(f"headline.systems: {unknown} found, some of {(*SYSTEMS,)} expected")
@@ -61,6 +61,17 @@ def check_systems(settings: Settings) -> None:
         raise ConfigError(
             "headline: ecg_input.kind 'tokens', data.ecg and eval.ecg 'own' and no eval.name expected: the stage sets them"
         )
+    if settings.encoder.pretrained:
+        raise ConfigError(
+            f"encoder.pretrained: '{settings.encoder.pretrained}' found, '' expected: the headline trains every encoder, since "
+            "that counts into the costs"
+        )
+    if settings.eval.checkpoint not in ("last", "best"):
+        raise ConfigError(
+            f"eval.checkpoint: '{settings.eval.checkpoint}' found, 'last' or 'best' expected: the costs are of whole trainings"
+        )
+    for name in chosen(settings):
+        settings_of(settings, name, max(seeds))
 
 
 def chosen(settings: Settings) -> Sequence[str]:
@@ -83,13 +94,14 @@ def settings_of(settings: Settings, name: str, seed: int) -> Settings:
         vectors = max(count for count in range(1, min(vectors, features) + 1) if features % count == 0)
     elif system.kind in ("elf_base", "elf_conv"):
         vectors = 1
+    train_encoder = settings.ecg_input.train_encoder and not system.random
     asked = {} if system.ecg == "own" else {"ecg": system.ecg, "name": f"ecg_{system.ecg}", "perturb": ()}
     return replace(
         settings,
         seed=seed,
         data=replace(settings.data, seed=settings.data_seed, ecg=system.ecg),
         encoder=encoder,
-        ecg_input=replace(settings.ecg_input, kind=system.kind, vectors=vectors),
+        ecg_input=replace(settings.ecg_input, kind=system.kind, vectors=vectors, train_encoder=train_encoder),
         eval=replace(settings.eval, **asked),
     )
 

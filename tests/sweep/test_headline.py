@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -65,6 +66,8 @@ def test_every_system_of_the_experiment_can_be(argument):
     assert parts["tokens"].ecg_input.kind == "tokens" and parts["none"].data.ecg == "none"
     asked = {name: (part.eval.ecg, part.eval.name) for name, part in parts.items() if part.eval.ecg != "own"}
     assert asked == {"none": ("none", "ecg_none")}  # a model that has never seen an ECG's token is not asked with any
+    trained = replace(settings, ecg_input=replace(settings.ecg_input, train_encoder=True))
+    assert settings_of(trained, "merl", 5).ecg_input.train_encoder > settings_of(trained, "random", 5).ecg_input.train_encoder
     assert parts["random"].encoder.pretrained == "random" and parts["merl"].encoder.pretrained == ""
     assert parts["merl"].encoder.size == ("resnet101" if argument else "tiny")
     assert parts["elf_base"].ecg_input.vectors == 1 < parts["mtae"].ecg_input.vectors
@@ -77,6 +80,10 @@ def test_every_system_of_the_experiment_can_be(argument):
         ({"headline.seeds": (1, 1)}, "none twice expected"),
         ({"train.valid_answers": 0}, r"train\.valid_answers: 0 found"),
         ({"data.ecg": "zeros"}, "the stage sets them"),
+        ({"encoder.pretrained": "random"}, r"encoder\.pretrained: 'random' found, '' expected"),
+        ({"eval.checkpoint": "start"}, r"eval\.checkpoint: 'start' found, 'last' or 'best' expected"),
+        ({"signal.segment_length": 509}, "a divisor of signal.segment_length = 509 expected"),
+        ({"headline.seeds": (2**32,)}, "seed: 4294967296 found"),
         ({"eval.seeds": (0, 1), "eval.temperature": 1.0}, "seeds instead"),
     ],
 )
