@@ -82,10 +82,12 @@ def curve(run: Workdir, cost: dict[str, float]) -> list[Point]:
 
 
 def mean_curve(curves: list[list[Point]]) -> list[Point]:
-    """The mean over trainings of their validations, as far as all of them went."""
+    """The mean over trainings of their validations; one that ended early stays at its last, and costs no more."""
+    longest = max(map(len, curves))
+    whole = [points + points[-1:] * (longest - len(points)) for points in curves]
     return [
         Point(*(float(np.mean([getattr(point, name) for point in points])) for name in ("score", *AXES)))
-        for points in zip(*curves)
+        for points in zip(*whole)
     ]
 
 

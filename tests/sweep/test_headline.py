@@ -139,7 +139,8 @@ def test_a_curve_begins_with_the_first_stage_and_ends_with_all_costs(tmp_path):
     assert points == [Point(0.2, 20.0, 100.0, 8.0), Point(0.6, 40.0, 150.0, 12.0)]
     assert cost_to_reach(points, 0.4) == pytest.approx(Point(0.4, 30.0, 125.0, 10.0))
     assert cost_to_reach(points, 0.1) == points[0] and cost_to_reach(points, 0.7) is None
-    assert mean_curve([points, [Point(0.4, 20.0, 200.0, 10.0)]]) == [Point(pytest.approx(0.3), 20.0, 150.0, 9.0)]
+    ended = [Point(0.4, 20.0, 200.0, 10.0)]  # early, by train.patience: it stays at that
+    assert mean_curve([points, ended]) == [Point(pytest.approx(0.3), 20.0, 150.0, 9.0), Point(0.5, 30.0, 175.0, 11.0)]
     workdir.metrics.write_text(json.dumps(lines[0]) + "\n")
     with pytest.raises(ScoresError, match="no exact match of a validation"):
         curve(workdir, cost)
