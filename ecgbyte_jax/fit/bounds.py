@@ -27,17 +27,22 @@ class Bound:
         return max(self.arithmetic, self.memory, self.communication)
 
 
-def step_bound(config: DecoderConfig, found: dict[str, Any], chip: Chip, lengths: np.ndarray, sequences: float) -> Bound:
+def step_bound(
+    config: DecoderConfig, found: dict[str, Any], chip: Chip, lengths: np.ndarray, sequences: float, ecg_flops: float = 0.0
+) -> Bound:
     """Of a training step of so many sequences; `found`: see `programs.measure`.
 
-    lengths: of some sequences, int [n, 2] as in `step_flops`.
+    lengths: of some sequences, int [n, 2] as in `step_flops`; ecg_flops: of an ECG that becomes vectors, one a sequence.
 
-    Every device reads all weights of its share of `tensor`, wherever they are stored; activations are written and read once.
+    Every device reads all weights of its share of `tensor`, wherever they are stored, those of a map from signals at least
+    once; activations are written and read once.
     """
-    flops = step_flops(config, found["parameters"]["trained"], lengths) / len(lengths) * sequences / found["devices"]
-    moved = _READS[found["remat"]] * found["all weights"] / found["mesh"]["tensor"] + 2 * found["step"]["temporaries"]
+    decoder, devices = found["decoder"], found["devices"]
+    flops = step_flops(config, decoder["trained"], lengths) / len(lengths) * sequences / devices
+    read = _READS[found["remat"]] * decoder["bytes"] + found["all weights"] - decoder["bytes"]
+    moved = read / found["mesh"]["tensor"] + 2 * found["step"]["temporaries"]
     sent = sum(kind["bytes"] for kind in found["step"]["collectives"].values())
-    return Bound(flops / chip.flops, moved / chip.bandwidth, sent / chip.link)
+    return Bound((flops + sequences * ecg_flops / devices) / chip.flops, moved / chip.bandwidth, sent / chip.link)
 
 
 def encoder_bound(flops: float, found: dict[str, Any], chip: Chip) -> Bound:
@@ -51,11 +56,11 @@ def encoder_bound(flops: float, found: dict[str, Any], chip: Chip) -> Bound:
 
 
 def token_bound(config: DecoderConfig, found: dict[str, Any], chip: Chip, rows: int, prompt: int) -> Bound:
-    """Of one token of every row of a batch with prompts of so many tokens: the weights and the cache are read once."""
-    weights = found["parameters"]["trained"] + found["parameters"]["frozen"]
+    """Of one token of every row of a batch with prompts of so many tokens: its weights and cache are read once."""
+    weights = found["decoder"]["trained"] + found["decoder"]["frozen"]
     weights -= 0 if config.tied_embeddings else config.vocab_size * config.width  # which are looked up
     size = jnp.dtype(config.dtype).itemsize
-    held = found["all weights"] - (0 if config.tied_embeddings else config.vocab_size * config.width * size)
+    held = found["decoder"]["bytes"] - (0 if config.tied_embeddings else config.vocab_size * config.width * size)
     tensor, batch_parts = found["mesh"]["tensor"], found["mesh"]["data"] * found["mesh"]["fsdp"]
     own_rows = -(-rows // batch_parts)
     seen = sum(min(config.layer_windows[layer] or prompt, prompt) for layer in config.attention_layers)

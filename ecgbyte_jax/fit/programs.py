@@ -38,7 +38,7 @@ from ecgbyte_jax.train.memory import with_remat
 from ecgbyte_jax.train.optim import make_optimizer
 from ecgbyte_jax.train.restore import positions
 from ecgbyte_jax.train.step import abstract_state, make_step
-from ecgbyte_jax.train.vectors import input_of
+from ecgbyte_jax.train.vectors import input_of, training_flops
 
 _GPU_OPTIONS = {"xla_gpu_autotune_level": "0"}  # which needs a GPU
 
@@ -98,6 +98,7 @@ def measure(request: Request) -> dict[str, Any]:
             "remat": settings.model.remat,
             "attention": parts.config.attention_kernel,
             **_weights(parts.trained, parts.frozen),
+            "decoder": _decoder(parts),
             "answer tokens": request.answer_tokens,
         }
         found["step"] = _compile(lambda: _lower_step(settings, parts, mesh, request), devices)
@@ -159,13 +160,24 @@ def _weights(trained: Any, frozen: Any) -> dict[str, Any]:
     }
 
 
+def _decoder(parts: Parts) -> dict[str, int]:
+    """Its parameters and their bytes, without those of the map from signals, which tokens do not meet."""
+    trained, frozen = ([part for name, part in state.items() if name != "ecg_input"] for state in (parts.trained, parts.frozen))
+    leaves = jax.tree.leaves((trained, frozen))
+    return {
+        "trained": parts.trained_in_decoder,
+        "frozen": sum(map(count, frozen)),
+        "bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in leaves),
+    }
+
+
 def _bounds(
     settings: Settings, config: DecoderConfig, found: dict[str, Any], chip: Chip, lengths: np.ndarray
 ) -> dict[str, Any]:
     """The least seconds of a step and of a token, and what follows from them."""
     in_a_row = settings.prompt.max_length / lengths[:, 0].mean() if settings.data.packing else 1.0
     sequences = found["rows"] * in_a_row
-    step = step_bound(config, found, chip, lengths, sequences)
+    step = step_bound(config, found, chip, lengths, sequences, training_flops(settings, config.width))
     token = token_bound(config, found, chip, settings.eval.batch_size, settings.prompt.max_length)
     bounds: dict[str, Any] = {"step": asdict(step) | {"seconds": step.seconds}}
     bounds["token"] = asdict(token) | {"seconds": token.seconds}

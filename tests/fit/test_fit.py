@@ -64,7 +64,7 @@ CONFIG = DecoderConfig(
 )  # fmt: skip
 FOUND = {
     "parameters": {"trained": 100, "frozen": 900}, "devices": 4, "mesh": {"data": 1, "fsdp": 4, "tensor": 1},
-    "remat": "products", "all weights": 2000,
+    "remat": "products", "all weights": 2000, "decoder": {"trained": 100, "frozen": 900, "bytes": 2000},
     "step": {"temporaries": 5000, "collectives": {"all-gather": {"places": 1, "times": 2, "bytes": 3000}}},
 }  # fmt: skip
 
@@ -88,6 +88,12 @@ def test_bounds_by_hand():
     cache = 2 * 10 * 2 * 2 * 1 * 4 * 2  # two rows of four devices
     assert token.memory == pytest.approx((1000 * 2 + cache) / chip.bandwidth)
     assert token.arithmetic == pytest.approx(2 * 2 * 1000 / chip.flops)
+    # An encoder of 500 more parameters works once for an ECG, and not for every token.
+    both = FOUND | {"parameters": {"trained": 600, "frozen": 900}, "all weights": 4000}
+    bound = step_bound(CONFIG, both, chip, np.array([[10, 2]] * 4), 8, 1e6)
+    assert bound.arithmetic == pytest.approx(step.arithmetic + 8e6 / 4 / chip.flops)
+    assert bound.memory == pytest.approx(step.memory + 2000 / chip.bandwidth)
+    assert token_bound(CONFIG, both, chip, 8, 10) == token
 
 
 def test_the_bound_of_a_first_stage_by_hand():
