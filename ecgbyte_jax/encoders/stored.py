@@ -51,10 +51,11 @@ def save_ecg_input(ecg_input: EcgInput, folder: Path, described: dict[str, Any],
     save_file(tensors, folder / _WEIGHTS)
     encoder = described.get("encoder", {})
     otherwise = "a picture of mV / 3 + 1/2" if encoder.get("kind") in VISION else "mV / 0.2"
+    published = f"0..{1000 if encoder.get('kind') == 'merl' else 1} over each segment"
     about = {
         "width": width,
         "reads": "clean segments float32 [segments, 12, samples] in mV, leads as in input.json",
-        "scaling": "0..1 over each segment" if encoder.get("published_scaling") else otherwise,
+        "scaling": published if encoder.get("published_scaling") else otherwise,
         "gives": "float32 [segments, vectors, width], in the place of the embeddings between <sig_start> and <sig_end>",
     }
     (folder / _CONFIG).write_text(f"{json.dumps(described | about, indent=1)}\n", encoding="utf-8")

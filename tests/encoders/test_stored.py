@@ -26,6 +26,11 @@ def save(folder: Path, config: EcgInputConfig, encoder: EncoderConfig):
     return ecg_input
 
 
+def test_a_stored_map_says_how_the_signals_are_scaled(tmp_path):
+    save(tmp_path, QUERY[0], EncoderConfig("merl", "tiny", published_scaling=True))
+    assert json.loads((tmp_path / "config.json").read_text())["scaling"] == "0..1000 over each segment"
+
+
 @pytest.mark.parametrize("config, encoder", [QUERY, PATCHES], ids=["query", "patches"])
 def test_a_stored_map_gives_the_same_vectors(tmp_path, config, encoder):
     written, read = save(tmp_path / "map", config, encoder), load_ecg_input(tmp_path / "map")
