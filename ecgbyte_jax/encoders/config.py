@@ -243,9 +243,16 @@ def count_places(samples: int) -> int:
 
 
 def count_features(config: EncoderConfig, samples: int) -> int:
-    """How many features an encoder has of a segment of so many samples; raises ConfigError as `patch_grid` does."""
+    """How many features an encoder has of a segment of so many samples.
+
+    Raises ConfigError as `patch_grid` does, and where a segment is shorter than what is cropped from it.
+    """
     if config.kind == "merl":
         return count_places(samples)
+    if config.published_crop and samples < LEADS:
+        raise ConfigError(
+            f"signal.segment_length: {samples} found, at least {LEADS} expected with encoder.published_crop, which sees {LEADS}"
+        )
     if config.kind in VISION:
         return vision_of(config).patches
     grid = patch_grid(config, samples)

@@ -14,7 +14,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ecgbyte_jax.encoders.clip import Clip
-from ecgbyte_jax.encoders.config import CONTRASTED, MASKED, SHARED_WIDTH, SIZES, EncoderConfig, patch_grid, vision_of
+from ecgbyte_jax.encoders.config import (
+    CONTRASTED,
+    MASKED,
+    SHARED_WIDTH,
+    SIZES,
+    EncoderConfig,
+    count_features,
+    patch_grid,
+    vision_of,
+)
 from ecgbyte_jax.encoders.merl import Merl
 from ecgbyte_jax.encoders.vit import MaskedViT
 from ecgbyte_jax.errors import ConfigError, ShardsError, WeightsError
@@ -89,9 +98,8 @@ def pretrain(settings: Settings, workdir: Workdir) -> None:
 def _check_encoder(settings: Settings) -> None:
     """Refuses what cannot work before anything is read."""
     encoder, size = settings.encoder, settings.pretrain.batch_size
-    if encoder.kind in MASKED:
-        patch_grid(encoder, settings.signal.segment_length)
-    elif encoder.kind in CONTRASTED and size < 2:
+    count_features(encoder, settings.signal.segment_length)
+    if encoder.kind in CONTRASTED and size < 2:
         raise ConfigError(
             f"pretrain.batch_size: {size} found with kind '{encoder.kind}', which contrasts the segments of a batch; 2 expected"
         )

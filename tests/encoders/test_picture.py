@@ -2,9 +2,9 @@ import jax
 import numpy as np
 import pytest
 
-from ecgbyte_jax.encoders.config import CLIPS, VITS, EncoderConfig
+from ecgbyte_jax.encoders.config import CLIPS, VITS, EncoderConfig, count_features
 from ecgbyte_jax.encoders.picture import cut, draw
-from ecgbyte_jax.errors import SettingsError
+from ecgbyte_jax.errors import ConfigError, SettingsError
 
 Image = pytest.importorskip("PIL.Image")
 VIT, CLIP = VITS["tiny"], CLIPS["tiny"].picture
@@ -74,3 +74,10 @@ def test_published_scaling_loses_the_amplitude_and_mv_keep_it(signals):
 def test_settings_of_another_kind_are_refused(fields, message):
     with pytest.raises(SettingsError, match=f"^{message}"):
         EncoderConfig(**fields)
+
+
+def test_a_segment_shorter_than_what_is_cropped_from_it_is_refused():
+    config = EncoderConfig("clip", "tiny", published_crop=True)
+    with pytest.raises(ConfigError, match=r"signal\.segment_length: 11 found, at least 12 expected"):
+        count_features(config, 11)
+    assert count_features(config, 12) == count_features(EncoderConfig("clip", "tiny"), 11) == 49
