@@ -146,6 +146,7 @@ _KEPT = {
               "mesh", "distributed"),
     "pretrain": ("seed", "encoder", "pretrain", "pretrain_optim", "mesh", "distributed"),
     "eval": ("eval",),
+    "headline": ("headline", "model", "lora", "ecg_input", "encoder", "optim", "train", "pretrain", "pretrain_optim", "eval"),
     "export": ("export",),
 }  # fmt: skip
 # What transformers may read a text tokenizer from; config.json names its class where nothing else does.
@@ -335,14 +336,16 @@ def reported(settings: Settings, workdir: Workdir, inputs: Iterable[Path], proce
 def keep_settings(settings: Settings, workdir: Workdir, stage: str) -> None:
     """Writes the parts of the settings that this stage has worked with into config.json, and leaves the others there.
 
-    Parts of stages that have not run yet are those of this command, so that the file by itself can continue the run.
+    Parts of stages that have not run yet are those of this command, so that the file by itself can continue the run. A headline
+    leaves those of a training that was here before it.
     """
     try:
         kept = json.loads(workdir.config.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         kept = {}
     given = asdict(settings)
-    written = given | kept | {part: given[part] for part in _KEPT[stage]}
+    parts = ("headline",) if stage == "headline" and workdir.train_marker.exists() else _KEPT[stage]
+    written = given | kept | {part: given[part] for part in parts}
     if stage == "train" and settings.ecg_input.kind == "encoder":
         written["encoder"] = _with_used(written["encoder"], given["encoder"])
     write_whole(workdir.config, [json.dumps(written, indent=1).encode()])

@@ -17,6 +17,7 @@ from ecgbyte_jax.run.lock import holding
 from ecgbyte_jax.run.processes import leads
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
+from ecgbyte_jax.stages import lineage
 from ecgbyte_jax.stages.compare import Evaluated, compared_all, joined
 from ecgbyte_jax.stages.eval import evaluate
 from ecgbyte_jax.stages.train import train
@@ -38,6 +39,8 @@ def headline(settings: Settings, workdir: Workdir) -> None:
     parts = {(name, seed): settings_of(settings, name, seed) for seed in seeds for name in names}
     if any(part.ecg_input.kind != "tokens" for part in parts.values()):
         clean_signals(settings, workdir)
+    if leads():
+        lineage.keep_settings(settings, workdir, "headline")
     runs: dict[tuple[str, int], Workdir] = {}
     for number, ((name, seed), part) in enumerate(parts.items(), start=1):
         run = share(workdir, workdir.systems / f"{name}-{seed}", (workdir.signals,))

@@ -101,6 +101,20 @@ def test_a_training_leaves_the_settings_of_its_encoders_own_training_in_config_j
     assert Settings.of(stored_config(workdir.config)).encoder == other.encoder
 
 
+def test_a_headline_leaves_its_settings_to_be_gone_on_with_unless_a_training_has_left_its_own(tmp_path):
+    """The page says how to rebuild it with --run, which reads them."""
+    first, workdir = Settings(), Workdir(tmp_path)
+    second = replace(first, train=replace(first.train, epochs=3.0), headline=replace(first.headline, seeds=(7,)))
+    lineage.keep_settings(first, workdir, "prepare")
+    lineage.keep_settings(second, workdir, "headline")
+    assert Settings.of(stored_config(workdir.config)) == second
+    workdir.train_marker.parent.mkdir()
+    workdir.train_marker.touch()
+    lineage.keep_settings(first, workdir, "train")
+    lineage.keep_settings(second, workdir, "headline")
+    assert Settings.of(stored_config(workdir.config)) == replace(first, headline=second.headline)
+
+
 def test_trainings_of_several_seeds_share_the_data_of_one_and_its_questions():
     first, second = (replace(Settings(seed=seed), data=replace(Settings().data, seed=3)) for seed in (3, 4))
     alone = Settings(seed=3)
