@@ -14,12 +14,14 @@ def count_segments(asked: list[Sequence], numbers: np.ndarray, plan: Plan, steps
     asked: the outlines of the sequences about them; numbers: int [n], of the segments in the plan; flops: of a step, see
     `objective.objective_flops`. ecgs: segments of recordings; examples: those seen, once for each time.
     """
-    rows = np.array([row for step in range(steps) for row in np.concatenate(plan[step].rows)], np.int64)
-    seen = {int(number) for number in numbers[np.unique(rows)]}
+    times = np.zeros(len(numbers), np.int64)
+    for step in range(steps):
+        np.add.at(times, np.concatenate(plan[step].rows), 1)
+    seen = set(numbers[times > 0].tolist())
     patients = {
         patient
         for outline in asked
         for number, patient in zip(outline.ecgs, outline.meta.get("patients", [outline.patient] * len(outline.ecgs)))
         if int(number) in seen
     }
-    return {"steps": steps, "ecgs": len(seen), "patients": len(patients), "examples": len(rows), "flops": steps * flops}
+    return {"steps": steps, "ecgs": len(seen), "patients": len(patients), "examples": int(times.sum()), "flops": steps * flops}
