@@ -61,24 +61,32 @@ def cost_of(run: Workdir, tokenizer: Workdir | None) -> dict[str, float]:
 def curve(run: Workdir, cost: dict[str, float]) -> list[Point]:
     """The validations of a run, with what it had cost until then: the second stage's cost in proportion to its steps.
 
-    Raises ScoresError where none has an exact match.
+    Raises ScoresError as `validated` does.
     """
-    lines = read_lines(run.metrics, 2**62)
-    steps = max((line["step"] for line in lines), default=0)
+    lines = validated(run)
+    steps = max(line["step"] for line in lines)
     before = {
         "examples": 0.0,
         "flops": cost["first stage's flops"],
         "seconds": cost["first stage's seconds"] + cost["tokenizer's seconds"],
     }
     spent = {"examples": cost["examples"], "flops": cost["flops"], "seconds": cost["seconds"] - before["seconds"]}
-    points = [
+    return [
         Point(line["valid_exact_match"], *(before[axis] + spent[axis] * line["step"] / steps for axis in AXES))
         for line in lines
         if "valid_exact_match" in line
     ]
-    if not points:
-        raise ScoresError(f"{run.metrics}: no exact match of a validation found; train.valid_answers above 0 expected")
-    return points
+
+
+def validated(run: Workdir) -> list[dict]:
+    """The lines of a training's log; raises ScoresError where no validation in it has an exact match."""
+    lines = read_lines(run.metrics, 2**62)
+    if not any("valid_exact_match" in line for line in lines):
+        raise ScoresError(
+            f"{run.metrics}: no exact match of a validation found; train.valid_answers above 0, and a validation split that "
+            "fills a batch (train.batch_size), expected"
+        )
+    return lines
 
 
 def mean_curve(curves: list[list[Point]]) -> list[Point]:

@@ -21,7 +21,7 @@ from ecgbyte_jax.stages import lineage
 from ecgbyte_jax.stages.compare import Evaluated, compared_all, joined
 from ecgbyte_jax.stages.eval import evaluate
 from ecgbyte_jax.stages.train import train
-from ecgbyte_jax.sweep.costs import Point, cost_of, cost_to_reach, curve, mean_curve
+from ecgbyte_jax.sweep.costs import Point, cost_of, cost_to_reach, curve, mean_curve, validated
 from ecgbyte_jax.sweep.share import share
 from ecgbyte_jax.sweep.systems import SYSTEMS, check_systems, chosen, settings_of
 
@@ -50,6 +50,8 @@ def headline(settings: Settings, workdir: Workdir) -> None:
             if SYSTEMS[name].stages == 2:
                 pretrain(part, run)
             train(part, run)
+            if leads():
+                validated(run)  # else no curve can be drawn, when all have been trained
             evaluate(part, named)
     if leads():
         _compare(settings, workdir, {name: {seed: runs[name, seed] for seed in seeds} for name in names})
