@@ -8,8 +8,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -19,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tabs and line ends
+_CLEAR = Path("/proc/self/clear_refs")  # see proc(5)
 _BAR, _NAME, _WINDOW = 12, 28, 30.0  # places of a bar and of its name; s that its rate is averaged over
 
 
@@ -222,6 +224,12 @@ def text_table(title: str, rows: list[dict[str, str]]) -> None:
 
 
 def peak_memory() -> int:
-    """The most memory in bytes that this process has used since its start."""
+    """The most memory in bytes that this process has used since its start, or since `forget_peak_memory`."""
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def forget_peak_memory() -> None:
+    """Lets `peak_memory` begin anew with what is held now; only Linux can."""
+    with suppress(OSError):
+        _CLEAR.write_text("5")

@@ -12,7 +12,7 @@ from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.pretrain.clean import clean_signals
 from ecgbyte_jax.pretrain.pretrain import pretrain
 from ecgbyte_jax.report.headline import Comparison, Row, render_headline, score_rows, sentences
-from ecgbyte_jax.run.console import banner, console, number_table
+from ecgbyte_jax.run.console import banner, console, forget_peak_memory, number_table
 from ecgbyte_jax.run.lock import holding
 from ecgbyte_jax.run.processes import leads
 from ecgbyte_jax.run.workdir import Workdir
@@ -46,6 +46,7 @@ def headline(settings: Settings, workdir: Workdir) -> None:
         run = share(workdir, workdir.systems / f"{name}-{seed}", (workdir.signals,))
         runs[name, seed] = named = replace(run, evaluation_name=part.eval.name)
         console.print(f"headline: {name}, seed {seed}, in {run.root} ({number} of {len(parts)})", style="bold")
+        forget_peak_memory()  # of the systems before
         with holding(run.lock) if leads() else nullcontext():
             if SYSTEMS[name].stages == 2:
                 pretrain(part, run)

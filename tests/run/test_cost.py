@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from ecgbyte_jax.run import cost
+from ecgbyte_jax.run.console import forget_peak_memory
 from ecgbyte_jax.run.cost import cost_of, counted
 from ecgbyte_jax.run.stage import Stage
 from ecgbyte_jax.run.workdir import Workdir
@@ -38,6 +39,20 @@ def test_commands_on_the_same_stage_add_up_and_a_failed_one_counts(tmp_path):
     assert second["peak_memory"] >= first["peak_memory"] > 10**6
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a peak cannot be forgotten")
+def test_the_memory_of_what_was_before_can_be_forgotten(tmp_path):
+    """Several trainings in one process: the last would else have cost the memory of the largest."""
+    workdir, large, peaks = Workdir(tmp_path), bytearray(b"x") * (64 << 20), []
+    for rate in (1, 2, 3):
+        with counted(workdir, "train", stage(workdir, rate=rate)):
+            pass
+        peaks.append(ledger(workdir)["train"]["peak_memory"])
+        large = b""
+        if rate == 2:
+            forget_peak_memory()
+    assert large == b"" and peaks[0] <= peaks[1] > peaks[2] + (32 << 20)
+
+
 def test_other_settings_begin_a_new_sum_and_the_old_one_comes_back_with_its_settings(tmp_path):
     workdir = Workdir(tmp_path)
     for rate in (1, 1, 2, 1):
@@ -57,6 +72,7 @@ def test_of_a_command_that_is_killed_outright_the_last_seconds_alone_are_lost(tm
     script = f"""if True:
         import os, pathlib, time
         from ecgbyte_jax.run import cost
+from ecgbyte_jax.run.console import forget_peak_memory
         from ecgbyte_jax.run.stage import Stage
         from ecgbyte_jax.run.workdir import Workdir
         cost._EVERY, workdir = 0.02, Workdir(pathlib.Path({str(tmp_path)!r}))
