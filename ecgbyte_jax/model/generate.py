@@ -1,8 +1,9 @@
 """Generation: one jitted prefill, then one while_loop over a key/value cache that ends when every row has ended.
 
 The prompt's keys and values stay outside the loop, which would copy them for every token; only the new tokens' are inside.
+Behind the same prefill, the probabilities of given answers.
 
-Axes: B batch, T prompt tokens (left-padded), P shared prefixes, N new tokens at most, V vocabulary.
+Axes: B batch, T prompt tokens (left-padded), P shared prefixes, N new tokens at most, C candidates, V vocabulary, D width.
 """
 
 from collections.abc import Callable
@@ -79,18 +80,42 @@ def generate(
     frequencies (see `layer_ropes`): the cached keys and values would no longer be those of its tokens.
     """
     sampling = _Sampling(float(temperature), int(top_k), float(top_p))
-    parts = [(input_ids, attention_mask)] if shared is None else [shared, (input_ids, attention_mask)]
-    longest = _check(model, parts, max_new_tokens, sampling, key)
-    if isinstance(model.config.rope_scaling, LongScaling):
-        _check_frequencies(parts, max_new_tokens, model.config.rope_scaling.original_max_positions)
-    lengths: tuple[int, ...] = (_round(longest[0]),)
-    if shared is not None:  # coarser, since every pair of lengths is a program
-        lengths = _round(longest[0], steps=4), 1 if longest[1] == 1 else _round(longest[1], least=8, steps=4)
-    prompt = _cut(parts, lengths)
+    prompt = _lay_out(model, input_ids, attention_mask, shared, max_new_tokens, sampling, key)
     graphdef, state = nnx.split(model)
     key = jax.random.key(0) if key is None else key
     tokens, log_probs = _generate(graphdef, state, prompt, signals, key, max_new_tokens, tuple(stop_ids), pad_id, sampling)
     return (tokens, log_probs) if return_log_probs else tokens
+
+
+def score_candidates(
+    model: Decoder,
+    input_ids: jax.Array,
+    attention_mask: jax.Array,
+    candidates: jax.Array,
+    candidates_mask: jax.Array,
+    *,
+    shared: tuple[jax.Array, jax.Array] | None = None,
+    signals: jax.Array | None = None,
+) -> jax.Array:
+    """The log-probability of every candidate answer of a row behind its prompt, float32 [B, C] in nats.
+
+    candidates, candidates_mask: int32, bool [B, C, N], padded on the left, with the tokens that end an answer, if these are to
+    count: it is the sum over all tokens of a candidate, 0 for one of none. The prompts are as in `generate`, and gone through
+    once for all candidates. Raises ConfigError as `generate` does.
+    """
+    if candidates.ndim != 3 or candidates.shape != candidates_mask.shape or len(candidates) != len(input_ids):
+        raise ConfigError(
+            f"candidates {candidates.shape} and candidates_mask {candidates_mask.shape} found, "
+            f"[{len(input_ids)}, C, N] expected"
+        )
+    longest, bad_row = map(int, _measure_candidates(candidates, candidates_mask, model.config.vocab_size))
+    if bad_row >= 0:
+        raise ConfigError(
+            f"candidates: row {bad_row} found with padding after a token, or ids outside the vocabulary, "
+            f"0 to {model.config.vocab_size - 1} expected"
+        )
+    prompt = _lay_out(model, input_ids, attention_mask, shared, max(longest, 1), _Sampling(0.0, 0, 1.0), None)
+    return _score_candidates(*nnx.split(model), prompt, signals, candidates, candidates_mask)
 
 
 def lower_generation(
@@ -106,6 +131,26 @@ def lower_generation(
     there = jax.ShapeDtypeStruct(prompt, bool, sharding=sharding)
     key = jax.eval_shape(lambda: jax.random.key(0))
     return _generate.lower(graphdef, state, [(ids, there)], signals, key, max_new_tokens, (), 0, _Sampling(0.0, 0, 1.0))
+
+
+def _lay_out(
+    model: Decoder,
+    input_ids: jax.Array,
+    attention_mask: jax.Array,
+    shared: tuple[jax.Array, jax.Array] | None,
+    new: int,
+    sampling: _Sampling,
+    key: jax.Array | None,
+) -> list[tuple[jax.Array, jax.Array]]:
+    """The parts of the prompts, cut to few lengths; raises ConfigError as `generate` does."""
+    parts = [(input_ids, attention_mask)] if shared is None else [shared, (input_ids, attention_mask)]
+    longest = _check(model, parts, new, sampling, key)
+    if isinstance(model.config.rope_scaling, LongScaling):
+        _check_frequencies(parts, new, model.config.rope_scaling.original_max_positions)
+    lengths: tuple[int, ...] = (_round(longest[0]),)
+    if shared is not None:  # coarser, since every pair of lengths is a program
+        lengths = _round(longest[0], steps=4), 1 if longest[1] == 1 else _round(longest[1], least=8, steps=4)
+    return _cut(parts, lengths)
 
 
 def _check(
@@ -194,6 +239,14 @@ def _measure(parts: list[tuple[jax.Array, jax.Array]], vocab_size: int) -> tuple
     return *by_part, totals.max(), jnp.array(gap_rows), jnp.array(unknown_rows)
 
 
+@partial(jax.jit, static_argnums=2)
+def _measure_candidates(candidates: jax.Array, there: jax.Array, vocab_size: int) -> tuple[jax.Array, jax.Array]:
+    """The largest number of tokens, and a row whose mask has a 0 after a 1 or that has ids outside the vocabulary, or -1."""
+    gaps = there[..., :-1] & ~there[..., 1:]
+    bad = gaps.any(axis=(1, 2)) | (there & ((candidates < 0) | (candidates >= vocab_size))).any(axis=(1, 2))
+    return there.sum(axis=2).max(), jnp.where(bad.any(), bad.argmax(), -1)
+
+
 def _round(longest: int, least: int = 32, steps: int = 8) -> int:
     """The length rounded up to 32, 36, 40, ..., 64, 72, ...: `least` and up, `steps` lengths per octave."""
     octaves = (least << power for power in range(32))
@@ -267,6 +320,43 @@ def _generate(
     )
     end = jax.lax.while_loop(unfinished, extend, start)
     return end.tokens, end.log_probs
+
+
+@partial(jax.jit, static_argnums=0, compiler_options=_OPTIONS)
+def _score_candidates(
+    graphdef: nnx.GraphDef,
+    state: nnx.State,
+    prompt: list[tuple[jax.Array, jax.Array]],
+    signals: jax.Array | None,
+    candidates: jax.Array,
+    there: jax.Array,
+) -> jax.Array:
+    """As `score_candidates` describes it."""
+    model: Decoder = unstack(nnx.merge(graphdef, state))
+    *shared, (input_ids, prompt_there) = prompt
+    (rows, count, most), lengths = candidates.shape, _prompt_lengths(prompt)
+    past: tuple[Cache, ...] = ()
+    for ids, mask in shared:
+        past += (_prefill(model, ids, mask, past, lengths.reshape(len(ids), -1)[:, 0], signals),)
+    hidden, question = model.extend(input_ids, prompt_there, past, lengths, None if past else signals)
+    first = jnp.argmax(there, axis=2, keepdims=True)  # [B, C, 1]
+    begins = jnp.take_along_axis(candidates, first, axis=2)[..., 0]
+    total = _log_probs(model, hidden[:, -1:], begins[:, None])[:, 0]  # [B, C]
+    if most > 1:
+        fed, fed_there = candidates[..., :-1].reshape(-1, most - 1), there[..., :-1].reshape(-1, most - 1)
+        hidden, _ = model.extend(fed, fed_there, (*past, question), jnp.repeat(lengths, count))
+        hidden = hidden.reshape(rows, count, most - 1, -1).swapaxes(0, 1)  # [C, B, N - 1, D]
+        targets = candidates[..., 1:].swapaxes(0, 1)[..., None]
+        # Candidate by candidate: their logits would take C times the memory of a generation's.
+        log_probs = jax.lax.map(lambda one: _log_probs(model, *one)[..., 0], (hidden, targets))  # [C, B, N - 1]
+        total += jnp.where(there[..., :-1], log_probs.swapaxes(0, 1), 0.0).sum(axis=2)
+    return jnp.where(there.any(axis=2), total, 0.0)
+
+
+def _log_probs(model: Decoder, hidden: jax.Array, ids: jax.Array) -> jax.Array:
+    """Those of ids [B, T, n] after hidden states [B, T, D], float32 [B, T, n]."""
+    logits = model.logits(hidden)  # [B, T, V]
+    return jnp.take_along_axis(logits, ids, axis=2) - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
 
 
 def _prefill(
