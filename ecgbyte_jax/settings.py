@@ -350,6 +350,12 @@ class EvalSettings:
     perturb: tuple[str, ...] = setting(
         (), "faults of recordings that the model is also asked with, to measure how scores fall", some_of(*PERTURBATIONS)
     )
+    labels: int = setting(
+        0,
+        "questions with 2 to this many different answers in training also get label scores (AUROC and others), from the "
+        "probability of each; 0: none. Needs the extra `labels`",
+        Rule(lambda most: most == 0 or most >= 2, "0, or 2 or more"),
+    )
     bootstrap: int = setting(1000, "resamples of the patients for the 95% intervals", at_least(100))
     bertscore_model: str = setting(
         "", 'a Hugging Face folder (published: roberta-large); "": no BERTScore; needs the extra `bertscore`', is_path=True
@@ -365,6 +371,12 @@ class EvalSettings:
             f"ecg: {self.ecg!r} found without a name, 'own' expected, or a name beside the run's own" if unnamed else ""
         )
         problems.append(f"perturb: {self.perturb} found with ecg 'none', which shows nothing to perturb" if nothing else "")
+        own = self.labels and self.history == "own"
+        problems.append(
+            f"labels: {self.labels} found with history 'own', 'reference' expected, after which candidates are scored"
+            if own
+            else ""
+        )
         check(self, problems)
 
 

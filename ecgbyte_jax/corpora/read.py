@@ -47,7 +47,7 @@ CORPORA = {
 
 # Conversations about recordings of several sets, each with its file or folder in data.root.
 _LINKED = {"ecg_instruct": "ECGInstruct.json", "ecg_bench": "ECGBench", "ecg_grounding": "ECG_Grounding_30k.json"}
-_LABELLED = ("cpsc", "csn", "code15")  # whose questions are made by templates
+LABELLED = ("cpsc", "csn", "code15")  # whose questions are made by templates, from every label of a recording
 
 
 def check_data(data: DataSettings) -> None:
@@ -63,7 +63,7 @@ def check_data(data: DataSettings) -> None:
         problems.append(
             f"data.published_split: {data.corpus!r} has no split of ECG-Byte's; that of each set's patients is used"
         )
-    if data.corpus in _LABELLED:
+    if data.corpus in LABELLED:
         problems += _label_problems(data)
     if data.published_split and data.corpus in ("ecg_qa", "ecg_qa_mimic"):
         problems += _published_problems(data)

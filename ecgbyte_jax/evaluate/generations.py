@@ -1,6 +1,7 @@
 """The file of generations: one line a sequence and seed, written batch by batch, and continued where a run was killed."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,7 +71,7 @@ def read_rows(path: Path) -> list[dict]:
     """The complete lines; raises ScoresError where the file is missing, a line is not an evaluation's, or is there twice."""
     if not path.is_file():
         raise ScoresError(f"{path}: no such file; run --stage=eval first")
-    rows = _parse(path)
+    rows = parse(path)
     first: dict[Key, int] = {}
     for number, row in enumerate(rows, start=1):
         if first.setdefault(_key(row), number) != number:
@@ -81,17 +82,18 @@ def read_rows(path: Path) -> list[dict]:
     return rows
 
 
-def _key(row: dict) -> Key:
+def _key(row: dict) -> tuple:
     return Key(row["id"], row["segment"], row["seed"])
 
 
-def _parse(path: Path) -> list[dict]:
+def parse(path: Path, fields: set[str] = FIELDS) -> list[dict]:
+    """The complete lines; raises ScoresError where one is damaged, or without one of the fields."""
     rows = []
     for number, line in enumerate(_whole_lines(path), start=1):
         try:
             row = json.loads(line)
-            if not set(row) >= FIELDS:
-                raise ValueError(f"the fields {sorted(FIELDS - set(row))} are missing")
+            if not set(row) >= fields:
+                raise ValueError(f"the fields {sorted(fields - set(row))} are missing")
         except (ValueError, TypeError) as error:
             raise ScoresError(f"{path}: line {number} is damaged ({error}); move the file away and run --stage=eval") from error
         rows.append(row)
@@ -103,9 +105,12 @@ def _whole_lines(path: Path) -> list[bytes]:
     return path.read_bytes().split(b"\n")[:-1]
 
 
-def keep_whole_batches(path: Path, batches: list[list[Key]]) -> int:
-    """How many of the batches, from the first one, are in the file; lines after them are removed."""
-    keys = [_key(row) for row in _parse(path)] if path.is_file() else []
+def keep_whole_batches(path: Path, batches: list[list], fields: set[str] = FIELDS, key: Callable[[dict], tuple] = _key) -> int:
+    """How many of the batches, from the first one, are in the file; lines after them are removed.
+
+    batches: the keys of each one's lines; fields, key: those that a line has, and its key.
+    """
+    keys = [key(row) for row in parse(path, fields)] if path.is_file() else []
     done = kept = 0
     for batch in batches:
         if keys[kept : kept + len(batch)] != batch:

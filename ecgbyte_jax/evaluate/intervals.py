@@ -31,7 +31,7 @@ def bootstrap(seeds: list[PairScores], patients: list[str], resamples: int, seed
     sums = [pairs.sums(groups, len(names)) for pairs in seeds]
     parts = [
         [pairs.scores(drawn @ of_patients) for pairs, of_patients in zip(seeds, sums)]
-        for drawn in _draw(len(names), resamples, seed)
+        for drawn in draw(len(names), resamples, seed)
     ]
     return {
         name: np.concatenate([np.mean([scores[name] for scores in part], axis=0) for part in parts]) for name in parts[0][0]
@@ -43,8 +43,8 @@ def interval(values: np.ndarray) -> list[float]:
     return [float(bound) for bound in np.percentile(values, _TAILS)]
 
 
-def _draw(patients: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each patient is drawn, float64 [at most R, P] at a time."""
+def draw(patients: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each patient is drawn, float64 [at most R, P] at a time; the same for the same three numbers."""
     rng, size = np.random.default_rng(seed), max(1, _AT_ONCE // patients)
     for start in range(0, resamples, size):
         yield rng.multinomial(patients, np.full(patients, 1 / patients), min(size, resamples - start)).astype(np.float64)

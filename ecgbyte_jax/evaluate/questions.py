@@ -42,23 +42,37 @@ def choose(settings: Settings, prepared: Prepared) -> list[Item]:
     They show what `eval.ecg` says in the place of their own ECGs.
     Raises ScoresError for one without a reference, ConfigError for one whose ECGs no other patient's can replace.
     """
-    eval_settings, seed = settings.eval, settings.data_seed
-    dataset = open_shown(prepared, eval_settings.split, eval_settings.ecg, settings.signal.segment_length, seed)
-    count = min(eval_settings.max_sequences or len(dataset), len(dataset))
-    places = np.sort(np.random.default_rng(seed).choice(len(dataset), count, replace=False))
+    dataset = _open_asked(settings, prepared, settings.eval.split)
+    groups = _draw(settings, prepared, settings.eval.split, dataset)
+    others = _other_patients([group[0][1] for group in groups], settings.data_seed, dataset)
+    return [Item(sequence, other, place) for group, other in zip(groups, others) for place, sequence in group]
+
+
+def choose_alone(settings: Settings, prepared: Prepared, split: str) -> list[Item]:
+    """As `choose`, of another split, where no other patient's ECG is asked about: `other` is the sequence itself."""
+    groups = _draw(settings, prepared, split, _open_asked(settings, prepared, split))
+    return [Item(sequence, sequence, place) for group in groups for place, sequence in group]
+
+
+def _open_asked(settings: Settings, prepared: Prepared, split: str) -> grain.MapDataset:
+    return open_shown(prepared, split, settings.eval.ecg, settings.signal.segment_length, settings.data_seed)
+
+
+def _draw(settings: Settings, prepared: Prepared, split: str, dataset: grain.MapDataset) -> list[list[tuple[int, Sequence]]]:
+    """The drawn sequences with their indices in the split, in groups about the same ECGs, the shortest ECGs first."""
+    count = min(settings.eval.max_sequences or len(dataset), len(dataset))
+    places = np.sort(np.random.default_rng(settings.data_seed).choice(len(dataset), count, replace=False))
     sequences = _sharing_ecgs(dataset[int(place)] for place in places)
     empty = [sequence.id for sequence in sequences if not sequence.answer.strip()]
     if empty:
         raise ScoresError(
-            f"{prepared.shards}: {len(empty)} of {len(sequences)} references of split '{eval_settings.split}' are empty, for "
+            f"{prepared.shards}: {len(empty)} of {len(sequences)} references of split '{split}' are empty, for "
             f"example that of {empty[0]!r}; nothing to score answers against: run --stage=prepare again"
         )
-    by_ecgs: dict[tuple[str, tuple[bytes, ...]], list[int]] = {}
-    for i, sequence in enumerate(sequences):
-        by_ecgs.setdefault((sequence.patient, key_of(sequence.ecgs)), []).append(i)
-    groups = sorted(by_ecgs.values(), key=lambda group: sum(map(len, sequences[group[0]].ecgs)))
-    others = _other_patients([sequences[group[0]] for group in groups], seed, dataset)
-    return [Item(sequences[i], other, int(places[i])) for group, other in zip(groups, others) for i in group]
+    by_ecgs: dict[tuple[str, tuple[bytes, ...]], list[tuple[int, Sequence]]] = {}
+    for place, sequence in zip(places, sequences):
+        by_ecgs.setdefault((sequence.patient, key_of(sequence.ecgs)), []).append((int(place), sequence))
+    return sorted(by_ecgs.values(), key=lambda group: sum(map(len, group[0][1].ecgs)))
 
 
 def _sharing_ecgs(sequences: Iterable[Sequence]) -> list[Sequence]:

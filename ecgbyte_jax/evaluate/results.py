@@ -20,6 +20,28 @@ from ecgbyte_jax.evaluate.votes import by_recording
 
 MODEL, OTHER_ECG, COMMONEST = "model", "another patient's ECG", "commonest answer"
 _FIELDS = {MODEL: "answer", OTHER_ECG: "answer_to_other_ecg", COMMONEST: "commonest_answer"}
+# Each score of the results with its version, to be raised with its code: an evaluation with others is scored again.
+SCORES = {
+    "exact_match": 1,
+    "bleu": 1,
+    "mean_bleu": 1,
+    "meteor": 1,
+    "rouge_1": 1,
+    "rouge_2": 1,
+    "rouge_l": 1,
+    "bertscore_precision": 1,
+    "bertscore_recall": 1,
+    "bertscore_f1": 1,
+    "macro_f1": 1,
+    "sensitivity": 1,
+    "specificity": 1,
+    "balanced_accuracy": 1,
+    "auroc": 1,
+    "auprc": 1,
+    "f1": 1,
+    "brier": 1,
+    "calibration_error": 1,
+}
 _GROUPS = {"by_question_type": "question_type", "by_attribute": "attribute_type"}
 
 

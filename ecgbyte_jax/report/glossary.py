@@ -8,6 +8,13 @@ _TERMS = {
     "95% interval": "The range in which the value would lie 95 times of 100 if other patients had been drawn: a bootstrap that "
     "draws whole patients. Where two intervals overlap widely, the difference may be chance.",
     "ECG-Byte": "A way to give an ECG to a language model: samples become letters, and frequent runs of letters become tokens.",
+    "AUPRC": "The mean, over the recordings with a label, of the share of such ones among those with no lower probability "
+    "of it (average precision); where probabilities say nothing, the share of such recordings among all.",
+    "AUROC": "How often a recording with a label is given a higher probability of it than one without; 50% for one who does "
+    "not look at the ECG.",
+    "Brier score": "The mean squared distance of a label's probability to 1 where it is right and to 0 elsewhere; 0 is best.",
+    "F1": "The balance of how often what is given is right and how much of what is right is given; of labels, at the "
+    "probability that is best on the validation split.",
     "another patient's ECG": "A control: the same model answers the same question, but is given another patient's ECG. What it "
     "loses there it had read from the ECG; what it keeps it had guessed from the question.",
     "attention": "The weights with which the model, when it chose the answer, looked back at each token before it; the mean "
@@ -15,10 +22,14 @@ _TERMS = {
     "balanced accuracy": "The mean of sensitivity and specificity; 50% for one who always says the same.",
     "BERTScore": "How alike two texts are in meaning, judged by a language model: precision (P), recall (R) and F1.",
     "BLEU": "The share of runs of one to four words of the answer that are in the reference too, over all answers together.",
+    "calibration error": "By how much the probabilities of the likeliest answers miss how often these are right: the mean over "
+    "ten bins of probability.",
+    "candidate": "One of the answers that a question has in training; their probabilities add up to 1.",
     "commonest answer": "A control without a model: each question gets the answer that it has most often in training.",
     "exact match": "The share of answers that are the reference word for word.",
     "gradient x input": "How strongly the answer's probability depends on each token, to first order: the gradient at its "
     "embedding times that embedding. It can be negative.",
+    "label": "One answer to one question against all others, such as yes to a finding.",
     "loss": "How surprised the model is by the right token: minus the natural logarithm of the probability it gave it (nats).",
     "macro F1": "For every possible answer the balance (F1) of how often it is given rightly and found where it is right; the "
     "mean over the answers, so that rare ones count like common ones.",

@@ -80,6 +80,7 @@ class Page:
     verdict_note: str = ""
     evidence: str = ""
     chart: list[Picture] = field(default_factory=list)
+    score_pictures: list[Picture] = field(default_factory=list)
     score_notes: list[str] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
     examples_note: str = ""

@@ -15,6 +15,7 @@ from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.explain.views import METHODS, EcgView, View
 from ecgbyte_jax.report import words
 from ecgbyte_jax.report.attention import draw_layer, lay_out_whole
+from ecgbyte_jax.report.calibration import draw_calibration
 from ecgbyte_jax.report.comparison import draw_comparison
 from ecgbyte_jax.report.curves import draw_training
 from ecgbyte_jax.report.folder import Chosen, read_json, read_lines, set_aside
@@ -53,6 +54,10 @@ def make_page(name: str, results: dict, data: dict, reads: str = "tokens") -> Pa
         values = "; ".join(f"{system} {100 * score:.1f}%" for system, score in scores.items())
         caption = f"The model and what it is compared with: {metric}{how}. {counted}."
         page.chart.append(picture(figure, "The model compared", f"{metric.capitalize()}: {values}.", caption))
+    bins, caption = words.calibration(results)
+    if bins:
+        points = "; ".join(f"{row['right']:.0%} right at {row['probability']:.0%}" for row in bins)
+        page.score_pictures.append(picture(draw_calibration(bins), "Calibration", f"{points}.", caption))
     return page
 
 

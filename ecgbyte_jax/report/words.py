@@ -15,9 +15,14 @@ _NAMES = {
     "bertscore_precision": "BERTScore P",
     "bertscore_recall": "BERTScore R",
     "bertscore_f1": "BERTScore F1",
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "f1": "F1",
+    "brier": "Brier score",
 }
 _COUNTS = ("sequences", "examples", "patients", "count", "n")
 _REASONS = 20
+_LABELS = 40  # those of most recordings
 
 
 def title(name: str, data: dict) -> str:
@@ -154,7 +159,39 @@ def score_tables(results: dict) -> list[Table]:
         if part:
             rows_by_name = {key: row if isinstance(row, dict) else {"macro F1": row} for key, row in part.items()}
             tables.append(_plain(caption, rows_by_name, hidden))
-    return tables
+    return tables + _labels(_dict(results.get("labels")))
+
+
+def _labels(part: dict) -> list[Table]:
+    """The label scores, and those of each label."""
+    if not part.get("scores"):
+        return []
+    tables = [_scores(part, f"Label scores, means over {_counted(part.get('labels'))} labels, by recording, in %", set())]
+    labels = sorted(part.get("by_label", []), key=lambda label: -label["positives"])
+    if not labels:
+        return tables
+    (model, own), *others = labels[0]["scores"].items()
+    rows = []
+    for label in labels[:_LABELS]:
+        scores, bounds = label["scores"], label["intervals"][model]
+        cells = [_cell(scores[model].get(metric), bounds.get(metric)) for metric in own]
+        cells += [_cell(scores[name].get("auroc")) for name, _ in others]
+        counts = f"{label['positives']:,} of {label['recordings']:,}"
+        rows.append((f"{label['question']} {label['answer']}", counts, *cells))
+    which = f"the {_LABELS} of {len(labels)} labels with most recordings" if len(labels) > _LABELS else "each label"
+    head = ("question and answer", "recordings", *map(_metric, own), *(f"AUROC, {name}" for name, _ in others))
+    return [*tables, Table(f"Label scores of {which}, in %", head, tuple(rows))]
+
+
+def calibration(results: dict) -> tuple[list[dict], str]:
+    """(bins of the likeliest answers, what they are); ([], "") where the results hold none."""
+    part = _dict(results.get("labels"))
+    error = _dict(next(iter(_dict(part.get("scores")).values()), {})).get("calibration_error")
+    bins = part.get("calibration")
+    if not isinstance(bins, list) or not bins or not isinstance(error, int | float):
+        return [], ""
+    answers = _counted(part.get("answers"))
+    return bins, f"How often the likeliest candidate is right, of {answers} answers: a calibration error of {100 * error:.1f}%."
 
 
 def _scores(part: dict, caption: str, hidden: set[str]) -> Table:

@@ -220,6 +220,16 @@ class Workdir:
         return self.evaluation / "generations.jsonl"
 
     @property
+    def probabilities(self) -> Path:
+        """One JSON line a question and segment: the log-probabilities of its candidate answers."""
+        return self.evaluation / "probabilities.jsonl"
+
+    @property
+    def probabilities_marker(self) -> Path:
+        """The marker of the probabilities."""
+        return self.evaluation / "probabilities.json"
+
+    @property
     def results(self) -> Path:
         """The scores."""
         return self.evaluation / "results.json"

@@ -6,11 +6,15 @@ from dataclasses import asdict
 
 import jax
 
+from ecgbyte_jax.corpora.read import LABELLED
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.evaluate.answers import Answerer
 from ecgbyte_jax.evaluate.generations import read_rows
+from ecgbyte_jax.evaluate.labels.candidates import Asked, choose_asked
+from ecgbyte_jax.evaluate.labels.probabilities import read_probabilities, write_probabilities
+from ecgbyte_jax.evaluate.labels.scores import check_scikit_learn, make_label_results
 from ecgbyte_jax.evaluate.metrics import Scorers
-from ecgbyte_jax.evaluate.questions import choose
+from ecgbyte_jax.evaluate.questions import Item, choose
 from ecgbyte_jax.evaluate.results import MODEL, make_results
 from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.inputs.prepared import load_prepared
@@ -32,22 +36,26 @@ def evaluate(settings: Settings, workdir: Workdir) -> None:
 
     Answers that are there whole are kept, also where only the scoring changed; answers of other settings are moved aside.
     """
+    if settings.eval.labels:
+        check_scikit_learn()
     answers = lineage.answered(settings, workdir)
     if leads():
         repair(Workdir(workdir.root).evaluation, workdir.answers_marker.name)
         if answers.take_back(workdir.evaluation):
             _keep_settings(settings, workdir)
     wait_for_all("earlier answers are back in their place")
+    labels = lineage.labelled(settings, workdir, answers) if settings.eval.labels else None
     scores = lineage.scored(settings, workdir, answers)
-    if agree(answers.finished() and scores.finished()):
+    if agree(answers.finished() and (labels is None or labels.finished()) and scores.finished()):
         console.print("eval: settings and inputs have not changed, nothing to do")
     else:
         # Before hours of work: the folder of a model may be wrong.
         scorers = Scorers.load(settings.eval.bertscore_model) if leads() else Scorers()
         name = f"eval/{workdir.evaluation_name}".rstrip("/")
         with counted(workdir, name, scores, jax.devices(), keep=leads()):
-            if not agree(answers.finished()):
-                _answer(settings, workdir, answers)
+            answered, labelled = agree(answers.finished()), agree(labels is None or labels.finished())
+            if not (answered and labelled):
+                _ask(settings, workdir, None if answered else answers, None if labelled else labels)
             if leads():
                 _score(settings, workdir, scores, scorers)
         wait_for_all("scores")
@@ -55,33 +63,59 @@ def evaluate(settings: Settings, workdir: Workdir) -> None:
         _show(workdir)
 
 
-def _answer(settings: Settings, workdir: Workdir, stage: Stage) -> None:
-    """Writes `generations.jsonl`, going on from what an earlier run of the same settings left."""
+def _ask(settings: Settings, workdir: Workdir, answers: Stage | None, labels: Stage | None) -> None:
+    """Writes what is not None: the answers, the probabilities of candidates."""
     mesh = make_mesh(**asdict(settings.mesh))
     check_batch_size(mesh, settings.eval.batch_size, "eval.batch_size")
     if vectors_of(settings):
         clean_signals(settings, workdir)
     prepared, tokenizer = load_prepared(workdir, vectors_of(settings)), ECGTokenizer.load(workdir.ecg_tokenizer)
-    items = choose(settings, prepared)
+    items = choose(settings, prepared) if answers else []
+    asked = choose_asked(settings, prepared, settings.data.corpus in LABELLED) if labels else []
     with jax.set_mesh(mesh):
         model, step = restore_model(settings, workdir, prepared, mesh, settings.eval.checkpoint)
-        if leads():
-            if not stage.begun():
-                stage.move_aside(workdir.evaluation)
-            stage.begin()
-            about = {"split": settings.eval.split, "checkpoint": settings.eval.checkpoint, "checkpoint_step": step}
-            about["ecg"] = settings.eval.ecg
-            about["prepared"] = outputs_digest(workdir.prepare_marker)
-            write_whole(workdir.evaluated, [json.dumps(about).encode()])
-        Answerer(settings, prepared, tokenizer, model, mesh).write(items, workdir.generations)
+        answerer = Answerer(settings, prepared, tokenizer, model, mesh)
+        if answers:
+            _answer(answerer, items, workdir, answers, step)
+        if labels:
+            _label(answerer, asked, workdir, labels)
+
+
+def _answer(answerer: Answerer, items: list[Item], workdir: Workdir, stage: Stage, step: int | None) -> None:
+    """Writes `generations.jsonl`, going on from what an earlier run of the same settings left."""
+    if leads():
+        if not stage.begun():
+            stage.move_aside(workdir.evaluation)
+        stage.begin()
+        settings = answerer.settings.eval
+        about = {"split": settings.split, "checkpoint": settings.checkpoint, "checkpoint_step": step}
+        about["ecg"] = settings.ecg
+        about["prepared"] = outputs_digest(workdir.prepare_marker)
+        write_whole(workdir.evaluated, [json.dumps(about).encode()])
+    answerer.write(items, workdir.generations)
     if leads():
         stage.finish([workdir.generations, workdir.evaluated])
+
+
+def _label(answerer: Answerer, asked: list[Asked], workdir: Workdir, stage: Stage) -> None:
+    """Writes `probabilities.jsonl`, going on as `_answer` does; those of other settings follow from these, and are replaced."""
+    if leads():
+        if not stage.begun():
+            workdir.probabilities.unlink(missing_ok=True)
+        stage.begin()
+    write_probabilities(answerer, asked, workdir.probabilities)
+    if leads():
+        stage.finish([workdir.probabilities])
 
 
 def _score(settings: Settings, workdir: Workdir, stage: Stage, scorers: Scorers) -> None:
     stage.begin()
     about = json.loads(workdir.evaluated.read_text())
-    results = about | make_results(read_rows(workdir.generations), scorers, settings.eval.bootstrap, settings.data_seed)
+    resamples, seed = settings.eval.bootstrap, settings.data_seed
+    results = about | make_results(read_rows(workdir.generations), scorers, resamples, seed)
+    if settings.eval.labels:
+        rows = read_probabilities(workdir.probabilities)
+        results["labels"] = make_label_results(rows, settings.eval.split, resamples, seed)
     write_whole(workdir.results, [f"{json.dumps(results, indent=1, ensure_ascii=False)}\n".encode()])
     _keep_settings(settings, workdir)
     stage.finish([workdir.results])
@@ -108,10 +142,12 @@ def _show(workdir: Workdir) -> None:
     console.print(f"  in {about}")
     if yes_no := results["by_recording"].get("yes_no"):
         title = "{questions} yes/no questions by recording, {yes} of them yes, in %".format(**yes_no)
-        number_table(title, "", _yes_no_table(yes_no), ".1f")
+        number_table(title, "", _percent_or_dash(yes_no["systems"]), ".1f")
     if "macro_f1" in results:
         shown = "  ".join(f"{system} {100 * value:.1f}" for system, value in results["macro_f1"].items())
         console.print(f"  macro F1 of closed questions: {shown}")
+    if labels := results.get("labels"):
+        number_table("{labels} labels, by recording, in %".format(**labels), "", _percent_or_dash(labels["scores"]), ".1f")
     if results["empty_answers"]:
         console.print(f"  empty answers, counted as wrong: {results['empty_answers']}")
     for name, why in results["missing"].items():
@@ -121,11 +157,11 @@ def _show(workdir: Workdir) -> None:
     banner("written", {str(path.relative_to(workdir.root)): path for path in made if path.exists()})
 
 
-def _yes_no_table(yes_no: dict) -> dict[str, dict[str, float | str]]:
-    """A row for each system in %; "-" where there is no question of one of the two answers."""
+def _percent_or_dash(systems: dict[str, dict[str, float | None]]) -> dict[str, dict[str, float | str]]:
+    """A row for each system in %; "-" where a score is not defined, as of yes/no questions with one of the answers alone."""
     return {
         system: {name.replace("_", " "): "-" if value is None else 100 * value for name, value in scores.items()}
-        for system, scores in yes_no["systems"].items()
+        for system, scores in systems.items()
     }
 
 

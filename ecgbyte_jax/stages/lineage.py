@@ -106,7 +106,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "eval.seeds",
         "eval.perturb",
     ),
-    "eval": ("eval.bootstrap", "eval.bertscore_model"),
+    "probabilities": ("eval.labels",),  # and those of `answers`
+    "eval": ("eval.bootstrap", "eval.bertscore_model", "eval.labels"),
     "report": ("seed", "attend"),
     "export": ("export", "eval.max_new_tokens", "signal", "prompt", "data.corpus", "data.synthetic_records"),
 }
@@ -137,7 +138,7 @@ CHANGES_NO_OUTPUT = (
     "headline",  # whose trainings are runs of their own
 )
 # Settings that came later, with what was so before: while it is, they do not count, so that finished runs stay finished.
-_AS_BEFORE = {"data.ecg": "own", "eval.ecg": "own", "encoder.published_crop": False}
+_AS_BEFORE = {"data.ecg": "own", "eval.ecg": "own", "encoder.published_crop": False, "eval.labels": 0}
 # The parts of config.json that a stage writes: what its outputs were made with, and where and how it ran.
 _KEPT = {
     "tokenizer report": ("seed", "data", "signal", "tokenizer", "prepare"),
@@ -162,6 +163,7 @@ _VERSIONS = {
     "pretrain": 1,
     "train": 4,
     "answers": 7,
+    "probabilities": 1,
     "eval": 6,
     "report": 5,
     "export": 6,
@@ -303,16 +305,24 @@ def answered(settings: Settings, workdir: Workdir) -> Stage:
     return Stage("answers", workdir.answers_marker, settings_of_answers, inputs)
 
 
+def labelled(settings: Settings, workdir: Workdir, answers: Stage) -> Stage:
+    """The probabilities of the candidate answers to the questions of these answers, by the same model."""
+    settings_of_labels = depends_on("probabilities", settings)
+    return Stage("probabilities", workdir.probabilities_marker, settings_of_labels, answers.digest())
+
+
 def scored(settings: Settings, workdir: Workdir, answers: Stage) -> Stage:
-    """The scores of these answers; WordNet may have come since."""
+    """The scores of these answers, and of the candidates' probabilities, with their versions; WordNet may have come since."""
     from ecgbyte_jax.evaluate.meteor import find_wordnet
+    from ecgbyte_jax.evaluate.results import SCORES  # which import much that other stages do without
 
     try:
         wordnet = bool(find_wordnet())
     except ScoresError:
         wordnet = False
-    settings_of_scores = depends_on("eval", settings) | {"wordnet": wordnet}
-    return Stage("eval", workdir.scores_marker, settings_of_scores, answers.digest())
+    settings_of_scores = depends_on("eval", settings) | {"wordnet": wordnet, "scores": SCORES}
+    inputs = labelled(settings, workdir, answers).digest() if settings.eval.labels else answers.digest()
+    return Stage("eval", workdir.scores_marker, settings_of_scores, inputs)
 
 
 def exported(settings: Settings, workdir: Workdir, marker: Path) -> Stage:

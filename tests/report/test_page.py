@@ -157,6 +157,24 @@ def test_scores_are_shown_with_all_that_results_hold():
     assert "by 'export'. 3 answers" in folder
 
 
+def test_label_scores_are_shown_by_label_with_their_calibration():
+    scores = {"model": {"auroc": 0.9, "f1": None}, "another patient's ECG": {"auroc": 0.5, "f1": None}}
+    bounds = {"model": {"auroc": [0.8, 1.0], "f1": None}, "another patient's ECG": {"auroc": [0.4, 0.6], "f1": None}}
+    label = {"recordings": 1500, "positives": 7, "scores": scores, "intervals": bounds}
+    named = [label | {"question": "Rhythm?", "answer": "AF"}, label | {"question": "Low?", "answer": "yes", "positives": 9}]
+    overall = {system: row | {"calibration_error": 0.125} for system, row in scores.items()}
+    part = {"labels": 2, "answers": 3000, "scores": overall, "intervals": bounds, "by_label": named}
+    part["calibration"] = [{"probability": 0.75, "right": 0.5, "answers": 3000}]
+    *_, means, each = words.score_tables(RESULTS | {"labels": part})
+    assert means.head == ("system", "AUROC", "F1", "calibration error")
+    assert means.rows[0] == ("model", "90.0 [80.0,\u00a0100.0]", "-", "12.5")
+    assert each.head == ("question and answer", "recordings", "AUROC", "F1", "AUROC, another patient's ECG")
+    assert each.rows[0] == ("Low? yes", "9 of 1,500", "90.0 [80.0,\u00a0100.0]", "-", "50.0")
+    (shown,) = make_page("a", RESULTS | {"labels": part}, {}).score_pictures
+    assert "50% right at 75%" in shown.alt and "of 3,000 answers: a calibration error of 12.5%" in shown.caption
+    assert shown.uri in render(make_page("a", RESULTS | {"labels": part}, {})).decode()
+
+
 def test_scores_alone_are_enough():
     (table,) = words.score_tables({"scores": {"model": {"exact_match": 1.0}}})
     assert table.caption == "Scores in %" and table.rows == (("model", "100.0"),)

@@ -1,0 +1,1 @@
+"""Scores of the probabilities that a model gives to each possible answer."""
