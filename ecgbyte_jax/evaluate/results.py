@@ -46,7 +46,10 @@ _GROUPS = {"by_question_type": "question_type", "by_attribute": "attribute_type"
 
 
 def make_results(rows: list[dict], scorers: Scorers, resamples: int, seed: int) -> dict:
-    """The results, except for what was evaluated, from the rows of generations; `scores` are means over the seeds."""
+    """The results, except for what was evaluated, from the rows of generations; `scores` are means over the seeds.
+
+    `drops`: by how much each score is lower on perturbed signals, with the paired interval over resampled patients.
+    """
     seeds = list(dict.fromkeys(row["seed"] for row in rows))
     by_seed = [[row for row in rows if row["seed"] == seed] for seed in seeds]
     patients = [row["patient"] for row in by_seed[0]]
@@ -69,9 +72,16 @@ def make_results(rows: list[dict], scorers: Scorers, resamples: int, seed: int) 
     for group, field in _GROUPS.items():
         results |= _parts(group, [row["meta"].get(field) for row in by_seed[0]], references, measured)
     results |= _closed(by_seed)
-    names = rows[0].get("answers_perturbed", {})
-    perturbed = {name: mean(_measure(by_seed, lambda row, n=name: row["answers_perturbed"][n], scorers)) for name in names}
-    return results | {"perturbed": perturbed, "missing": scorers.missing or {}}
+    results |= {"perturbed": {}, "perturbed_intervals": {}, "drops": {}}
+    for name in rows[0].get("answers_perturbed", {}):
+        pairs = _measure(by_seed, lambda row, n=name: row["answers_perturbed"][n], scorers)
+        scores, drawn, clean = mean(pairs), bootstrap(pairs, patients, resamples, seed), samples[MODEL]
+        results["perturbed"][name], results["perturbed_intervals"][name] = scores, _intervals({name: drawn})[name]
+        results["drops"][name] = {
+            metric: difference(value, scores[metric], clean[metric], drawn[metric])._asdict()
+            for metric, value in results["scores"][MODEL].items()
+        }
+    return results | {"missing": scorers.missing or {}}
 
 
 def _by_recording(by_seed: list[list[dict]], scorers: Scorers, resamples: int, seed: int) -> dict:

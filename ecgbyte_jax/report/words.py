@@ -152,14 +152,28 @@ def score_tables(results: dict) -> list[Table]:
     for name, caption in (
         ("by_question_type", "The model by question type and segment, in %"),
         ("by_attribute", "The model by attribute and segment, in %"),
-        ("perturbed", "The model on spoilt ECGs, by segment, in %"),
         ("macro_f1", "Macro F1 over the answers of closed questions, by segment, in %"),
     ):
         part = _dict(results.get(name))
         if part:
             rows_by_name = {key: row if isinstance(row, dict) else {"macro F1": row} for key, row in part.items()}
             tables.append(_plain(caption, rows_by_name, hidden))
-    return tables + _labels(_dict(results.get("labels")))
+    return tables + _perturbed(results, hidden) + _labels(_dict(results.get("labels")))
+
+
+def _perturbed(results: dict, hidden: set[str]) -> list[Table]:
+    """The scores on spoilt ECGs, and what these cost."""
+    part = {"scores": _dict(results.get("perturbed")), "intervals": results.get("perturbed_intervals")}
+    if not part["scores"]:
+        return []
+    tables, drops = [_scores(part, "The model on spoilt ECGs, by segment, in %", hidden)], _dict(results.get("drops"))
+    metrics = _metrics(drops.values(), hidden)
+    rows = [
+        (name, *(_cell(_dict(row.get(m)).get("mean"), _dict(row.get(m)).get("interval")) for m in metrics))
+        for name, row in drops.items()
+    ]
+    caption = "What they cost: points below the unspoilt ECGs, with the 95% interval of the paired difference"
+    return [*tables, Table(caption, ("spoilt by", *map(_metric, metrics)), tuple(rows))] if rows else tables
 
 
 def _labels(part: dict) -> list[Table]:

@@ -187,6 +187,8 @@ def _table(results: dict) -> dict[str, dict[str, float | str]]:
         rows[f"by recording ({voted['questions']})"] = percent(voted["scores"][MODEL])
         rows["  its 95%, by patient"] = margins(voted["intervals"][MODEL])
         rows |= {f"  {system}": percent(scores) for system, scores in voted["scores"].items() if system != MODEL}
-    rows |= {f"with {name}": percent(scores) for name, scores in results["perturbed"].items()}
+    for name, scores in results["perturbed"].items():
+        rows[f"with {name}"] = percent(scores)
+        rows[f"  95%, by patient, {name}"] = margins(results["perturbed_intervals"][name])
     by_type = results["by_question_type"]
     return rows | {f"{kind} ({scores['sequences']})": percent(scores, scores["hidden"]) for kind, scores in by_type.items()}

@@ -164,7 +164,7 @@ _VERSIONS = {
     "train": 4,
     "answers": 7,
     "probabilities": 1,
-    "eval": 6,
+    "eval": 7,
     "report": 5,
     "export": 6,
 }

@@ -157,6 +157,13 @@ def test_scores_are_shown_with_all_that_results_hold():
     assert "by 'export'. 3 answers" in folder
 
 
+def test_spoilt_ecgs_are_shown_with_intervals_and_what_they_cost():
+    cost = {"noise": {"exact_match": {"mean": 0.4, "interval": [0.3, 0.5]}}}
+    bounds = {"noise": {"exact_match": [0.05, 0.15]}}
+    *_, scores, drops = words.score_tables(RESULTS | {"perturbed_intervals": bounds, "drops": cost})
+    assert scores.rows == (("noise", "10.0 [5.0,\u00a015.0]"),) and drops.rows == (("noise", "40.0 [30.0,\u00a050.0]"),)
+
+
 def test_label_scores_are_shown_by_label_with_their_calibration():
     scores = {"model": {"auroc": 0.9, "f1": None}, "another patient's ECG": {"auroc": 0.5, "f1": None}}
     bounds = {"model": {"auroc": [0.8, 1.0], "f1": None}, "another patient's ECG": {"auroc": [0.4, 0.6], "f1": None}}

@@ -218,7 +218,13 @@ def test_perturbed_signals_are_asked_the_same_and_scored(config, workdir, traine
     assert all(set(line["answers_perturbed"]) == {"noise", "blackout"} for line in lines)
     references, texts = zip(*((line["reference"], line["answers_perturbed"]["noise"]) for line in lines))
     expected = score(list(references), list(texts), Scorers.load())
-    assert results(workdir)["perturbed"]["noise"] == pytest.approx(expected)
+    found = results(workdir)
+    assert found["perturbed"]["noise"] == pytest.approx(expected)
+    for name, drop in found["drops"]["noise"].items():
+        assert drop["mean"] == pytest.approx(found["scores"]["model"][name] - expected[name])
+        assert drop["interval"][0] - 1e-9 <= drop["mean"] <= drop["interval"][1] + 1e-9
+        low, high = found["perturbed_intervals"]["noise"][name]
+        assert 0 <= low <= expected[name] + 1e-9 and high <= 1
 
 
 def test_an_earlier_step_can_be_evaluated(config, workdir, trained):
