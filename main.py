@@ -51,15 +51,18 @@ _LOG_EVERY = flags.DEFINE_float(
 _PROFILE = flags.DEFINE_list("profile_steps", [], "FIRST,LAST: write a JAX profile of these steps to <workdir>/profile.")
 
 _RECORDS = flags.DEFINE_multi_string(
-    "record", [], "ask: your own WFDB record, .csv or .npy file; for several, separate them by commas or repeat the flag."
+    "record",
+    [],
+    "ask: your own recording: WFDB, .csv, .npy, .mat, DICOM, EDF, SCP-ECG, or XML of MUSE, Philips or HL7 aECG; for several, "
+    "separate them by commas or repeat the flag.",
 )
 _QUESTIONS = flags.DEFINE_multi_string(
     "question", [], "ask: the question; repeat the flag for several. Default: read from the terminal, one a line."
 )
-_SAMPLE_RATE = flags.DEFINE_float("sample_rate", 0.0, "ask: the sample rate of a .csv or .npy file, Hz.", lower_bound=0.0)
-_LEADS = flags.DEFINE_list("leads", [], "ask: names of the leads, in order, of a .npy file or a .csv file without a header.")
+_SAMPLE_RATE = flags.DEFINE_float("sample_rate", 0.0, "ask: the sample rate of a .csv, .npy or .mat file, Hz.", lower_bound=0.0)
+_LEADS = flags.DEFINE_list("leads", [], "ask: names of the leads, in order, of a .npy or .mat file or a .csv without header.")
 _UNITS = flags.DEFINE_enum(
-    "units", "", ["", "mV", "uV", "V"], "ask: the units of a .csv or .npy file; default: those in its header, or mV."
+    "units", "", ["", "mV", "uV", "V"], "ask: the units of a .csv, .npy or .mat file; default: those in its header, or mV."
 )
 _TOGETHER = flags.DEFINE_bool("together", False, "ask: put all recordings into one prompt, to compare them.")
 _FORMAT = flags.DEFINE_enum("format", "text", ["text", "json"], "ask: text for people, or one JSON object a line.")

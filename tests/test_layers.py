@@ -118,7 +118,7 @@ def test_paths_of_a_runs_folder_are_spelt_in_one_place():
 
 @pytest.mark.parametrize("folder", ["ecg", "corpora", "prepare", "report", "export"])
 def test_preparing_folders_do_not_import_jax(folder):
-    for path in (PACKAGE / folder).glob("*.py"):
+    for path in (PACKAGE / folder).rglob("*.py"):
         assert not {name for name in imported(path) if name.split(".")[0] in ("jax", "flax", "optax")}, path
 
 

@@ -15,6 +15,8 @@ from ecgbyte_jax.errors import RecordError
 
 # The limb leads as sums of I and II: Einthoven's law (III = II - I) and Goldberger's leads.
 LIMB = {"I": (1, 0), "II": (0, 1), "III": (-1, 1), "aVR": (-0.5, -0.5), "aVL": (1, -0.5), "aVF": (-0.5, 1)}
+# Hz. A recording holds frequencies up to half of its rate, and a QRS complex has 40 Hz and more.
+_LEAST_RATE = 50.0
 # Generous bounds in mV on the span (1st to 99th percentile) of an ECG's median lead.
 _LEAST_SPAN, _MOST_SPAN = 0.02, 20.0
 # A rate wrong by a factor of 5 makes most hearts too slow with flat slopes, or too fast. 130 recordings of PTB-XL have 44 to
@@ -54,6 +56,11 @@ def check_plausible(record: Record, path: Path) -> tuple[str, ...]:
             "or correct the unit in its header or the gain in the WFDB header"
         )
     rate = record.sample_rate
+    if rate < _LEAST_RATE:
+        raise RecordError(
+            f"{path}: at {rate:g} Hz a QRS complex is not recorded, {_LEAST_RATE:g} Hz or more expected; give the rate of the "
+            "recording"
+        )
     peaks, beats, slopes = *_beats(signal, rate), _slope_frequency(signal, rate)
     if beats > _FAST or (beats < _SLOW and slopes < _FLAT):
         raise RecordError(

@@ -16,9 +16,9 @@ _PACKAGE = Path(__file__).parents[1]
 _FOLDER = "ecgbyte_numpy"
 _INPUTS = ("inputs/chat.py", "inputs/form.py", "inputs/plain.py", "inputs/prompt.py", "inputs/text.py")
 # These, and those of the map below, import nothing else of the package (tests/export/test_code.py).
-_COPIED = ("errors.py", "files.py", "rules.py", "ecg/*.py", *_INPUTS, "evaluate/votes.py")
+_COPIED = ("errors.py", "files.py", "rules.py", "ecg/*.py", "ecg/formats/*.py", *_INPUTS, "evaluate/votes.py")
 _MAP = "encoders/*.py"  # besides, where a model reads vectors: these import jax, flax and safetensors
-_IMPORT = re.compile(r"^( *)from ecgbyte_jax\.(?:\w+\.)?(\w+) import ", re.MULTILINE)
+_IMPORT = re.compile(r"^( *)from ecgbyte_jax\.(?:\w+\.)*(\w+) import ", re.MULTILINE)
 _ABOUT = f'''"""From a recording to a prompt: NumPy, SciPy and PyWavelets alone, but for the map to vectors, where there is one.
 
 Copied from ecgbyte-jax {ecgbyte_jax.__version__} (MIT License, Copyright (c) 2026 The ecgbyte-jax authors): change it there.

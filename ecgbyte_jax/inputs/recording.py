@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ecgbyte_jax.ecg.clean_config import CleanConfig
-from ecgbyte_jax.ecg.formats import read_own
+from ecgbyte_jax.ecg.formats.own import read_own
 from ecgbyte_jax.ecg.plausible import beats_a_minute
 from ecgbyte_jax.ecg.signal import clean, segment
 from ecgbyte_jax.errors import ConfigError, RecordError
@@ -39,7 +39,7 @@ class Recording:
 def read_recording(
     path: str, how: CleanConfig, segment_length: int, sample_rate: float = 0.0, leads: Sequence[str] = (), units: str = ""
 ) -> Recording:
-    """Reads a file as `formats.read_own` does, cleans it, and cuts it into segments of `segment_length` samples.
+    """Reads a file as `own.read_own` does, cleans it, and cuts it into segments of `segment_length` samples.
 
     Raises RecordError for a file that cannot be used.
     """

@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from ecgbyte_jax.ecg.formats.content import EXPECTED
 from ecgbyte_jax.ecg.records import LEADS
 from ecgbyte_jax.errors import ConfigError, ExampleError, RecordError
 from ecgbyte_jax.evaluate.answers import read_answers
@@ -134,9 +135,7 @@ def _ask(settings: Settings, workdir: Workdir, inquiry: Inquiry, typed: bool) ->
 
 def _check(inquiry: Inquiry) -> None:
     if not inquiry.records and not inquiry.record_list:
-        raise ConfigError(
-            "--record is missing: a WFDB record, a .csv or a .npy file; several separated by commas, or in --record_list=FILE"
-        )
+        raise ConfigError(f"--record is missing: {EXPECTED} expected; several separated by commas, or in --record_list=FILE")
     if inquiry.record_list and (not inquiry.questions or inquiry.together):
         raise ConfigError(
             "--record_list: found without --question or with --together; each recording is asked every --question"

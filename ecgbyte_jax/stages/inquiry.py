@@ -15,9 +15,9 @@ _HELP = "type a question and press Enter; the arrow keys bring earlier ones back
 class Inquiry:
     """Paths of recordings, and questions; without questions they are read from the terminal.
 
-    sample_rate in Hz, the leads' names and the units apply to CSV and NPY files; together: all recordings in one prompt;
-    picture: a .png or .svg file, or ""; format: "text", or "json" for one JSON object a line; record_list: a text file with the
-    path of a recording on each line, or "".
+    sample_rate in Hz, the leads' names and the units apply to CSV, NPY and MATLAB files; together: all recordings in one
+    prompt; picture: a .png or .svg file, or ""; format: "text", or "json" for one JSON object a line; record_list: a text file
+    with the path of a recording on each line, or "".
     """
 
     records: tuple[str, ...]

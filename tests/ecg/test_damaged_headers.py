@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import wfdb
 
-from ecgbyte_jax.ecg.formats import read_own
+from ecgbyte_jax.ecg.formats.own import read_own
 from ecgbyte_jax.ecg.records import LEADS, read_record
 from ecgbyte_jax.ecg.signal import clean
 from ecgbyte_jax.errors import RecordError

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ecgbyte_jax.ecg.formats import _without_empty_ends, read_own
+from ecgbyte_jax.ecg.formats.own import read_own
+from ecgbyte_jax.ecg.formats.table import _without_empty_ends
 from ecgbyte_jax.ecg.plausible import check_limb_leads, check_plausible
 from ecgbyte_jax.ecg.records import LEADS, Record, read_record
 from ecgbyte_jax.errors import RecordError
@@ -98,7 +99,7 @@ def test_an_implausible_recording_is_refused_with_what_to_do(record, tmp_path):
         ((tmp_path / "object.npy", 500, names), "not readable as an NPY"),
         ((tmp_path / "empty.npy", 500, names), "no samples found"),
         ((tmp_path / "flat.npy", 500, names), f"most leads are flat in {known.signal.shape[1]} samples"),
-        ((tmp_path / "zip.npy", 500, names), "not readable as an NPY"),
+        ((tmp_path / "zip.npy", 500, names), "a ZIP archive found"),
         ((tmp_path / "huge.npy", 500, names), "not readable as an NPY"),
         ((tmp_path / "beyond.npy", 500, names), "not readable as an NPY"),
         ((tmp_path / "open.npy", 500, names), "not readable as an NPY"),
@@ -114,7 +115,7 @@ def test_an_implausible_recording_is_refused_with_what_to_do(record, tmp_path):
         ((broken, 500), r"broken.csv, row 3: 'x,x"),
         ((stem, 500), "its header gives"),
         ((tmp_path / "nothing",), "no such recording"),
-        ((tmp_path / "nothing.csv", 500), "no such file"),
+        ((tmp_path / "nothing.csv", 500), "no such recording"),
     ):
         with pytest.raises(RecordError, match=message) as caught:
             read(*arguments)

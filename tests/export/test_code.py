@@ -21,7 +21,7 @@ ENCODE = """if True:
     folder = sys.argv[1]
     sys.path.insert(0, folder)
     import numpy as np
-    from ecgbyte_numpy import formats, prompt, text
+    from ecgbyte_numpy import own, prompt, text
     from ecgbyte_numpy.records import LEADS, Record
     from ecgbyte_numpy.signal import clean, segment
     from ecgbyte_numpy.tokenizer import ECGTokenizer
@@ -48,7 +48,7 @@ def test_every_module_is_copied_under_its_own_name_and_imports_no_other_package(
     files = list((tmp_path / "ecgbyte_numpy").glob("*.py"))
     others = {"errors.py", "files.py", "rules.py", "votes.py"}
     others |= {"chat.py", "form.py", "plain.py", "prompt.py", "text.py"}
-    assert {file.name for file in files} == {file.name for file in (PACKAGE / "ecg").glob("*.py")} | others
+    assert {file.name for file in files} == {file.name for file in (PACKAGE / "ecg").rglob("*.py")} | others
     for file in files:
         assert "from ecgbyte_jax" not in file.read_text() and "import ecgbyte_jax" not in file.read_text(), file
 

@@ -1,31 +1,21 @@
-"""Users' own recordings: CSV and NPY files in addition to WFDB, whatever their leads are called, and completed to twelve leads.
+"""Tables of samples: CSV and NPY files in the dialects that people write. What they leave out, their user says.
 
 Axes: L leads, N samples.
 """
 
 import csv
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from tokenize import TokenError
 
 import numpy as np
 
+from ecgbyte_jax.ecg.formats.leads import UNITS, name_leads
 from ecgbyte_jax.ecg.headers import HIGHEST_RATE, LOWEST_RATE
-from ecgbyte_jax.ecg.plausible import LIMB, check_limb_leads, check_plausible
-from ecgbyte_jax.ecg.records import LEADS, Record, read_record
+from ecgbyte_jax.ecg.records import LEADS, Record
 from ecgbyte_jax.errors import RecordError
 
-UNITS = {"mV": 1.0, "uV": 1e-3, "V": 1e3}
-_UNIT_NAMES = {"mv": "mV", "uv": "uV", "µv": "uV", "μv": "uV", "v": "V"}  # both signs of micro
-_CANONICAL = {name.upper(): name for name in LEADS}
-# 'Lead I', 'LEAD_I', 'MDC_ECG_LEAD_V1', 'I (mV)', 'V1 [uV]', 'V1_uV', and 'Lead I (Einthoven)' of DICOM.
-_LEAD = re.compile(
-    r"(?:(?:MDC|ECG|EKG|Lead|Ableitung)[\s_.:-]*)*(?P<lead>I{1,3}|aV[RLF]|V[1-6])(?:\s*\(Einthoven\))?"
-    r"(?:[\s_,/]*[(\[]\s*(?P<unit>[^)\]]*?)\s*[)\]]|[\s_,/]+(?P<bare>[muµμ]V))?",
-    re.ASCII | re.IGNORECASE,
-)
 # Words of a time column's name; all others are not time. "" is a column without a name, as pandas writes one.
 _TIME_WORDS = {"time", "times", "timestamp", "timestamps", "t", "zeit", "temps"}
 _SECONDS = dict.fromkeys(("s", "sec", "secs", "second", "seconds", "timesec", "timeseconds"), 1.0)
@@ -38,69 +28,11 @@ _NUMBER = re.compile(r"[+-]?(?:(?:\d+[.,]?\d*|[.,]\d+)(?:e[+-]?\d+)?|nan|inf(?:i
 _MAYBE_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}[.,]\d{3}", re.ASCII)
 
 # (path, leads) -> (values [L, N], column names)
-_Reader = Callable[[Path, tuple[str, ...]], tuple[np.ndarray, tuple[str, ...]]]
+Reader = Callable[[Path, tuple[str, ...]], tuple[np.ndarray, tuple[str, ...]]]
 
 
-@dataclass(frozen=True, eq=False)
-class Own:
-    """A recording with the twelve leads, and what its user should know, a sentence each.
-
-    notes: what came from the file (unit, rate), which leads were computed, and what is doubtful.
-    """
-
-    record: Record
-    notes: tuple[str, ...]
-
-
-def read_own(path: str | Path, sample_rate: float = 0.0, leads: Sequence[str] = (), units: str = "") -> Own:
-    """Reads a WFDB record, or a .csv or .npy file of samples in `units` (mV, uV, V) at `sample_rate` Hz.
-
-    A CSV file has one column per lead, separated by commas, semicolons or tabs, named by its header, or by `leads` if the
-    header is absent or only counts columns; decimal commas need semicolons or tabs. An NPY file is [leads, samples] or
-    [samples, leads], named by `leads`. A rate of 0 is taken from a time column; time columns must match the rate and are
-    dropped. Units of "" are those in the leads' names, 'I (uV)', or mV; given ones must match the names'. A WFDB record takes
-    rate, leads and units from its header. Of the limb leads two of I, II and III suffice; the others are computed.
-
-    Raises RecordError, with what to do, if rate, leads, units or numbers are missing, contradictory, ambiguous or implausible.
-    """
-    path = Path(path)
-    kind = path.suffix.lower()
-    notes: list[str] = []
-    if not path.name:
-        raise RecordError(f"{path}: a folder found, a WFDB record (its .hea and .dat), a .csv or a .npy file expected")
-    if kind in (".csv", ".npy"):
-        record = _read_table(path, sample_rate, tuple(leads), units, _read_csv if kind == ".csv" else _read_npy, notes)
-    elif path.with_suffix(".hea").is_file() or Path(f"{path}.hea").is_file():
-        if sample_rate or leads:
-            raise RecordError(f"{path}: its header gives rate and leads; omit --sample_rate and --leads")
-        record = read_record(path)
-        record = Record(record.signal, record.sample_rate, _name_leads(path, record.leads)[0])
-    else:
-        found = f"{kind or 'a file without an ending'} found, which is not read" if path.is_file() else "no such recording"
-        found = f"its header {path.stem}.hea is missing" if kind == ".dat" and path.is_file() else found
-        raise RecordError(f"{path}: {found}; a WFDB record (its .hea and .dat), a .csv or a .npy file expected")
-    if not np.isfinite(record.signal).all():
-        raise RecordError(f"{path}: values that are not finite (NaN) found; remove or fill them first")
-    notes += check_limb_leads(record, path)
-    record = _complete(record, notes)
-    notes += check_plausible(record, path)
-    return Own(record, tuple(notes))
-
-
-def _complete(record: Record, notes: list[str]) -> Record:
-    """Adds missing limb leads if two of I, II and III are there, in float32 mV, with a note of how."""
-    absent = [name for name in LIMB if name not in record.leads]
-    given = [name for name in ("I", "II", "III") if name in record.leads][:2]
-    if not absent or len(given) < 2 or not {*LEADS[6:]} <= {*record.leads}:
-        return record
-    potentials = np.linalg.inv([LIMB[name] for name in given]) @ record.signal[[record.leads.index(name) for name in given]]
-    computed = np.array([LIMB[name] for name in absent]) @ potentials
-    law = "II = I + III, aVR = -(I + II) / 2, aVL = I - II / 2, aVF = II - I / 2"
-    notes.append(f"{', '.join(absent)} are computed from {given[0]} and {given[1]}: {law}")
-    return Record(np.concatenate([record.signal, computed.astype(np.float32)]), record.sample_rate, (*record.leads, *absent))
-
-
-def _read_table(path: Path, sample_rate: float, leads: tuple[str, ...], units: str, read: _Reader, notes: list[str]) -> Record:
+def read_table(path: Path, sample_rate: float, leads: tuple[str, ...], units: str, read: Reader, notes: list[str]) -> Record:
+    """Reads a file by `read` as `own.read_own` describes, and adds to `notes`. Raises RecordError."""
     if sample_rate and not LOWEST_RATE <= sample_rate <= HIGHEST_RATE:
         raise RecordError(
             f"{path}: sample rate {sample_rate:g} Hz found, {LOWEST_RATE:g} to {HIGHEST_RATE:g} expected; give the rate of the "
@@ -114,7 +46,7 @@ def _read_table(path: Path, sample_rate: float, leads: tuple[str, ...], units: s
         raise RecordError(f"{path}: no such file") from error
     except OSError as error:
         raise RecordError(f"{path}: cannot be read: {error.strerror}") from error
-    names, found = _name_leads(path, columns)
+    names, found = name_leads(path, columns)
     others = [i for i, name in enumerate(names) if name not in LEADS]
     rate, source = float(sample_rate), f"--sample_rate {sample_rate:g} Hz"
     if not rate:
@@ -126,23 +58,6 @@ def _read_table(path: Path, sample_rate: float, leads: tuple[str, ...], units: s
     with np.errstate(over="ignore"):  # to infinity, which is refused
         signal = np.ascontiguousarray(values[kept] * scale, np.float32)
     return Record(signal, rate, tuple(names[i] for i in kept))
-
-
-def _name_leads(path: Path, columns: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(names, units or "") of columns; leads in their usual spelling, other names as they are."""
-    names: list[str] = []
-    units: list[str] = []
-    for column in columns:
-        match = _LEAD.fullmatch(column.strip())
-        unit = (match["unit"] or match["bare"] or "") if match else ""
-        if unit and unit.lower() not in _UNIT_NAMES:
-            raise RecordError(f"{path}: column {column!r} has the unit {unit!r}, one of {tuple(UNITS)} expected")
-        name = _CANONICAL[match["lead"].upper()] if match else column.strip()
-        if name in LEADS and name in names:
-            raise RecordError(f"{path}: columns {columns[names.index(name)]!r} and {column!r} are both lead {name}; keep one")
-        names.append(name)
-        units.append(_UNIT_NAMES.get(unit.lower(), ""))
-    return tuple(names), tuple(units)
 
 
 def _scales(path: Path, columns: list[tuple[str, str | None]], units: str, notes: list[str]) -> np.ndarray:
@@ -159,12 +74,18 @@ def _scales(path: Path, columns: list[tuple[str, str | None]], units: str, notes
     return np.array([[UNITS[units or unit or "mV"]] for _, unit in columns])
 
 
-def _read_npy(path: Path, leads: tuple[str, ...]) -> tuple[np.ndarray, tuple[str, ...]]:
+def read_npy(path: Path, leads: tuple[str, ...]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """(float64 [L, N], `leads`) of a file [L, N] or [N, L]; raises RecordError."""
     try:
         with path.open("rb") as file:
             values = np.lib.format.read_array(file, allow_pickle=False)  # np.load would accept ZIP files too
     except (EOFError, MemoryError, OverflowError, TokenError, ValueError) as error:
         raise RecordError(f"{path}: not readable as an NPY file of numbers: {error}") from error
+    return by_lead(path, values, leads), leads
+
+
+def by_lead(path: Path, values: np.ndarray, leads: tuple[str, ...]) -> np.ndarray:
+    """float64 [L, N] of an array [L, N] or [N, L]; raises RecordError if it is not one of `leads`."""
     if not leads:
         raise RecordError(f"{path}: the leads' names are missing; give them in the file's order, --leads={','.join(LEADS)}")
     if values.dtype.kind not in "iuf" or values.ndim != 2 or len(leads) not in values.shape:
@@ -173,10 +94,11 @@ def _read_npy(path: Path, leads: tuple[str, ...]) -> tuple[np.ndarray, tuple[str
             "expected"
         )
     values = values.astype(np.float64)
-    return (values if values.shape[0] == len(leads) else values.T), leads
+    return values if values.shape[0] == len(leads) else values.T
 
 
-def _read_csv(path: Path, leads: tuple[str, ...]) -> tuple[np.ndarray, tuple[str, ...]]:
+def read_csv(path: Path, leads: tuple[str, ...]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """(float64 [L, N], names) of a file with a column for each lead, named by its header or by `leads`; raises RecordError."""
     delimiter, lines = _split_lines(path)
     try:
         rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]

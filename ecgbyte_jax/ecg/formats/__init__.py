@@ -1,0 +1,1 @@
+"""Users' own recordings in the files that ECG machines and people write."""
