@@ -1,4 +1,4 @@
-"""Your own recordings and questions: WFDB records below a folder, and one table.
+"""Your own recordings and questions: recordings below a folder, and one table.
 
     python main.py --config=experiments/own.py --config.data.root=RECORDS --config.data.table=TABLE.csv \
         --config.model.pretrained=LLAMA --workdir=runs/own
@@ -6,7 +6,7 @@
 TABLE is a CSV or JSONL file with the fields record (a path below RECORDS), question, answer and patient, and optionally split
 (train, valid, test) and id. In place of question and answer it may have messages, a conversation as [{"role": "user",
 "content": ...}, {"role": "assistant", ...}]. In JSONL, record may be a list of two for a comparison; patients then lists the
-patients of both. Records have the twelve leads by name, in mV, uV or V, at any sampling rate. LLAMA is a Hugging Face folder
+patients of both. Recordings are of any format that `ask` reads (README, "Your own data"). LLAMA is a Hugging Face folder
 of Llama 3.2 1B.
 Hardware: intended for one accelerator with 40 GB. Time: not measured. Result: not measured.
 

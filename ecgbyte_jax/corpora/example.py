@@ -94,13 +94,19 @@ class Recording:
 
 
 def wfdb_record(root: Path, name: str) -> WfdbRecord:
-    """The WFDB record `name`, with or without extension, in `root`; raises ExampleError if it is outside or not text."""
+    """The WFDB record `name`, with or without extension, in `root`; raises ExampleError as `inside` does."""
+    path = inside(name)
+    return WfdbRecord(root, path[:-4] if path.endswith((".hea", ".dat")) else path)
+
+
+def inside(name: str) -> str:
+    """A record's path in its root, without detours; raises ExampleError if it is outside or not text."""
     if not is_text(name):
         raise ExampleError(f"record path {name!r} holds half a character or bytes that are not UTF-8")
-    inside = os.path.normpath(name)
-    if not name.strip() or os.path.isabs(inside) or inside.split(os.sep)[0] in ("..", ".") or "\0" in name:
+    path = os.path.normpath(name)
+    if not name.strip() or os.path.isabs(path) or path.split(os.sep)[0] in ("..", ".") or "\0" in name:
         raise ExampleError(f"record path {name!r} found, one inside the data's root expected")
-    return WfdbRecord(root, inside[:-4] if inside.endswith((".hea", ".dat")) else inside)
+    return path
 
 
 def split_of(patient: str) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from ecgbyte_jax.ecg.formats.own import read_own
 from ecgbyte_jax.ecg.records import Record, read_record
 
 
@@ -46,6 +47,28 @@ class WfdbRecord:
         if files[-1] is None:
             files += [[name, file_fingerprint(Path(path).parent / name, times)] for name in _named_files(Path(f"{path}.hea"))]
         return files
+
+
+@dataclass(frozen=True, slots=True)
+class OwnFile:
+    """A recording in a file of its own: `name` is its path in `root`; rate, leads and units are as in `own.read_own`."""
+
+    root: Path
+    name: str
+    sample_rate: float = 0.0
+    leads: tuple[str, ...] = ()
+    units: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.root / self.name}"
+
+    def read(self) -> Record:
+        """Reads the file; raises RecordError, naming it, and ConfigError if a library for its format is not installed."""
+        return read_own(self.root / self.name, self.sample_rate, self.leads, self.units).record
+
+    def fingerprint(self, times: bool) -> list[object]:
+        """Of the file, and of what its reading depends on."""
+        return [file_fingerprint(str(self), times), self.sample_rate, list(self.leads), self.units]
 
 
 def file_fingerprint(path: str | Path, times: bool) -> list[int] | None:

@@ -1,11 +1,15 @@
 import json
+import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from ecgbyte_jax.corpora.example import Example, Rejected, split_of
 from ecgbyte_jax.corpora.own import read_table
-from ecgbyte_jax.corpora.source import WfdbRecord
+from ecgbyte_jax.corpora.source import OwnFile, WfdbRecord
+from ecgbyte_jax.ecg.records import LEADS
+from ecgbyte_jax.ecg.synthetic import random_heart, synthesize
 from ecgbyte_jax.errors import CorpusError
 from ecgbyte_jax.inputs.prompt import Text
 from ecgbyte_jax.inputs.shards import Sequence
@@ -40,6 +44,48 @@ def test_without_a_split_patients_are_split_by_a_hash_and_other_fields_are_kept(
 def test_two_records_are_a_comparison(tmp_path):
     (example,) = jsonl(tmp_path / "t.jsonl", GOOD | {"record": ["r1", "r2"]})
     assert example.records == (WfdbRecord(tmp_path, "r1"), WfdbRecord(tmp_path, "r2"))
+
+
+def test_a_file_of_another_format_is_read_as_its_row_says(tmp_path):
+    signal = synthesize(random_heart(np.random.default_rng(0)), np.random.default_rng(0))
+    np.save(tmp_path / "a.npy", signal)
+    about = {"record": "a.npy", "sample_rate": "500", "leads": " ".join(LEADS), "units": "uV"}
+    write_csv(tmp_path / "t.csv", [GOOD | about])
+    (example,) = read_table(tmp_path / "t.csv", tmp_path)
+    (file,) = example.records
+    assert file == OwnFile(tmp_path, "a.npy", 500.0, LEADS, "uV") and pickle.loads(pickle.dumps(file)) == file
+    np.testing.assert_allclose(file.read().signal * 1000, signal, rtol=1e-6)
+    marks = [file.fingerprint(True), replace(file, units="mV").fingerprint(True), file.fingerprint(False)]
+    np.save(tmp_path / "a.npy", signal[:, :4000])
+    marks += [file.fingerprint(True), file.fingerprint(False)]
+    assert len({json.dumps(mark) for mark in marks}) == len(marks)
+    listed = GOOD | about | {"question": "what?", "leads": [*LEADS], "sample_rate": 500}
+    also, good = jsonl(tmp_path / "t.jsonl", GOOD | about, listed)
+    assert also.records == good.records == (file,)
+
+
+@pytest.mark.parametrize(
+    "fields, reason",
+    [
+        ({"sample_rate": "fast"}, "sample_rate 'fast' found, a number of Hz expected"),
+        ({"sample_rate": [500]}, r"sample_rate [500] found"),
+        ({"leads": 12}, "leads 12 found, their names expected"),
+        ({"units": "mmHg"}, "units 'mmHg' found"),
+        ({"units": "uV"}, "other sample_rate, leads or units than in an earlier row"),
+    ],
+)
+def test_a_row_that_says_otherwise_about_a_file_is_rejected(tmp_path, fields, reason):
+    (tmp_path / "a.npy").touch()
+    row = GOOD | {"record": "a.npy", "sample_rate": 500}
+    first, second = jsonl(tmp_path / "t.jsonl", row, row | {"question": "what?"} | fields)
+    assert isinstance(first, Example) and isinstance(second, Rejected) and reason in second.reason
+
+
+def test_a_dat_or_mat_file_beside_its_header_is_a_wfdb_record(tmp_path):
+    for name in ("r.hea", "r.dat", "r.mat"):
+        (tmp_path / name).touch()
+    for name in ("r", "r.hea", "r.dat", "r.mat"):
+        assert jsonl(tmp_path / "t.jsonl", GOOD | {"record": name})[0].records == (WfdbRecord(tmp_path, "r"),)
 
 
 @pytest.mark.parametrize(
