@@ -144,7 +144,7 @@ def render_headline(content: Comparison) -> bytes:
         scores=Table(f"Split {content.split}: {content.counted}", head, tuple(rows)),
         score_notes=[
             f"The intervals are over patients; a difference is paired question by question. The last columns are what the mean "
-            f"training had cost when it reached {100 * content.near:.0f}% of the best system's exact match on the validation "
+            f"training had cost when it reached {100 * content.near:.0f}% of the best system's score on the validation "
             "split, between two validations on a straight line."
         ],
         curves=[_curves(content, axis) for axis in _AXES],
@@ -161,7 +161,8 @@ def render_headline(content: Comparison) -> bytes:
 def _curves(content: Comparison, axis: str) -> Picture:
     figure = _draw(content, axis)
     last = "; ".join(f"{row.name} {100 * row.curve[-1]['score']:.1f}% at {_short(row.curve[-1][axis])}" for row in content.rows)
-    caption = f"Exact match on the validation split against {_AXES[axis]}; the dashed line is the target of the table."
+    against = f"{content.measured.capitalize()} on the validation split against {_AXES[axis]}"
+    caption = f"{against}; the dashed line is the target of the table."
     return picture(figure, f"Score against {axis}", f"Last validation: {last}.", caption)
 
 
@@ -182,7 +183,7 @@ def _draw(content: Comparison, axis: str) -> Figure:
     axes.axhline(100 * content.target, color="#6b6b6b", linewidth=0.8, linestyle="--")
     axes.set(xlim=(0, None), ylim=(0, 100))
     axes.set_xlabel(_AXES[axis], fontsize=10)
-    axes.set_ylabel("exact match in %", fontsize=10)
+    axes.set_ylabel(f"{content.measured} in %", fontsize=10)
     axes.tick_params(labelsize=9)
     axes.grid(color="#e5e5e5", linewidth=0.6)
     axes.set_axisbelow(True)

@@ -18,7 +18,7 @@ AXES = ("examples", "flops", "seconds")
 
 @dataclass(frozen=True)
 class Point:
-    """A validation: its exact match 0..1, and what the training had cost until then, its first stage included.
+    """A validation: its score 0..1, and what the training had cost until then, its first stage included.
 
     examples: questions with their answers; flops: analytic ones; seconds: wall time.
     """
@@ -58,12 +58,12 @@ def cost_of(run: Workdir, tokenizer: Workdir | None) -> dict[str, float]:
     return cost | ({"energy_j": sum(sum(each.values()) for each in told)} if len(told) == len(parts) else {})
 
 
-def curve(run: Workdir, cost: dict[str, float]) -> list[Point]:
+def curve(run: Workdir, cost: dict[str, float], metric: str) -> list[Point]:
     """The validations of a run, with what it had cost until then: the second stage's cost in proportion to its steps.
 
     Raises ScoresError as `validated` does.
     """
-    lines = validated(run)
+    lines = validated(run, metric)
     steps = max(line["step"] for line in lines)
     before = {
         "examples": 0.0,
@@ -72,18 +72,18 @@ def curve(run: Workdir, cost: dict[str, float]) -> list[Point]:
     }
     spent = {"examples": cost["examples"], "flops": cost["flops"], "seconds": cost["seconds"] - before["seconds"]}
     return [
-        Point(line["valid_exact_match"], *(before[axis] + spent[axis] * line["step"] / steps for axis in AXES))
+        Point(line[f"valid_{metric}"], *(before[axis] + spent[axis] * line["step"] / steps for axis in AXES))
         for line in lines
-        if "valid_exact_match" in line
+        if f"valid_{metric}" in line
     ]
 
 
-def validated(run: Workdir) -> list[dict]:
-    """The lines of a training's log; raises ScoresError where no validation in it has an exact match."""
+def validated(run: Workdir, metric: str = "exact_match") -> list[dict]:
+    """The lines of a training's log; raises ScoresError where no validation in it has the score."""
     lines = read_lines(run.metrics, 2**62)
-    if not any("valid_exact_match" in line for line in lines):
+    if not any(f"valid_{metric}" in line for line in lines):
         raise ScoresError(
-            f"{run.metrics}: no exact match of a validation found; train.valid_answers above 0, and a validation split that "
+            f"{run.metrics}: no {metric} of a validation found; train.valid_answers above 0, and a validation split that "
             "fills a batch (train.batch_size), expected"
         )
     return lines

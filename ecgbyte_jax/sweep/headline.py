@@ -64,7 +64,10 @@ def _compare(settings: Settings, workdir: Workdir, runs: dict[str, dict[int, Wor
     metric = json.loads(next(iter(runs[evaluated[0].name].values())).results.read_text())["verdict"]["metric"]
     encoded = {} if settings.tokenizer.file else {"tokens": workdir}
     costs = {name: [cost_of(run, encoded.get(name)) for run in each.values()] for name, each in runs.items()}
-    curves = {name: mean_curve([*map(curve, each.values(), costs[name])]) for name, each in runs.items()}
+    curves = {
+        name: mean_curve([*(curve(run, cost, metric) for run, cost in zip(each.values(), costs[name]))])
+        for name, each in runs.items()
+    }
     best = max(point.score for points in curves.values() for point in points)
     rows = [
         Row(

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.evaluate.answers import Answerer
-from ecgbyte_jax.evaluate.metrics import exact_match
+from ecgbyte_jax.evaluate.metrics import measure
 from ecgbyte_jax.inputs.controls import open_shown
 from ecgbyte_jax.inputs.plan import TooFewRowsError
 from ecgbyte_jax.inputs.prepared import Prepared
@@ -27,7 +27,7 @@ from ecgbyte_jax.train.step import TrainState, answer_loss, answer_tokens
 def make_validation(
     settings: Settings, workdir: Workdir, prepared: Prepared, parts: Parts, mesh: Mesh
 ) -> Callable[[TrainState], dict[str, float]] | None:
-    """(state) -> {valid_loss, and valid_exact_match where `train.valid_answers` is above 0}.
+    """(state) -> {valid_loss, and valid_exact_match and valid_rouge_l where `train.valid_answers` is above 0}.
 
     The loss is the mean over the answer tokens of the same batches each time, without dropout. None where the split does not
     fill a batch.
@@ -49,13 +49,18 @@ def make_validation(
     def validate(state: TrainState) -> dict[str, float]:
         sums = [settle(score(state.params, parts.frozen, put_batch(batch, mesh))) for batch in batches]
         loss = {"valid_loss": float(sum(loss for loss, _ in sums) / sum(tokens for _, tokens in sums))}
-        return loss | ({"valid_exact_match": match(state.params)} if match else {})
+        return loss | (match(state.params) if match else {})
 
     return validate
 
 
-def _make_match(settings: Settings, workdir: Workdir, prepared: Prepared, parts: Parts, mesh: Mesh) -> Callable[[Any], float]:
-    """(trained parameters) -> the share of the same questions each time that are answered word for word, greedily."""
+def _make_match(
+    settings: Settings, workdir: Workdir, prepared: Prepared, parts: Parts, mesh: Mesh
+) -> Callable[[Any], dict[str, float]]:
+    """(trained parameters) -> the scores of greedy answers to the same questions each time, those that a verdict may be about.
+
+    See `verdict.main_metric`.
+    """
     size = settings.eval.batch_size
     check_batch_size(mesh, size, "eval.batch_size")
     greedy = replace(settings, eval=replace(settings.eval, temperature=0.0, seeds=(0,)))
@@ -66,9 +71,10 @@ def _make_match(settings: Settings, workdir: Workdir, prepared: Prepared, parts:
     prompts = [(sequence.ecgs, sequence.prompt) for sequence in sequences]
     tokenizer = ECGTokenizer.load(workdir.ecg_tokenizer)
 
-    def match(params: Any) -> float:
+    def match(params: Any) -> dict[str, float]:
         answerer = Answerer(greedy, prepared, tokenizer, parts.model(params), mesh)
         answers = [answer for start in range(0, count, size) for answer in answerer.answer(prompts[start : start + size])]
-        return exact_match([sequence.answer for sequence in sequences], [answer.text for answer in answers])
+        scores = measure([sequence.answer for sequence in sequences], [answer.text for answer in answers]).overall()
+        return {f"valid_{metric}": scores[metric] for metric in ("exact_match", "rouge_l")}
 
     return match

@@ -458,4 +458,4 @@ def test_validation_draws_no_dropout_and_counts_exact_matches(config, workdir, m
             validate = make_validation(Settings.of(config), Workdir(workdir), opened, parts, mesh)
             found[dropout] = [validate(TrainState(parts.trained, None, np.int32(0))) for _ in range(2)]
     assert found[0.5][0] == found[0.5][1] == found[0.0][0] and len(asked) == 4 * 12
-    assert 0 < found[0.0][0]["valid_exact_match"] <= 0.5
+    assert 0 < found[0.0][0]["valid_exact_match"] <= 0.5 and found[0.0][0]["valid_rouge_l"] > 0

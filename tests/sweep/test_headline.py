@@ -131,19 +131,19 @@ def test_a_curve_begins_with_the_first_stage_and_ends_with_all_costs(tmp_path):
     other = ledger["train"] | {"wall_s": 50.0, "settings": "of another training, after which this one was taken back"}
     ledger |= {"train": other, "with other settings": {"train": {stages["train"].digest(): ledger["train"]}}}
     workdir.cost.write_text(json.dumps(ledger))
-    lines = [{"step": 1}, {"step": 2, "valid_exact_match": 0.2}, {"step": 4, "valid_exact_match": 0.6}]
+    lines = [{"step": 1}, {"step": 2, "valid_rouge_l": 0.2}, {"step": 4, "valid_rouge_l": 0.6}]
     workdir.metrics.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     cost = cost_of(workdir, None)
     assert (cost["ecgs"], cost["patients"], cost["seconds"], cost["cpu_s"], cost["energy_j"]) == (12, 4, 12.0, 13.0, 6.0)
-    points = curve(workdir, cost)
+    points = curve(workdir, cost, "rouge_l")
     assert points == [Point(0.2, 20.0, 100.0, 8.0), Point(0.6, 40.0, 150.0, 12.0)]
     assert cost_to_reach(points, 0.4) == pytest.approx(Point(0.4, 30.0, 125.0, 10.0))
     assert cost_to_reach(points, 0.1) == points[0] and cost_to_reach(points, 0.7) is None
     ended = [Point(0.4, 20.0, 200.0, 10.0)]  # early, by train.patience: it stays at that
     assert mean_curve([points, ended]) == [Point(pytest.approx(0.3), 20.0, 150.0, 9.0), Point(0.5, 30.0, 175.0, 11.0)]
     workdir.metrics.write_text(json.dumps(lines[0]) + "\n")
-    with pytest.raises(ScoresError, match="no exact match of a validation"):
-        curve(workdir, cost)
+    with pytest.raises(ScoresError, match="no rouge_l of a validation"):
+        curve(workdir, cost, "rouge_l")
     workdir.cost.write_text("half a le")
     with pytest.raises(ScoresError, match=r"no costs of the stage 'train' there, .*; remove '.*checkpoints'"):
         cost_of(workdir, None)
