@@ -72,7 +72,6 @@ def test_of_a_command_that_is_killed_outright_the_last_seconds_alone_are_lost(tm
     script = f"""if True:
         import os, pathlib, time
         from ecgbyte_jax.run import cost
-from ecgbyte_jax.run.console import forget_peak_memory
         from ecgbyte_jax.run.stage import Stage
         from ecgbyte_jax.run.workdir import Workdir
         cost._EVERY, workdir = 0.02, Workdir(pathlib.Path({str(tmp_path)!r}))
