@@ -87,7 +87,7 @@ BAD = {
     "empty answer": (lambda f, n: edit_row(f, n, report=" "), "the answer is empty"),
     "unknown fold": (lambda f, n: edit_row(f, n, strat_fold="0"), "strat_fold 0"),
     "a record twice": (
-        lambda f, n: edit_row(f, n, filename_hr="records500/00000/00001_hr"), "'00001_hr' is in an earlier row"
+        lambda f, n: edit_row(f, n, filename_hr="records500/00000/00001_hr"), "00001_hr' is in an earlier row"
     ),
     "an id twice": (lambda f, n: edit_row(f, n, ecg_id="1"), "an earlier example has the same id"),
 }  # fmt: skip
