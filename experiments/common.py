@@ -1,4 +1,4 @@
-"""Shared by the experiments: the defaults, the parse of their argument, and two models."""
+"""Shared by the experiments: the defaults, the parse of their argument, two models, and conversations about several sets."""
 
 from ml_collections import ConfigDict
 
@@ -53,3 +53,16 @@ def use_tiny_model(config: ConfigDict) -> None:
     config.train.batch_size = 8
     config.train.epochs = 3.0
     config.eval.max_new_tokens = 64
+
+
+def get_conversations(corpus: str, arg: str) -> ConfigDict:
+    """Conversations about recordings of several sets, in folders of data.root; `arg`: "" or "tiny", of those that are there."""
+    config = get_defaults()
+    config.data.corpus = corpus
+    config.data.root = "data"
+    config.tokenizer.sampling = "random"
+    use_published_model(config)
+    if is_tiny(arg):
+        use_tiny_model(config)
+        config.data.max_bad_fraction = 1.0
+    return config

@@ -15,17 +15,9 @@ measured.
 
 from ml_collections import ConfigDict
 
-from experiments.common import get_defaults, is_tiny, use_published_model, use_tiny_model
+from experiments.common import get_conversations
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The experiment; `arg`: "" or "tiny"."""
-    config = get_defaults()
-    config.data.corpus = "ecg_instruct"
-    config.data.root = "data"
-    config.tokenizer.sampling = "random"
-    use_published_model(config)
-    if is_tiny(arg):
-        use_tiny_model(config)
-        config.data.max_bad_fraction = 1.0
-    return config
+    return get_conversations("ecg_instruct", arg)

@@ -107,7 +107,7 @@ def _labelled(root: Path, header: Path, names: dict[str, str]) -> Labelled:
 
 
 def _comments(header: Path) -> dict[str, str]:
-    """What is behind '#Name:' in a header's lines, by the name in lower case; raises ExampleError if it cannot be read."""
+    """What follows '#Name:' in a header's lines, by the name in lower case; raises ExampleError if it cannot be read."""
     try:
         lines = header.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:

@@ -1,7 +1,7 @@
 """Generation: one jitted prefill, then one while_loop over a key/value cache that ends when every row has ended.
 
 The prompt's keys and values stay outside the loop, which would copy them for every token; only the new tokens' are inside.
-Behind the same prefill, the probabilities of given answers.
+Also the probabilities of given answers, after the same prefill.
 
 Axes: B batch, T prompt tokens (left-padded), P shared prefixes, N new tokens at most, C candidates, V vocabulary, D width.
 """
@@ -97,7 +97,7 @@ def score_candidates(
     shared: tuple[jax.Array, jax.Array] | None = None,
     signals: jax.Array | None = None,
 ) -> jax.Array:
-    """The log-probability of every candidate answer of a row behind its prompt, float32 [B, C] in nats.
+    """The log-probability of every candidate answer of a row after its prompt, float32 [B, C] in nats.
 
     candidates, candidates_mask: int32, bool [B, C, N], padded on the left, with the tokens that end an answer, if these are to
     count: it is the sum over all tokens of a candidate, 0 for one of none. The prompts are as in `generate`, and gone through

@@ -153,7 +153,7 @@ def render_headline(content: Comparison) -> bytes:
             "Means of the trainings, from their cost.json. FLOPs are analytic, of the decoder and of what makes its input, "
             "forward and backward. Seconds are of this machine, with compilation and validation. The tokenizer's training "
             "counts for tokens; cleaning the recordings, the same for all, does not. GB are the most that the process held on "
-            "the host. Energy is there where it is told."
+            "the host. Energy is given where the hardware reports it."
         ],
     )
 

@@ -72,11 +72,11 @@ def _enter_at_times(enter: Callable[[], None], ended: threading.Event) -> None:
 
 
 def _energy(before: dict[str, Any], used: dict[str, float]) -> dict[str, float]:
-    """The sum of what was told, by part; a part that the commands before, or this one, could not tell is left out."""
+    """The sum of what was reported, by part; a part that an earlier command, or this one, could not read is left out."""
     if not before:
         return used
-    told = before.get("energy_j") or {}
-    return {part: told[part] + joules for part, joules in used.items() if part in told}
+    reported = before.get("energy_j") or {}
+    return {part: reported[part] + joules for part, joules in used.items() if part in reported}
 
 
 def _write(workdir: Workdir, name: str, entry: dict[str, Any]) -> None:

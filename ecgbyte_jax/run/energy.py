@@ -1,6 +1,6 @@
-"""The energy that the hardware's own counters tell: of NVIDIA GPUs by their driver, of processors by Linux.
+"""The energy that the hardware's own counters report: of NVIDIA GPUs through their driver, of processors through Linux.
 
-They count whole GPUs and whole processors, whoever works there. Where nothing tells, there is no figure.
+They count whole GPUs and whole processors, whoever else uses them. Where nothing reports energy, there is no figure.
 """
 
 import math
@@ -85,7 +85,7 @@ def _microjoules(file: Path) -> float:
 def _gpus(ordinals: list[int]) -> list[_Counter]:
     """NVML's counters of the GPUs with these numbers for CUDA, which may number and hide them otherwise than NVML.
 
-    Volta and later have one. Raises OSError, AttributeError where the driver tells nothing.
+    Volta and later have one. Raises OSError, AttributeError where the driver reports none.
     """
     cuda, nvml = CDLL("libcuda.so.1"), CDLL("libnvidia-ml.so.1")
     _call(cuda.cuInit, 0)

@@ -30,7 +30,7 @@ class Point:
 
 
 def cost_of(run: Workdir, tokenizer: Workdir | None) -> dict[str, float]:
-    """What one run has cost: what it has seen, FLOPs, seconds and bytes, of both stages; energy_j where the devices told it.
+    """What one run has cost: what it has seen, FLOPs, seconds and bytes, of both stages; energy_j where hardware reports it.
 
     tokenizer: the run whose ledger has the training of the ECG tokenizer, for a system that reads tokens. Raises ScoresError
     where a ledger has nothing of a stage that was run.
@@ -54,8 +54,8 @@ def cost_of(run: Workdir, tokenizer: Workdir | None) -> dict[str, float]:
         "cpu_s": sum(part["cpu_s"] for part in parts),
         "peak_memory": max(part["peak_memory"] for part in parts),
     }
-    told = [part["energy_j"] for part in parts if part.get("energy_j")]
-    return cost | ({"energy_j": sum(sum(each.values()) for each in told)} if len(told) == len(parts) else {})
+    reported = [part["energy_j"] for part in parts if part.get("energy_j")]
+    return cost | ({"energy_j": sum(sum(each.values()) for each in reported)} if len(reported) == len(parts) else {})
 
 
 def curve(run: Workdir, cost: dict[str, float], metric: str) -> list[Point]:

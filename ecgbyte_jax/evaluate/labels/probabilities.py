@@ -1,4 +1,4 @@
-"""The probabilities of candidate answers: all of an ECG behind one prefill, on any mesh and any number of processes.
+"""The probabilities of candidate answers: all of an ECG after one prefill, on any mesh and any number of processes.
 
 Axes: B rows of a batch, C candidates of a row, N tokens of one.
 """
