@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ecgbyte_jax.encoders.config import CONNECTORS, EncoderConfig, count_features
+from ecgbyte_jax.encoders.config import EncoderConfig, count_features
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.settings import Settings
 
@@ -89,7 +89,7 @@ def settings_of(settings: Settings, name: str, seed: int) -> Settings:
     system = SYSTEMS[name]
     encoder = _encoder(settings.encoder, system) if system.encoder else settings.encoder
     vectors = settings.ecg_input.vectors
-    if system.kind == "encoder" and settings.ecg_input.connector != CONNECTORS[-1]:
+    if system.kind == "encoder" and settings.ecg_input.connector != "query":
         features = count_features(encoder, settings.signal.segment_length)
         vectors = max(count for count in range(1, min(vectors, features) + 1) if features % count == 0)
     elif system.kind in ("elf_base", "elf_conv"):
