@@ -51,9 +51,9 @@ def locate(path: str, folder: str = "") -> tuple[str, str]:
     The sets are mimic (name: path below files/), ptbxl (ecg_id), code15 (exam_id), cpsc and csn (record). folder: that of the
     file, which tells the set where the path does not: ECGBench's cpsc-test and others.
     """
-    for told in (path.partition("/")[0], folder):
+    for text in (path.partition("/")[0], folder):
         for beginning, name in _SETS.items():
-            if told.lower().startswith(beginning) and (found := _NAMES[name].fullmatch(path)):
+            if text.lower().startswith(beginning) and (found := _NAMES[name].fullmatch(path)):
                 return name, found[1]
     raise ExampleError(f"{path!r} found, the path of a recording of {sorted(_NAMES)} expected")
 

@@ -1,4 +1,4 @@
-"""Calls of the libraries that read files of strangers."""
+"""Calls of the libraries that read files which others wrote."""
 
 import warnings
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def require(path: Path, what: str, *modules: str) -> None:
 def reading(path: Path, what: str) -> Iterator[list[warnings.WarningMessage]]:
     """Turns whatever a library raises into a RecordError; yields the list of its warnings.
 
-    The library's own words are left out, as they may quote the file, where a patient's name stands.
+    The library's own words are left out, as they may quote the file, and with it a patient's name.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
