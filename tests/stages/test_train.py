@@ -459,3 +459,20 @@ def test_validation_draws_no_dropout_and_counts_exact_matches(config, workdir, m
             found[dropout] = [validate(TrainState(parts.trained, None, np.int32(0))) for _ in range(2)]
     assert found[0.5][0] == found[0.5][1] == found[0.0][0] and len(asked) == 4 * 12
     assert 0 < found[0.0][0]["valid_exact_match"] <= 0.5 and found[0.0][0]["valid_rouge_l"] > 0
+
+
+def test_trainings_of_several_seeds_are_validated_by_the_same_questions_and_ecgs(config, workdir, monkeypatch):
+    config.train.valid_answers, config.data.ecg, config.data.seed = 6, "shuffled", config.seed
+    opened, mesh, asked = load_prepared(Workdir(workdir)), make_mesh(8, 1, 1), []
+
+    def note(answerer, prompts):
+        asked.extend((*(ecg.tobytes() for ecg in ecgs), prompt.tobytes()) for ecgs, prompt in prompts)
+        return [Answer("", [], 0.0) for _ in prompts]
+
+    monkeypatch.setattr(Answerer, "answer", note)
+    with jax.set_mesh(mesh):
+        parts = build_for(Settings.of(config), opened, mesh)
+        for config.seed in (0, 1, 2):
+            validate = make_validation(Settings.of(config), Workdir(workdir), opened, parts, mesh)
+            validate(TrainState(parts.trained, None, np.int32(0)))
+    assert len(asked) == 3 * 6 and asked[:6] == asked[6:12] == asked[12:]
