@@ -12,7 +12,6 @@ import numpy as np
 
 from ecgbyte_jax.errors import ScoresError
 from ecgbyte_jax.evaluate.bleu import bleu_counts, bleu_of
-from ecgbyte_jax.evaluate.meteor import load_meteor
 from ecgbyte_jax.evaluate.rouge import ROUGE, rouge_scores
 
 BERTSCORE = ("bertscore_precision", "bertscore_recall", "bertscore_f1")
@@ -32,6 +31,8 @@ class Scorers:
     @classmethod
     def load(cls, bertscore_model: str = "") -> "Scorers":
         """METEOR where WordNet is found, BERTScore where a model's folder is given; raises ScoresError for a bad folder."""
+        from ecgbyte_jax.evaluate.meteor import load_meteor  # brings nltk: a second, which training need not wait for
+
         bertscore = None
         if bertscore_model:
             from ecgbyte_jax.evaluate.bertscore import load_bertscore  # brings PyTorch
@@ -116,6 +117,8 @@ def mean_bleu(references: list[str], hypotheses: list[str]) -> float:
 
 def meteor(references: list[str], hypotheses: list[str]) -> float:
     """The mean METEOR (Lavie & Agarwal 2007) of words split at spaces; raises ScoresError where WordNet is missing."""
+    from ecgbyte_jax.evaluate.meteor import load_meteor
+
     _check(references, hypotheses)
     pair_score = load_meteor()
     return float(np.mean([pair_score(r, h) for r, h in zip(references, hypotheses)]))

@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
-
 from ecgbyte_jax.errors import ConfigError, TrainingError
 from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.run import processes
@@ -24,6 +22,8 @@ class MetricsLog:
         processes.wait_for_all("the metrics are read")
         self._file = self._board = self._wandb = None
         if processes.leads():
+            from tensorboardX import SummaryWriter  # brings PyTorch where that is installed, which only a training waits for
+
             write_whole(path, [f"{json.dumps(line)}\n".encode() for line in self.lines])
             self._file = path.open("a")
             self._board = SummaryWriter(str(workdir.tensorboard), purge_step=from_step + 1)
