@@ -13,7 +13,7 @@ from ecgbyte_jax.errors import ExampleError
 from ecgbyte_jax.inputs.chat import Chat
 from ecgbyte_jax.inputs.plain import Plain
 from ecgbyte_jax.inputs.prompt import Dialogue, PromptIds, Text, ecg_room
-from ecgbyte_jax.inputs.text import load_encoder, load_text_tokenizer
+from ecgbyte_jax.inputs.text import load_encoder, load_run_tokenizer
 
 Form = Plain | Chat
 Encoded = TypeVar("Encoded", Text, np.ndarray)
@@ -29,7 +29,7 @@ def open_form(format: str, system: str, folder: Path, ids: PromptIds, digest: st
 
 @lru_cache(maxsize=1)
 def _chat(folder: Path, system: str, digest: str) -> Chat:
-    return Chat.of(load_text_tokenizer(folder), system)
+    return Chat.of(load_run_tokenizer(folder), system)
 
 
 @lru_cache(maxsize=1)

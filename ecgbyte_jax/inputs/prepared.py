@@ -10,7 +10,7 @@ from ecgbyte_jax.files import file_digest
 from ecgbyte_jax.inputs.form import Form, open_form
 from ecgbyte_jax.inputs.prompt import PromptIds
 from ecgbyte_jax.inputs.shards import Manifest, read_manifest
-from ecgbyte_jax.inputs.text import load_text_tokenizer
+from ecgbyte_jax.inputs.text import load_run_tokenizer
 from ecgbyte_jax.run.workdir import Workdir
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def load_prepared(workdir: Workdir, vectors: int = 0) -> Prepared:
     vectors: see `PromptIds`.
     """
     ecg_tokenizer = ECGTokenizer.load(workdir.ecg_tokenizer)
-    text_tokenizer = load_text_tokenizer(workdir.text_tokenizer)
+    text_tokenizer = load_run_tokenizer(workdir.text_tokenizer)
     ids = PromptIds.of(text_tokenizer, ecg_tokenizer.bpe.vocab_size, vectors)
     manifest = read_manifest(workdir.shards)
     digests = tokenizer_digests(workdir)

@@ -45,16 +45,29 @@ def train_text_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTo
 
 
 def load_text_tokenizer(folder: str | Path) -> "PreTrainedTokenizerFast":
-    """Loads the tokenizer of a Hugging Face folder; raises TokenizerError if it is missing or damaged."""
+    """Loads the tokenizer of any Hugging Face folder; raises TokenizerError if it is missing or damaged."""
     from transformers import AutoTokenizer
 
-    if not (Path(folder) / "tokenizer_config.json").is_file() and not (Path(folder) / "tokenizer.json").is_file():
+    return _load(AutoTokenizer, Path(folder))
+
+
+def load_run_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
+    """Loads the tokenizer that a run has saved, whose tokenizer.json holds all of it; raises as `load_text_tokenizer` does.
+
+    AutoTokenizer would first import PyTorch, where that is installed.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    return _load(PreTrainedTokenizerFast, folder)
+
+
+def _load(kind: Any, folder: Path) -> "PreTrainedTokenizerFast":
+    if not (folder / "tokenizer_config.json").is_file() and not (folder / "tokenizer.json").is_file():
         raise TokenizerError(f"{folder}: no tokenizer.json or tokenizer_config.json found")
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        return kind.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError) as error:  # a JSONDecodeError is a ValueError
         raise TokenizerError(f"{folder}: not readable as a text tokenizer: {error}") from error
-    return tokenizer
 
 
 def load_encoder(file: Path) -> Tokenizer:

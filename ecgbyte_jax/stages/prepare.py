@@ -14,7 +14,7 @@ from ecgbyte_jax.inputs.gguf_tokenizer import make_gguf_tokenizer
 from ecgbyte_jax.inputs.prepared import tokenizer_digests
 from ecgbyte_jax.inputs.prompt import PromptIds
 from ecgbyte_jax.inputs.shards import Manifest, write_manifest
-from ecgbyte_jax.inputs.text import add_ecg_tokens, load_text_tokenizer, train_text_tokenizer
+from ecgbyte_jax.inputs.text import add_ecg_tokens, load_run_tokenizer, load_text_tokenizer, train_text_tokenizer
 from ecgbyte_jax.prepare.corpus import Corpus, open_corpus
 from ecgbyte_jax.prepare.train_tokenizer import merges_made
 from ecgbyte_jax.prepare.workers import Run, open_workers
@@ -134,7 +134,7 @@ def _text_form(settings: Settings, corpus: Corpus, workdir: Workdir, ids: Prompt
     prompt = settings.prompt
     every_answer = prompt.format == "chat" and settings.train.turns == "all"
     if prompt.format == "chat":
-        chat = Chat.of(load_text_tokenizer(workdir.text_tokenizer), prompt.system)
+        chat = Chat.of(load_run_tokenizer(workdir.text_tokenizer), prompt.system)
         if every_answer and (settings.data.questions_together > 1 or any(example.history for example in corpus.examples)):
             chat.check_every_answer()
     system = prompt.system if prompt.format == "chat" else ""
