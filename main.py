@@ -163,11 +163,11 @@ def _profile_steps() -> tuple[int, int]:
 
 
 def _default_workdir() -> Path:
-    """runs/ptb for experiments/ptb.py, runs/ptb_tiny for experiments/ptb.py:tiny, a run's folder for its config.json."""
+    """runs/ptb for experiments/ptb.py, runs/ptb_tiny for experiments/ptb.py:tiny or :X/tiny, the folder of a config.json."""
     file, _, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
     if Path(file) == _STORED:
         return Path(argument).parent
-    return Path("runs") / "_".join(filter(None, (Path(file).stem, argument)))
+    return Path("runs") / "_".join(filter(None, (Path(file).stem, Path(argument).name)))
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

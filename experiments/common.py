@@ -1,8 +1,12 @@
-"""Shared by the experiments: the defaults, the parse of their argument, two models, and conversations about several sets."""
+"""Shared by the experiments: defaults, the parse of their argument, two models, conversations, published benchmarks."""
+
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from ecgbyte_jax.settings import default_config
+from ecgbyte_jax.errors import ConfigError
+from ecgbyte_jax.run.workdir import Workdir
+from ecgbyte_jax.settings import default_config, stored_config
 
 
 def get_defaults() -> ConfigDict:
@@ -65,4 +69,27 @@ def get_conversations(corpus: str, arg: str) -> ConfigDict:
     if is_tiny(arg):
         use_tiny_model(config)
         config.data.max_bad_fraction = 1.0
+    return config
+
+
+def get_tests(corpus: str, run: str) -> ConfigDict:
+    """A published benchmark for the model that a run has exported, with that run's settings; "": none, with the defaults.
+
+    Raises ConfigError where the folder is no run's, or has no export.
+    """
+    config, defaults = get_defaults(), get_defaults()
+    if run:
+        trained = Workdir(Path(run).expanduser())
+        config = stored_config(trained.config)
+        if not (trained.export / trained.ecg_tokenizer.name).is_file():
+            raise ConfigError(f"{trained.export}: no exported model there; python main.py --run={run} --stage=export makes it")
+        config.tokenizer.file = str(trained.export / trained.ecg_tokenizer.name)
+        config.model.pretrained = config.eval.checkpoint = str(trained.export)
+        config.model.new_rows, config.model.quantize, config.lora = "mean", "", defaults.lora
+        defaults.data.sample_rate, defaults.data.max_segments = config.data.sample_rate, config.data.max_segments
+        config.eval.name, config.eval.split, config.eval.ecg = "", "test", "own"
+        config.eval.max_sequences = config.eval.labels = 0
+    config.data = defaults.data
+    config.data.corpus = corpus
+    config.data.root = "data"
     return config

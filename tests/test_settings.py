@@ -20,7 +20,10 @@ EXPERIMENTS = sorted({path.stem for path in Path(__file__).parents[1].glob("expe
 @pytest.mark.parametrize("argument", ["", "tiny"])
 def test_every_experiment_gives_settings(name, argument):
     experiment = import_module(f"experiments.{name}")
-    if argument and ":tiny" not in experiment.__doc__:
+    if argument and f"{name}.py:runs/" in experiment.__doc__:
+        with pytest.raises(ConfigError, match=r"the config\.json of a run expected"):
+            experiment.get_config(argument)
+    elif argument and ":tiny" not in experiment.__doc__:
         with pytest.raises(ValueError, match="argument 'tiny' found"):
             experiment.get_config(argument)
     else:

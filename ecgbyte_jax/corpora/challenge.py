@@ -1,4 +1,4 @@
-"""CPSC 2018 (Liu et al. 2018) and Chapman-Shaoxing-Ningbo (Zheng et al. 2020), as the PhysioNet challenges write them.
+"""CPSC 2018 (Liu et al. 2018), Chapman-Shaoxing-Ningbo (Zheng et al. 2020) and Georgia, as the PhysioNet challenges write them.
 
 Beside each recording's leads its header holds the patient's age and sex, and its labels as SNOMED CT codes: `#Dx: 164889003`.
 """
@@ -34,6 +34,11 @@ CSN = ChallengeSet(
     re.compile(r"JS\d{5}"),
     "Chapman-Shaoxing-Ningbo (CC BY 4.0) is at https://physionet.org/content/ecg-arrhythmia/1.0.0/; "
     "set --config.data.root to the folder that holds WFDBRecords",
+)
+GEORGIA = ChallengeSet(
+    re.compile(r"E\d{5}"),
+    "Georgia (CC BY 4.0) is in training/georgia of https://physionet.org/content/challenge-2021/1.0.3/; lay that folder, or a "
+    "link to it, into data.root",
 )
 
 

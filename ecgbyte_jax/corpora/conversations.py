@@ -1,7 +1,7 @@
 """Conversations about recordings of several sets, named by paths: ECGInstruct, ECGBench (PULSE) and ECG-Grounding (GEM)."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache, partial
 from importlib.util import find_spec
@@ -29,6 +29,8 @@ _SETS = {
     "csn": "csn",
     "champan": "csn",  # as GEM writes it
     "chapman": "csn",
+    "g12": "georgia",
+    "georgia": "georgia",
 }
 _END = r"(?:-\d+)?(?:\.\w+)?"  # of an image: its number and extension
 _NAMES = {
@@ -37,7 +39,9 @@ _NAMES = {
     "code15": re.compile(rf"(?:.*/)?(\d{{1,18}}){_END}", re.ASCII),
     "cpsc": re.compile(rf"(?:.*/)?([AQ]\d{{4}}){_END}", re.ASCII),
     "csn": re.compile(rf"(?:.*/)?(JS\d{{5}}){_END}", re.ASCII),
+    "georgia": re.compile(rf"(?:.*/)?(E\d{{5}}){_END}", re.ASCII),
 }
+_CHALLENGES = {"cpsc": challenge.CPSC, "csn": challenge.CSN, "georgia": challenge.GEORGIA}
 _WHERE_TO_GET = (
     "ECGInstruct.json is at https://huggingface.co/datasets/PULSE-ECG/ECGInstruct, ECGBench's parquet files at "
     "https://huggingface.co/datasets/PULSE-ECG/ECGBench, ECG-Grounding's JSON files at "
@@ -48,8 +52,8 @@ _WHERE_TO_GET = (
 def locate(path: str, folder: str = "") -> tuple[str, str]:
     """(set, name in it) of the recording that a path names; raises ExampleError if it names none.
 
-    The sets are mimic (name: path below files/), ptbxl (ecg_id), code15 (exam_id), cpsc and csn (record). folder: that of the
-    file, which tells the set where the path does not: ECGBench's cpsc-test and others.
+    The sets are mimic (name: path below files/), ptbxl (ecg_id), code15 (exam_id), cpsc, csn and georgia (record). folder: that
+    of the file, which tells the set where the path does not: ECGBench's cpsc-test and others.
     """
     for text in (path.partition("/")[0], folder):
         for beginning, name in _SETS.items():
@@ -58,12 +62,15 @@ def locate(path: str, folder: str = "") -> tuple[str, str]:
     raise ExampleError(f"{path!r} found, the path of a recording of {sorted(_NAMES)} expected")
 
 
-def read_linked(path: Path, root: Path, sample_rate: int) -> Iterator[Example | Rejected]:
+def read_linked(
+    path: Path, root: Path, sample_rate: int, name_of: Callable[[Path], str | None] | None = None
+) -> Iterator[Example | Rejected]:
     """Yields every question of every conversation in a JSON or parquet file, or in those of a folder, in file order.
 
-    root: the folder of the sets' folders mimic, ptbxl, code15, cpsc and csn; conversations about others are rejected. Patients
-    and splits are those of the sets; PTB-XL is read at `sample_rate` Hz. Raises CorpusError if a file is missing or not in its
-    form, ConfigError without pyarrow or h5py where they are needed.
+    root: the folder of the sets' folders mimic, ptbxl, code15, cpsc, csn and georgia; conversations about others are rejected.
+    Patients and splits are those of the sets; PTB-XL is read at `sample_rate` Hz. name_of: what a file of a folder is called,
+    which is the type of its questions and tells the set where paths do not, by default its folder; None: it is not read. Raises
+    CorpusError if a file is missing or not in its form, ConfigError without pyarrow or h5py where they are needed.
     """
     files = [path] if path.is_file() else sorted([*path.rglob("*.parquet"), *path.rglob("*.json")])
     if not files:
@@ -72,15 +79,18 @@ def read_linked(path: Path, root: Path, sample_rate: int) -> Iterator[Example | 
         raise CorpusError(f"data.root: no folder '{root}', with the sets in {sorted(_NAMES)} expected")
     open_set = cache(partial(_recordings, root, sample_rate))
     for file in files:
-        folder = file.parent.name if path.is_dir() else ""
+        name = name_of(file) if name_of else file.parent.name
+        if name is None:
+            continue
+        folder = name if path.is_dir() else ""
         entries = _read_parquet(file) if file.suffix == ".parquet" else read_json_list(file)
         for number, entry in enumerate(entries):
             id = f"{folder}/{file.stem}/{number}" if folder else str(number)
             try:
-                known, name, turns = _conversation(entry, file.parent.name)
-                recording = _mimic(root, name) if known == "mimic" else open_set(known).get(name)
+                known, record, turns = _conversation(entry, name)
+                recording = _mimic(root, record) if known == "mimic" else open_set(known).get(record)
                 if recording is None:
-                    yield Rejected(id, str(root / known), f"{MISSING}: {name!r} is not in this set")
+                    yield Rejected(id, str(root / known), f"{MISSING}: {record!r} is not in this set")
                 elif isinstance(recording, Rejected):
                     yield Rejected(id, recording.file, recording.reason)
                 else:
@@ -100,12 +110,12 @@ def _conversation(entry: object, folder: str) -> tuple[str, str, list[tuple[str,
 
 
 def _texts(conversation: list) -> list:
-    """Turns whose value is one text: ECGBench's about ECG-QA are lists of texts."""
+    """Turns whose value is one text: in ECGBench's about ECG-QA it is a list, of a question's parts, or of several answers."""
     joined = []
     for turn in conversation:
         value = turn.get("value") if isinstance(turn, dict) else None
         if isinstance(value, list) and all(isinstance(part, str) for part in value):
-            turn = turn | {"value": "".join(value)}
+            turn = turn | {"value": ("" if turn.get("from") == "human" else ", ").join(value)}
         joined.append(turn)
     return joined
 
@@ -129,7 +139,7 @@ def _recordings(root: Path, sample_rate: int, name: str) -> Mapping[str, Recordi
     elif name == "code15":
         items = map(_unlabelled, code15.read_labelled(folder))
     else:
-        items = map(_unlabelled, challenge.read_labelled(folder, challenge.CPSC if name == "cpsc" else challenge.CSN))
+        items = map(_unlabelled, challenge.read_labelled(folder, _CHALLENGES[name]))
     # Patients of different sets may have the same number.
     return {id: r if isinstance(r, Rejected) else replace(r, patient=f"{name} {r.patient}") for id, r in items}
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ecgbyte_jax.corpora import mimic, ptbxl
+from ecgbyte_jax.corpora.benchmarks.ecg_bench import read_tests
 from ecgbyte_jax.corpora.challenge import CPSC, CSN, read_challenge
 from ecgbyte_jax.corpora.code15 import read_exams
 from ecgbyte_jax.corpora.conversations import read_linked
@@ -37,7 +38,7 @@ CORPORA = {
     "ecg_instruct": About(
         "ECGInstruct", "conversations (Liu et al. 2024) about real ECGs of MIMIC-IV-ECG, PTB-XL and CODE-15%"
     ),
-    "ecg_bench": About("ECGBench", "questions (Liu et al. 2024) about real ECGs of PTB-XL, CPSC 2018, CSN and CODE-15%"),
+    "ecg_bench": About("ECGBench", "tests (Liu et al. 2024) about real ECGs of PTB-XL, CODE-15%, CPSC 2018, CSN and Georgia"),
     "ecg_grounding": About(
         "ECG-Grounding", "conversations (Lan et al. 2025) about real ECGs of MIMIC-IV-ECG, PTB-XL and CODE-15%"
     ),
@@ -47,6 +48,7 @@ CORPORA = {
 
 # Conversations about recordings of several sets, each with its file or folder in data.root.
 _LINKED = {"ecg_instruct": "ECGInstruct.json", "ecg_bench": "ECGBench", "ecg_grounding": "ECG_Grounding_30k.json"}
+TESTS = ("ecg_bench",)  # published benchmarks: all of their questions are in the split "test"
 LABELLED = ("cpsc", "csn", "code15")  # whose questions are made by templates, from every label of a recording
 
 
@@ -111,7 +113,9 @@ def read_corpus(data: DataSettings, root: Path, ecgqa_root: Path) -> Iterator[Ex
             return read_challenge(root, CPSC if data.corpus == "cpsc" else CSN, data.question_types)
         case "code15":
             return read_exams(root, data.question_types)
-        case "ecg_instruct" | "ecg_bench" | "ecg_grounding":
+        case "ecg_bench":
+            return read_tests(Path(data.conversations or root / _LINKED[data.corpus]), root, data.sample_rate)
+        case "ecg_instruct" | "ecg_grounding":
             return read_linked(Path(data.conversations or root / _LINKED[data.corpus]), root, data.sample_rate)
         case "own":
             return read_table(Path(data.table), root)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ecgbyte_jax.evaluate.benchmarks import ecg_bench
 from ecgbyte_jax.evaluate.intervals import bootstrap, interval, over_seeds
 from ecgbyte_jax.evaluate.metrics import (
     YES_NO,
@@ -41,6 +42,9 @@ SCORES = {
     "f1": 1,
     "brier": 1,
     "calibration_error": 1,
+    "macro_auc": 1,
+    "hamming_loss": 1,
+    "accuracy": 1,
 }
 _GROUPS = {"by_question_type": "question_type", "by_attribute": "attribute_type"}
 
@@ -72,6 +76,7 @@ def make_results(rows: list[dict], scorers: Scorers, resamples: int, seed: int) 
     for group, field in _GROUPS.items():
         results |= _parts(group, [row["meta"].get(field) for row in by_seed[0]], references, measured)
     results |= _closed(by_seed)
+    results |= _benchmark([by_recording(rows) for rows in by_seed], resamples, seed)
     results |= {"perturbed": {}, "perturbed_intervals": {}, "drops": {}}
     for name in rows[0].get("answers_perturbed", {}):
         pairs = _measure(by_seed, lambda row, n=name: row["answers_perturbed"][n], scorers)
@@ -159,6 +164,30 @@ def _closed(by_seed: list[list[dict]]) -> dict[str, dict[str, float]]:
             for system, field in _FIELDS.items()
         }
     }
+
+
+def _benchmark(by_seed: list[list[dict]], resamples: int, seed: int) -> dict[str, dict]:
+    """benchmark: the scores of each test set of ECGBench by its own rules, or why it has none; {} without such questions.
+
+    by_seed: one row for each question.
+    """
+    sets = sorted({row["meta"].get("question_type", "") for row in by_seed[0]})
+    found: dict[str, dict] = {name: {"unscored": ecg_bench.JUDGED[name]} for name in sets if name in ecg_bench.JUDGED}
+    for name in filter(ecg_bench.is_scored, sets):
+        of_set = [[row for row in rows if row["meta"].get("question_type") == name] for rows in by_seed]
+        found[name] = {"questions": len(of_set[0]), "scores": {}, "intervals": {}}
+        for system, field in _FIELDS.items():
+            scored = [ecg_bench.score(name, rows, field, resamples, seed) for rows in of_set]
+            scores = {metric: [one.scores[metric] for one in scored] for metric in scored[0].scores}
+            samples = {metric: np.mean([one.samples[metric] for one in scored], axis=0) for metric in scores}
+            found[name]["scores"][system] = {
+                metric: None if None in values else float(np.mean(values)) for metric, values in scores.items()
+            }
+            found[name]["intervals"][system] = {
+                metric: interval(known) if len(known := values[~np.isnan(values)]) else None
+                for metric, values in samples.items()
+            }
+    return {"benchmark": found} if found else {}
 
 
 def _yes_no(by_seed: list[list[dict]]) -> dict[str, dict]:

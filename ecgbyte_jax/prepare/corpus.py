@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ecgbyte_jax.corpora.benchmarks.ecg_bench import OWN_SPLIT, pictures_in
 from ecgbyte_jax.corpora.demo import write_demo
 from ecgbyte_jax.corpora.example import MISSING, Example, Rejected, published_splits
-from ecgbyte_jax.corpora.read import read_corpus
+from ecgbyte_jax.corpora.read import TESTS, read_corpus
 from ecgbyte_jax.corpora.source import SignalSource
 from ecgbyte_jax.errors import ConfigError, CorpusError
 from ecgbyte_jax.files import write_whole
@@ -49,7 +50,10 @@ class Folders:
 
 @dataclass
 class Corpus:
-    """The usable examples, and the rejected ones with the reason; `read` counts both and never changes."""
+    """The usable examples, and the rejected ones with the reason; `read` counts both and never changes.
+
+    needed: the split that must not be empty, "test" of a benchmark, where nothing is trained.
+    """
 
     read: int
     examples: list[Example]
@@ -57,6 +61,7 @@ class Corpus:
     folders: Folders
     quarantine: Path
     max_bad_fraction: float
+    needed: str = "train"
     _keys: dict[SignalSource, int] = field(default_factory=dict)
 
     @classmethod
@@ -138,7 +143,7 @@ class Corpus:
     def set_aside(self, bad: list[Rejected]) -> None:
         """Rejects examples and writes all rejected ones to the quarantine file.
 
-        Raises CorpusError if they are too many, or no training example is left.
+        Raises CorpusError if they are too many, or no example of the split that is needed is left.
         """
         ids = {rejected.id for rejected in bad}
         self.examples = [example for example in self.examples if example.id not in ids]
@@ -152,8 +157,9 @@ class Corpus:
                 f"{len(self.rejected)} of {self.read} examples cannot be used, more than data.max_bad_fraction "
                 f"{self.max_bad_fraction}; the first: {first.file}: {first.reason}; all of them: {self.quarantine}"
             )
-        if not any(example.split == "train" for example in self.examples):
-            raise CorpusError(f"{self.read} examples read, none of them usable for training; rejected: {self.quarantine}")
+        if not any(example.split == self.needed for example in self.examples):
+            use = {"train": "for training", "test": "as a test"}[self.needed]
+            raise CorpusError(f"{self.read} examples read, none of them usable {use}; rejected: {self.quarantine}")
 
     def digest(self) -> str:
         """SHA-256 of the examples and of their recordings' keys."""
@@ -172,9 +178,15 @@ class Corpus:
 def open_corpus(settings: Settings, workdir: Workdir, synthetic: Stage) -> Corpus:
     """Reads the corpus that the settings name; first makes synthetic recordings, as stage `synthetic`, if requested.
 
-    Raises CorpusError, or SettingsError for an unknown corpus.
+    Raises CorpusError, SettingsError for an unknown corpus, or ConfigError for a benchmark without a trained tokenizer.
     """
     data, folders = settings.data, Folders.of(settings, workdir)
+    if data.corpus in TESTS and not (settings.tokenizer.file and settings.model.pretrained):
+        raise ConfigError(
+            f"data.corpus: {data.corpus!r} has test questions alone, so it needs a trained model's tokenizers: give "
+            "--config=experiments/ecgbench.py:RUN with a run that --stage=export has exported, or tokenizer.file and "
+            "model.pretrained"
+        )
     if folders.cache.exists() and not folders.cache.is_dir():
         raise ConfigError(f"prepare.cache: '{folders.cache}' is a file, a folder expected")
     if data.synthetic_records:
@@ -184,9 +196,26 @@ def open_corpus(settings: Settings, workdir: Workdir, synthetic: Stage) -> Corpu
     if data.published_split and data.corpus in ("mimic", "ecg_chat"):
         items = _published_split(items)
     corpus = Corpus.of(items, folders, workdir.quarantine, data.max_bad_fraction, data.published_split)
+    if data.corpus in TESTS:
+        corpus.needed = "test"
+        _tell_tests(corpus, Path(data.conversations or folders.root))
     _count_unnamed(corpus)
     _count_missing(corpus)
     return corpus
+
+
+def _tell_tests(corpus: Corpus, folder: Path) -> None:
+    """Prints which test sets are left out, and how many tested recordings are in the training splits of their own sets."""
+    if left_out := pictures_in(folder):
+        console.print(f"warning: left out, as their pictures are of no recording: {', '.join(left_out)}")
+    splits = {record: (e.patient.split()[0], e.meta[OWN_SPLIT]) for e in corpus.examples for record in e.records}
+    read = Counter(name for name, _ in splits.values())
+    if seen := Counter(name for name, split in splits.values() if split == "train"):
+        sets = ", ".join(f"{count} of {read[name]} of {name}" for name, count in sorted(seen.items()))
+        console.print(
+            f"warning: {seen.total()} of {len(splits)} tested recordings are in the training split of their own set ({sets}): "
+            "a model that was trained on that split has seen them"
+        )
 
 
 def _count_missing(corpus: Corpus) -> None:

@@ -43,8 +43,8 @@ class TextForm:
 
     every_answer: a conversation in training is one text, with the loss on every answer; together: as many training questions
     about the same ECGs, in an order drawn by `seed`, are made a conversation where their ECGs fit beside them;
-    pretrained_tokens: as in Manifest; files: the digest of the text tokenizer's files,
-    with the chat template and the special tokens that it writes.
+    pretrained_tokens: as in Manifest; files: the digest of the text tokenizer's files, with the chat template and the special
+    tokens that it writes; counted: the split whose commonest answers are a control, "test" where nothing is trained.
     """
 
     format: str
@@ -56,12 +56,14 @@ class TextForm:
     ids: PromptIds
     files: str
     pretrained_tokens: int
+    counted: str = "train"
 
     def identity(self) -> list:
         """Returns what the texts depend on beside the tokenizer's own file."""
         special = self.ids.bos, self.ids.eos, self.ids.sig_start, self.ids.sig_end
         # Beside together and seed, which are in the units.
-        return [self.format, self.system, self.max_length, self.every_answer, self.files, *special]
+        parts = [self.format, self.system, self.max_length, self.every_answer, self.files, *special]
+        return parts if self.counted == "train" else [*parts, self.counted]
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def _gather(summaries: list[dict], splits: list[str], shards: Path, asked: Count
 
 
 def write_part(task: TextTask) -> dict:
-    """Writes one file of sequences; returns counts, the answers in training, and the rejected examples."""
+    """Writes one file of sequences; returns counts, the answers of the split that is counted, and the rejected examples."""
     return run_once(task, _write_texts)
 
 
@@ -191,7 +193,7 @@ def _write_texts(task: TextTask) -> dict:
                 about = (example.id, example.patient, number, example.question, example.answer, example.meta)
                 sequence = Sequence(*about, (), text, unit.turns[left_out:-1], example.previous)
                 yield sequence.to_bytes(place for place, _ in ecgs)
-                for answered in unit.examples if example.split == "train" else ():
+                for answered in unit.examples if example.split == how.counted else ():
                     answers.setdefault(answered.question, Counter())[answered.answer] += 1
                     answers[""][answered.answer] += 1
 

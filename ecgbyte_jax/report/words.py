@@ -19,6 +19,9 @@ _NAMES = {
     "auprc": "AUPRC",
     "f1": "F1",
     "brier": "Brier score",
+    "macro_f1": "macro F1",
+    "macro_auc": "macro AUC",
+    "hamming_loss": "Hamming loss",
 }
 _COUNTS = ("sequences", "examples", "patients", "count", "n")
 _REASONS = 20
@@ -158,7 +161,15 @@ def score_tables(results: dict) -> list[Table]:
         if part:
             rows_by_name = {key: row if isinstance(row, dict) else {"macro F1": row} for key, row in part.items()}
             tables.append(_plain(caption, rows_by_name, hidden))
+    tables += _benchmark(_dict(results.get("benchmark")))
     return tables + _perturbed(results, hidden) + _labels(_dict(results.get("labels")))
+
+
+def _benchmark(part: dict) -> list[Table]:
+    """The test sets of a published benchmark that have a score."""
+    scored = {name: test for name, test in part.items() if _dict(test).get("scores")}
+    how = "of ECGBench by its own rules: {} questions, by recording, in %"
+    return [_scores(test, f"{name} {how.format(_counted(test.get('questions')))}", set()) for name, test in scored.items()]
 
 
 def _perturbed(results: dict, hidden: set[str]) -> list[Table]:

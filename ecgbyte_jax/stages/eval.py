@@ -146,6 +146,12 @@ def _show(workdir: Workdir) -> None:
     if "macro_f1" in results:
         shown = "  ".join(f"{system} {100 * value:.1f}" for system, value in results["macro_f1"].items())
         console.print(f"  macro F1 of closed questions: {shown}")
+    for name, part in results.get("benchmark", {}).items():
+        if "unscored" in part:
+            console.print(f"  {name}: no score of its own here, {part['unscored']}")
+        else:
+            title = f"{name} of ECGBench by its own rules: {part['questions']} questions, by recording, in %"
+            number_table(title, "", _benchmark(part), ".1f")
     if labels := results.get("labels"):
         number_table("{labels} labels, by recording, in %".format(**labels), "", _percent_or_dash(labels["scores"]), ".1f")
     if results["empty_answers"]:
@@ -163,6 +169,13 @@ def _percent_or_dash(systems: dict[str, dict[str, float | None]]) -> dict[str, d
         system: {name.replace("_", " "): "-" if value is None else 100 * value for name, value in scores.items()}
         for system, scores in systems.items()
     }
+
+
+def _benchmark(part: dict) -> dict[str, dict[str, float | str]]:
+    """A row for each system in %, with half the model's intervals below its own."""
+    (model, *others), bounds = _percent_or_dash(part["scores"]).items(), part["intervals"][MODEL]
+    margins = {name.replace("_", " "): f"±{50 * (pair[1] - pair[0]):.1f}" if pair else "-" for name, pair in bounds.items()}
+    return dict([model, ("  95%, by patient", margins), *others])
 
 
 def _table(results: dict) -> dict[str, dict[str, float | str]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from ecgbyte_jax.corpora.read import check_data
+from ecgbyte_jax.corpora.read import TESTS, check_data
 from ecgbyte_jax.errors import ConfigError, OutOfMemoryError
 from ecgbyte_jax.run.console import keeping_stdout_clear
 from ecgbyte_jax.run.lock import holding
@@ -35,6 +35,7 @@ STAGES = {  # in their order, with what --help says of them
 _TOGETHER = ("pretrain", "train", "eval", "controls", "headline", "export")
 _ALONE = ("attend", "ask")  # one process holds the whole model
 _STARTERS = ("tokenizer", "prepare", "fit")  # may make a run's folder; the other stages read what is there
+_TRAINERS = ("tokenizer", "pretrain", "train", "controls", "headline")  # which a published benchmark has no examples for
 _LOOKERS = ("inspect", "ask")  # write nothing into the run's folder, so they may run beside another command
 
 
@@ -60,6 +61,11 @@ def run(
     workdir = Workdir(folder, settings.eval.name)
     if stages != ["fit"]:
         check_data(settings.data)
+    if settings.data.corpus in TESTS and (trained := [name for name in _TRAINERS if name in stages]):
+        raise ConfigError(
+            f"--stage: {trained} found with data.corpus {settings.data.corpus!r}, which has test questions alone; "
+            "--stage=prepare,eval expected, of a model that was trained in another run"
+        )
     if "headline" in stages:
         from ecgbyte_jax.sweep.systems import check_systems
 

@@ -142,7 +142,8 @@ def _text_form(settings: Settings, corpus: Corpus, workdir: Workdir, ids: Prompt
     together = settings.data.questions_together
     pretrained = settings.model.pretrained
     known = len(pretrained_text_tokenizer(pretrained)) if pretrained else 0
-    return TextForm(prompt.format, system, prompt.max_length, every_answer, together, settings.data_seed, ids, files, known)
+    parts = prompt.format, system, prompt.max_length, every_answer, together, settings.data_seed, ids, files, known
+    return TextForm(*parts, counted=corpus.needed)
 
 
 def pretrained_text_tokenizer(pretrained: str) -> "PreTrainedTokenizerFast":

@@ -153,7 +153,7 @@ def test_a_bad_conversation_is_set_aside_and_the_others_are_read(root, entry, re
 
 
 def test_parquet_is_read_with_texts_in_parts_and_without_its_images(root):
-    parts = [{"from": "human", "value": ["<image>\n", "What is ", "this?"]}, {"from": "gpt", "value": ["Sinus ", "rhythm."]}]
+    parts = [{"from": "human", "value": ["<image>\n", "What is ", "this?"]}, {"from": "gpt", "value": ["Sinus rhythm."]}]
     for folder, path, talk in (
         ("cpsc-test", "A0001-0.png", TALK),
         ("csn-test-no-cot", "JS00001-0.png", TALK),

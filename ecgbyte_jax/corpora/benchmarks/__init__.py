@@ -1,0 +1,1 @@
+"""Published benchmarks: test questions alone, scored by their own rules (`evaluate/benchmarks`)."""

@@ -1,0 +1,1 @@
+"""The published benchmarks' own scoring rules, for the answers to their questions."""
