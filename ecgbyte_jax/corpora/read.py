@@ -49,6 +49,7 @@ CORPORA = {
 # Conversations about recordings of several sets, each with its file or folder in data.root.
 _LINKED = {"ecg_instruct": "ECGInstruct.json", "ecg_bench": "ECGBench", "ecg_grounding": "ECG_Grounding_30k.json"}
 TESTS = ("ecg_bench",)  # published benchmarks: all of their questions are in the split "test"
+REPORTS = ("ptbxl", "mimic")  # whose answers are reports
 LABELLED = ("cpsc", "csn", "code15")  # whose questions are made by templates, from every label of a recording
 
 

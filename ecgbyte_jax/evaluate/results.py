@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ecgbyte_jax.evaluate.benchmarks import ecg_bench
+from ecgbyte_jax.evaluate.findings import make_findings
 from ecgbyte_jax.evaluate.intervals import bootstrap, interval, over_seeds
 from ecgbyte_jax.evaluate.metrics import (
     YES_NO,
@@ -45,13 +46,18 @@ SCORES = {
     "macro_auc": 1,
     "hamming_loss": 1,
     "accuracy": 1,
+    "findings_micro_f1": 1,
+    "findings_macro_f1": 1,
+    "findings_missed": 1,
+    "findings_extra": 1,
 }
 _GROUPS = {"by_question_type": "question_type", "by_attribute": "attribute_type"}
 
 
-def make_results(rows: list[dict], scorers: Scorers, resamples: int, seed: int) -> dict:
+def make_results(rows: list[dict], scorers: Scorers, resamples: int, seed: int, reports: bool = False) -> dict:
     """The results, except for what was evaluated, from the rows of generations; `scores` are means over the seeds.
 
+    reports: all answers are reports, so that their findings are compared; else those to a benchmark's report questions are.
     `drops`: by how much each score is lower on perturbed signals, with the paired interval over resampled patients.
     """
     seeds = list(dict.fromkeys(row["seed"] for row in rows))
@@ -77,6 +83,7 @@ def make_results(rows: list[dict], scorers: Scorers, resamples: int, seed: int) 
         results |= _parts(group, [row["meta"].get(field) for row in by_seed[0]], references, measured)
     results |= _closed(by_seed)
     results |= _benchmark([by_recording(rows) for rows in by_seed], resamples, seed)
+    results |= _findings([row for row in by_seed[0] if reports or _type(row) in ecg_bench.JUDGED], resamples, seed)
     results |= {"perturbed": {}, "perturbed_intervals": {}, "drops": {}}
     for name in rows[0].get("answers_perturbed", {}):
         pairs = _measure(by_seed, lambda row, n=name: row["answers_perturbed"][n], scorers)
@@ -171,10 +178,10 @@ def _benchmark(by_seed: list[list[dict]], resamples: int, seed: int) -> dict[str
 
     by_seed: one row for each question.
     """
-    sets = sorted({row["meta"].get("question_type", "") for row in by_seed[0]})
+    sets = sorted({_type(row) for row in by_seed[0]})
     found: dict[str, dict] = {name: {"unscored": ecg_bench.JUDGED[name]} for name in sets if name in ecg_bench.JUDGED}
     for name in filter(ecg_bench.is_scored, sets):
-        of_set = [[row for row in rows if row["meta"].get("question_type") == name] for rows in by_seed]
+        of_set = [[row for row in rows if _type(row) == name] for rows in by_seed]
         found[name] = {"questions": len(of_set[0]), "scores": {}, "intervals": {}}
         for system, field in _FIELDS.items():
             scored = [ecg_bench.score(name, rows, field, resamples, seed) for rows in of_set]
@@ -188,6 +195,15 @@ def _benchmark(by_seed: list[list[dict]], resamples: int, seed: int) -> dict[str
                 for metric, values in samples.items()
             }
     return {"benchmark": found} if found else {}
+
+
+def _findings(rows: list[dict], resamples: int, seed: int) -> dict[str, dict]:
+    """findings: those of the answers beside those of their references, of the first seed; {} without reports."""
+    return {"findings": make_findings(by_recording(rows), _FIELDS, resamples, seed)} if rows else {}
+
+
+def _type(row: dict) -> str:
+    return row["meta"].get("question_type", "")
 
 
 def _yes_no(by_seed: list[list[dict]]) -> dict[str, dict]:

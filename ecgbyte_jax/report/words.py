@@ -22,6 +22,10 @@ _NAMES = {
     "macro_f1": "macro F1",
     "macro_auc": "macro AUC",
     "hamming_loss": "Hamming loss",
+    "findings_micro_f1": "micro F1",
+    "findings_macro_f1": "macro F1",
+    "findings_missed": "missed findings",
+    "findings_extra": "extra findings",
 }
 _COUNTS = ("sequences", "examples", "patients", "count", "n")
 _REASONS = 20
@@ -161,7 +165,7 @@ def score_tables(results: dict) -> list[Table]:
         if part:
             rows_by_name = {key: row if isinstance(row, dict) else {"macro F1": row} for key, row in part.items()}
             tables.append(_plain(caption, rows_by_name, hidden))
-    tables += _benchmark(_dict(results.get("benchmark")))
+    tables += _benchmark(_dict(results.get("benchmark"))) + _findings(_dict(results.get("findings")))
     return tables + _perturbed(results, hidden) + _labels(_dict(results.get("labels")))
 
 
@@ -170,6 +174,21 @@ def _benchmark(part: dict) -> list[Table]:
     scored = {name: test for name, test in part.items() if _dict(test).get("scores")}
     how = "of ECGBench by its own rules: {} questions, by recording, in %"
     return [_scores(test, f"{name} {how.format(_counted(test.get('questions')))}", set()) for name, test in scored.items()]
+
+
+def _findings(part: dict) -> list[Table]:
+    """The findings of reports, and the model's by finding."""
+    if not part.get("scores"):
+        return []
+    about = "by recording, in %: missed of those in the references, extra of those in the answers"
+    caption = f"Findings in {_counted(part.get('reports'))} reports, {about}"
+    counts = next(iter(_dict(part.get("by_finding")).values()), {})
+    rows = sorted(counts.items(), key=lambda row: -row[1][0] - row[1][1])
+    cells = tuple(
+        (name, *(f"{number:,}" for number in (hits + missed, hits, missed, extra))) for name, (hits, missed, extra) in rows
+    )
+    head = ("finding", "in references", "in both", "missed", "extra")
+    return [_scores(part, caption, set()), *([Table("The model's findings", head, cells)] if cells else [])]
 
 
 def _perturbed(results: dict, hidden: set[str]) -> list[Table]:

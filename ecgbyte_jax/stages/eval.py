@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import jax
 
-from ecgbyte_jax.corpora.read import LABELLED
+from ecgbyte_jax.corpora.read import LABELLED, REPORTS
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.evaluate.answers import Answerer
 from ecgbyte_jax.evaluate.generations import read_rows
@@ -112,7 +112,7 @@ def _score(settings: Settings, workdir: Workdir, stage: Stage, scorers: Scorers)
     stage.begin()
     about = json.loads(workdir.evaluated.read_text())
     resamples, seed = settings.eval.bootstrap, settings.data_seed
-    results = about | make_results(read_rows(workdir.generations), scorers, resamples, seed)
+    results = about | make_results(read_rows(workdir.generations), scorers, resamples, seed, settings.data.corpus in REPORTS)
     if settings.eval.labels:
         rows = read_probabilities(workdir.probabilities)
         results["labels"] = make_label_results(rows, settings.eval.split, resamples, seed)
@@ -151,7 +151,9 @@ def _show(workdir: Workdir) -> None:
             console.print(f"  {name}: no score of its own here, {part['unscored']}")
         else:
             title = f"{name} of ECGBench by its own rules: {part['questions']} questions, by recording, in %"
-            number_table(title, "", _benchmark(part), ".1f")
+            number_table(title, "", _with_margins(part), ".1f")
+    if findings := results.get("findings"):
+        number_table("findings in {reports} reports, by recording, in %".format(**findings), "", _with_margins(findings), ".1f")
     if labels := results.get("labels"):
         number_table("{labels} labels, by recording, in %".format(**labels), "", _percent_or_dash(labels["scores"]), ".1f")
     if results["empty_answers"]:
@@ -171,7 +173,7 @@ def _percent_or_dash(systems: dict[str, dict[str, float | None]]) -> dict[str, d
     }
 
 
-def _benchmark(part: dict) -> dict[str, dict[str, float | str]]:
+def _with_margins(part: dict) -> dict[str, dict[str, float | str]]:
     """A row for each system in %, with half the model's intervals below its own."""
     (model, *others), bounds = _percent_or_dash(part["scores"]).items(), part["intervals"][MODEL]
     margins = {name.replace("_", " "): f"±{50 * (pair[1] - pair[0]):.1f}" if pair else "-" for name, pair in bounds.items()}
