@@ -51,7 +51,7 @@ class DataSettings:
     corpus: str = setting(
         "ptbxl",
         '"ptbxl", "mimic": reports; "ecg_qa", "ecg_qa_mimic", "ecg_qa_cot": ECG-QA; "cpsc", "csn", "code15": labels; '
-        '"ecg_chat", "ecg_instruct", "ecg_bench", "ecg_grounding": conversations; "own": your own table',
+        '"ecg_chat", "ecg_instruct", "ecg_grounding": conversations; "ecg_bench", "ecg_reasoning": tests; "own": your table',
     )
     root: str = setting(
         "data/ptbxl",

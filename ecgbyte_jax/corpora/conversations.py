@@ -75,9 +75,7 @@ def read_linked(
     files = [path] if path.is_file() else sorted([*path.rglob("*.parquet"), *path.rglob("*.json")])
     if not files:
         raise CorpusError(f"data.conversations: no file '{path}', and no .json or .parquet below it. {_WHERE_TO_GET}")
-    if not root.is_dir():
-        raise CorpusError(f"data.root: no folder '{root}', with the sets in {sorted(_NAMES)} expected")
-    open_set = cache(partial(_recordings, root, sample_rate))
+    find = open_sets(root, sample_rate)
     for file in files:
         name = name_of(file) if name_of else file.parent.name
         if name is None:
@@ -88,7 +86,7 @@ def read_linked(
             id = f"{folder}/{file.stem}/{number}" if folder else str(number)
             try:
                 known, record, turns = _conversation(entry, name)
-                recording = _mimic(root, record) if known == "mimic" else open_set(known).get(record)
+                recording = find(known, record)
                 if recording is None:
                     yield Rejected(id, str(root / known), f"{MISSING}: {record!r} is not in this set")
                 elif isinstance(recording, Rejected):
@@ -97,6 +95,17 @@ def read_linked(
                     yield from one_by_one(id, recording, turns, question_type=folder or known)
             except ExampleError as error:
                 yield Rejected(id, str(file), f"entry {number}: {error}")
+
+
+def open_sets(root: Path, sample_rate: int) -> Callable[[str, str], Recording | Rejected | None]:
+    """Finds recordings by set and name, as `locate` gives them, each set read once; None where it is not there.
+
+    root, sample_rate: as in `read_linked`. Raises CorpusError where there is no such folder.
+    """
+    if not root.is_dir():
+        raise CorpusError(f"data.root: no folder '{root}', with the sets in {sorted(_NAMES)} expected")
+    open_set = cache(partial(_recordings, root, sample_rate))
+    return lambda known, name: _mimic(root, name) if known == "mimic" else open_set(known).get(name)
 
 
 def _conversation(entry: object, folder: str) -> tuple[str, str, list[tuple[str, str]]]:

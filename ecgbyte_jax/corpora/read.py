@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from ecgbyte_jax.corpora import mimic, ptbxl
 from ecgbyte_jax.corpora.benchmarks.ecg_bench import read_tests
+from ecgbyte_jax.corpora.benchmarks.ecg_reasoning import FOLDER as REASONING
+from ecgbyte_jax.corpora.benchmarks.ecg_reasoning import read_reasoning
 from ecgbyte_jax.corpora.challenge import CPSC, CSN, read_challenge
 from ecgbyte_jax.corpora.code15 import read_exams
 from ecgbyte_jax.corpora.conversations import read_linked
@@ -39,6 +41,7 @@ CORPORA = {
         "ECGInstruct", "conversations (Liu et al. 2024) about real ECGs of MIMIC-IV-ECG, PTB-XL and CODE-15%"
     ),
     "ecg_bench": About("ECGBench", "tests (Liu et al. 2024) about real ECGs of PTB-XL, CODE-15%, CPSC 2018, CSN and Georgia"),
+    "ecg_reasoning": About("ECG-Reasoning-Benchmark", "tests (Oh et al. 2026) about real ECGs of PTB-XL and MIMIC-IV-ECG"),
     "ecg_grounding": About(
         "ECG-Grounding", "conversations (Lan et al. 2025) about real ECGs of MIMIC-IV-ECG, PTB-XL and CODE-15%"
     ),
@@ -48,7 +51,7 @@ CORPORA = {
 
 # Conversations about recordings of several sets, each with its file or folder in data.root.
 _LINKED = {"ecg_instruct": "ECGInstruct.json", "ecg_bench": "ECGBench", "ecg_grounding": "ECG_Grounding_30k.json"}
-TESTS = ("ecg_bench",)  # published benchmarks: all of their questions are in the split "test"
+TESTS = ("ecg_bench", "ecg_reasoning")  # published benchmarks: all of their questions are in the split "test"
 REPORTS = ("ptbxl", "mimic")  # whose answers are reports
 LABELLED = ("cpsc", "csn", "code15")  # whose questions are made by templates, from every label of a recording
 
@@ -62,7 +65,7 @@ def check_data(data: DataSettings) -> None:
         problems.append(f"data.question_types: {data.question_types} found, some of {QUESTION_TYPES} expected")
     if data.published_split and data.corpus == "own":
         problems.append("data.published_split: your own data has no published split; its table's field 'split' is used")
-    if data.published_split and data.corpus in (*_LINKED, "ecg_qa_cot"):
+    if data.published_split and data.corpus in (*_LINKED, "ecg_qa_cot", "ecg_reasoning"):
         problems.append(
             f"data.published_split: {data.corpus!r} has no split of ECG-Byte's; that of each set's patients is used"
         )
@@ -116,6 +119,8 @@ def read_corpus(data: DataSettings, root: Path, ecgqa_root: Path) -> Iterator[Ex
             return read_exams(root, data.question_types)
         case "ecg_bench":
             return read_tests(Path(data.conversations or root / _LINKED[data.corpus]), root, data.sample_rate)
+        case "ecg_reasoning":
+            return read_reasoning(Path(data.conversations or root / REASONING), root, data.sample_rate)
         case "ecg_instruct" | "ecg_grounding":
             return read_linked(Path(data.conversations or root / _LINKED[data.corpus]), root, data.sample_rate)
         case "own":

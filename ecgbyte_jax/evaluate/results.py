@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ecgbyte_jax.evaluate.benchmarks import ecg_bench
+from ecgbyte_jax.evaluate.benchmarks import ecg_bench, ecg_reasoning
 from ecgbyte_jax.evaluate.findings import make_findings
 from ecgbyte_jax.evaluate.intervals import bootstrap, interval, over_seeds
 from ecgbyte_jax.evaluate.metrics import (
@@ -46,6 +46,7 @@ SCORES = {
     "macro_auc": 1,
     "hamming_loss": 1,
     "accuracy": 1,
+    **dict.fromkeys(ecg_reasoning.SCORES, 1),
     "findings_micro_f1": 1,
     "findings_macro_f1": 1,
     "findings_missed": 1,
@@ -174,27 +175,44 @@ def _closed(by_seed: list[list[dict]]) -> dict[str, dict[str, float]]:
 
 
 def _benchmark(by_seed: list[list[dict]], resamples: int, seed: int) -> dict[str, dict]:
-    """benchmark: the scores of each test set of ECGBench by its own rules, or why it has none; {} without such questions.
+    """benchmark: the scores of each published test set by its own rules, or why it has none; {} without such questions.
 
     by_seed: one row for each question.
     """
+    if "reasoning" in by_seed[0][0]["meta"]:
+        return {"benchmark": _reasoning(by_seed, resamples, seed)}
     sets = sorted({_type(row) for row in by_seed[0]})
     found: dict[str, dict] = {name: {"unscored": ecg_bench.JUDGED[name]} for name in sets if name in ecg_bench.JUDGED}
     for name in filter(ecg_bench.is_scored, sets):
         of_set = [[row for row in rows if _type(row) == name] for rows in by_seed]
-        found[name] = {"questions": len(of_set[0]), "scores": {}, "intervals": {}}
-        for system, field in _FIELDS.items():
-            scored = [ecg_bench.score(name, rows, field, resamples, seed) for rows in of_set]
-            scores = {metric: [one.scores[metric] for one in scored] for metric in scored[0].scores}
-            samples = {metric: np.mean([one.samples[metric] for one in scored], axis=0) for metric in scores}
-            found[name]["scores"][system] = {
-                metric: None if None in values else float(np.mean(values)) for metric, values in scores.items()
-            }
-            found[name]["intervals"][system] = {
-                metric: interval(known) if len(known := values[~np.isnan(values)]) else None
-                for metric, values in samples.items()
-            }
+        found[name] = {"questions": len(of_set[0])} | _over_systems(
+            lambda rows, field, name=name: ecg_bench.score(name, rows, field, resamples, seed), of_set
+        )
     return {"benchmark": found} if found else {}
+
+
+def _reasoning(by_seed: list[list[dict]], resamples: int, seed: int) -> dict[str, dict]:
+    """The scores of the two parts of ECG-Reasoning-Benchmark, by the set of their recordings."""
+    found = {}
+    for source in sorted({row["meta"]["reasoning"]["source"] for row in by_seed[0]}):
+        of_set = [[row for row in rows if row["meta"]["reasoning"]["source"] == source] for rows in by_seed]
+        found[f"reasoning, {source}"] = {"questions": len(of_set[0])} | _over_systems(
+            lambda rows, field: ecg_reasoning.score(rows, field, resamples, seed), of_set
+        )
+    return found
+
+
+def _over_systems(score: Callable[[list[dict], str], ecg_bench.Scores], by_seed: list[list[dict]]) -> dict[str, dict]:
+    """The scores of every system with their intervals, means over the seeds; score: of rows and a field with answers."""
+    scores, intervals = {}, {}
+    for system, field in _FIELDS.items():
+        scored = [score(rows, field) for rows in by_seed]
+        values = {metric: [one.scores[metric] for one in scored] for metric in scored[0].scores}
+        samples = {metric: np.mean([one.samples[metric] for one in scored], axis=0) for metric in values}
+        known = {metric: drawn[~np.isnan(drawn)] for metric, drawn in samples.items()}
+        scores[system] = {metric: None if None in each else float(np.mean(each)) for metric, each in values.items()}
+        intervals[system] = {metric: interval(drawn) if len(drawn) else None for metric, drawn in known.items()}
+    return {"scores": scores, "intervals": intervals}
 
 
 def _findings(rows: list[dict], resamples: int, seed: int) -> dict[str, dict]:

@@ -184,8 +184,8 @@ def open_corpus(settings: Settings, workdir: Workdir, synthetic: Stage) -> Corpu
     if data.corpus in TESTS and not (settings.tokenizer.file and settings.model.pretrained):
         raise ConfigError(
             f"data.corpus: {data.corpus!r} has test questions alone, so it needs a trained model's tokenizers: give "
-            "--config=experiments/ecgbench.py:RUN with a run that --stage=export has exported, or tokenizer.file and "
-            "model.pretrained"
+            "--config=experiments/ecgbench.py:RUN, or ecg_reasoning.py:RUN, with a run that --stage=export has exported, or "
+            "tokenizer.file and model.pretrained"
         )
     if folders.cache.exists() and not folders.cache.is_dir():
         raise ConfigError(f"prepare.cache: '{folders.cache}' is a file, a folder expected")

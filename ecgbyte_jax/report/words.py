@@ -172,8 +172,8 @@ def score_tables(results: dict) -> list[Table]:
 def _benchmark(part: dict) -> list[Table]:
     """The test sets of a published benchmark that have a score."""
     scored = {name: test for name, test in part.items() if _dict(test).get("scores")}
-    how = "of ECGBench by its own rules: {} questions, by recording, in %"
-    return [_scores(test, f"{name} {how.format(_counted(test.get('questions')))}", set()) for name, test in scored.items()]
+    how = "by its own rules: {} questions, by recording, in %"
+    return [_scores(test, f"{name}, {how.format(_counted(test.get('questions')))}", set()) for name, test in scored.items()]
 
 
 def _findings(part: dict) -> list[Table]:

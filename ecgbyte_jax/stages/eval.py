@@ -150,7 +150,7 @@ def _show(workdir: Workdir) -> None:
         if "unscored" in part:
             console.print(f"  {name}: no score of its own here, {part['unscored']}")
         else:
-            title = f"{name} of ECGBench by its own rules: {part['questions']} questions, by recording, in %"
+            title = f"{name}, by its own rules: {part['questions']} questions, by recording, in %"
             number_table(title, "", _with_margins(part), ".1f")
     if findings := results.get("findings"):
         number_table("findings in {reports} reports, by recording, in %".format(**findings), "", _with_margins(findings), ".1f")
