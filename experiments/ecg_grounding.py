@@ -2,7 +2,8 @@
 
     python main.py --config=experiments/ecg_grounding.py --config.data.root=SETS --config.model.pretrained=LLAMA
 
-SETS holds ECG_Grounding_30k.json and, as downloaded or as links, the sets in folders called mimic, ptbxl and code15.
+SETS holds ECG_Grounding_30k.json (its card, https://huggingface.co/datasets/LANSG/ECG-Grounding, has its licence) and, as
+downloaded or as links, the sets in folders called mimic, ptbxl and code15.
 Conversations about recordings that are not there are set aside and counted, a share of at most data.max_bad_fraction. Patients
 are split as in their sets. LLAMA is a Hugging Face folder of Llama 3.2 1B. CODE-15% needs the extra `code15`.
 Hardware: intended for one accelerator with 40 GB. Time: not measured. Result: not measured.

@@ -2,7 +2,8 @@
 
     python main.py --config=experiments/ecg_instruct.py --config.data.root=SETS --config.model.pretrained=LLAMA
 
-SETS holds ECGInstruct.json and, as downloaded or as links, the sets in folders called mimic, ptbxl and code15.
+SETS holds ECGInstruct.json (Apache-2.0, https://huggingface.co/datasets/PULSE-ECG/ECGInstruct) and, as downloaded or as
+links, the sets in folders called mimic, ptbxl and code15.
 Conversations about recordings that are not there are set aside and counted, a share of at most data.max_bad_fraction. Patients
 are split as in their sets. LLAMA is a Hugging Face folder of Llama 3.2 1B. CODE-15% needs the extra `code15`.
 Hardware: intended for one accelerator with 40 GB. Time: not measured. Result: not measured.
