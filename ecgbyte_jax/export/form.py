@@ -7,6 +7,7 @@ from pathlib import Path
 from ecgbyte_jax.ecg.clean_config import CleanConfig
 from ecgbyte_jax.ecg.records import LEADS
 from ecgbyte_jax.encoders.config import FOLDER
+from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.inputs.prompt import PromptIds
 from ecgbyte_jax.inputs.text import SIG_END, SIG_START
@@ -29,7 +30,7 @@ def write_form(folder: Path, settings: Settings, ids: PromptIds, system: str) ->
 
     system: of the prompts, "" where they are plain.
     """
-    cleaning = {field.name: getattr(settings.signal, field.name) for field in fields(CleanConfig)}
+    cleaning = _cleaning(settings)
     special = {name: value for name, value in asdict(ids).items() if name not in ("ecg", "vectors")}
     form = {
         "ecg": {
@@ -58,6 +59,38 @@ def write_form(folder: Path, settings: Settings, ids: PromptIds, system: str) ->
         },
     }
     _write(folder / "input.json", form)
+
+
+def check_form(folder: Path, settings: Settings) -> None:
+    """Raises ConfigError where an export's model was trained on signals or prompts of other settings than these.
+
+    Cleaning, segments and the form of the prompt are compared; a folder without `input.json` is not an export.
+    """
+    file = folder / "input.json"
+    if not file.is_file():
+        return
+    try:
+        form = json.loads(file.read_text(encoding="utf-8"))
+        theirs = form["ecg"]["cleaning"] | {"segment_length": form["ecg"]["segment_samples"]}
+        theirs = {f"signal.{name}": value for name, value in theirs.items()} | {"prompt.format": form["prompt"]["format"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{file}: not the input.json of an export ({type(error).__name__}: {error}); export it again"
+        ) from error
+    ours = {f"signal.{name}": value for name, value in _cleaning(settings).items()}
+    ours |= {"signal.segment_length": settings.signal.segment_length, "prompt.format": settings.prompt.format}
+    ours = json.loads(json.dumps(ours))
+    different = [
+        f"{name}: {ours[name]!r} found, {theirs[name]!r} in the export"
+        for name in ours
+        if name in theirs and theirs[name] != ours[name]
+    ]
+    if different:
+        raise ConfigError(f"{file}: its model was trained on other input: {'; '.join(different)}; prepare with its settings")
+
+
+def _cleaning(settings: Settings) -> dict[str, object]:
+    return {field.name: getattr(settings.signal, field.name) for field in fields(CleanConfig)}
 
 
 def _vectors(ids: PromptIds) -> dict:

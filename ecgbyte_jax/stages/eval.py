@@ -3,6 +3,7 @@
 import json
 from collections.abc import Container
 from dataclasses import asdict
+from pathlib import Path
 
 import jax
 
@@ -16,6 +17,7 @@ from ecgbyte_jax.evaluate.labels.scores import check_scikit_learn, make_label_re
 from ecgbyte_jax.evaluate.metrics import Scorers
 from ecgbyte_jax.evaluate.questions import Item, choose
 from ecgbyte_jax.evaluate.results import MODEL, make_results
+from ecgbyte_jax.export.form import check_form
 from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.inputs.prepared import load_prepared
 from ecgbyte_jax.model.sharding import check_batch_size, make_mesh
@@ -65,6 +67,7 @@ def evaluate(settings: Settings, workdir: Workdir) -> None:
 
 def _ask(settings: Settings, workdir: Workdir, answers: Stage | None, labels: Stage | None) -> None:
     """Writes what is not None: the answers, the probabilities of candidates."""
+    check_form(Path(settings.eval.checkpoint), settings)
     mesh = make_mesh(**asdict(settings.mesh))
     check_batch_size(mesh, settings.eval.batch_size, "eval.batch_size")
     if vectors_of(settings):
