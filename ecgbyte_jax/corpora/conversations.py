@@ -7,10 +7,10 @@ from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from ecgbyte_jax.corpora import challenge, code15
 from ecgbyte_jax.corpora.ecg_chat import one_by_one, read_turns
 from ecgbyte_jax.corpora.example import MISSING, Example, Recording, Rejected, split_of, wfdb_record
-from ecgbyte_jax.corpora.labels import Labelled
+from ecgbyte_jax.corpora.labels import challenge, code15
+from ecgbyte_jax.corpora.labels.questions import Labelled
 from ecgbyte_jax.corpora.ptbxl import read_database
 from ecgbyte_jax.corpora.tables import read_json_list
 from ecgbyte_jax.errors import ConfigError, CorpusError, ExampleError

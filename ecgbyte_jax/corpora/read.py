@@ -8,13 +8,13 @@ from ecgbyte_jax.corpora import mimic, ptbxl
 from ecgbyte_jax.corpora.benchmarks.ecg_bench import read_tests
 from ecgbyte_jax.corpora.benchmarks.ecg_reasoning import FOLDER as REASONING
 from ecgbyte_jax.corpora.benchmarks.ecg_reasoning import read_reasoning
-from ecgbyte_jax.corpora.challenge import CPSC, CSN, read_challenge
-from ecgbyte_jax.corpora.code15 import read_exams
 from ecgbyte_jax.corpora.conversations import read_linked
 from ecgbyte_jax.corpora.ecg_chat import CONVERSATIONS, read_conversations
 from ecgbyte_jax.corpora.ecg_qa import PUBLISHED_TYPES, QUESTION_TYPES, read_published_questions, read_questions
 from ecgbyte_jax.corpora.ecg_qa_cot import FOLDER, read_reasons
 from ecgbyte_jax.corpora.example import Example, Recording, Rejected
+from ecgbyte_jax.corpora.labels.challenge import CPSC, CSN, read_challenge
+from ecgbyte_jax.corpora.labels.code15 import read_exams
 from ecgbyte_jax.corpora.own import read_table
 from ecgbyte_jax.errors import SettingsError
 from ecgbyte_jax.settings import DataSettings

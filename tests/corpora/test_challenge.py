@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from ecgbyte_jax.corpora.challenge import CONDITIONS, CPSC, CSN, read_challenge
 from ecgbyte_jax.corpora.example import Example, Rejected, split_of
-from ecgbyte_jax.corpora.labels import Labelled, ask
+from ecgbyte_jax.corpora.labels.challenge import CONDITIONS, CPSC, CSN, read_challenge
+from ecgbyte_jax.corpora.labels.questions import Labelled, ask
 from ecgbyte_jax.corpora.read import check_data
 from ecgbyte_jax.corpora.source import WfdbRecord
 from ecgbyte_jax.ecg.records import LEADS

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ecgbyte_jax.corpora.code15 import SAMPLE_RATE, read_exams
 from ecgbyte_jax.corpora.example import Example, Rejected, split_of
+from ecgbyte_jax.corpora.labels.code15 import SAMPLE_RATE, read_exams
 from ecgbyte_jax.ecg.records import LEADS
 from ecgbyte_jax.ecg.synthetic import random_heart, synthesize
 from ecgbyte_jax.errors import CorpusError, RecordError

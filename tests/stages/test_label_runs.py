@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ecgbyte_jax.corpora.labels import Labelled, ask
+from ecgbyte_jax.corpora.labels.questions import Labelled, ask
 from ecgbyte_jax.errors import ConfigError, SettingsError
 from ecgbyte_jax.evaluate.labels import candidates, probabilities
 from ecgbyte_jax.evaluate.questions import Item

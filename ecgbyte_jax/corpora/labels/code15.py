@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ecgbyte_jax.corpora.example import Example, Rejected, split_of
-from ecgbyte_jax.corpora.labels import Labelled, ask
+from ecgbyte_jax.corpora.labels.questions import Labelled, ask
 from ecgbyte_jax.corpora.source import file_fingerprint
 from ecgbyte_jax.corpora.tables import read_csv
 from ecgbyte_jax.ecg.records import LEADS, Record

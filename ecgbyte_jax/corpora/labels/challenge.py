@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ecgbyte_jax.corpora.example import Example, Rejected, split_of, wfdb_record
-from ecgbyte_jax.corpora.labels import Labelled, ask
+from ecgbyte_jax.corpora.labels.questions import Labelled, ask
 from ecgbyte_jax.corpora.tables import read_csv
 from ecgbyte_jax.errors import CorpusError, ExampleError
 
@@ -81,7 +81,7 @@ def read_labelled(root: Path, challenge: ChallengeSet) -> Iterator[Labelled | Re
 
 def _read_names(root: Path) -> dict[str, str]:
     """The names of labels by code and abbreviation: the package's, and of codes that it does not know CSN's own."""
-    with (files("ecgbyte_jax.corpora") / "snomed_ct.csv").open(encoding="utf-8") as file:
+    with (files("ecgbyte_jax.corpora.labels") / "snomed_ct.csv").open(encoding="utf-8") as file:
         rows = [*csv.DictReader(file)]
     names = {row[column]: row["name"] for row in rows for column in ("code", "abbreviation") if row[column]}
     for path in sorted(root.glob(CONDITIONS)):

@@ -1,0 +1,1 @@
+"""Data sets that label their recordings, as questions about them."""
