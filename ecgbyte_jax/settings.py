@@ -78,6 +78,15 @@ class DataSettings:
         ("single-verify", "single-choose", "single-query"), "ECG-QA, cpsc, csn, code15: types of questions; () takes all"
     )
     wording: str = setting("template", "ecg_qa: template or paraphrased questions", one_of("template", "paraphrased"))
+    folds: int = setting(
+        0,
+        "above 0: cross-validation by patient with this many folds, stratified by label where there is one, in the place of "
+        "any other split; 5 and 10 follow PTB-XL's own folds",
+        Rule(lambda count: count == 0 or count >= 3, "0, or 3 or more"),
+    )
+    fold: int = setting(
+        0, "from 1 to data.folds: the fold that is the test split; the next is the validation split", at_least(0)
+    )
     split: str = setting(
         "official", "ECG-QA: its own split, or by the recordings' folds (PTB-XL's 1-8, 9, 10)", one_of("official", "folds")
     )
@@ -109,6 +118,17 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         check(self)
+        check(self, self._fold_problems())
+
+    def _fold_problems(self) -> list[str]:
+        """What is wrong with the cross-validation."""
+        expected = f"1 to {self.folds} expected" if self.folds else "0 expected without data.folds"
+        wrong = not (1 <= self.fold <= self.folds if self.folds else self.fold == 0)
+        both = self.folds and self.published_split
+        return [
+            f"fold: {self.fold} found, {expected}" if wrong else "",
+            f"folds: {self.folds} found with published_split, one of them expected" if both else "",
+        ]
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,11 @@ def _recordings(root: Path, sample_rate: int, name: str) -> Mapping[str, Recordi
 
 
 def _unlabelled(item: Labelled | Rejected) -> tuple[str, Recording | Rejected]:
-    return item.id, item if isinstance(item, Rejected) else Recording(item.patient, item.split, item.record, "")
+    return item.id, item if isinstance(item, Rejected) else _recording(item)
+
+
+def _recording(item: Labelled) -> Recording:
+    return Recording(item.patient, item.split, item.record, "", item.stratum)
 
 
 def _read_parquet(path: Path) -> Iterator[object]:

@@ -59,7 +59,8 @@ def one_by_one(id: str, about: Recording, turns: list[tuple[str, str]], **meta: 
     places = [{"conversation": id, "turn": turn} | meta for turn in range(len(turns))]
     known = about.patient, about.split, (about.record,)
     return [
-        Example(ids[turn + 1], *known, *texts, places[turn], tuple(turns[:turn]), ids[turn]) for turn, texts in enumerate(turns)
+        Example(ids[turn + 1], *known, *texts, places[turn], tuple(turns[:turn]), ids[turn], (about.stratum,))
+        for turn, texts in enumerate(turns)
     ]
 
 

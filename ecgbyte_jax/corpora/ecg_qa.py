@@ -153,7 +153,8 @@ def _example(
             {"patients": patients} if len(patients) > 1 else {}
         )
         records = tuple(recording.record for recording in shown)
-        return Example(id, patients[0], split or splits[0], records, question, answer, meta)
+        strata = tuple(recording.stratum for recording in shown)
+        return Example(id, patients[0], split or splits[0], records, question, answer, meta, strata=strata)
     except ExampleError as error:
         return Rejected(id, str(path), f"entry {index}: {error}")
 

@@ -60,4 +60,5 @@ def _example(
         raise ExampleError("the rationale or the answer is empty")
     answer = rationale if re.search(r"Answer:\s*\S", rationale) else f"{rationale} Answer: {final}"
     meta = {"question_type": f"{row['question_type']} with reasons", "template_id": row["template_id"], "final_answer": final}
-    return Example(id, recording.patient, split or recording.split, (recording.record,), row["question"], answer, meta)
+    about = recording.patient, split or recording.split, (recording.record,)
+    return Example(id, *about, row["question"], answer, meta, strata=(recording.stratum,))

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,16 @@ _PUBLISHED_SEED = 42
 _DEPTH = 32  # of nested lists and objects
 
 
+class Stratum(NamedTuple):
+    """What is known of a recording for cross-validation: its labels, and its fold in its set's own ten; 0: it has none."""
+
+    labels: tuple[str, ...] = ()
+    fold: int = 0
+
+
+_UNKNOWN = Stratum()
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """One question about one recording, or comparing two, and its answer.
@@ -24,7 +35,8 @@ class Example:
     id: unique in the corpus; patient: of the (first) recording; split: one of SPLITS; records: where their signals are, in
     prompt order; meta: the corpus' other fields, as JSON values; its "patients" names each recording's
     patient if they differ; history: the questions and answers before it in its conversation, previous: the id of the last of
-    those. Raises ExampleError if a text is empty, the split unknown, there is no recording, or `meta` cannot be stored.
+    those; strata: of each recording, () where nothing is known. Raises ExampleError if a text is empty, the split unknown,
+    there is no recording, or `meta` cannot be stored.
     """
 
     id: str
@@ -36,6 +48,7 @@ class Example:
     meta: dict = field(default_factory=dict)
     history: tuple[tuple[str, str], ...] = ()
     previous: str = ""
+    strata: tuple[Stratum, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         for name in ("id", "patient", "question", "answer"):
@@ -91,6 +104,7 @@ class Recording:
     split: str
     record: SignalSource
     report: str
+    stratum: Stratum = _UNKNOWN
 
 
 def wfdb_record(root: Path, name: str) -> WfdbRecord:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ecgbyte_jax.corpora.example import Example, Recording, Rejected, wfdb_record
+from ecgbyte_jax.corpora.example import Example, Recording, Rejected, Stratum, wfdb_record
 from ecgbyte_jax.corpora.source import SignalSource
 from ecgbyte_jax.corpora.tables import read_csv
 from ecgbyte_jax.errors import CorpusError, ExampleError
@@ -39,7 +39,8 @@ def read_reports(
         else:
             report = recording.report if reports is None else reports[id]
             try:
-                yield Example(id, recording.patient, recording.split, (recording.record,), question, report)
+                about = recording.patient, recording.split, (recording.record,)
+                yield Example(id, *about, question, report, strata=(recording.stratum,))
                 seen.add(recording.record)
             except ExampleError as error:
                 yield Rejected(id, str(translations or root / DATABASE), str(error))
@@ -62,7 +63,7 @@ def read_database(root: Path, sample_rate: int, published_split: bool = False) -
     for line, row in read_csv(path, _COLUMNS | ({"scp_codes"} if published_split else set())):
         if isinstance(row, str):
             yield f"line {line}", Rejected(f"line {line}", str(path), f"line {line}: {row}")
-        elif diagnostic is not None and diagnostic.isdisjoint(re.findall(r"'([^']+)'\s*:", row["scp_codes"])):
+        elif diagnostic is not None and diagnostic.isdisjoint(codes_of(row)):
             id = row["ecg_id"] or f"line {line}"
             reason = "no diagnostic superclass, which data.published_split requires"
             yield id, Rejected(id, str(path), f"line {line}: {reason}")
@@ -82,9 +83,14 @@ def _recording(row: dict[str, str], line: int, root: Path, column: str, last_tra
         return id, Rejected(id, file, reason)
     split = "train" if fold <= last_train else "valid" if fold == last_train + 1 else "test"
     try:
-        return id, Recording(patient, split, wfdb_record(root, row[column]), row["report"])
+        return id, Recording(patient, split, wfdb_record(root, row[column]), row["report"], Stratum(codes_of(row), fold))
     except ExampleError as error:
         return id, Rejected(id, file, f"line {line}: {error}")
+
+
+def codes_of(row: dict[str, str]) -> tuple[str, ...]:
+    """The SCP-ECG statements that a row of the database lists, whatever their likelihood; () if it has no such column."""
+    return tuple(re.findall(r"'([^']+)'\s*:", row.get("scp_codes", "")))
 
 
 def _read_diagnostic_codes(path: Path) -> set[str]:

@@ -63,9 +63,13 @@ def check_data(data: DataSettings) -> None:
         problems.append(f"data.corpus: {data.corpus!r} found, one of {(*CORPORA,)} expected")
     if not set(data.question_types) <= set(QUESTION_TYPES):
         problems.append(f"data.question_types: {data.question_types} found, some of {QUESTION_TYPES} expected")
+    if data.folds and data.corpus in TESTS:
+        problems.append(f"data.folds: {data.folds} found with {data.corpus!r}, whose questions are tests; 0 expected")
     if data.published_split and data.corpus == "own":
         problems.append("data.published_split: your own data has no published split; its table's field 'split' is used")
-    if data.published_split and data.corpus in (*_LINKED, "ecg_qa_cot", "ecg_reasoning"):
+    if data.published_split and data.corpus == "ecg_qa_cot":
+        problems.append("data.published_split: 'ecg_qa_cot' has no split of ECG-Byte's; its own is data.split 'official'")
+    if data.published_split and data.corpus in (*_LINKED, "ecg_reasoning"):
         problems.append(
             f"data.published_split: {data.corpus!r} has no split of ECG-Byte's; that of each set's patients is used"
         )
@@ -110,7 +114,7 @@ def read_corpus(data: DataSettings, root: Path, ecgqa_root: Path) -> Iterator[Ex
             return _read_questions(data, ecgqa_root / "mimic-iv-ecg", mimic.read_record_list(root))
         case "ecg_qa_cot":
             folder = Path(data.conversations or root / FOLDER)
-            return read_reasons(folder, ptbxl.read_database(root, data.sample_rate), data.question_types, data.split)
+            return read_reasons(folder, ptbxl.read_database(root, data.sample_rate), data.question_types, _split(data))
         case "ecg_chat":
             return read_conversations(Path(data.conversations or root / CONVERSATIONS), root, data.published_split)
         case "cpsc" | "csn":
@@ -134,4 +138,9 @@ def _read_questions(
 ) -> Iterator[Example | Rejected]:
     if data.published_split:
         return read_published_questions(folder, recordings, data.question_types)
-    return read_questions(folder, recordings, data.wording, data.question_types, data.split)
+    return read_questions(folder, recordings, data.wording, data.question_types, _split(data))
+
+
+def _split(data: DataSettings) -> str:
+    """Which split ECG-QA is read with: its own where cross-validation replaces it, as it rejects no comparison."""
+    return "official" if data.folds else data.split

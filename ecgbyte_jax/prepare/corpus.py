@@ -15,6 +15,7 @@ import numpy as np
 from ecgbyte_jax.corpora.benchmarks.ecg_bench import OWN_SPLIT, pictures_in
 from ecgbyte_jax.corpora.demo import write_demo
 from ecgbyte_jax.corpora.example import MISSING, Example, Rejected, published_splits
+from ecgbyte_jax.corpora.folds import in_folds, make_folds
 from ecgbyte_jax.corpora.read import TESTS, read_corpus
 from ecgbyte_jax.corpora.source import SignalSource
 from ecgbyte_jax.errors import ConfigError, CorpusError
@@ -195,6 +196,8 @@ def open_corpus(settings: Settings, workdir: Workdir, synthetic: Stage) -> Corpu
     items = read_corpus(data, folders.root, folders.ecgqa_root)
     if data.published_split and data.corpus in ("mimic", "ecg_chat"):
         items = _published_split(items)
+    if data.folds:
+        items = _in_folds([*items], data)
     corpus = Corpus.of(items, folders, workdir.quarantine, data.max_bad_fraction, data.published_split)
     if data.corpus in TESTS:
         corpus.needed = "test"
@@ -255,6 +258,17 @@ def _published_split(examples: Iterable[Example | Rejected]) -> Iterator[Example
     groups = [list(items) for _, items in groupby(examples, _conversation)]
     for split, items in zip(published_splits(len(groups)), groups):
         yield from (replace(item, split=split) if isinstance(item, Example) else item for item in items)
+
+
+def _in_folds(items: list[Example | Rejected], data: DataSettings) -> Iterator[Example | Rejected]:
+    """Replaces the split by that of the cross-validation, and prints its sizes."""
+    folds = make_folds((item for item in items if isinstance(item, Example)), data.folds)
+    least, most = min(folds.recordings), max(folds.recordings)
+    console.print(
+        f"folds: {len(folds.of)} patients in {data.folds}, of {least} to {most} recordings; test: {data.fold}, "
+        f"validation: {data.fold % data.folds + 1}"
+    )
+    return in_folds(items, folds, data.fold)
 
 
 def _conversation(item: Example | Rejected) -> str:

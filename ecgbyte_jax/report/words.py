@@ -63,7 +63,8 @@ def data_fact(data: dict) -> str:
     if data.get("synthetic_records"):
         return f"synthetic, {data['synthetic_records']:,} recordings, with questions in the form of {data['name']}"
     published = "; the published split, which may have a patient in several parts" if data.get("published_split") else ""
-    return f"{data['name']}: {data['contents']}{published}"
+    fold = f"; fold {data.get('fold')} of {data['folds']}" if data.get("folds") else ""
+    return f"{data['name']}: {data['contents']}{published}{fold}"
 
 
 def model_fact(trained: dict, parameters: int) -> str:

@@ -21,6 +21,8 @@ _TOKENIZER = (
     "data.published_split",
     "data.question_types",
     "data.wording",
+    "data.folds",
+    "data.fold",
     "data.split",
     "data.synthetic_records",
     "data.max_segments",
@@ -138,7 +140,14 @@ CHANGES_NO_OUTPUT = (
     "headline",  # whose trainings are runs of their own
 )
 # Settings that came later, with what was so before: while it is, they do not count, so that finished runs stay finished.
-_AS_BEFORE = {"data.ecg": "own", "eval.ecg": "own", "encoder.published_crop": False, "eval.labels": 0}
+_AS_BEFORE = {
+    "data.ecg": "own",
+    "data.folds": 0,
+    "data.fold": 0,
+    "eval.ecg": "own",
+    "encoder.published_crop": False,
+    "eval.labels": 0,
+}
 # The parts of config.json that a stage writes: what its outputs were made with, and where and how it ran.
 _KEPT = {
     "tokenizer report": ("seed", "data", "signal", "tokenizer", "prepare"),

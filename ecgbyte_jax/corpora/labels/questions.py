@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ecgbyte_jax.corpora.example import Example
+from ecgbyte_jax.corpora.example import Example, Stratum
 from ecgbyte_jax.corpora.source import SignalSource
 
 NOTHING = "none"  # ECG-QA's answer where nothing that a question asks for is there
@@ -25,7 +25,7 @@ _VERIFY_FINDING, _AGE, _SEX = _meta("single-verify", "finding"), _meta("single-q
 class Labelled:
     """A recording and what its data set says of it: labels by name, age in years (-1: unknown), sex ("": unknown).
 
-    unnamed: labels whose name is not known, so that a code is it.
+    unnamed: labels whose name is not known, so that a code is it; fold: as in `Stratum`.
     """
 
     id: str
@@ -36,6 +36,12 @@ class Labelled:
     age: int = -1
     sex: str = ""
     unnamed: tuple[str, ...] = ()
+    fold: int = 0
+
+    @property
+    def stratum(self) -> Stratum:
+        """What cross-validation goes by."""
+        return Stratum(self.labels, self.fold)
 
 
 def ask(recordings: Sequence[Labelled], question_types: tuple[str, ...], choices: tuple[str, ...] = ()) -> Iterator[Example]:
@@ -50,11 +56,11 @@ def ask(recordings: Sequence[Labelled], question_types: tuple[str, ...], choices
     listed = f"Which of these does this ECG show: {', '.join(choices[:-1])} or {choices[-1]}?" if choices else ""
     mean = counts.total() / max(len(recordings), 1)
     for recording in recordings:
-        records = (recording.record,)
+        records, strata = (recording.record,), (recording.stratum,)
         for name, question, answer, meta in _questions(recording, listed, shows, _absent(recording, counts, mean)):
             if not question_types or meta["question_type"] in question_types:
                 id = f"{recording.id}/{name}"
-                yield Example(id, recording.patient, recording.split, records, question, answer, meta)
+                yield Example(id, recording.patient, recording.split, records, question, answer, meta, strata=strata)
 
 
 def _questions(
