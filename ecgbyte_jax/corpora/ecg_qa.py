@@ -21,7 +21,7 @@ QUESTION_TYPES = (
 )
 _WORDINGS = ("template", "paraphrased")
 _FIELDS = {"question_type", "question", "answer", "ecg_id", "sample_id"}
-_META = ("question_type", "template_id", "attribute_type")
+_META = ("question_type", "template_id", "attribute_type", "attribute")
 _WHERE_TO_GET = (
     "ECG-QA (CC BY 4.0) is the folder 'ecgqa' of https://github.com/Jwoo5/ecg-qa; set --config.data.ecgqa_root to it"
 )

@@ -63,6 +63,9 @@ class Example:
         for name in ("question_type", "attribute_type"):
             if not isinstance(self.meta.get(name, ""), str):
                 raise ExampleError(f"{name} {self.meta[name]!r} found, a text expected")
+        attributes = self.meta.get("attribute", "")
+        if not isinstance(attributes, str | list) or not all(isinstance(name, str) for name in attributes):
+            raise ExampleError(f"attribute {attributes!r:.60} found, a text or a list of texts expected")
         for name, value in self.meta.items():
             fault = _fault(name) or _fault(value)
             if fault:

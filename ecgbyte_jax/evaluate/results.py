@@ -52,7 +52,7 @@ SCORES = {
     "findings_missed": 1,
     "findings_extra": 1,
 }
-_GROUPS = {"by_question_type": "question_type", "by_attribute": "attribute_type"}
+_GROUPS = {"by_question_type": "question_type", "by_attribute_type": "attribute_type", "by_attribute": "attribute"}
 
 
 def make_results(rows: list[dict], scorers: Scorers, resamples: int, seed: int, reports: bool = False) -> dict:
@@ -81,7 +81,12 @@ def make_results(rows: list[dict], scorers: Scorers, resamples: int, seed: int, 
             system: {name: over_seeds(values) for name, values in _each(pairs).items()} for system, pairs in measured.items()
         }
     for group, field in _GROUPS.items():
-        results |= _parts(group, [row["meta"].get(field) for row in by_seed[0]], references, measured)
+        kinds = [_kinds(row["meta"].get(field)) for row in by_seed[0]]
+        results |= _parts(group, kinds, references, measured)
+        results[f"{group}_intervals"] = {
+            kind: _intervals({MODEL: _of_kind(kind, kinds, patients, measured[MODEL], resamples, seed)})[MODEL]
+            for kind in results[group]
+        }
     results |= _closed(by_seed)
     results |= _benchmark([by_recording(rows) for rows in by_seed], resamples, seed)
     results |= _findings([row for row in by_seed[0] if reports or _type(row) in ecg_bench.JUDGED], resamples, seed)
@@ -147,13 +152,26 @@ def mean(seeds: list[PairScores]) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in _each(seeds).items()}
 
 
+def _kinds(value: object) -> tuple[str, ...]:
+    """The kinds that a row is of, by a field of its meta: ECG-QA's questions may be about several attributes."""
+    return (value,) if isinstance(value, str) else tuple(dict.fromkeys(value)) if isinstance(value, list) else ()
+
+
+def _of_kind(
+    kind: str, kinds: list[tuple[str, ...]], patients: list[str], seeds: list[PairScores], resamples: int, seed: int
+) -> dict[str, np.ndarray]:
+    """The scores of a kind's rows in resamples of their patients."""
+    chosen = np.flatnonzero([kind in of_row for of_row in kinds])
+    return bootstrap([pairs.rows(chosen) for pairs in seeds], [patients[row] for row in chosen], resamples, seed)
+
+
 def _parts(
-    group: str, kinds: list[str | None], references: list[str], measured: dict[str, list[PairScores]]
+    group: str, kinds: list[tuple[str, ...]], references: list[str], measured: dict[str, list[PairScores]]
 ) -> dict[str, dict]:
     """The scores of the rows of each kind: the model's, with `hidden` as for all rows, and separately the baselines'."""
     results: dict[str, dict] = {group: {}, f"{group}_baselines": {}}
-    for kind in sorted({kind for kind in kinds if kind is not None}):
-        chosen = np.flatnonzero([kind == other for other in kinds])
+    for kind in sorted({kind for of_row in kinds for kind in of_row}):
+        chosen = np.flatnonzero([kind in of_row for of_row in kinds])
         scores = {system: mean([pairs.rows(chosen) for pairs in seeds]) for system, seeds in measured.items()}
         hidden = uninformative([references[row] for row in chosen])
         results[group][kind] = {"sequences": len(chosen), "hidden": hidden, **scores.pop(MODEL)}

@@ -159,13 +159,14 @@ def score_tables(results: dict) -> list[Table]:
     tables += _yes_no(_dict(_dict(results.get("by_recording")).get("yes_no")))
     for name, caption in (
         ("by_question_type", "The model by question type and segment, in %"),
+        ("by_attribute_type", "The model by type of attribute and segment, in %"),
         ("by_attribute", "The model by attribute and segment, in %"),
         ("macro_f1", "Macro F1 over the answers of closed questions, by segment, in %"),
     ):
         part = _dict(results.get(name))
         if part:
             rows_by_name = {key: row if isinstance(row, dict) else {"macro F1": row} for key, row in part.items()}
-            tables.append(_plain(caption, rows_by_name, hidden))
+            tables.append(_plain(caption, rows_by_name, hidden, _dict(results.get(f"{name}_intervals"))))
     tables += _benchmark(_dict(results.get("benchmark"))) + _findings(_dict(results.get("findings")))
     return tables + _perturbed(results, hidden) + _labels(_dict(results.get("labels")))
 
@@ -296,17 +297,19 @@ def settings_tables(config: dict) -> list[Table]:
     ]
 
 
-def _plain(caption: str, scores: dict[str, dict], hidden: set[str]) -> Table:
+def _plain(caption: str, scores: dict[str, dict], hidden: set[str], intervals: dict[str, dict]) -> Table:
     metrics = _metrics(({k: v for k, v in row.items() if not isinstance(v, dict | list)} for row in scores.values()), hidden)
     rows = []
     for key, row in scores.items():
         own = _strings(row.get("hidden"))  # what says nothing about this row's references
-        rows.append((str(key), *("-" if metric in own else _value(metric, row.get(metric)) for metric in metrics)))
+        bounds = _dict(intervals.get(key))
+        cells = ("-" if metric in own else _value(metric, row.get(metric), bounds.get(metric)) for metric in metrics)
+        rows.append((str(key), *cells))
     return Table(caption, ("name", *map(_metric, metrics)), tuple(rows))
 
 
-def _value(metric: str, value: object) -> str:
-    return f"{value:,}" if metric in _COUNTS and isinstance(value, int) else _cell(value)
+def _value(metric: str, value: object, interval: object) -> str:
+    return f"{value:,}" if metric in _COUNTS and isinstance(value, int) else _cell(value, interval)
 
 
 def _cell(value: object, interval: object = None) -> str:

@@ -146,6 +146,8 @@ def _show(workdir: Workdir) -> None:
     if yes_no := results["by_recording"].get("yes_no"):
         title = "{questions} yes/no questions by recording, {yes} of them yes, in %".format(**yes_no)
         number_table(title, "", _percent_or_dash(yes_no["systems"]), ".1f")
+    if results["by_attribute"]:
+        number_table("the model by attribute, in % ±95%, by patient", "", _by_attribute(results), ".1f")
     if "macro_f1" in results:
         shown = "  ".join(f"{system} {100 * value:.1f}" for system, value in results["macro_f1"].items())
         console.print(f"  macro F1 of closed questions: {shown}")
@@ -166,6 +168,18 @@ def _show(workdir: Workdir) -> None:
     made = (workdir.results, workdir.generations, workdir.metrics, workdir.tensorboard, workdir.checkpoints, workdir.shards)
     made += (workdir.tokenizers, workdir.config)
     banner("written", {str(path.relative_to(workdir.root)): path for path in made if path.exists()})
+
+
+def _by_attribute(results: dict) -> dict[str, dict[str, str]]:
+    """A row for each attribute, with the number of its sequences, in %."""
+    rows: dict[str, dict[str, str]] = {}
+    for kind, scores in results["by_attribute"].items():
+        bounds = {name: pair for name, pair in results["by_attribute_intervals"][kind].items() if name not in results["hidden"]}
+        rows[f"{kind} ({scores['sequences']})"] = {
+            name.replace("_", " "): "-" if name in scores["hidden"] else f"{100 * scores[name]:.1f} ±{50 * (high - low):.1f}"
+            for name, (low, high) in bounds.items()
+        }
+    return rows
 
 
 def _percent_or_dash(systems: dict[str, dict[str, float | None]]) -> dict[str, dict[str, float | str]]:

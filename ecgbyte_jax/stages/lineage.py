@@ -173,8 +173,8 @@ _VERSIONS = {
     "train": 4,
     "answers": 7,
     "probabilities": 1,
-    "eval": 7,
-    "report": 5,
+    "eval": 8,
+    "report": 6,
     "export": 6,
 }
 

@@ -44,6 +44,13 @@ def test_questions_are_joined_with_their_recordings(demo):
     )  # fmt: skip
 
 
+def test_the_attributes_of_a_question_are_among_its_fields(shared):
+    root = shared / "data"
+    found = read((root / "ecgqa", root / "ptbxl"), ("single-verify",))
+    kinds = Counter(name for example in found if isinstance(example, Example) for name in example.meta["attribute"])
+    assert kinds["burst noise"] > 100 and kinds["baseline drift"] >= 9
+
+
 def test_only_the_requested_types_are_read(demo):
     assert len(read(demo, ("single-query",))) == 20 and len(read(demo)) == 80
 
@@ -94,6 +101,7 @@ def test_official_split_is_the_folder_and_folds_are_ptbxl_s(demo):
         (lambda row: row | {"question_type": None}, "question_type None found, a text expected"),
         (lambda row: row | {"question_type": 5}, "question_type 5 found, a text expected"),
         (lambda row: row | {"attribute_type": 5}, "attribute_type 5 found, a text expected"),
+        (lambda row: row | {"attribute": [5]}, "attribute [5] found, a text or a list of texts expected"),
         (lambda row: row | {"template_id": 2**64}, "beyond 64 bits"),
         (lambda row: row | {"ecg_id": ["\ud800"]}, r"ecg_id '\ud800' is not in the database"),
         (lambda row: row | {"answer": []}, "the answer is empty"),

@@ -33,7 +33,7 @@ TALK = {
     "ecg": "p1000/p10000032/s1/1",
     "conversations": [{"from": "human", "value": "<ecg>\nWhat?"}, {"from": "gpt", "value": "This."}],
 }
-NAMES = ["question_type", "attribute_type", "patients", "note", "\ud800", "", "meta", "segment", "a\0"]
+NAMES = ["question_type", "attribute_type", "attribute", "patients", "note", "\ud800", "", "meta", "segment", "a\0"]
 RAW = "@raw@"  # marks a value written to the text verbatim
 VALUES = [
     None, True, False, 0, -1, 7.5, 2**63, -(2**63) - 1, 2**64, 10**30, math.inf, -math.inf, math.nan, "", " ", "\ud800",

@@ -213,6 +213,9 @@ def test_scores_that_say_nothing_are_hidden_in_every_table():
     kinds = {"a": {"hidden": ["bleu"], "bleu": 0.0}, "b": {"hidden": [], "bleu": 0.5}}
     rows = {table.caption: table.rows for table in words.score_tables(RESULTS | {"by_attribute": kinds})}
     assert rows["The model by attribute and segment, in %"] == (("a", "-"), ("b", "50.0"))
+    bounds = {"by_attribute_intervals": {"b": {"bleu": [0.4, 0.6]}}}
+    rows = {table.caption: table.rows for table in words.score_tables(RESULTS | {"by_attribute": kinds} | bounds)}
+    assert rows["The model by attribute and segment, in %"][1] == ("b", "50.0 [40.0,\u00a060.0]")
     assert tables[0].rows == (("model", "60.0 [50.0,\u00a070.0]"),) and tables[1].rows[0][0] == "model"
     assert "Left out, since every reference is one word: BLEU." in words.score_notes(RESULTS | VERDICT)
     (answers,) = [table for table in tables if "250 questions, 120 of them with 'yes'" in table.caption]

@@ -97,7 +97,8 @@ def test_results_hold_scores_with_intervals_beside_the_baselines(trained):
     some = [line for line in lines if line["meta"]["question_type"] == "single-query"]
     expected = score([line["reference"] for line in some], [line["commonest_answer"] for line in some], scorers)
     assert found["by_question_type_baselines"]["single-query"]["commonest answer"] == pytest.approx(expected)
-    assert found["by_attribute"]["scp_code"]["exact_match"] == pytest.approx(found["scores"]["model"]["exact_match"])
+    assert found["by_attribute_type"]["scp_code"]["exact_match"] == pytest.approx(found["scores"]["model"]["exact_match"])
+    assert found["by_attribute_type_intervals"]["scp_code"] == found["intervals"]["model"] and found["by_attribute"] == {}
     closed = [line for line in lines if line["meta"]["question_type"] != "single-query"]
     expected = macro_f1([line["reference"] for line in closed], [line["answer"] for line in closed])
     assert found["macro_f1"]["model"] == pytest.approx(expected)
@@ -375,6 +376,17 @@ def test_scores_by_recording_are_those_of_one_vote():
     assert found["verdict"]["differences"]["another patient's ECG"]["mean"] == 0.5
     assert voted["yes_no"]["systems"]["model"]["balanced_accuracy"] == 1.0
     assert (voted["yes_no"]["questions"], voted["yes_no"]["yes"]) == (2, 1)
+
+
+def test_a_question_about_two_attributes_counts_for_both():
+    lines = [line(str(i), f"p{i}", "yes", answer) for i, answer in enumerate(("yes", "no", "yes"))]
+    for row, names in zip(lines, (["noise"], ["noise", "drift"], None)):
+        row["meta"]["attribute"] = names
+    found = make_results(lines, Scorers(), 100, 0)
+    scores = {name: (part["sequences"], part["exact_match"]) for name, part in found["by_attribute"].items()}
+    assert scores == {"noise": (2, 0.5), "drift": (1, 0.0)}
+    assert found["by_attribute_intervals"]["noise"]["exact_match"] == [0.0, 1.0]
+    assert found["by_attribute_intervals"]["drift"]["exact_match"] == [0.0, 0.0]
 
 
 def test_the_verdict_is_about_both_controls():
