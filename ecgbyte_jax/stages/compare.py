@@ -15,6 +15,7 @@ from ecgbyte_jax.evaluate.results import mean
 from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.run.console import banner, console, number_table
 from ecgbyte_jax.run.workdir import Workdir
+from ecgbyte_jax.stages.lineage import FIELDS
 
 _RESAMPLES, _SEED = 10_000, 0
 _Example = tuple[str, int]  # id and segment
@@ -27,6 +28,13 @@ class Evaluated:
     name: str
     results: dict
     rows: dict[_Example, dict[int, dict]]
+    settings: dict
+
+
+# What runs of other folds may differ in: the fold, where things are, and an encoder that was trained on the fold's patients.
+_OF_A_FOLD = ("data.fold", "encoder.pretrained")
+# What their outputs depend on beside what CHANGES_NO_OUTPUT says does not.
+_OF_A_SYSTEM = ("synthetic data", "prepare", "train", "ecg input", "encoder", "early stopping", "answers")
 
 
 def compare(runs: list[str], out: Path) -> None:
@@ -36,6 +44,9 @@ def compare(runs: list[str], out: Path) -> None:
     A difference is the run's score minus the first run's, with the interval that holds 95% of 10,000 samples of the patients.
     A run is its folder, or that of one of its evaluations with a name. Raises ScoresError for a run without evaluation, for
     other splits or references, and where `out` holds another comparison or cannot be written.
+
+    Runs of one cross-validation, which differ in `data.fold` alone, are joined: each patient is in the test split of one of
+    them, and intervals are over the patients of all. Raises ScoresError where a fold is missing or there twice.
     """
     if out.suffix.lower() == ".csv" or out.is_dir() or out.with_suffix(".csv").is_dir():
         raise ScoresError(
@@ -49,8 +60,89 @@ def compare(runs: list[str], out: Path) -> None:
 
 
 def compared(runs: list[str]) -> dict:
-    """The scores of evaluations, with intervals and paired differences from the first; raises ScoresError as `compare` does."""
-    return compared_all([_read(run) for run in runs])
+    """The scores of evaluations, with intervals and paired differences from the first; raises ScoresError as `compare` does.
+
+    Those of a cross-validation have `folds`: each run with its fold, sequences, patients and scores.
+    """
+    evaluated = [_read(run) for run in runs]
+    if len({_fold(run) for run in evaluated}) < 2:  # of one fold, or of none
+        return compared_all(evaluated)
+    systems = _by_system(evaluated)
+    scorers = Scorers.load()
+    folds = {system.name: [_of_fold(run, scorers) for run in members] for system, members in ((_join(m), m) for m in systems)}
+    return compared_all([_join(members) for members in systems]) | {"folds": folds}
+
+
+def _fold(run: Evaluated) -> tuple[int, int]:
+    """(data.folds, data.fold); (0, 0) without a cross-validation."""
+    data = run.settings.get("data", {})
+    return data.get("folds", 0), data.get("fold", 0)
+
+
+def _by_system(runs: list[Evaluated]) -> list[list[Evaluated]]:
+    """The runs of equal settings together, by fold; raises ScoresError where a fold is missing or there twice."""
+    systems: dict[str, list[Evaluated]] = {}
+    for run in runs:
+        systems.setdefault(json.dumps(_system(run), sort_keys=True), []).append(run)
+    for members in systems.values():
+        count, found = _fold(members[0])[0], sorted(_fold(run)[1] for run in members)
+        if not count:
+            raise ScoresError(f"--runs: {members[0].name} has no data.folds, others have; runs of one kind expected")
+        if found != [*range(1, count + 1)]:
+            raise ScoresError(
+                f"--runs: folds {found} of {count} found in {[run.name for run in members]}, each of 1 to {count} once expected"
+                f"{_differing(systems)}"
+            )
+        members.sort(key=_fold)
+    return [*systems.values()]
+
+
+def _system(run: Evaluated) -> dict[str, object]:
+    """What is the same for all folds of a system: the settings that outputs depend on, the weights' name, the evaluation."""
+    names = [name for stage in _OF_A_SYSTEM for name in FIELDS[stage] if name not in _OF_A_FOLD]
+    settings: dict[str, object] = {}
+    for name in (*names, "model.pretrained"):
+        part, _, field = name.partition(".")
+        value = run.settings.get(part, {})
+        if part != "eval":  # of a named evaluation they are not kept
+            settings[name] = value.get(field) if field else value
+    return settings | {f"eval.{name}": run.results.get(name) for name in ("split", "checkpoint", "ecg", "seeds")}
+
+
+def _differing(systems: dict[str, list[Evaluated]]) -> str:
+    """Which settings the first two systems differ in; "" where there is one."""
+    if len(systems) < 2:
+        return ""
+    first, second = ([*systems.values()][place][0] for place in (0, 1))
+    ours, theirs = _system(first), _system(second)
+    names = [name for name in ours if ours[name] != theirs[name]]
+    return f"; {second.name} differs from {first.name} in {', '.join(names)}, but data.fold alone may differ within a system"
+
+
+def _join(folds: list[Evaluated]) -> Evaluated:
+    """The evaluations of all folds as one; raises ScoresError where a patient is in two of them."""
+    rows: dict[_Example, dict[int, dict]] = {}
+    tested: dict[str, str] = {}
+    for run in folds:
+        for example, seeds in run.rows.items():
+            row = next(iter(seeds.values()))
+            for patient in (row["patient"], *row["meta"].get("patients", ())):
+                if tested.setdefault(patient, run.name) != run.name:
+                    raise ScoresError(
+                        f"--runs: patient {patient!r} is in split '{run.results['split']}' of {tested[patient]} and of "
+                        f"{run.name}; folds of the same data, evaluated on their test split, expected"
+                    )
+            rows[example] = seeds
+    first = folds[0]
+    return Evaluated(
+        f"{first.name} and the other {len(folds) - 1} folds", first.results | {"checkpoint_step": None}, rows, first.settings
+    )
+
+
+def _of_fold(run: Evaluated, scorers: Scorers) -> dict:
+    patients = {row["patient"] for seeds in run.rows.values() for row in seeds.values()}
+    about = {"run": run.name, "fold": _fold(run)[1], "sequences": len(run.rows), "patients": len(patients)}
+    return about | {"scores": mean(_measure(run, [*run.rows], scorers))}
 
 
 def joined(name: str, runs: dict[int, str]) -> Evaluated:
@@ -66,7 +158,7 @@ def joined(name: str, runs: dict[int, str]) -> Evaluated:
     rows = {
         example: {seed: next(iter(run.rows[example].values())) for seed, run in found.items()} for example in _common(parts)
     }
-    return Evaluated(name, parts[0].results | {"seeds": [*found]}, rows)
+    return Evaluated(name, parts[0].results | {"seeds": [*found]}, rows, parts[0].settings)
 
 
 def compared_all(evaluated: list[Evaluated]) -> dict:
@@ -103,7 +195,8 @@ def _read(run: str) -> Evaluated:
     path = workdir.results
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        results = {name: results[name] for name in ("split", "seeds", "checkpoint_step")}
+        needed = {name: results[name] for name in ("split", "seeds", "checkpoint_step")}
+        results = {name: results.get(name) for name in ("checkpoint", "ecg")} | needed
     except FileNotFoundError as error:
         raise ScoresError(f"{path}: no such file; '{run}' has no evaluation: run --stage=eval there") from error
     except (ValueError, KeyError, TypeError, NotADirectoryError) as error:
@@ -111,7 +204,16 @@ def _read(run: str) -> Evaluated:
     rows: dict[_Example, dict[int, dict]] = {}
     for row in read_rows(workdir.generations):
         rows.setdefault((row["id"], row["segment"]), {})[row["seed"]] = row
-    return Evaluated(run, results, rows)
+    return Evaluated(run, results, rows, _settings(workdir))
+
+
+def _settings(workdir: Workdir) -> dict:
+    """What config.json holds; {} where there is none that can be read, as in folders of early runs."""
+    try:
+        settings = json.loads(workdir.config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
 
 
 def _locate(path: Path) -> Workdir:
@@ -192,6 +294,8 @@ def _show(comparison: dict, out: Path) -> None:
 
     for run, part in comparison["runs"].items():
         rows[run] = percent(part["scores"])
+        for fold in comparison.get("folds", {}).get(run, ()):
+            rows[f"  fold {fold['fold']} ({fold['run']})"] = percent(fold["scores"])
         rows[f"  another patient's ECG ({run})"] = percent(part["to_other_ecg"])
         if differences := part.get("differences"):
             rows[f"  minus the first ({run})"] = {

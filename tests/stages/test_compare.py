@@ -168,3 +168,59 @@ def test_an_out_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ScoresError, match=r"--out: '.*file/x\.json' cannot be written: File exists"):
         compare(runs, tmp_path / "file/x.json")
+
+
+def make_fold(folder, fold: int, correct: float, examples=None, **settings) -> str:
+    """A run of one of three folds, of patients 4 (fold - 1) to 4 fold - 1, with the settings that its config.json keeps."""
+    run = make_run(folder, share(correct, examples or range(16 * (fold - 1), 16 * fold)))
+    config = {"seed": 0, "data": {"folds": 3, "fold": fold}} | settings
+    (folder / "config.json").write_text(json.dumps(config))
+    return run
+
+
+def test_the_folds_of_a_cross_validation_are_one_row_over_all_their_patients(tmp_path, capsys):
+    shares = {1: 1.0, 2: 0.0, 3: 0.5}
+    runs = [make_fold(tmp_path / f"f{fold}", fold, shares[fold]) for fold in (2, 3, 1)]
+    compare(runs, tmp_path / "c.json")
+    found = json.loads((tmp_path / "c.json").read_text())
+    assert found["sequences"] == 48 and found["patients"] == 12
+    ((name, joined),) = found["runs"].items()
+    folds = found["folds"][name]
+    assert [(part["fold"], part["patients"]) for part in folds] == [(1, 4), (2, 4), (3, 4)]
+    means = [part["scores"]["exact_match"] for part in folds]
+    assert means[:2] == [1.0, 0.0] and joined["scores"]["exact_match"] == pytest.approx(np.mean(means))
+    answers = {id: answer for fold in shares for id, answer in share(shares[fold], range(16 * fold - 16, 16 * fold)).items()}
+    whole = [make_run(tmp_path / name, answers) for name in "ab"]
+    compare(whole, tmp_path / "d.json")
+    same = json.loads((tmp_path / "d.json").read_text())["runs"][whole[0]]
+    assert joined["intervals"] == same["intervals"] and "fold 2 (" in capsys.readouterr().out
+
+
+def test_two_systems_are_compared_over_their_folds_and_two_of_one_fold_as_they_are(tmp_path):
+    runs = [
+        make_fold(tmp_path / f"{name}{fold}", fold, right, model={"width": width})
+        for name, right, width in (("a", 0.2, 8), ("b", 0.9, 16))
+        for fold in (1, 2, 3)
+    ]
+    compare(runs, tmp_path / "c.json")
+    found = json.loads((tmp_path / "c.json").read_text())["runs"]
+    assert len(found) == 2 and [*found.values()][1]["differences"]["exact_match"]["interval"][0] > 0.3
+    compare([runs[0], runs[3]], tmp_path / "d.json")
+    assert json.loads((tmp_path / "d.json").read_text())["runs"].keys() == {runs[0], runs[3]}
+
+
+def test_folds_that_are_missing_doubled_or_of_other_settings_or_data_are_refused(tmp_path):
+    one, two, three = (make_fold(tmp_path / f"f{fold}", fold, 0.5) for fold in (1, 2, 3))
+    again = make_fold(tmp_path / "again", 2, 0.5)
+    other = make_fold(tmp_path / "other", 3, 0.5, train={"epochs": 9.0})
+    overlapping = make_fold(tmp_path / "overlapping", 3, 0.5, range(20, 40))
+    whole = make_run(tmp_path / "whole", share(0.5))
+    for runs, message in (
+        ([one, two], r"folds \[1, 2\] of 3 found in .*, each of 1 to 3 once expected$"),
+        ([one, two, again, three], r"folds \[1, 2, 2, 3\] of 3 found"),
+        ([one, two, other], r"other differs from .*f1 in train.epochs, but data.fold alone may differ"),
+        ([one, two, overlapping], r"patient '5' is in split 'test' of .*f2 and of .*overlapping; folds of the same data"),
+        ([one, two, three, whole], r"whole has no data.folds, others have"),
+    ):
+        with pytest.raises(ScoresError, match=message):
+            compare(runs, tmp_path / "c.json")
