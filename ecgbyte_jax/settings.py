@@ -50,8 +50,9 @@ class DataSettings:
 
     corpus: str = setting(
         "ptbxl",
-        '"ptbxl", "mimic": reports; "ecg_qa", "ecg_qa_mimic", "ecg_qa_cot": ECG-QA; "cpsc", "csn", "code15": labels; '
-        '"ecg_chat", "ecg_instruct", "ecg_grounding": conversations; "ecg_bench", "ecg_reasoning": tests; "own": your table',
+        '"ptbxl", "mimic": reports; "ecg_qa", "ecg_qa_mimic", "ecg_qa_cot": ECG-QA; "ptbxl_labels", "cpsc", "csn", "code15": '
+        'labels; "ecg_chat", "ecg_instruct", "ecg_grounding": conversations; "ecg_bench", "ecg_reasoning": tests; "own": your '
+        "table",
     )
     root: str = setting(
         "data/ptbxl",
@@ -75,7 +76,12 @@ class DataSettings:
     # `split` and `wording`.
     published_split: bool = setting(False, "ECG-Byte's own split, in which patients are in training and test at once")
     question_types: tuple[str, ...] = setting(
-        ("single-verify", "single-choose", "single-query"), "ECG-QA, cpsc, csn, code15: types of questions; () takes all"
+        ("single-verify", "single-choose", "single-query"), "ECG-QA, sets of labels: types of questions; () takes all"
+    )
+    label_set: str = setting(
+        "statements",
+        "ptbxl_labels: its 5 diagnostic superclasses, 23 subclasses, or 71 statements",
+        one_of("superclasses", "subclasses", "statements"),
     )
     wording: str = setting("template", "ecg_qa: template or paraphrased questions", one_of("template", "paraphrased"))
     folds: int = setting(

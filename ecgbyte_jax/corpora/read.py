@@ -15,6 +15,7 @@ from ecgbyte_jax.corpora.ecg_qa_cot import FOLDER, read_reasons
 from ecgbyte_jax.corpora.example import Example, Recording, Rejected
 from ecgbyte_jax.corpora.labels.challenge import CPSC, CSN, read_challenge
 from ecgbyte_jax.corpora.labels.code15 import read_exams
+from ecgbyte_jax.corpora.labels.statements import read_statements
 from ecgbyte_jax.corpora.own import read_table
 from ecgbyte_jax.errors import SettingsError
 from ecgbyte_jax.settings import DataSettings
@@ -29,6 +30,7 @@ class About(NamedTuple):
 
 CORPORA = {
     "ptbxl": About("PTB-XL", "real ECGs (Wagner et al. 2020) with their reports"),
+    "ptbxl_labels": About("PTB-XL", "questions by templates about the labels of real ECGs (Wagner et al. 2020)"),
     "mimic": About("MIMIC-IV-ECG", "real ECGs with the machine's reports"),
     "ecg_qa": About("ECG-QA on PTB-XL", "questions (Oh et al. 2023) about real ECGs (Wagner et al. 2020)"),
     "ecg_qa_mimic": About("ECG-QA on MIMIC-IV-ECG", "questions (Oh et al. 2023) about real ECGs"),
@@ -53,7 +55,7 @@ CORPORA = {
 _LINKED = {"ecg_instruct": "ECGInstruct.json", "ecg_bench": "ECGBench", "ecg_grounding": "ECG_Grounding_30k.json"}
 TESTS = ("ecg_bench", "ecg_reasoning")  # published benchmarks: all of their questions are in the split "test"
 REPORTS = ("ptbxl", "mimic")  # whose answers are reports
-LABELLED = ("cpsc", "csn", "code15")  # whose questions are made by templates, from every label of a recording
+LABELLED = ("ptbxl_labels", "cpsc", "csn", "code15")  # whose questions are made by templates, from every label of a recording
 
 
 def check_data(data: DataSettings) -> None:
@@ -85,7 +87,7 @@ def _label_problems(data: DataSettings) -> Iterator[str]:
     if not set(data.question_types) <= set(PUBLISHED_TYPES):
         yield f"data.question_types: {data.question_types} found, some of {PUBLISHED_TYPES} expected for {data.corpus!r}"
     if data.published_split:
-        yield f"data.published_split: {data.corpus!r} has no split of ECG-Byte's; its patients are split by a hash"
+        yield f"data.published_split: {data.corpus!r} has no split of ECG-Byte's; its own patients' split is used"
 
 
 def _published_problems(data: DataSettings) -> Iterator[str]:
@@ -106,6 +108,8 @@ def read_corpus(data: DataSettings, root: Path, ecgqa_root: Path) -> Iterator[Ex
         case "ptbxl":
             translations = Path(data.translations) if data.translations else None
             return ptbxl.read_reports(root, data.sample_rate, data.question, translations, data.published_split)
+        case "ptbxl_labels":
+            return read_statements(root, data.sample_rate, data.label_set, data.question_types)
         case "mimic":
             return mimic.read_reports(root, data.question)
         case "ecg_qa":

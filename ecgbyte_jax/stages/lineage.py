@@ -20,6 +20,7 @@ _TOKENIZER = (
     "data.question",
     "data.published_split",
     "data.question_types",
+    "data.label_set",
     "data.wording",
     "data.folds",
     "data.fold",
@@ -142,6 +143,7 @@ CHANGES_NO_OUTPUT = (
 # Settings that came later, with what was so before: while it is, they do not count, so that finished runs stay finished.
 _AS_BEFORE = {
     "data.ecg": "own",
+    "data.label_set": "statements",
     "data.folds": 0,
     "data.fold": 0,
     "eval.ecg": "own",
