@@ -265,6 +265,8 @@ def _metrics(rows: Iterable[object], hidden: set[str]) -> list[str]:
 def score_notes(results: dict) -> list[str]:
     """Metrics that could not be computed or are left out, with the reason."""
     notes = [f"{_metric(str(name))} is missing: {reason}" for name, reason in _dict(results.get("missing")).items()]
+    of_labels = _dict(_dict(results.get("labels")).get("missing"))
+    notes += [f"{_metric(str(name))} of labels is missing: {reason}" for name, reason in of_labels.items()]
     hidden = [_metric(name) for name in _strings(results.get("hidden"))]
     return [*notes, f"Left out, since every reference is one word: {', '.join(hidden)}."] if hidden else notes
 

@@ -161,6 +161,8 @@ def _show(workdir: Workdir) -> None:
         number_table("findings in {reports} reports, by recording, in %".format(**findings), "", _with_margins(findings), ".1f")
     if labels := results.get("labels"):
         number_table("{labels} labels, by recording, in %".format(**labels), "", _percent_or_dash(labels["scores"]), ".1f")
+        for name, why in labels["missing"].items():
+            console.print(f"  no {name.replace('_', ' ')} of labels: {why}")
     if results["empty_answers"]:
         console.print(f"  empty answers, counted as wrong: {results['empty_answers']}")
     for name, why in results["missing"].items():

@@ -34,6 +34,7 @@ def rows(truth=TRUTH, probabilities=PROBABILITIES, question="Fast?", **more) -> 
 def test_scores_are_scikit_learn_s_at_the_validation_split_s_best_threshold():
     valid = rows([0, 1, 0, 1, 1], [0.1, 0.3, 0.35, 0.6, 0.8], split="valid")
     found = make_label_results(rows() + valid, "test", 100, 0)
+    assert found["missing"] == {}
     (label,) = found["by_label"]
     assert label["threshold"] == pytest.approx(0.3) and (label["recordings"], label["positives"]) == (8, 4)
     decided = PROBABILITIES >= 0.3
@@ -62,6 +63,10 @@ def test_scores_without_what_they_need_are_none():
     found = make_label_results(rows() + rows(TRUTH | True, question="Slow?"), "test", 100, 0)
     assert (found["labels"], found["unscored_labels"]) == (1, 1)
     assert found["scores"]["model"]["f1"] is None and found["intervals"]["model"]["balanced_accuracy"] is None
+    reason = "its thresholds come from the validation split, which has no label both with and without it"
+    assert found["missing"] == {"f1": reason, "balanced_accuracy": reason}
+    itself = make_label_results([row | {"split": "valid"} for row in rows()], "valid", 100, 0)["missing"]["f1"]
+    assert itself == "its thresholds come from the validation split, which is what is evaluated"
     none = make_label_results(rows(TRUTH | True), "test", 100, 0)
     assert none["labels"] == 0 and none["scores"]["model"]["auroc"] is None and "auroc_over_other_ecg" not in none
 

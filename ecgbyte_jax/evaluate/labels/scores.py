@@ -19,6 +19,7 @@ from ecgbyte_jax.evaluate.results import MODEL, OTHER_ECG
 from ecgbyte_jax.evaluate.verdict import difference
 
 SCORES = ("auroc", "auprc", "f1", "balanced_accuracy", "brier")
+_THRESHOLDED = ("f1", "balanced_accuracy")
 BINS = 10  # of the expected calibration error
 _SYSTEMS = {MODEL: OWN, OTHER_ECG: OTHER}
 
@@ -77,6 +78,8 @@ def make_label_results(rows: Iterable[dict], split: str, resamples: int, seed: i
         for place, label in enumerate(scored)
     ]
     means = {view: _means(samples[view]) for view in _SYSTEMS.values()}
+    means_of = {system: _mean_scores([label["scores"][system] for label in by_label]) for system in _SYSTEMS}
+    missing = {} if means_of[MODEL]["f1"] is not None else {name: _no_threshold(split) for name in _THRESHOLDED}
     results = {
         "questions": len(questions),
         "answers": sum(len(question.references) for question in questions),
@@ -84,13 +87,13 @@ def make_label_results(rows: Iterable[dict], split: str, resamples: int, seed: i
         "labels": len(scored),
         "unscored_labels": len(labels) - len(scored),
         "scores": {
-            system: _mean_scores([label["scores"][system] for label in by_label])
-            | {"calibration_error": calibration_error(*certainty(questions, view))}
+            system: means_of[system] | {"calibration_error": calibration_error(*certainty(questions, view))}
             for system, view in _SYSTEMS.items()
         },
         "intervals": {
             system: _intervals(means[view] | {"calibration_error": errors[view]}) for system, view in _SYSTEMS.items()
         },
+        "missing": missing,
         "by_label": by_label,
         "calibration": calibration(*certainty(questions, OWN)),
     }
@@ -98,6 +101,13 @@ def make_label_results(rows: Iterable[dict], split: str, resamples: int, seed: i
         auroc = [results["scores"][system]["auroc"] for system in _SYSTEMS]
         results["auroc_over_other_ecg"] = difference(*auroc, *pair)._asdict()
     return results
+
+
+def _no_threshold(split: str) -> str:
+    """Why no label has a threshold."""
+    if split == "valid":
+        return "its thresholds come from the validation split, which is what is evaluated"
+    return "its thresholds come from the validation split, which has no label both with and without it"
 
 
 def gather(rows: list[dict]) -> list[Question]:
