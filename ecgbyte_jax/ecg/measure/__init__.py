@@ -1,0 +1,1 @@
+"""What can be measured in an ECG: beats, the median beat, its waves, amplitudes and disturbances."""
