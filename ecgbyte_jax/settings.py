@@ -52,8 +52,9 @@ class DataSettings:
         "ptbxl",
         '"ptbxl", "mimic": reports; "ecg_qa", "ecg_qa_mimic", "ecg_qa_cot": ECG-QA; "ptbxl_labels", "cpsc", "csn", "code15": '
         'labels; "ecg_chat", "ecg_instruct", "ecg_grounding": conversations; "ecg_bench", "ecg_reasoning": tests; "own": your '
-        "table",
+        'table; "measured": answers measured in the recordings of data.measured_of',
     )
+    measured_of: str = setting("ptbxl", "measured: the corpus whose recordings, patients and splits are taken")
     root: str = setting(
         "data/ptbxl",
         "folder of the recordings: with ptbxl_database.csv, record_list.csv, several sets, or your own",
@@ -76,7 +77,7 @@ class DataSettings:
     # `split` and `wording`.
     published_split: bool = setting(False, "ECG-Byte's own split, in which patients are in training and test at once")
     question_types: tuple[str, ...] = setting(
-        ("single-verify", "single-choose", "single-query"), "ECG-QA, sets of labels: types of questions; () takes all"
+        ("single-verify", "single-choose", "single-query"), "ECG-QA, sets of labels, measured: types of questions; () takes all"
     )
     label_set: str = setting(
         "statements",

@@ -35,8 +35,9 @@ class Example:
     id: unique in the corpus; patient: of the (first) recording; split: one of SPLITS; records: where their signals are, in
     prompt order; meta: the corpus' other fields, as JSON values; its "patients" names each recording's
     patient if they differ; history: the questions and answers before it in its conversation, previous: the id of the last of
-    those; strata: of each recording, () where nothing is known. Raises ExampleError if a text is empty, the split unknown,
-    there is no recording, or `meta` cannot be stored.
+    those; strata: of each recording, () where nothing is known; segment: the only one of its recordings' segments that it is
+    about, -1 for all. Raises ExampleError if a text is empty, the split unknown, there is no recording, or `meta` cannot be
+    stored.
     """
 
     id: str
@@ -49,6 +50,7 @@ class Example:
     history: tuple[tuple[str, str], ...] = ()
     previous: str = ""
     strata: tuple[Stratum, ...] = field(default=(), compare=False)
+    segment: int = -1
 
     def __post_init__(self) -> None:
         for name in ("id", "patient", "question", "answer"):

@@ -1,6 +1,7 @@
 """The corpora by name: the only place to register a new data set."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from ecgbyte_jax.corpora.example import Example, Recording, Rejected
 from ecgbyte_jax.corpora.labels.challenge import CPSC, CSN, read_challenge
 from ecgbyte_jax.corpora.labels.code15 import read_exams
 from ecgbyte_jax.corpora.labels.statements import read_statements
+from ecgbyte_jax.corpora.measured.read import Unmeasured, read_recordings
 from ecgbyte_jax.corpora.own import read_table
 from ecgbyte_jax.errors import SettingsError
 from ecgbyte_jax.settings import DataSettings
@@ -47,6 +49,7 @@ CORPORA = {
     "ecg_grounding": About(
         "ECG-Grounding", "conversations (Lan et al. 2025) about real ECGs of MIMIC-IV-ECG, PTB-XL and CODE-15%"
     ),
+    "measured": About("measured questions", "questions about the recordings of another set, with answers measured in them"),
     "own": About("a table of one's own", "whether its ECGs are real is not known here"),
 }
 
@@ -79,8 +82,18 @@ def check_data(data: DataSettings) -> None:
         problems += _label_problems(data)
     if data.published_split and data.corpus in ("ecg_qa", "ecg_qa_mimic"):
         problems += _published_problems(data)
+    if data.corpus == "measured":
+        problems += _measured_problems(data)
     if problems:
         raise SettingsError(problems)
+
+
+def _measured_problems(data: DataSettings) -> Iterator[str]:
+    if data.measured_of not in CORPORA or data.measured_of == "measured":
+        others = (*(name for name in CORPORA if name != "measured"),)
+        yield f"data.measured_of: {data.measured_of!r} found, one of {others} expected"
+    if data.published_split:
+        yield "data.published_split: 'measured' takes the split of its recordings' own set"
 
 
 def _label_problems(data: DataSettings) -> Iterator[str]:
@@ -99,8 +112,8 @@ def _published_problems(data: DataSettings) -> Iterator[str]:
         yield f"data.published_split: data.wording {data.wording!r} found, which has no effect here: both wordings are used"
 
 
-def read_corpus(data: DataSettings, root: Path, ecgqa_root: Path) -> Iterator[Example | Rejected]:
-    """Yields every example of the corpus `data.corpus`, or what is wrong with it.
+def read_corpus(data: DataSettings, root: Path, ecgqa_root: Path) -> Iterator[Example | Rejected | Unmeasured]:
+    """Yields every example of the corpus `data.corpus`, or what is wrong with it; of "measured", recordings to be measured.
 
     root: the folder of the recordings; ecgqa_root: that of ECG-QA. Raises CorpusError, or SettingsError for an unknown corpus.
     """
@@ -131,10 +144,17 @@ def read_corpus(data: DataSettings, root: Path, ecgqa_root: Path) -> Iterator[Ex
             return read_reasoning(Path(data.conversations or root / REASONING), root, data.sample_rate)
         case "ecg_instruct" | "ecg_grounding":
             return read_linked(Path(data.conversations or root / _LINKED[data.corpus]), root, data.sample_rate)
+        case "measured":
+            return read_recordings(read_corpus(_measured_of(data), root, ecgqa_root), data.question_types)
         case "own":
             return read_table(Path(data.table), root)
         case other:
             raise SettingsError([f"data.corpus: {other!r} found, one of {(*CORPORA,)} expected"])
+
+
+def _measured_of(data: DataSettings) -> DataSettings:
+    """The settings of the corpus whose recordings are measured, with all its questions: they are not asked."""
+    return replace(data, corpus=data.measured_of, question_types=())
 
 
 def _read_questions(

@@ -6,18 +6,22 @@ Axes: S segments per recording, L leads (12), N samples per recording, T samples
 import errno
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ecgbyte_jax.corpora.source import SignalSource
+from ecgbyte_jax.ecg.records import Record
 from ecgbyte_jax.ecg.signal import clean, segment
 from ecgbyte_jax.ecg.symbols import Quantizer
 from ecgbyte_jax.errors import CorpusError, RecordError
 from ecgbyte_jax.files import read_arrays, write_arrays
-from ecgbyte_jax.prepare.corpus import Folders
 from ecgbyte_jax.run.stage import json_digest
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings, SignalSettings
+
+if TYPE_CHECKING:
+    from ecgbyte_jax.prepare.corpus import Folders  # which measures, and so cleans
 
 KEPT_RECORDS = 1000  # whose clean signals are kept on disk from the percentiles to the symbols
 _KEPT_BYTES = 1 << 20  # at most, per recording
@@ -47,23 +51,27 @@ class Cleaning:
 
         Raises RecordError if it is unusable, and CorpusError if its files are temporarily unreadable.
         """
+        recording = self.read(record)
+        return clean(recording, self.signal), self.signal.target_rate or recording.sample_rate
+
+    def read(self, record: SignalSource) -> Record:
+        """Reads one recording; raises RecordError and CorpusError as `whole` does."""
         try:
-            recording = record.read()
+            return record.read()
         except RecordError as error:
             if isinstance(error.__cause__, OSError) and error.__cause__.errno not in _PERMANENT:
                 raise CorpusError(f"{error}; fix that, or move the file away, then run the same command again") from error
             raise
-        return clean(recording, self.signal), self.signal.target_rate or recording.sample_rate
 
     def digest(self) -> str:
         """SHA-256 of everything that clean segments depend on, except the recordings."""
         return json_digest([_VERSION, asdict(self)])
 
-    def kept_in(self, folders: Folders, workdir: Workdir) -> Path:
+    def kept_in(self, folders: "Folders", workdir: Workdir) -> Path:
         """The run's own folder of clean signals: it is removed at the end, while several runs may share a cache."""
         return folders.cache / "clean" / json_digest([self.digest(), str(workdir.root.resolve())])[:24]
 
-    def features_in(self, folders: Folders) -> Path:
+    def features_in(self, folders: "Folders") -> Path:
         """Where `feature_cache` keeps the recordings' features."""
         return folders.cache / "features" / self.digest()[:24]
 
@@ -98,7 +106,7 @@ class TaskMaker:
     features: Path
 
     @classmethod
-    def of(cls, settings: Settings, folders: Folders, workdir: Workdir) -> "TaskMaker":
+    def of(cls, settings: Settings, folders: "Folders", workdir: Workdir) -> "TaskMaker":
         """Selects the settings of cleaning tasks."""
         cleaning = Cleaning.of(settings)
         folder = cleaning.kept_in(folders, workdir)

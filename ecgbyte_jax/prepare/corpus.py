@@ -20,6 +20,7 @@ from ecgbyte_jax.corpora.read import TESTS, read_corpus
 from ecgbyte_jax.corpora.source import SignalSource
 from ecgbyte_jax.errors import ConfigError, CorpusError
 from ecgbyte_jax.files import write_whole
+from ecgbyte_jax.prepare.measuring import answer
 from ecgbyte_jax.prepare.symbol_cache import record_key
 from ecgbyte_jax.run.console import console, progress
 from ecgbyte_jax.run.stage import Stage
@@ -169,6 +170,7 @@ class Corpus:
             names = [record.name for record in example.records]
             row = [example.id, example.patient, example.split, names, example.question, example.answer, example.meta]
             row += [example.history, example.previous] if example.history else []
+            row += [example.segment] if example.segment >= 0 else []
             total.update(json.dumps(row).encode() + b"\n")
         for rejected in self.rejected:
             total.update(json.dumps(rejected.id).encode() + b"\n")
@@ -196,6 +198,7 @@ def open_corpus(settings: Settings, workdir: Workdir, synthetic: Stage) -> Corpu
     items = read_corpus(data, folders.root, folders.ecgqa_root)
     if data.published_split and data.corpus in ("mimic", "ecg_chat"):
         items = _published_split(items)
+    items = answer(items, settings, folders.cache, folders.made_by)
     if data.folds:
         items = _in_folds([*items], data)
     corpus = Corpus.of(items, folders, workdir.quarantine, data.max_bad_fraction, data.published_split)

@@ -60,10 +60,17 @@ class EcgShards:
     segments: dict[SignalSource, tuple[int, int]]
 
     def of(self, example: Example) -> tuple[tuple[tuple[int, int], ...], ...]:
-        """Returns (segment number, tokens) of each ECG in each segment of the example, as many as its shorter recording has."""
+        """Returns (segment number, tokens) of each ECG in each segment of the example, as many as its shorter recording has.
+
+        One, or none where no recording has it, if the example is about that segment alone.
+        """
         starts = [self.segments[record] for record in example.records]
         count = min(segments for _, segments in starts)
-        return tuple(tuple((first + s, int(self.lengths[first + s])) for first, _ in starts) for s in range(count))
+        return tuple(
+            tuple((first + s, int(self.lengths[first + s])) for first, _ in starts)
+            for s in range(count)
+            if example.segment in (-1, s)
+        )
 
 
 def encode_part(task: EcgTask) -> dict:

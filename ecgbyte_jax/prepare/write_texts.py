@@ -102,7 +102,7 @@ def write_texts(
     for split in SPLITS:
         examples = [example for example in corpus.examples if example.split == split]
         units = in_units(examples, how) if split == "train" else [Unit((e,), e.turns) for e in examples]
-        counts = [min(ecg.segments[record][1] for record in unit.last.records) for unit in units]
+        counts = [len(ecg.of(unit.last)) for unit in units]
         chunks = [*in_chunks(units, counts, per_file)]
         parts += zip(make_targets(shards, summaries, tokenizer, split, len(chunks)), chunks)
     tasks = (TextTask(target, tuple(chunk), tuple(ecg.of(unit.last) for unit in chunk), how) for target, chunk in parts)
@@ -122,10 +122,10 @@ def in_units(examples: list[Example], how: TextForm) -> list[Unit]:
         else:
             conversations.append([example])
     units: list[Unit] = []
-    lone: dict[tuple[SignalSource, ...], list[Example]] = {}
+    lone: dict[tuple[tuple[SignalSource, ...], int], list[Example]] = {}
     for asked in conversations:
         if how.together > 1 and len(asked[-1].turns) == 1:
-            lone.setdefault(asked[0].records, []).extend(asked)
+            lone.setdefault((asked[0].records, asked[0].segment), []).extend(asked)
         else:
             units.append(Unit(tuple(asked), asked[-1].turns))
     for number, asked in enumerate(lone.values()):
@@ -183,11 +183,15 @@ def _write_texts(task: TextTask) -> dict:
                 rejected.extend(asdict(Rejected(example.id, str(example.records[0]), str(text))) for example in unit.examples)
                 continue
             example, room = unit.last, how.max_length - len(text)
+            if example.segment >= 0 and any(sum(length for _, length in ecgs) > room for ecgs in segments):
+                reason = "its ECG must be cut to fit into prompt.max_length, and its answer is measured in all of it"
+                rejected.extend(asdict(Rejected(one.id, str(one.records[0]), reason)) for one in unit.examples)
+                continue
             summary.examples += len(unit.examples)
             summary.turns_left_out += left_out
             supervised = int(text.answers.sum())
             summary.longest_answer = max(summary.longest_answer, supervised)
-            for number, ecgs in enumerate(segments):
+            for number, ecgs in enumerate(segments, max(example.segment, 0)):
                 length = _count(summary, how.max_length, room, [length for _, length in ecgs])
                 lengths.append([length, supervised])
                 about = (example.id, example.patient, number, example.question, example.answer, example.meta)

@@ -16,6 +16,7 @@ from ecgbyte_jax.settings import Settings
 _TOKENIZER = (
     "seed",
     "data.corpus",
+    "data.measured_of",
     "data.sample_rate",
     "data.question",
     "data.published_split",
@@ -146,6 +147,7 @@ _AS_BEFORE = {
     "data.label_set": "statements",
     "data.folds": 0,
     "data.fold": 0,
+    "data.measured_of": "ptbxl",
     "eval.ecg": "own",
     "encoder.published_crop": False,
     "eval.labels": 0,

@@ -1,0 +1,1 @@
+"""Questions about any recordings, whose answers are measured in them."""
