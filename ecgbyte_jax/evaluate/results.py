@@ -7,6 +7,7 @@ import numpy as np
 from ecgbyte_jax.evaluate.benchmarks import ecg_bench, ecg_reasoning
 from ecgbyte_jax.evaluate.findings import make_findings
 from ecgbyte_jax.evaluate.intervals import bootstrap, interval, over_seeds
+from ecgbyte_jax.evaluate.measured.numbers import number_intervals, number_scores
 from ecgbyte_jax.evaluate.metrics import (
     YES_NO,
     PairScores,
@@ -51,6 +52,9 @@ SCORES = {
     "findings_macro_f1": 1,
     "findings_missed": 1,
     "findings_extra": 1,
+    "mean_absolute_error": 1,
+    "within_5": 1,
+    "within_10": 1,
 }
 _GROUPS = {"by_question_type": "question_type", "by_attribute_type": "attribute_type", "by_attribute": "attribute"}
 
@@ -117,6 +121,7 @@ def _by_recording(by_seed: list[list[dict]], scorers: Scorers, resamples: int, s
     verdict = give_verdict(metric, differences[OTHER_ECG], differences[COMMONEST], len(patients))
     verdict |= {"differences": {system: found._asdict() for system, found in differences.items()}}
     voted = {"questions": len(by_seed[0]), "scores": scores, "intervals": _intervals(samples)} | _yes_no(by_seed)
+    voted |= _numbers(by_seed, resamples, seed)
     return {"verdict": verdict, "by_recording": voted}
 
 
@@ -253,6 +258,32 @@ def _yes_no(by_seed: list[list[dict]]) -> dict[str, dict]:
         seeds = [yes_no_scores([row["reference"] for row in rows], [row[field] for row in rows]) for rows in asked]
         systems[system] = {name: None if value is None else _mean_of(name, seeds) for name, value in seeds[0].items()}
     return {"yes_no": {"questions": len(references), "yes": references.count(YES_NO[0]), "systems": systems}}
+
+
+def _numbers(by_seed: list[list[dict]], resamples: int, seed: int) -> dict[str, dict]:
+    """numbers: by attribute, how far off every system's numbers are, means over the seeds; {} without such questions.
+
+    The intervals are those of the model's first seed.
+    """
+    asked = {(row["meta"].get("attribute_type", ""), row["meta"]["unit"]) for row in by_seed[0] if row["meta"].get("unit")}
+    numbers = {}
+    for attribute, unit in sorted(asked):
+        seeds = [[row for row in rows if row["meta"].get("attribute_type", "") == attribute] for rows in by_seed]
+        seeds = [[row for row in rows if row["meta"].get("unit") == unit] for rows in seeds]
+        references = [row["reference"] for row in seeds[0]]
+        systems = {}
+        for system, field in _FIELDS.items():
+            scores = [number_scores(references, [row[field] for row in rows], unit) for rows in seeds]
+            systems[system] = {name: _mean_of_defined([each[name] for each in scores]) for name in scores[0]}
+        answers, patients = [row["answer"] for row in seeds[0]], [row["patient"] for row in seeds[0]]
+        bounds = number_intervals(references, answers, unit, patients, resamples, seed)
+        numbers[attribute] = {"questions": len(references), "unit": unit, "systems": systems, "intervals": {MODEL: bounds}}
+    return {"numbers": numbers} if numbers else {}
+
+
+def _mean_of_defined(values: list[float | int | None]) -> float | None:
+    defined = [value for value in values if value is not None]
+    return float(np.mean(defined)) if defined else None
 
 
 def _mean_of(name: str, seeds: list[dict]) -> float:

@@ -157,6 +157,7 @@ def score_tables(results: dict) -> list[Table]:
         caption = "Over seeds in %: mean, ± standard deviation, 95% t interval"
         tables.append(Table(caption, ("system", *map(_metric, metrics)), tuple(cells)))
     tables += _yes_no(_dict(_dict(results.get("by_recording")).get("yes_no")))
+    tables += _numbers(_dict(_dict(results.get("by_recording")).get("numbers")))
     for name, caption in (
         ("by_question_type", "The model by question type and segment, in %"),
         ("by_attribute_type", "The model by type of attribute and segment, in %"),
@@ -255,6 +256,22 @@ def _yes_no(part: dict) -> list[Table]:
     counts = f"{_counted(part.get('questions'))} questions, {_counted(part.get('yes'))} of them with 'yes'"
     caption = f"Yes or no, by recording: {counts}, in %"
     return [Table(caption, ("system", *map(_metric, metrics)), tuple(rows))] if rows else []
+
+
+def _numbers(part: dict) -> list[Table]:
+    """How far off the answers are that are numbers."""
+    rows = []
+    for attribute, numbers in part.items():
+        bounds = _dict(numbers.get("intervals"))
+        for system, scores in _dict(numbers.get("systems")).items():
+            error, own = scores.get("mean_absolute_error"), _dict(bounds.get(system))
+            cells = [_cell(scores.get(name), own.get(name)) for name in ("within_5", "within_10")]
+            mean = f"{error:.3g}" if isinstance(error, int | float) else "-"
+            of = f"{attribute}, {numbers.get('unit')}"
+            rows.append((of, _counted(numbers.get("questions")), system, mean, *cells, f"{scores.get('unparsed', 0):g}"))
+    head = ("answer", "questions", "system", "mean absolute error", "within 5%, in %", "within 10%, in %", "no number")
+    caption = "Answers that are numbers, by recording; what is no number counts as wrong, but has no error"
+    return [Table(caption, head, tuple(rows))] if rows else []
 
 
 def _metrics(rows: Iterable[object], hidden: set[str]) -> list[str]:

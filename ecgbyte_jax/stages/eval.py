@@ -148,6 +148,8 @@ def _show(workdir: Workdir) -> None:
         number_table(title, "", _percent_or_dash(yes_no["systems"]), ".1f")
     if results["by_attribute"]:
         number_table("the model by attribute, in % ±95%, by patient", "", _by_attribute(results), ".1f")
+    if numbers := results["by_recording"].get("numbers"):
+        number_table("answers that are numbers, by recording", "", _number_rows(numbers), ".1f")
     if "macro_f1" in results:
         shown = "  ".join(f"{system} {100 * value:.1f}" for system, value in results["macro_f1"].items())
         console.print(f"  macro F1 of closed questions: {shown}")
@@ -181,6 +183,22 @@ def _by_attribute(results: dict) -> dict[str, dict[str, str]]:
             name.replace("_", " "): "-" if name in scores["hidden"] else f"{100 * scores[name]:.1f} ±{50 * (high - low):.1f}"
             for name, (low, high) in bounds.items()
         }
+    return rows
+
+
+def _number_rows(numbers: dict[str, dict]) -> dict[str, dict[str, float | str]]:
+    """A row for each attribute and system: the error in its unit, the shares of near answers in %, how many are no number."""
+    rows = {}
+    for attribute, part in numbers.items():
+        for system, scores in part["systems"].items():
+            error = scores["mean_absolute_error"]
+            model = f"{attribute} in {part['unit']} ({part['questions']})"
+            rows[model if system == MODEL else f"  {attribute}, {system}"] = {
+                "mean absolute error": "-" if error is None else f"{error:.3g}",
+                "within 5%": 100 * scores["within_5"],
+                "within 10%": 100 * scores["within_10"],
+                "no number": f"{scores['unparsed']:g}",
+            }
     return rows
 
 
