@@ -32,6 +32,7 @@ ALLOWED = {
 ALLOWED_FILES = {
     "settings": {"ecg", "encoders.config", "model.config"},
     "setting_names": {"settings"},
+    "main": {"run", "setting_names", "stages"},
     "rules": set(),
     "files": set(),
     "errors": set(),

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ecgbyte_jax.main import _split
 from ecgbyte_jax.setting_names import setting_fields
 from ecgbyte_jax.stages.pipeline import STAGES
-from main import _split
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -179,6 +179,8 @@ DEMO = "--config=experiments/demo.py"
         ),
         ([DEMO, "--stage=trian"], "--stage: ['trian'] found, any of ['tokenizer', 'prepare', "),
         ([DEMO, "--stage=eval"], "/w', which --stage=eval reads"),
+        (["--config=ecgbyte:nothing"], "no experiment 'nothing' in this package; there are code15, cpsc, csn, demo, "),
+        (["init", "more"], "unknown argument 'init'"),
         ([DEMO + ":huge"], "argument 'huge' found, none expected"),
         (["--config=experiments/nothing.py"], "'experiments/nothing.py'; experiments there: code15.py, cpsc.py, csn.py"),
         ([DEMO, "--wrokdir=x"], "wrokdir"),
@@ -216,6 +218,29 @@ def test_a_mistake_in_an_experiment_is_named_with_its_line(tmp_path, line, messa
     (tmp_path / "mine.py").write_text(f"{start}    {line}\n    return config\n")
     done = main(f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path / 'w'}")
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and message in done.stderr, done.stderr
+
+
+def test_an_experiment_of_the_package_is_found_by_name_and_goes_to_its_own_folder():
+    done = main("--config=ecgbyte:ptb:tiny", "--config.data.root=nowhere", "--stage=eval")
+    assert done.stderr.startswith("error: --workdir: no folder 'runs/ptb_tiny'")
+
+
+def test_init_copies_the_experiments_whose_own_common_file_counts(tmp_path):
+    def ecgbyte(*arguments: str) -> subprocess.CompletedProcess:
+        env = os.environ | {"PYTHONPATH": str(ROOT)}
+        return subprocess.run(
+            [sys.executable, ROOT / "main.py", *arguments], cwd=tmp_path, env=env, capture_output=True, text=True
+        )
+
+    done = ecgbyte("init")
+    assert done.returncode == 0 and "demo" in done.stdout and "common" not in done.stdout, done.stderr
+    assert "experiments/ is there already" in ecgbyte("init").stderr
+    (tmp_path / "experiments/common.py").write_text(
+        "def get_defaults(): raise ValueError('mine')\ndef parse_argument(_): pass\n"
+    )
+    for given in (["--config=experiments/demo.py"], ["--config", "experiments/demo.py"]):
+        assert "mine" in ecgbyte(*given).stderr
+    assert "mine" not in ecgbyte("--config=ecgbyte:demo", "--stage=eval").stderr
 
 
 def test_help_names_every_stage_and_setting_within_80_columns_and_without_jax():

@@ -18,16 +18,20 @@ _ALONE = {
 }
 _FORM = re.compile(r"^<.*?>: |;\s+repeat this option.*", re.S)  # which absl adds to the help of some flags
 _START = """\
-python main.py --config=experiments/demo.py           a run that needs no data
-python main.py --config=experiments/NAME.py --stage=STAGES --config.NAME=VALUE
-python main.py --run=DIR --stage=STAGES               in DIR, with its settings
+{command} --config=ecgbyte:demo      a run that needs no data
+{command} --config=experiments/NAME.py --stage=STAGES --config.NAME=VALUE
+{command} --run=DIR --stage=STAGES   in DIR, with its settings
+{command} init                       copies the experiments here
 """
 
 
-def usage(flags: Iterable[Any]) -> str:
-    """The whole text, as wide as the terminal (80 places where there is none, 100 at most); flags: absl's."""
+def usage(flags: Iterable[Any], command: str) -> str:
+    """The whole text, as wide as the terminal (80 places where there is none, 100 at most).
+
+    flags: absl's; command: how the program is called.
+    """
     width = max(min(shutil.get_terminal_size().columns, _WIDEST), _NARROWEST)
-    lines = [*_START.splitlines(), "", "Stages, which run in this order; one that is done is skipped:"]
+    lines = [*_START.format(command=command).splitlines(), "", "Stages, which run in this order; one that is done is skipped:"]
     lines += [line for name, what in (STAGES | _ALONE).items() for line in _entry(f"  {name:<10} ", what, width)]
     lines += ["", "Flags:"]
     for flag in flags:
