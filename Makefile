@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo demo-pretrained headline test test-all lint format lock clean
+.PHONY: demo demo-pretrained headline test test-all lint format docs lock clean
 
 demo: $(READY)  ## the demo experiment, from synthetic recordings to scores
 	$(BIN)/python main.py --config=experiments/demo.py --workdir=runs/demo
@@ -45,6 +45,10 @@ lint: $(READY)  ## linter, formatter and type checker
 format: $(READY)  ## fix what the linter and the formatter can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(READY)  ## the site, into docs/_build/html, with the tutorials executed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 lock: $(READY)  ## pin the newest versions that pyproject.toml allows, for every platform
 	$(BIN)/pip install --quiet uv

@@ -181,7 +181,7 @@ DEMO = "--config=experiments/demo.py"
         ([DEMO, "--stage=eval"], "/w', which --stage=eval reads"),
         (["--config=ecgbyte:nothing"], "no experiment 'nothing' in this package; there are code15, cpsc, csn, demo, "),
         (["init", "more"], "unknown argument 'init'"),
-        ([DEMO + ":huge"], "argument 'huge' found, none expected"),
+        ([DEMO + ":huge"], "argument 'huge' found, 'small' or none expected"),
         (["--config=experiments/nothing.py"], "'experiments/nothing.py'; experiments there: code15.py, cpsc.py, csn.py"),
         ([DEMO, "--wrokdir=x"], "wrokdir"),
         ([DEMO, "data"], "unknown argument 'data'"),

@@ -34,7 +34,7 @@ def draw_attention(
     title: str = "",
     about: str = "",
 ) -> Figure:
-    """Signal [12, T] in mV at `rate` Hz over `weights` [12, T], each lead with its share of all |weights|.
+    """Signal [12, T] in mV at `rate` Hz over `weights` [12, T], each lead with its share of their absolute sum.
 
     Signed weights get two colours around white. Samples where `seen` is False, which the model did not get, are hatched. about:
     a sentence on the weights, below their colours.

@@ -1,0 +1,60 @@
+"""The site: `make docs` builds it into docs/_build, executes the tutorials, and fails at any warning."""
+
+import os
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+_HERE = Path(__file__).parent
+sys.path.insert(0, str(_HERE.parent))
+os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # the tutorials call `ecgbyte`
+os.environ["COLUMNS"] = "100"
+
+from ecgbyte_jax import __version__  # noqa: E402
+from ecgbyte_jax.setting_names import setting_fields  # noqa: E402
+from ecgbyte_jax.settings import Settings  # noqa: E402
+
+project, author, release = "ecgbyte-jax", "the authors of ecgbyte-jax", __version__
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build", "_generated", "tutorials/runs"]
+html_theme, html_title = "furo", "ecgbyte-jax"
+html_theme_options = {"source_repository": "", "top_of_page_buttons": []}
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
+html_show_sourcelink = False
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+nb_execution_mode = "cache"  # executed again where a cell has changed
+nb_execution_timeout = 600
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+smartquotes = False
+default_role = "code"  # as the docstrings use single backquotes
+
+
+def write_settings(app: object = None) -> None:
+    """Writes _generated/settings.md, a table for each part of the settings."""
+    purposes = {part.name: part.default_factory.__doc__ for part in fields(Settings) if isinstance(part.default_factory, type)}
+    lines: list[str] = []
+    last = None
+    for name, setting in setting_fields().items():
+        part = name.rpartition(".")[0]
+        if part != last:
+            title, purpose = (f"`{part}`", purposes[part].strip().split("\n\n")[0]) if part else ("Of the whole run", "")
+            lines += ["", f"## {title}", "", purpose, "", "| setting | default | meaning |", "| --- | --- | --- |"]
+            last = part
+        rule = setting.metadata["rule"]
+        meaning = setting.metadata["meaning"] + (f" [{rule.expected}]" if rule else "")
+        default = f"`{setting.default!r}`" if setting.default != "" else '`""`'
+        lines.append(f"| `{name}` | {default} | {meaning.replace('|', chr(92) + '|').replace('<', '&lt;')} |")
+    (_HERE / "_generated").mkdir(exist_ok=True)
+    (_HERE / "_generated/settings.md").write_text("\n".join(lines) + "\n")
+
+
+def setup(app: object) -> None:
+    """Called by Sphinx."""
+    app.connect("builder-inited", write_settings)
