@@ -4,13 +4,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ecgbyte_jax.errors import ShardsError
-from ecgbyte_jax.inputs.plan import Layout, Plan, pack
+from ecgbyte_jax.inputs.plan import Layout, Mixture, Plan, pack
 
 LENGTHS = st.lists(st.integers(1, 64), min_size=1, max_size=60).map(np.array)
 
 
-def plan(lengths, layout, batch_size=2, epochs=1.0, seed=0) -> Plan:
-    return Plan(np.stack([lengths, np.minimum(lengths, 3)], axis=1), layout, batch_size, epochs, seed)
+def plan(lengths, layout, batch_size=2, epochs=1.0, seed=0, mixture=None) -> Plan:
+    return Plan(np.stack([lengths, np.minimum(lengths, 3)], axis=1), layout, batch_size, epochs, seed, mixture)
 
 
 def rows(planned: Plan) -> list[list[int]]:
@@ -75,3 +75,46 @@ def test_lengths_and_answer_tokens_of_a_step():
 def test_too_little_for_a_batch_is_refused():
     with pytest.raises(ShardsError, match=r"4 sequences in 2 rows and 1\.0 epochs found for train\.batch_size 3"):
         plan(np.full(4, 8), Layout(16, packing=True), batch_size=3)
+
+
+@st.composite
+def mixtures(draw) -> tuple[np.ndarray, list[float]]:
+    """The corpus of each sequence, all corpora with some, and their shares."""
+    sizes = draw(st.lists(st.integers(1, 20), min_size=1, max_size=4))
+    weights = draw(st.lists(st.sampled_from([0.1, 1.0, 3.0]), min_size=len(sizes), max_size=len(sizes)))
+    parts = np.repeat(np.arange(len(sizes)), sizes)
+    return draw(st.permutations(parts.tolist()).map(np.array)), [weight / sum(weights) for weight in weights]
+
+
+@given(mixtures(), st.integers(1, 4))
+def test_a_mixture_draws_its_shares_and_each_corpus_whole_before_any_of_it_again(drawn, epochs):
+    parts, shares = drawn
+    mixture = Mixture(parts, shares, seed=0)
+    numbers = [mixture.draw(epoch) for epoch in range(epochs)]
+    for part, share in enumerate(shares):
+        own = [epoch[parts[epoch] == part] for epoch in numbers]
+        assert all(abs(len(epoch) - share * len(parts)) <= 0.5 or len(epoch) == 1 for epoch in own)
+        times = np.bincount(np.concatenate(own), minlength=len(parts))[parts == part]
+        assert times.max() - times.min() <= 1
+
+
+@given(mixtures(), st.booleans(), st.sampled_from([1.0, 2.5]))
+def test_the_rows_of_a_mixture_are_the_draws_of_its_epochs_whatever_was_planned_before(drawn, packing, epochs):
+    lengths, layout = 1 + np.arange(len(drawn[0])) * 7 % 50, Layout(64, packing)
+    mixture = Mixture(*drawn, seed=3)
+    first, second = (plan(lengths, layout, 1, epochs, 3, mixture) for _ in range(2))
+    backwards = [second[step].rows[0].tolist() for step in reversed(range(len(second)))][::-1]
+    assert backwards == rows(first)
+    seen = [number for row in backwards for number in row]
+    for epoch in range(int(epochs)):
+        expected = mixture.draw(epoch)
+        assert sorted(seen[: len(expected)]) == sorted(expected)
+        seen = seen[len(expected) :]
+    assert packing or len(seen) == int(epochs * sum(mixture.counts)) - int(epochs) * sum(mixture.counts)
+
+
+def test_one_corpus_of_a_mixture_is_seen_once_an_epoch_and_an_empty_one_is_refused():
+    parts = np.array([0, 1, 1, 2])
+    assert sorted(Mixture(parts, [0.0, 1.0, 0.0], seed=0).draw(5)) == [1, 2]
+    with pytest.raises(ShardsError, match="corpus 1 of 3 has no sequences"):
+        Mixture(np.array([0, 2]), [0.5, 0.2, 0.3], seed=0)
