@@ -11,7 +11,7 @@ os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # th
 os.environ["COLUMNS"] = "100"
 
 from ecgbyte_jax import __version__  # noqa: E402
-from ecgbyte_jax.setting_names import setting_fields  # noqa: E402
+from ecgbyte_jax.setting_names import default_of, setting_fields  # noqa: E402
 from ecgbyte_jax.settings import Settings  # noqa: E402
 
 project, author, release = "ecgbyte-jax", "the authors of ecgbyte-jax", __version__
@@ -49,7 +49,7 @@ def write_settings(app: object = None) -> None:
             last = part
         rule = setting.metadata["rule"]
         meaning = setting.metadata["meaning"] + (f" [{rule.expected}]" if rule else "")
-        default = f"`{setting.default!r}`" if setting.default != "" else '`""`'
+        default = f"`{default_of(setting)!r}`" if setting.default != "" else '`""`'
         lines.append(f"| `{name}` | {default} | {meaning.replace('|', chr(92) + '|').replace('<', '&lt;')} |")
     (_HERE / "_generated").mkdir(exist_ok=True)
     (_HERE / "_generated/settings.md").write_text("\n".join(lines) + "\n")

@@ -19,7 +19,7 @@ from ml_collections import config_flags
 
 from ecgbyte_jax.errors import ConfigError, EcgByteError, StoppedError
 from ecgbyte_jax.run.workdir import Workdir, runs_beside
-from ecgbyte_jax.setting_names import expected_values, nearest_settings, setting_fields
+from ecgbyte_jax.setting_names import expected_values, nearest_settings, setting_fields, setting_of
 from ecgbyte_jax.stages.usage import usage
 
 _PACKAGE = Path(__file__).parent
@@ -75,6 +75,7 @@ _RECORD_LIST = flags.DEFINE_string(
 )
 _PICTURE = flags.DEFINE_string("picture", "", "ask: also draw the attention over the trace, to this .png or .svg file.")
 
+_OF_A_MIXTURE = re.compile(r"--?config\.data\.(?:mixture|parts)\.(\w+)")
 _FULL, _FORBIDDEN = "free some space; the same command then continues", "it must be readable and writable to go on"
 _ADVICE = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL)  # by errno
 _ADVICE |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _FORBIDDEN)
@@ -213,6 +214,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
     except (AttributeError, KeyError) as error:
         if "get_config" in str(error):
             _fail(f"--config: the file has no function get_config: {_last_line(error)}")
+        named = (match[1] for arg in argv if (match := _OF_A_MIXTURE.match(arg)))
+        if name := next((name for name in named if f"'{name}'" in str(error)), ""):
+            _fail(f"--config.data.mixture: no corpus {name!r} in the experiment, whose mixture must name it")
         _fail(f"--config: {_explain_line(error)}")
     except (OSError, TypeError) as error:
         _fail(f"--config: {_last_line(error)}{_experiments_beside(argv)}")
@@ -269,7 +273,7 @@ def _check_names(argv: list[str]) -> None:
     """Raises ConfigError for a --config.NAME that is no setting."""
     known = setting_fields()
     for name in (match[1] for arg in argv if (match := re.match(r"--?(?:no)?config\.([^=]*)", arg))):
-        if name not in known:
+        if setting_of(name) not in known:
             inner = [full for full in known if full.startswith(f"{name}.")]
             hint = f"; its settings are {', '.join(inner)}" if inner else _did_you_mean(name)
             raise ConfigError(f"--config.{name} is {'a part, not a' if inner else 'not a'} setting{hint}")

@@ -1,7 +1,7 @@
 """Settings: dataclass fields with a default, a meaning, and a rule that every value must satisfy."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -46,7 +46,10 @@ def setting(default: object, meaning: str, rule: Rule | None = None, is_path: bo
 
     is_path: the value names a file or folder, where a leading ~ is the home directory.
     """
-    return field(default=default, metadata={"meaning": meaning, "rule": rule, "is_path": is_path})
+    metadata = {"meaning": meaning, "rule": rule, "is_path": is_path}
+    if isinstance(default, dict):  # each has one of its own
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def check(part: Any, also: Iterable[str] = ()) -> None:
@@ -79,8 +82,12 @@ def _accepts(rule: Rule, value: Any) -> bool:
 
 def _is_a(value: Any, kind: Any) -> bool:
     """Whether a value has a field's type; an int is also accepted as float, but a bool is not a number."""
+    if kind is Any:
+        return True
     if get_origin(kind) is tuple:
         return isinstance(value, tuple) and all(_is_a(item, get_args(kind)[0]) for item in value)
+    if get_origin(kind) is Mapping:
+        return isinstance(value, dict) and all(_is_a(item, get_args(kind)[1]) for item in value.values())
     accepted = (int, float) if kind is float else kind
     return isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
 
@@ -89,4 +96,7 @@ def spell(kind: Any) -> str:
     """Words for the type of a field."""
     if get_origin(kind) is tuple:
         return f"a tuple of {get_args(kind)[0].__name__}"
+    if get_origin(kind) is Mapping:
+        inner = get_args(kind)[1]
+        return f"values of type {inner.__name__} by name" if isinstance(inner, type) else "settings by name"
     return f"a value of type {kind.__name__}"

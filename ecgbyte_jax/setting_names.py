@@ -1,9 +1,9 @@
 """Settings by their names: all of them for --help, what each accepts, and those that a misspelt name may mean."""
 
 import re
-from dataclasses import Field, fields
+from dataclasses import MISSING, Field, fields
 from difflib import get_close_matches
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 from ecgbyte_jax.rules import Rule, spell
 from ecgbyte_jax.settings import Settings
@@ -20,8 +20,21 @@ def setting_fields() -> dict[str, Field]:
     return named
 
 
+def default_of(setting: Field) -> Any:
+    """The default of a setting."""
+    return setting.default if setting.default_factory is MISSING else setting.default_factory()
+
+
+def setting_of(name: str) -> str:
+    """The setting that a name is about: data.root of data.parts.cpsc.root, data.mixture of data.mixture.cpsc; itself else."""
+    if found := re.fullmatch(r"data\.parts\.\w+\.(\w+)", name):
+        return f"data.{found[1]}"
+    return re.sub(r"(?<=^data\.mixture)\.\w+$", "", name)
+
+
 def expected_values(name: str) -> str:
     """Words for the values that a setting accepts: "a value of type int, at least 1"."""
+    name = setting_of(name)
     part, _, last = name.rpartition(".")
     owner = {f.name: f.default_factory for f in fields(Settings)}[part] if part else Settings
     rule: Rule | None = setting_fields()[name].metadata["rule"]

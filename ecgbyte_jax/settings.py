@@ -5,6 +5,7 @@ pipeline starts; each library takes the part that it needs. Spans in samples are
 """
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from ecgbyte_jax.ecg.clean_config import CleanConfig
 from ecgbyte_jax.ecg.perturb import PERTURBATIONS
@@ -40,6 +42,25 @@ _LATER = (
 )
 _WHOLE = Rule(lambda values: all(value >= 0 for value in values), "whole numbers from 0")
 
+# Of the whole run, and not of a corpus in a mixture.
+_OF_THE_RUN = (
+    "mixture",
+    "parts",
+    "published_split",
+    "folds",
+    "fold",
+    "seed",
+    "synthetic_records",
+    "ecg",
+    "max_segments",
+    "max_bad_fraction",
+    "sequences_per_file",
+    "questions_together",
+    "packing",
+    "length_buckets",
+)
+MIXTURE = "mixture"  # the corpus that is several
+
 SHOWN = ("own", "shuffled", "zeros", "none")  # see `inputs.controls.open_shown`
 SHOWN_AS = {"shuffled": "other patients' ECGs", "zeros": "zeros", "none": "nothing"}  # in the place of own ECGs
 
@@ -52,7 +73,27 @@ class DataSettings:
         "ptbxl",
         '"ptbxl", "mimic": reports; "ecg_qa", "ecg_qa_mimic", "ecg_qa_cot": ECG-QA; "ptbxl_labels", "cpsc", "csn", "code15": '
         'labels; "ecg_chat", "ecg_instruct", "ecg_grounding": conversations; "ecg_bench", "ecg_reasoning": tests; "own": your '
-        'table; "measured": answers measured in the recordings of data.measured_of',
+        'table; "measured": answers measured in the recordings of data.measured_of; "mixture": those of '
+        "data.mixture",
+    )
+    # Sequences are drawn without replacement, so that a corpus is seen whole before any of it is seen again. An epoch has as
+    # many as all corpora together: a small one with a large weight is repeated in it, of a large one with a small weight the
+    # next epoch shows more. Validation and evaluation see all of each corpus, whatever its weight.
+    mixture: Mapping[str, float] = setting(
+        {},
+        "corpora by name and how often training draws a sequence from each, in proportion; 0: not read. data.mixture.cpsc=2",
+        Rule(
+            lambda weights: (
+                all(re.fullmatch(r"[A-Za-z]\w{0,31}", name, re.ASCII) and 0 <= weights[name] < math.inf for name in weights)
+                and (not weights or 0 < sum(weights.values()) < math.inf)
+            ),
+            "names of letters, digits and _ with finite weights of 0 or more, at least one above 0",
+        ),
+    )
+    parts: Mapping[str, Mapping[str, Any]] = setting(
+        {},
+        "settings of its corpora by name, where they are not those of `data`: root and others; corpus, where the name is "
+        "none. data.parts.cpsc.root=CPSC",
     )
     measured_of: str = setting("ptbxl", "measured: the corpus whose recordings, patients and splits are taken")
     root: str = setting(
@@ -125,7 +166,7 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         check(self)
-        check(self, self._fold_problems())
+        check(self, [*self._fold_problems(), *self._mixture_problems()])
 
     def _fold_problems(self) -> list[str]:
         """What is wrong with the cross-validation."""
@@ -136,6 +177,43 @@ class DataSettings:
             f"fold: {self.fold} found, {expected}" if wrong else "",
             f"folds: {self.folds} found with published_split, one of them expected" if both else "",
         ]
+
+    def _mixture_problems(self) -> list[str]:
+        """What is wrong with the mixture, which must have values of the right types."""
+        if bool(self.mixture) != (self.corpus == MIXTURE):
+            return [
+                f"mixture: {self.mixture} found with data.corpus {self.corpus!r}; weights with {MIXTURE!r} expected, or none "
+                "with another corpus"
+            ]
+        problems = [f"parts.{name}: found without a weight in data.mixture" for name in self.parts.keys() - self.mixture.keys()]
+        if self.mixture and self.published_split:
+            problems.append("published_split: True found with a mixture, where no patient may be in training and test at once")
+        if self.mixture and self.folds:
+            problems.append(f"folds: {self.folds} found with a mixture, whose corpora keep their own splits; 0 expected")
+        for name, own in self.parts.items():
+            problems += [f"parts.{name}.{setting}: not a setting of one corpus" for setting in own if setting in _OF_THE_RUN]
+            if own.get("corpus") == MIXTURE:
+                problems.append(f"parts.{name}.corpus: {MIXTURE!r} found, a single corpus expected")
+        for name in self.mixture if not problems else ():
+            try:
+                self.part(name)
+            except SettingsError as error:
+                problems += [f"parts.{name}.{problem}" for problem in error.problems]
+        return sorted(problems)
+
+    def part(self, name: str) -> "DataSettings":
+        """The settings of one corpus of the mixture: its own, and otherwise those of the whole."""
+        whole = {f.name: getattr(self, f.name) for f in fields(self)}
+        part: DataSettings = _make_part(
+            DataSettings, whole | {"mixture": {}, "parts": {}, "corpus": name} | {**self.parts.get(name, {})}
+        )
+        return part
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of each corpus of the mixture in what training draws, in sum 1, in the order of their names."""
+        total = sum(self.mixture.values())
+        return {name: weight / total for name, weight in sorted(self.mixture.items()) if weight}
 
 
 @dataclass(frozen=True)
@@ -180,6 +258,10 @@ class TokenizerSettings:
     max_clusters: int = setting(100, "stratified: 2 to this many clusters are tried; needs the extra `sampling`", at_least(2))
     percentile_records: int = setting(
         1000, "training recordings, drawn at random, that the percentiles 1 and 99 come from", at_least(1)
+    )
+    by_weight: bool = setting(
+        False,
+        "mixture: the recordings for percentiles and sampling are drawn as often as training shows them, not evenly",
     )
     merges_csv: bool = setting(False, "--stage=tokenizer also writes tokenizer/merges.csv")
 
@@ -492,6 +574,9 @@ class Settings:
             f"model.quantize: '{self.model.quantize}' found, which needs lora.rank above 0 and model.pretrained": (
                 self.model.quantize != "" and not (self.lora.rank and self.model.pretrained)
             ),
+            "tokenizer.by_weight: True found, which needs a data.mixture and tokenizer.sampling 'random' or 'stratified'": (
+                self.tokenizer.by_weight and not (self.data.mixture and self.tokenizer.sampling != "all")
+            ),
         }
         check(self, [problem for problem, found in contradictions.items() if found])
         check_vectors(self.ecg_input, self.encoder, self.signal.segment_length)
@@ -532,6 +617,13 @@ def default_config() -> ConfigDict:
     return ConfigDict(asdict(Settings())).lock()
 
 
+def part_config(**own: object) -> ConfigDict:
+    """The settings of one corpus in a mixture: those that are its own, and places in which flags can put others."""
+    kinds = {name: kind for name, kind in get_type_hints(DataSettings).items() if name not in _OF_THE_RUN}
+    places = {name: placeholder(get_origin(kind) or kind) for name, kind in kinds.items()}
+    return ConfigDict(places | own)
+
+
 def stored_config(path: Path) -> ConfigDict:
     """The settings that a run left in its config.json, as an experiment gives them.
 
@@ -565,6 +657,7 @@ def stored_config(path: Path) -> ConfigDict:
             raise ConfigError(f"{path}: {name}.{unknown[0]}: no such setting; remove it from the file, or give --config")
         types = get_type_hints(part)
         config[name] |= {key: _convert(_plain(value), types[key], False) for key, value in given.items()}
+    config["data"]["parts"] = {name: part_config(**own) for name, own in config["data"]["parts"].items()}
     return ConfigDict(config).lock()
 
 
@@ -579,7 +672,13 @@ def _make_part(part: type, given: object) -> Any:
 
 
 def _convert(value: Any, kind: Any, is_path: bool) -> Any:
-    """Expands ~ in a path, and makes whole numbers floats where these are expected: equal settings have one identity."""
+    """Expands ~ in a path, and makes whole numbers floats where these are expected: equal settings have one identity.
+
+    None, which a flag has not replaced, is left out of settings by name.
+    """
+    if get_origin(kind) is Mapping and isinstance(value, dict):
+        inner = get_args(kind)[1]
+        return {name: _convert(item, inner, False) for name, item in value.items() if item is not None}
     if is_path and isinstance(value, str):
         return os.path.expanduser(value)
     if get_origin(kind) is tuple and isinstance(value, tuple):

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from ecgbyte_jax.corpora.read import check_data
 from ecgbyte_jax.errors import ConfigError, SettingsError
 from ecgbyte_jax.setting_names import expected_values, nearest_settings, setting_fields
-from ecgbyte_jax.settings import Settings, default_config, stored_config
+from ecgbyte_jax.settings import Settings, default_config, part_config, stored_config
 from experiments import demo
 
 EXPERIMENTS = sorted({path.stem for path in Path(__file__).parents[1].glob("experiments/*.py")} - {"common", "stored"})
@@ -232,3 +233,56 @@ def test_what_a_setting_accepts_is_said_in_words():
     assert expected_values("train.batch_size") == "a value of type int, at least 1"
     assert expected_values("seed") == "a value of type int, 0 to 4294967295"
     assert expected_values("eval.perturb").startswith("a tuple of str, some of ")
+
+
+MIXED = {"corpus": "mixture", "mixture": {"ptbxl": 1.0, "mine": 3.0, "cpsc": 0.0}, "parts": {"mine": {"corpus": "own"}}}
+
+
+def test_a_part_of_a_mixture_has_its_own_settings_and_else_those_of_the_whole(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    config = default_config()
+    config.data.corpus, config.data.mixture, config.data.sample_rate = "mixture", {"ptbxl": 1.0, "mine": 3.0, "cpsc": 0.0}, 100
+    config.data.parts = {"mine": part_config(corpus="own", root="~/mine")}
+    data = Settings.of(config).data
+    assert data.shares == {"mine": 0.75, "ptbxl": 0.25}
+    mine, ptbxl = data.part("mine"), data.part("ptbxl")
+    assert (mine.corpus, mine.root, mine.sample_rate, mine.mixture) == ("own", "/home/somebody/mine", 100, {})
+    assert (ptbxl.corpus, ptbxl.root) == ("ptbxl", data.root)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mixture": {"ptbxl": -1.0, "mine": 3.0}}, "finite weights of 0 or more, at least one above 0 expected"),
+        ({"mixture": {"ptbxl": 0.0, "mine": 0.0}}, "at least one above 0 expected"),
+        ({"mixture": {"ptbxl": math.nan, "mine": 1.0}}, "finite weights"),
+        ({"mixture": {"ptbxl": "1", "mine": 1.0}}, "values of type float by name expected"),
+        ({"mixture": {"a/b": 1.0, "mine": 1.0}}, "names of letters"),
+        ({"mixture": {}}, "mixture: {} found with data.corpus 'mixture'"),
+        ({"corpus": "ptbxl"}, "found with data.corpus 'ptbxl'; weights with 'mixture' expected"),
+        ({"published_split": True}, "published_split: True found with a mixture"),
+        ({"parts": {"code15": {}}}, "parts.code15: found without a weight in data.mixture"),
+        ({"parts": {"mine": {"rot": "x"}}}, "parts.mine.rot: no such setting"),
+        ({"parts": {"mine": {"seed": 1}}}, "parts.mine.seed: not a setting of one corpus"),
+        ({"parts": {"mine": {"sample_rate": 7}}}, "parts.mine.sample_rate: 7 found"),
+        ({"parts": {"mine": {"corpus": "mixture"}}}, "parts.mine.corpus: 'mixture' found, a single corpus expected"),
+    ],
+)
+def test_a_mixture_that_makes_no_sense_is_refused_in_one_line(changes, message):
+    with pytest.raises(SettingsError) as caught:
+        replace(Settings().data, **MIXED | changes)
+    assert len(caught.value.problems) == 1 and message in str(caught.value)
+
+
+def test_a_mixture_names_the_corpus_that_is_unknown_or_has_tests_alone():
+    for name, message in (("mine", "data.parts.mine.corpus: 'mine' found"), ("ecg_bench", "has test questions alone")):
+        with pytest.raises(SettingsError, match=message):
+            check_data(replace(Settings().data, corpus="mixture", mixture={"ptbxl": 1.0, name: 1.0}))
+
+
+def test_weights_for_the_tokenizer_need_a_mixture_and_a_sample():
+    tokenizer = replace(Settings().tokenizer, by_weight=True)
+    for data, sampling in ((Settings().data, "random"), (replace(Settings().data, **MIXED), "all")):
+        with pytest.raises(SettingsError, match=r"tokenizer\.by_weight"):
+            Settings(data=data, tokenizer=replace(tokenizer, sampling=sampling))
+    assert Settings(data=replace(Settings().data, **MIXED), tokenizer=replace(tokenizer, sampling="random"))

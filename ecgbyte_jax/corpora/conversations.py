@@ -33,7 +33,7 @@ _SETS = {
     "georgia": "georgia",
 }
 _END = r"(?:-\d+)?(?:\.\w+)?"  # of an image: its number and extension
-_NAMES = {
+RECORD_NAMES = {
     "mimic": re.compile(rf"(?:.*/)?(p\d{{4}}/p\d{{8}}/s\d{{8}}/\d{{8}}){_END}", re.ASCII),
     "ptbxl": re.compile(rf"(?:.*/)?0*([1-9]\d{{0,4}})(?:_[hl]r)?{_END}", re.ASCII),
     "code15": re.compile(rf"(?:.*/)?(\d{{1,18}}){_END}", re.ASCII),
@@ -57,9 +57,9 @@ def locate(path: str, folder: str = "") -> tuple[str, str]:
     """
     for text in (path.partition("/")[0], folder):
         for beginning, name in _SETS.items():
-            if text.lower().startswith(beginning) and (found := _NAMES[name].fullmatch(path)):
+            if text.lower().startswith(beginning) and (found := RECORD_NAMES[name].fullmatch(path)):
                 return name, found[1]
-    raise ExampleError(f"{path!r} found, the path of a recording of {sorted(_NAMES)} expected")
+    raise ExampleError(f"{path!r} found, the path of a recording of {sorted(RECORD_NAMES)} expected")
 
 
 def read_linked(
@@ -103,7 +103,7 @@ def open_sets(root: Path, sample_rate: int) -> Callable[[str, str], Recording | 
     root, sample_rate: as in `read_linked`. Raises CorpusError where there is no such folder.
     """
     if not root.is_dir():
-        raise CorpusError(f"data.root: no folder '{root}', with the sets in {sorted(_NAMES)} expected")
+        raise CorpusError(f"data.root: no folder '{root}', with the sets in {sorted(RECORD_NAMES)} expected")
     open_set = cache(partial(_recordings, root, sample_rate))
     return lambda known, name: _mimic(root, name) if known == "mimic" else open_set(known).get(name)
 

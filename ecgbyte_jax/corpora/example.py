@@ -89,6 +89,7 @@ class Example:
         return patients[self.records.index(record) if len(patients) > 1 else 0]
 
 
+PART = "mixture_part"  # the field of `meta` that names the corpus of a mixture which an example is from
 MISSING = "no recording"  # how the reason begins where an example's recording is not there; the file is then its set
 
 

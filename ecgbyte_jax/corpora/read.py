@@ -1,9 +1,9 @@
 """The corpora by name: the only place to register a new data set."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ecgbyte_jax.corpora import mimic, ptbxl
 from ecgbyte_jax.corpora.benchmarks.ecg_bench import read_tests
@@ -20,37 +20,47 @@ from ecgbyte_jax.corpora.labels.statements import read_statements
 from ecgbyte_jax.corpora.measured.read import Unmeasured, read_recordings
 from ecgbyte_jax.corpora.own import read_table
 from ecgbyte_jax.errors import SettingsError
-from ecgbyte_jax.settings import DataSettings
+from ecgbyte_jax.settings import MIXTURE, DataSettings
+
+SEVERAL = "several"  # sets of recordings, each in a folder of its name
 
 
 class About(NamedTuple):
-    """How people know a corpus, and what it contains."""
+    """How people know a corpus, what it contains, and the set that its recordings are of; "" of none that is known."""
 
     name: str
     contents: str
+    recordings: str = ""
 
 
 CORPORA = {
-    "ptbxl": About("PTB-XL", "real ECGs (Wagner et al. 2020) with their reports"),
-    "ptbxl_labels": About("PTB-XL", "questions by templates about the labels of real ECGs (Wagner et al. 2020)"),
-    "mimic": About("MIMIC-IV-ECG", "real ECGs with the machine's reports"),
-    "ecg_qa": About("ECG-QA on PTB-XL", "questions (Oh et al. 2023) about real ECGs (Wagner et al. 2020)"),
-    "ecg_qa_mimic": About("ECG-QA on MIMIC-IV-ECG", "questions (Oh et al. 2023) about real ECGs"),
-    "ecg_qa_cot": About("ECG-QA-CoT", "questions about real ECGs of PTB-XL (Wagner et al. 2020), answered with reasons"),
-    "ecg_chat": About("ECG-Chat", "conversations about real ECGs of MIMIC-IV-ECG"),
-    "cpsc": About("CPSC 2018", "questions by templates about the labels of real ECGs (Liu et al. 2018)"),
-    "csn": About("Chapman-Shaoxing-Ningbo", "questions by templates about the labels of real ECGs (Zheng et al. 2020)"),
-    "code15": About("CODE-15%", "questions by templates about six labels of real ECGs (Ribeiro et al. 2021)"),
-    "ecg_instruct": About(
-        "ECGInstruct", "conversations (Liu et al. 2024) about real ECGs of MIMIC-IV-ECG, PTB-XL and CODE-15%"
+    "ptbxl": About("PTB-XL", "real ECGs (Wagner et al. 2020) with their reports", "ptbxl"),
+    "ptbxl_labels": About("PTB-XL", "questions by templates about the labels of real ECGs (Wagner et al. 2020)", "ptbxl"),
+    "mimic": About("MIMIC-IV-ECG", "real ECGs with the machine's reports", "mimic"),
+    "ecg_qa": About("ECG-QA on PTB-XL", "questions (Oh et al. 2023) about real ECGs (Wagner et al. 2020)", "ptbxl"),
+    "ecg_qa_mimic": About("ECG-QA on MIMIC-IV-ECG", "questions (Oh et al. 2023) about real ECGs", "mimic"),
+    "ecg_qa_cot": About(
+        "ECG-QA-CoT", "questions about real ECGs of PTB-XL (Wagner et al. 2020), answered with reasons", "ptbxl"
     ),
-    "ecg_bench": About("ECGBench", "tests (Liu et al. 2024) about real ECGs of PTB-XL, CODE-15%, CPSC 2018, CSN and Georgia"),
-    "ecg_reasoning": About("ECG-Reasoning-Benchmark", "tests (Oh et al. 2026) about real ECGs of PTB-XL and MIMIC-IV-ECG"),
+    "ecg_chat": About("ECG-Chat", "conversations about real ECGs of MIMIC-IV-ECG", "mimic"),
+    "cpsc": About("CPSC 2018", "questions by templates about the labels of real ECGs (Liu et al. 2018)", "cpsc"),
+    "csn": About("Chapman-Shaoxing-Ningbo", "questions by templates about the labels of real ECGs (Zheng et al. 2020)", "csn"),
+    "code15": About("CODE-15%", "questions by templates about six labels of real ECGs (Ribeiro et al. 2021)", "code15"),
+    "ecg_instruct": About(
+        "ECGInstruct", "conversations (Liu et al. 2024) about real ECGs of MIMIC-IV-ECG, PTB-XL and CODE-15%", SEVERAL
+    ),
+    "ecg_bench": About(
+        "ECGBench", "tests (Liu et al. 2024) about real ECGs of PTB-XL, CODE-15%, CPSC 2018, CSN and Georgia", SEVERAL
+    ),
+    "ecg_reasoning": About(
+        "ECG-Reasoning-Benchmark", "tests (Oh et al. 2026) about real ECGs of PTB-XL and MIMIC-IV-ECG", SEVERAL
+    ),
     "ecg_grounding": About(
-        "ECG-Grounding", "conversations (Lan et al. 2025) about real ECGs of MIMIC-IV-ECG, PTB-XL and CODE-15%"
+        "ECG-Grounding", "conversations (Lan et al. 2025) about real ECGs of MIMIC-IV-ECG, PTB-XL and CODE-15%", SEVERAL
     ),
     "measured": About("measured questions", "questions about the recordings of another set, with answers measured in them"),
     "own": About("a table of one's own", "whether its ECGs are real is not known here"),
+    MIXTURE: About("a mixture", "several corpora"),
 }
 
 
@@ -62,8 +72,15 @@ LABELLED = ("ptbxl_labels", "cpsc", "csn", "code15")  # whose questions are made
 
 
 def check_data(data: DataSettings) -> None:
-    """Raises SettingsError that lists the data settings that the corpus does not support."""
+    """Raises SettingsError that lists the data settings that the corpus, or one of a mixture, does not support."""
     problems = []
+    for name in data.shares:
+        try:
+            check_data(data.part(name))
+        except SettingsError as error:
+            problems += [problem.replace("data.", f"data.parts.{name}.", 1) for problem in error.problems]
+        if (corpus := data.part(name).corpus) in TESTS:
+            problems.append(f"data.mixture.{name}: {corpus!r} found, which has test questions alone; weight 0 expected")
     if data.corpus not in CORPORA:
         problems.append(f"data.corpus: {data.corpus!r} found, one of {(*CORPORA,)} expected")
     if not set(data.question_types) <= set(QUESTION_TYPES):
@@ -89,8 +106,8 @@ def check_data(data: DataSettings) -> None:
 
 
 def _measured_problems(data: DataSettings) -> Iterator[str]:
-    if data.measured_of not in CORPORA or data.measured_of == "measured":
-        others = (*(name for name in CORPORA if name != "measured"),)
+    others = (*(name for name in CORPORA if name not in ("measured", MIXTURE)),)
+    if data.measured_of not in others:
         yield f"data.measured_of: {data.measured_of!r} found, one of {others} expected"
     if data.published_split:
         yield "data.published_split: 'measured' takes the split of its recordings' own set"
@@ -112,8 +129,23 @@ def _published_problems(data: DataSettings) -> Iterator[str]:
         yield f"data.published_split: data.wording {data.wording!r} found, which has no effect here: both wordings are used"
 
 
+def describe(data: Mapping[str, Any]) -> About:
+    """How people know the corpus of these settings, as a stage keeps them; of a mixture its corpora."""
+    about, mixture = CORPORA[data["corpus"]], data.get("mixture")
+    if not mixture:
+        return about
+    names = [name for name in mixture if not isinstance(mixture, Mapping) or mixture[name]]
+    parts = [data.get("parts", {}).get(name, {}).get("corpus", name) for name in names]
+    return about._replace(contents="; ".join(f"{CORPORA[part].name}: {CORPORA[part].contents}" for part in parts))
+
+
+def recordings_of(data: DataSettings) -> str:
+    """The set that the recordings of a corpus are of, see `About`."""
+    return CORPORA[data.measured_of if data.corpus == "measured" else data.corpus].recordings
+
+
 def read_corpus(data: DataSettings, root: Path, ecgqa_root: Path) -> Iterator[Example | Rejected | Unmeasured]:
-    """Yields every example of the corpus `data.corpus`, or what is wrong with it; of "measured", recordings to be measured.
+    """Yields every example of the corpus `data.corpus`, no mixture, or its fault; of "measured", recordings to be measured.
 
     root: the folder of the recordings; ecgqa_root: that of ECG-QA. Raises CorpusError, or SettingsError for an unknown corpus.
     """

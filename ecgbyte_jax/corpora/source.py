@@ -13,6 +13,11 @@ class SignalSource(Protocol):
     """One recording's signal: picklable, and hashable, as it is the same recording wherever it is equal."""
 
     @property
+    def root(self) -> Path:
+        """The folder that its name is a path in."""
+        ...
+
+    @property
     def name(self) -> str:
         """Its name in the corpus, which does not depend on where the corpus is."""
         ...

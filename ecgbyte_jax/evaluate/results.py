@@ -57,6 +57,7 @@ SCORES = {
     "within_10": 1,
 }
 _GROUPS = {"by_question_type": "question_type", "by_attribute_type": "attribute_type", "by_attribute": "attribute"}
+_BY_CORPUS = {"by_corpus": "mixture_part"}  # of a mixture
 
 
 def make_results(rows: list[dict], scorers: Scorers, resamples: int, seed: int, reports: bool = False) -> dict:
@@ -84,7 +85,8 @@ def make_results(rows: list[dict], scorers: Scorers, resamples: int, seed: int, 
         results["over_seeds"] = {
             system: {name: over_seeds(values) for name, values in _each(pairs).items()} for system, pairs in measured.items()
         }
-    for group, field in _GROUPS.items():
+    mixed = any("mixture_part" in row["meta"] for row in by_seed[0])
+    for group, field in (_GROUPS | _BY_CORPUS if mixed else _GROUPS).items():
         kinds = [_kinds(row["meta"].get(field)) for row in by_seed[0]]
         results |= _parts(group, kinds, references, measured)
         results[f"{group}_intervals"] = {

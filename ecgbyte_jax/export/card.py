@@ -4,16 +4,16 @@ The fields that a card reads from an evaluation's results may be missing in thos
 """
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
 import ecgbyte_jax
-from ecgbyte_jax.corpora.read import CORPORA
+from ecgbyte_jax.corpora.read import describe
 from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.inputs.shards import Manifest, SplitSummary
-from ecgbyte_jax.settings import SHOWN_AS, Settings
+from ecgbyte_jax.settings import SHOWN_AS, DataSettings, Settings
 
 _LATER: dict = {"verdict": None, "hidden": [], "by_recording": None, "perturbed": {}}  # fields that earlier results lack
 _SYNTHETIC = "{count} synthetic recordings, with questions made by the same program"
@@ -68,7 +68,7 @@ def make_card(
         file=Path(pretrained).name if Path(pretrained).is_file() else "",
         quantized=settings.model.quantize,
         synthetic=synthetic > 0,
-        data=_SYNTHETIC.format(count=synthetic) if synthetic else ": ".join(CORPORA[settings.data.corpus]),
+        data=_SYNTHETIC.format(count=synthetic) if synthetic else _data(settings.data),
         segment=f"{samples / rate:g} s" if rate else f"{samples} samples",
         max_length=settings.prompt.max_length,
         dtype=settings.model.dtype,
@@ -82,6 +82,11 @@ def make_card(
         temperature=temperature,
         question=_question(manifest),
     )
+
+
+def _data(data: DataSettings) -> str:
+    about = describe(asdict(data))
+    return f"{about.name}: {about.contents}"
 
 
 def _apart(settings: Settings, results: dict | None) -> str:

@@ -16,13 +16,14 @@ import msgpack
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from ecgbyte_jax.corpora.example import SPLITS
+from ecgbyte_jax.corpora.example import PART, SPLITS
 from ecgbyte_jax.errors import ShardsError
 from ecgbyte_jax.files import file_digest, write_whole
 from ecgbyte_jax.inputs.prompt import Text
 
 SCHEMA = 4
 MANIFEST = "manifest.json"
+_PARTS = "{}-parts.i4"
 _PLAIN_FIELDS = ("id", "patient", "segment", "question", "answer", "meta", "history", "previous")
 
 
@@ -44,6 +45,11 @@ class Sequence:
     text: Text
     history: tuple[tuple[str, str], ...] = ()
     previous: str = ""
+
+    @property
+    def part(self) -> str:
+        """The corpus of a mixture that it is from; "" without one."""
+        return self.meta.get(PART, "")
 
     @property
     def prompt(self) -> np.ndarray:
@@ -211,14 +217,29 @@ def read_manifest(folder: Path) -> Manifest:
 
 def write_lengths(path: Path, lengths: np.ndarray) -> Written:
     """Writes lengths int32 [sequences, 2] (tokens, answer tokens), from which epochs are planned without reading sequences."""
-    data = lengths.astype("<i4").tobytes()
+    return _write_numbers(path, lengths)
+
+
+def _write_numbers(path: Path, numbers: np.ndarray) -> Written:
+    data = numbers.astype("<i4").tobytes()
     write_whole(path, [data])
-    return Written(len(lengths), len(data), hashlib.sha256(data).hexdigest())
+    return Written(len(numbers), len(data), hashlib.sha256(data).hexdigest())
 
 
 def read_lengths(folder: Path, manifest: Manifest, split: str) -> np.ndarray:
     """Reads int32 [sequences, 2]: the tokens of every sequence, and on how many of them the loss is taken."""
     return np.fromfile(folder / manifest.splits[split].lengths, "<i4").reshape(-1, 2)
+
+
+def write_parts(folder: Path, split: str, parts: np.ndarray) -> dict[str, Written]:
+    """Writes which corpus of a mixture every sequence of a split is from: places int [sequences] in their sorted names."""
+    name = _PARTS.format(split)
+    return {name: _write_numbers(folder / name, parts)}
+
+
+def read_parts(folder: Path, split: str) -> np.ndarray:
+    """Reads what `write_parts` wrote, int32 [sequences]."""
+    return np.fromfile(folder / _PARTS.format(split), "<i4")
 
 
 def verify(folder: Path, manifest: Manifest) -> None:

@@ -14,9 +14,11 @@ import numpy as np
 
 from ecgbyte_jax.corpora.benchmarks.ecg_bench import OWN_SPLIT, pictures_in
 from ecgbyte_jax.corpora.demo import write_demo
-from ecgbyte_jax.corpora.example import MISSING, Example, Rejected, published_splits
+from ecgbyte_jax.corpora.example import MISSING, PART, Example, Rejected, published_splits
 from ecgbyte_jax.corpora.folds import in_folds, make_folds
-from ecgbyte_jax.corpora.read import TESTS, read_corpus
+from ecgbyte_jax.corpora.measured.read import Unmeasured
+from ecgbyte_jax.corpora.mixture import Part, mix, rename
+from ecgbyte_jax.corpora.read import TESTS, read_corpus, recordings_of
 from ecgbyte_jax.corpora.source import SignalSource
 from ecgbyte_jax.errors import ConfigError, CorpusError
 from ecgbyte_jax.files import write_whole
@@ -41,9 +43,9 @@ class Folders:
     made_by: str = ""
 
     @classmethod
-    def of(cls, settings: Settings, workdir: Workdir) -> "Folders":
-        """Finds the folders that the settings name."""
-        data, cache = settings.data, Path(settings.prepare.cache or workdir.cache)
+    def of(cls, settings: Settings, workdir: Workdir, part: str = "") -> "Folders":
+        """Finds the folders that the settings name, or those of a corpus of the mixture do."""
+        data, cache = settings.data.part(part) if part else settings.data, Path(settings.prepare.cache or workdir.cache)
         if data.synthetic_records:
             return cls(workdir.synthetic / "ptbxl", workdir.synthetic / "ecgqa", cache)
         root = Path(data.root)
@@ -55,6 +57,7 @@ class Corpus:
     """The usable examples, and the rejected ones with the reason; `read` counts both and never changes.
 
     needed: the split that must not be empty, "test" of a benchmark, where nothing is trained.
+    shares: of a mixture, `DataSettings.shares`.
     """
 
     read: int
@@ -64,6 +67,7 @@ class Corpus:
     quarantine: Path
     max_bad_fraction: float
     needed: str = "train"
+    shares: dict[str, float] = field(default_factory=dict)
     _keys: dict[SignalSource, int] = field(default_factory=dict)
 
     @classmethod
@@ -135,6 +139,17 @@ class Corpus:
         """Returns the distinct recordings (of one split), in order of first use."""
         return list(dict.fromkeys(record for e in self.examples if split in (None, e.split) for record in e.records))
 
+    def chances(self, records: list[SignalSource]) -> np.ndarray:
+        """How often training shows each of its recordings, by the weights of the mixture, float64 [R], in sum 1."""
+        examples = [example for example in self.examples if example.split == "train"]
+        counts = Counter(example.meta[PART] for example in examples)
+        shown: Counter[SignalSource] = Counter()
+        for example in examples:
+            for record in example.records:
+                shown[record] += self.shares[example.meta[PART]] / counts[example.meta[PART]]
+        chances = np.array([shown[record] for record in records])
+        return chances / chances.sum()
+
     def keys(self, records: list[SignalSource]) -> np.ndarray:
         """Returns the cache's keys of recordings, uint64 [R]; each is examined only once, as networks are slow."""
         for record in records:
@@ -145,7 +160,8 @@ class Corpus:
     def set_aside(self, bad: list[Rejected]) -> None:
         """Rejects examples and writes all rejected ones to the quarantine file.
 
-        Raises CorpusError if they are too many, or no example of the split that is needed is left.
+        Raises CorpusError if they are too many, also of one corpus of a mixture, or no example of the split that is needed is
+        left.
         """
         ids = {rejected.id for rejected in bad}
         self.examples = [example for example in self.examples if example.id not in ids]
@@ -153,15 +169,19 @@ class Corpus:
         lines = (json.dumps(asdict(rejected), ensure_ascii=False, default=str) + "\n" for rejected in self.rejected)
         # Paths that are not UTF-8 are written with JSON escapes.
         write_whole(self.quarantine, (line.encode(errors="backslashreplace") for line in lines))
-        if len(self.rejected) > self.max_bad_fraction * self.read:
-            first = self.rejected[0]
-            raise CorpusError(
-                f"{len(self.rejected)} of {self.read} examples cannot be used, more than data.max_bad_fraction "
-                f"{self.max_bad_fraction}; the first: {first.file}: {first.reason}; all of them: {self.quarantine}"
-            )
-        if not any(example.split == self.needed for example in self.examples):
-            use = {"train": "for training", "test": "as a test"}[self.needed]
-            raise CorpusError(f"{self.read} examples read, none of them usable {use}; rejected: {self.quarantine}")
+        for start in [f"{name}:" for name in self.shares] or [""]:
+            rejected = [rejected for rejected in self.rejected if rejected.id.startswith(start)]
+            left = [example for example in self.examples if example.id.startswith(start)]
+            read, of = len(rejected) + len(left), start and f" of {start[:-1]!r}"
+            if len(rejected) > self.max_bad_fraction * read:
+                first = rejected[0]
+                raise CorpusError(
+                    f"{len(rejected)} of {read} examples{of} cannot be used, more than data.max_bad_fraction "
+                    f"{self.max_bad_fraction}; the first: {first.file}: {first.reason}; all of them: {self.quarantine}"
+                )
+            if not any(example.split == self.needed for example in left):
+                use = {"train": "for training", "test": "as a test"}[self.needed]
+                raise CorpusError(f"{read} examples{of} read, none of them usable {use}; rejected: {self.quarantine}")
 
     def digest(self) -> str:
         """SHA-256 of the examples and of their recordings' keys."""
@@ -183,6 +203,24 @@ def open_corpus(settings: Settings, workdir: Workdir, synthetic: Stage) -> Corpu
 
     Raises CorpusError, SettingsError for an unknown corpus, or ConfigError for a benchmark without a trained tokenizer.
     """
+    data, folders = settings.data, _open_folders(settings, workdir, synthetic)
+    corpus = _open_mixture(settings, workdir, folders) if data.mixture else _open(settings, data, folders, workdir)
+    _count_unnamed(corpus)
+    _count_missing(corpus)
+    return corpus
+
+
+def read_examples(settings: Settings, workdir: Workdir) -> Iterator[Example | Rejected | Unmeasured]:
+    """Yields the examples of the corpus, or of the mixture, by their ids there; raises CorpusError as `read_corpus` does."""
+    for name in [*settings.data.shares] or [""]:
+        folders = Folders.of(settings, workdir, name)
+        data = settings.data.part(name) if name else settings.data
+        items = read_corpus(data, folders.root, folders.ecgqa_root)
+        yield from (rename(item, name) for item in items) if name else items
+
+
+def _open_folders(settings: Settings, workdir: Workdir, synthetic: Stage) -> Folders:
+    """Finds the folders, and makes synthetic recordings in them where these are asked for; raises ConfigError."""
     data, folders = settings.data, Folders.of(settings, workdir)
     if data.corpus in TESTS and not (settings.tokenizer.file and settings.model.pretrained):
         raise ConfigError(
@@ -195,6 +233,10 @@ def open_corpus(settings: Settings, workdir: Workdir, synthetic: Stage) -> Corpu
     if data.synthetic_records:
         folders = replace(folders, made_by=synthetic.digest())
         _make_demo_data(data, folders, settings.data_seed, synthetic)
+    return folders
+
+
+def _open(settings: Settings, data: DataSettings, folders: Folders, workdir: Workdir) -> Corpus:
     items = read_corpus(data, folders.root, folders.ecgqa_root)
     if data.published_split and data.corpus in ("mimic", "ecg_chat"):
         items = _published_split(items)
@@ -205,8 +247,32 @@ def open_corpus(settings: Settings, workdir: Workdir, synthetic: Stage) -> Corpu
     if data.corpus in TESTS:
         corpus.needed = "test"
         _tell_tests(corpus, Path(data.conversations or folders.root))
-    _count_unnamed(corpus)
-    _count_missing(corpus)
+    return corpus
+
+
+def _open_mixture(settings: Settings, workdir: Workdir, folders: Folders) -> Corpus:
+    """All corpora of the mixture as one; prints what they have in common, and what moves to another split for that."""
+    parts = []
+    for name in settings.data.shares:
+        data, own = settings.data.part(name), replace(Folders.of(settings, workdir, name), made_by=folders.made_by)
+        try:
+            corpus = _open(settings, data, own, workdir)
+        except CorpusError as error:
+            raise CorpusError(f"data.parts.{name}: {error}") from error
+        parts.append(Part(name, recordings_of(data), own.root, corpus.examples, corpus.rejected))
+    mixed = mix(parts)
+    read = len(mixed.examples) + len(mixed.rejected)
+    if mixed.shared:
+        console.print(f"mixture: {mixed.shared} recordings are in several of its corpora")
+    for (name, before, after), count in sorted(mixed.moved.items()):
+        console.print(
+            f"warning: {count} of {read} examples move from {before} to {after}: those of '{name}' whose patients are there in "
+            "another corpus"
+        )
+    corpus = Corpus(read, mixed.examples, mixed.rejected, folders, workdir.quarantine, settings.data.max_bad_fraction)
+    corpus.shares = settings.data.shares
+    corpus.check_patients(False)
+    corpus.check_recordings(False)
     return corpus
 
 

@@ -13,18 +13,20 @@ from ecgbyte_jax.prepare.quantize import quantize
 from ecgbyte_jax.prepare.workers import Run
 from ecgbyte_jax.run.console import progress
 from ecgbyte_jax.run.stage import json_digest
+from ecgbyte_jax.settings import TokenizerSettings
 
 _DRAWN_AT_ONCE = 1 << 18  # samples
 
 
-def fit_quantizer(maker: TaskMaker, corpus: Corpus, percentile_records: int, run: Run) -> Quantizer:
+def fit_quantizer(maker: TaskMaker, corpus: Corpus, tokenizer: TokenizerSettings, run: Run) -> Quantizer:
     """Fits the quantizer to at most `percentile_records` training recordings, so that the test set stays unseen; cached.
 
     Raises CorpusError if all of them are unusable.
     """
     records = corpus.records("train")
-    count = min(percentile_records, len(records))
-    drawn = np.sort(np.random.default_rng(maker.seed).choice(len(records), count, replace=False))
+    count = min(tokenizer.percentile_records, len(records))
+    chances = corpus.chances(records) if tokenizer.by_weight else None
+    drawn = np.sort(np.random.default_rng(maker.seed).choice(len(records), count, replace=False, p=chances))
     records = [records[i] for i in drawn]
     keys = corpus.keys(records)
     digest = json_digest([maker.cleaning.digest(), maker.seed, keys.tolist()])

@@ -42,7 +42,8 @@ def candidates(tokenizer: TokenizerSettings, corpus: Corpus, seed: int) -> list[
         return []
     if find_spec("sklearn") is None:
         raise ConfigError("tokenizer.sampling 'stratified' needs scikit-learn: install the extra, pip install -e '.[sampling]'")
-    drawn = np.random.default_rng(seed).choice(len(records), min(max(_CANDIDATES, 2 * count), len(records)), replace=False)
+    chances, count = corpus.chances(records) if tokenizer.by_weight else None, min(max(_CANDIDATES, 2 * count), len(records))
+    drawn = np.random.default_rng(seed).choice(len(records), count, replace=False, p=chances)
     return [records[i] for i in np.sort(drawn)]
 
 
@@ -58,7 +59,8 @@ def choose(
     if tokenizer.sampling == "all" or len(records) <= count:
         return records
     if tokenizer.sampling == "random":
-        return [records[i] for i in np.sort(rng.choice(len(records), count, replace=False))]
+        chances = corpus.chances(records) if tokenizer.by_weight else None
+        return [records[i] for i in np.sort(rng.choice(len(records), count, replace=False, p=chances))]
     usable = set(records)
     clustered = [record for record in drawn if record in usable]
     clusters = _clusters(tokenizer.max_clusters, maker, corpus, clustered, run)

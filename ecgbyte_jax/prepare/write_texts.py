@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ecgbyte_jax.corpora.example import SPLITS, Example, Rejected
+from ecgbyte_jax.corpora.example import PART, SPLITS, Example, Rejected
 from ecgbyte_jax.corpora.source import SignalSource
 from ecgbyte_jax.errors import ExampleError
 from ecgbyte_jax.inputs.form import Form, fit, open_form
 from ecgbyte_jax.inputs.prompt import Dialogue, PromptIds, share_room
-from ecgbyte_jax.inputs.shards import Manifest, Sequence, SplitSummary, Written, write_lengths, write_shard
+from ecgbyte_jax.inputs.shards import Manifest, Sequence, SplitSummary, Written, write_lengths, write_parts, write_shard
 from ecgbyte_jax.prepare.corpus import Corpus
 from ecgbyte_jax.prepare.tasks import Target, collect, in_chunks, make_targets, run_once
 from ecgbyte_jax.prepare.workers import Run
@@ -122,10 +122,11 @@ def in_units(examples: list[Example], how: TextForm) -> list[Unit]:
         else:
             conversations.append([example])
     units: list[Unit] = []
-    lone: dict[tuple[tuple[SignalSource, ...], int], list[Example]] = {}
+    lone: dict[tuple[str, tuple[SignalSource, ...], int], list[Example]] = {}
     for asked in conversations:
         if how.together > 1 and len(asked[-1].turns) == 1:
-            lone.setdefault((asked[0].records, asked[0].segment), []).extend(asked)
+            about = asked[0].meta.get(PART, ""), asked[0].records, asked[0].segment
+            lone.setdefault(about, []).extend(asked)
         else:
             units.append(Unit(tuple(asked), asked[-1].turns))
     for number, asked in enumerate(lone.values()):
@@ -140,10 +141,12 @@ def _gather(summaries: list[dict], splits: list[str], shards: Path, asked: Count
     texts = Texts({split: SplitSummary() for split in SPLITS}, {}, {}, [])
     answers: dict[str, Counter[str]] = {}
     lengths = {split: [np.empty((0, 2), np.int32)] for split in SPLITS}
+    parts_of: dict[str, list[str]] = {split: [] for split in SPLITS}
     for summary, split in zip(summaries, splits):
         part = SplitSummary(**summary["split"])
         texts.splits[split].add(part)
         lengths[split].append(summary["lengths"].reshape(-1, 2))
+        parts_of[split] += summary.get("parts", [])
         texts.rejected += [Rejected(**rejected) for rejected in summary["rejected"]]
         if part.files:
             texts.written[part.files[0]] = Written(**summary["written"])
@@ -153,6 +156,9 @@ def _gather(summaries: list[dict], splits: list[str], shards: Path, asked: Count
     for split, parts in lengths.items():
         texts.splits[split].lengths = f"{split}-lengths.i4"
         texts.written[f"{split}-lengths.i4"] = write_lengths(shards / f"{split}-lengths.i4", np.concatenate(parts))
+    places = {name: place for place, name in enumerate(sorted({name for names in parts_of.values() for name in names}))}
+    for split, names in parts_of.items() if places else ():
+        texts.written |= write_parts(shards, split, np.array([places[name] for name in names], np.int32))
     # Ties go to the first answer in the alphabet, so that the order of reading does not matter.
     texts.commonest = {q: min(counts, key=lambda a: (-counts[a], a)) for q, counts in sorted(answers.items())}
     return texts
@@ -168,6 +174,7 @@ def _write_texts(task: TextTask) -> dict:
     form = open_form(how.format, how.system, target.tokenizer.parent, how.ids, how.files)
     summary, rejected, answers = SplitSummary(), [], {"": Counter()}
     lengths: list[list[int]] = []
+    names: list[str] = []  # of a mixture's corpora
     every = how.every_answer and task.units[0].last.split == "train"
     parts = [
         (unit, segments)
@@ -194,6 +201,7 @@ def _write_texts(task: TextTask) -> dict:
             for number, ecgs in enumerate(segments, max(example.segment, 0)):
                 length = _count(summary, how.max_length, room, [length for _, length in ecgs])
                 lengths.append([length, supervised])
+                names.extend([example.meta[PART]] if PART in example.meta else [])
                 about = (example.id, example.patient, number, example.question, example.answer, example.meta)
                 sequence = Sequence(*about, (), text, unit.turns[left_out:-1], example.previous)
                 yield sequence.to_bytes(place for place, _ in ecgs)
@@ -209,6 +217,7 @@ def _write_texts(task: TextTask) -> dict:
     return {
         "split": asdict(summary),
         "lengths": lengths,
+        **({"parts": names} if names else {}),
         "written": asdict(written),
         "rejected": rejected,
         "answers": {question: dict(counts) for question, counts in answers.items() if counts},

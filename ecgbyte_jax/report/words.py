@@ -162,6 +162,7 @@ def score_tables(results: dict) -> list[Table]:
         ("by_question_type", "The model by question type and segment, in %"),
         ("by_attribute_type", "The model by type of attribute and segment, in %"),
         ("by_attribute", "The model by attribute and segment, in %"),
+        ("by_corpus", "The model by corpus and segment, in %"),
         ("macro_f1", "Macro F1 over the answers of closed questions, by segment, in %"),
     ):
         part = _dict(results.get(name))

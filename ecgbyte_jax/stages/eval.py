@@ -242,5 +242,7 @@ def _table(results: dict) -> dict[str, dict[str, float | str]]:
     for name, scores in results["perturbed"].items():
         rows[f"with {name}"] = percent(scores)
         rows[f"  95%, by patient, {name}"] = margins(results["perturbed_intervals"][name])
-    by_type = results["by_question_type"]
-    return rows | {f"{kind} ({scores['sequences']})": percent(scores, scores["hidden"]) for kind, scores in by_type.items()}
+    for group in ("by_question_type", "by_corpus"):
+        for kind, scores in results.get(group, {}).items():
+            rows[f"{kind} ({scores['sequences']})"] = percent(scores, scores["hidden"])
+    return rows

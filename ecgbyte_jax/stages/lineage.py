@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from ecgbyte_jax.encoders.config import FEATURES_BY, FOLDER
@@ -10,13 +10,15 @@ from ecgbyte_jax.errors import ConfigError, ScoresError, TokenizerError
 from ecgbyte_jax.files import file_digest, write_whole
 from ecgbyte_jax.run.stage import Stage, content_digest, json_digest, outputs_digest
 from ecgbyte_jax.run.workdir import MARKER, Workdir
-from ecgbyte_jax.settings import Settings
+from ecgbyte_jax.settings import DataSettings, Settings
 
 # The examples and signals of a run: what the symbols and the ECG tokenizer depend on.
 _TOKENIZER = (
     "seed",
     "data.corpus",
     "data.measured_of",
+    "data.mixture",  # its names, and its weights where they count
+    "data.parts",  # but for paths
     "data.sample_rate",
     "data.question",
     "data.published_split",
@@ -35,6 +37,7 @@ _TOKENIZER = (
     "tokenizer.sample_records",
     "tokenizer.max_clusters",
     "tokenizer.percentile_records",
+    "tokenizer.by_weight",
 )
 # Stages whose seed is that of the data.
 _OF_THE_DATA = ("synthetic data", "tokenizer", "tokenizer report", "prepare", "answers")
@@ -47,6 +50,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "train": (
         "seed",
         "prompt",
+        "data.mixture",
         "data.ecg",
         "data.packing",
         "data.length_buckets",
@@ -148,6 +152,9 @@ _AS_BEFORE = {
     "data.folds": 0,
     "data.fold": 0,
     "data.measured_of": "ptbxl",
+    "data.mixture": {},
+    "data.parts": {},
+    "tokenizer.by_weight": False,
     "eval.ecg": "own",
     "encoder.published_crop": False,
     "eval.labels": 0,
@@ -195,6 +202,10 @@ def depends_on(stage: str, settings: Settings) -> dict:
     everything, chosen = asdict(settings), {"version": _VERSIONS[stage]}
     if stage in _OF_THE_DATA:
         everything["seed"] = settings.data_seed
+    if settings.data.mixture:
+        by_weight = stage == "train" or settings.tokenizer.by_weight
+        everything["data"]["mixture"] = settings.data.shares if by_weight else [*settings.data.shares]
+        everything["data"]["parts"] = {name: _without_paths(settings.data.parts.get(name, {})) for name in settings.data.shares}
     for name in names:
         part, _, field = name.partition(".")
         if name in _AS_BEFORE and everything[part][field] == _AS_BEFORE[name]:
@@ -204,6 +215,11 @@ def depends_on(stage: str, settings: Settings) -> dict:
         else:
             chosen[part] = everything[part]
     return chosen
+
+
+def _without_paths(part: dict) -> dict:
+    paths = {field.name for field in fields(DataSettings) if field.metadata["is_path"]}
+    return {name: value for name, value in part.items() if name not in paths}
 
 
 def synthetic(settings: Settings, workdir: Workdir) -> Stage:

@@ -1,6 +1,7 @@
 """The stages of a run, one after the other: the door where an experiment's ConfigDict becomes `Settings`."""
 
 import os
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -146,18 +147,19 @@ def _check_folder(folder: Path, stages: list[str]) -> None:
 
 def _check_corpus(data: DataSettings, workdir: Workdir) -> None:
     """Raises ConfigError where another corpus was prepared here, whose shards and tokenizer this one would replace."""
-    given = _describe(data.corpus, data.synthetic_records)
+    given = _describe(data.corpus, data.shares, data.synthetic_records)
     for marker in (workdir.prepare_marker, workdir.tokenizer_marker):
         before = settings_of(marker).get("data")
-        if before and (here := _describe(before["corpus"], before["synthetic_records"])) != given:
+        if before and (here := _describe(before["corpus"], before.get("mixture", ()), before["synthetic_records"])) != given:
             raise ConfigError(
                 f"{workdir.root}: a run on {here} is here, {given} found in the settings; give this run a folder of its own: "
                 "--workdir=DIR"
             )
 
 
-def _describe(corpus: str, synthetic_records: int) -> str:
-    return f"{'synthetic' if synthetic_records else 'real'} data of corpus '{corpus}'"
+def _describe(corpus: str, mixture: Iterable[str], synthetic_records: int) -> str:
+    parts = ", ".join(mixture)
+    return f"{'synthetic' if synthetic_records else 'real'} data of corpus '{corpus}'" + (f" ({parts})" if parts else "")
 
 
 def _check_links(folder: Path) -> None:

@@ -4,10 +4,12 @@ import errno
 import os
 import re
 import shutil
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ecgbyte_jax.corpora.example import PART
 from ecgbyte_jax.errors import ShardsError
 from ecgbyte_jax.inputs.chat import Chat
 from ecgbyte_jax.inputs.gguf_tokenizer import make_gguf_tokenizer
@@ -31,7 +33,8 @@ from ecgbyte_jax.stages.tokenizer import make_tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-_SHARDS = re.compile(rf"(ecg|{'|'.join(SPLITS)})-(\d+\.array_record|lengths\.i4)|manifest\.json")  # how their names begin
+# How their names begin.
+_SHARDS = re.compile(rf"(ecg|{'|'.join(SPLITS)})-(\d+\.array_record|(lengths|parts)\.i4)|manifest\.json")
 
 
 def prepare(settings: Settings, workdir: Workdir) -> str:
@@ -169,5 +172,9 @@ def _report(workdir: Workdir, corpus: Corpus, manifest: Manifest, rows: dict[str
             f"(longest {split.longest_sequence}), ECG cut in {split.ecg_cut}"
             + (f", {split.turns_left_out} earlier turns left out" if split.turns_left_out else "")
         )
+    counts = Counter((example.meta.get(PART), example.split) for example in corpus.examples)
+    for name, share in corpus.shares.items():
+        of = ", ".join(f"{counts[name, split]} {split}" for split in SPLITS)
+        rows[f"  {name}"] = f"{of} examples, {share:.1%} of the sequences that training draws"
     rows["  set aside"] = f"{len(corpus.rejected)} ({workdir.quarantine})"
     banner("prepared", rows | {"tokenizers": workdir.tokenizers, "shards": workdir.shards})

@@ -16,7 +16,7 @@ from flax import nnx
 
 import ecgbyte_jax
 from ecgbyte_jax.corpora.example import Example
-from ecgbyte_jax.corpora.read import CORPORA, read_corpus
+from ecgbyte_jax.corpora.read import describe
 from ecgbyte_jax.corpora.source import SignalSource
 from ecgbyte_jax.ecg.symbols import Quantizer
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
@@ -29,7 +29,7 @@ from ecgbyte_jax.inputs.shards import read_ecg, read_manifest
 from ecgbyte_jax.model.build import count
 from ecgbyte_jax.model.quantized.kernel import Quantized
 from ecgbyte_jax.prepare.cleaning import Cleaning
-from ecgbyte_jax.prepare.corpus import Folders
+from ecgbyte_jax.prepare.corpus import Folders, read_examples
 from ecgbyte_jax.report import sections
 from ecgbyte_jax.report.folder import Chosen, choose_examples, read_evaluation
 from ecgbyte_jax.report.page import Page, render
@@ -104,7 +104,7 @@ def _data_of(workdir: Workdir, results: dict) -> dict:
 
 def _named(data: dict) -> dict:
     """The settings of data with what is known of their corpus."""
-    return data and data | CORPORA[data["corpus"]]._asdict()
+    return data and data | describe(data)._asdict()
 
 
 def _add_origins(page: Page, workdir: Workdir, results: dict) -> None:
@@ -215,9 +215,9 @@ def _originals(
 
 def _records_of(settings: Settings, workdir: Workdir, ids: set[str]) -> dict[str, tuple[SignalSource, ...]]:
     """The recordings of the corpus' examples with these ids; raises CorpusError where the corpus is missing."""
-    folders, records = Folders.of(settings, workdir), {}
+    records: dict[str, tuple[SignalSource, ...]] = {}
     if ids:
-        for item in read_corpus(settings.data, folders.root, folders.ecgqa_root):
+        for item in read_examples(settings, workdir):
             if isinstance(item, Example) and item.id in ids:
                 records.setdefault(item.id, item.records)
                 if len(records) == len(ids):
@@ -266,10 +266,8 @@ def _draw_segments(workdir: Workdir, seed: int) -> list[np.ndarray]:
 
 def _first_segment(settings: Settings, workdir: Workdir) -> tuple[str, np.ndarray, float]:
     """(name, clean mV [12, T], rate in Hz) of the corpus' first usable example; raises CorpusError where it is missing."""
-    folders = Folders.of(settings, workdir)
-    items = read_corpus(settings.data, folders.root, folders.ecgqa_root)
-    example = next((item for item in items if isinstance(item, Example)), None)
+    example = next((item for item in read_examples(settings, workdir) if isinstance(item, Example)), None)
     if example is None:
-        raise ReportError(f"{folders.root}: no usable example found")
+        raise ReportError(f"{Folders.of(settings, workdir).root}: no usable example found")
     signal, rate = Cleaning.of(settings).whole(example.records[0])
     return example.records[0].name, signal[:, : settings.signal.segment_length], rate

@@ -35,7 +35,7 @@ def make_tokenizer(settings: Settings, workdir: Workdir, corpus: Corpus, run: Ru
     file = workdir.ecg_tokenizer if finished else settings.tokenizer.file
     tokenizer = ECGTokenizer.load(file) if file else None
     maker = TaskMaker.of(settings, corpus.folders, workdir)
-    quantizer = tokenizer.quantizer if tokenizer else fit_quantizer(maker, corpus, settings.tokenizer.percentile_records, run)
+    quantizer = tokenizer.quantizer if tokenizer else fit_quantizer(maker, corpus, settings.tokenizer, run)
     candidates = [] if tokenizer else sampling.candidates(settings.tokenizer, corpus, settings.data_seed)
     signals = quantize(maker, corpus, quantizer, run, candidates)
     if not finished:

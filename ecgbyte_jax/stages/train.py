@@ -156,6 +156,9 @@ def _show_start(
         "a step": f"{size} rows, {places // len(seen)} places on average, {100 * real / places:.0f}% of them real tokens",
         "steps": f"{len(plan)}" + (f", going on from {start}" if start else ""),
     }
+    if plan.mixture:
+        drawn = zip(settings.data.shares.items(), plan.mixture.passes)
+        rows["mixture"] = ", ".join(f"{share:.1%} {name}, {passes:.2g} times an epoch" for (name, share), passes in drawn)
     whole = kept_whole((state.params, parts.frozen), mesh)
     if whole:
         rows["not split"] = f"{'; '.join(whole)}: each device holds all of that axis"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
-from ecgbyte_jax.setting_names import setting_fields
+from ecgbyte_jax.setting_names import default_of, setting_fields
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.stages.pipeline import STAGES
 
@@ -44,7 +44,7 @@ def usage(flags: Iterable[Any], command: str) -> str:
             lines += ["", *textwrap.wrap(f"{part}: {_purpose(part)}", width - 1)]
         rule = setting.metadata["rule"]
         meaning = setting.metadata["meaning"] + (f" [{rule.expected}]" if rule else "")
-        lines += [f"  {name}={_spell(setting.default)}", *_wrap(meaning, "      ", width)]
+        lines += [f"  {name}={_spell(default_of(setting))}", *_wrap(meaning, "      ", width)]
     return "\n".join(lines)
 
 

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
+from ecgbyte_jax.errors import ShardsError
 from ecgbyte_jax.evaluate.answers import Answerer
 from ecgbyte_jax.evaluate.metrics import measure
 from ecgbyte_jax.inputs.controls import open_shown
@@ -30,7 +31,7 @@ def make_validation(
     """(state) -> {valid_loss, and valid_exact_match and valid_rouge_l where `train.valid_answers` is above 0}.
 
     The loss is the mean over the answer tokens of the same batches each time, without dropout. None where the split does not
-    fill a batch.
+    fill a batch. Of a mixture, also valid_loss_NAME of every corpus that fills one.
     """
     if prepared.manifest.splits["valid"].sequences < settings.train.batch_size:
         return None
@@ -40,18 +41,36 @@ def make_validation(
         console.print(f"train: no validation, {error}")
         return None
     batches = [batches[i] for i in range(min(len(batches), settings.train.valid_batches))]
+    by_part = _batches_by_part(settings, prepared, mesh)
     match = _make_match(settings, workdir, prepared, parts, mesh) if settings.train.valid_answers else None
 
     @jax.jit
     def score(params: Any, frozen: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         return answer_loss(nnx.merge(parts.graphdef, params, frozen), batch), answer_tokens(batch)
 
-    def validate(state: TrainState) -> dict[str, float]:
+    def loss(state: TrainState, batches: list[dict[str, np.ndarray]]) -> float:
         sums = [settle(score(state.params, parts.frozen, put_batch(batch, mesh))) for batch in batches]
-        loss = {"valid_loss": float(sum(loss for loss, _ in sums) / sum(tokens for _, tokens in sums))}
-        return loss | (match(state.params) if match else {})
+        return float(sum(loss for loss, _ in sums) / sum(tokens for _, tokens in sums))
+
+    def validate(state: TrainState) -> dict[str, float]:
+        losses = {"valid_loss": loss(state, batches)}
+        losses |= {f"valid_loss_{name}": loss(state, own) for name, own in by_part.items()}
+        return losses | (match(state.params) if match else {})
 
     return validate
+
+
+def _batches_by_part(settings: Settings, prepared: Prepared, mesh: Mesh) -> dict[str, list[dict[str, np.ndarray]]]:
+    """Validation batches of each corpus of a mixture that fills one, as many of all together as of the whole split."""
+    shares, batches_of = settings.data.shares, {}
+    for name in shares:
+        try:
+            _, batches = plan_batches(settings, prepared, "valid", 1.0, mesh, name)
+        except ShardsError:  # has no sequences in this split, or too few
+            continue
+        most = max(1, settings.train.valid_batches // len(shares))
+        batches_of[name] = [batches[i] for i in range(min(len(batches), most))]
+    return batches_of
 
 
 def _make_match(
@@ -68,13 +87,16 @@ def _make_match(
     count = min(settings.train.valid_answers, len(dataset))
     places = np.sort(np.random.default_rng(settings.data_seed).choice(len(dataset), count, replace=False))
     sequences = [dataset[int(place)] for place in places]
+    names = np.array([sequence.part for sequence in sequences])
     prompts = [(sequence.ecgs, sequence.prompt) for sequence in sequences]
     tokenizer = ECGTokenizer.load(workdir.ecg_tokenizer)
 
     def match(params: Any) -> dict[str, float]:
         answerer = Answerer(greedy, prepared, tokenizer, parts.model(params), mesh)
         answers = [answer for start in range(0, count, size) for answer in answerer.answer(prompts[start : start + size])]
-        scores = measure([sequence.answer for sequence in sequences], [answer.text for answer in answers]).overall()
-        return {f"valid_{metric}": scores[metric] for metric in ("exact_match", "rouge_l")}
+        pairs = measure([sequence.answer for sequence in sequences], [answer.text for answer in answers])
+        groups = {"": pairs} | {f"_{name}": pairs.rows(np.flatnonzero(names == name)) for name in sorted({*names} - {""})}
+        scores = {of: group.overall() for of, group in groups.items()}
+        return {f"valid_{metric}{of}": scores[of][metric] for of in groups for metric in ("exact_match", "rouge_l")}
 
     return match

@@ -68,6 +68,11 @@ class Tracing:
         return f"{self.part.root / self.name}"
 
     @property
+    def root(self) -> Path:
+        """The folder of the parts."""
+        return self.part.root
+
+    @property
     def name(self) -> str:
         """The part's name and the exam's."""
         return f"{self.part.name}#{self.exam}"

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -22,6 +23,11 @@ class Spoilt:
     start: float
     stop: float
     seed: int
+
+    @property
+    def root(self) -> Path:
+        """That of the recording."""
+        return self.source.root
 
     @property
     def name(self) -> str:
