@@ -106,6 +106,7 @@ def torch_loss(w: dict, x: "torch.Tensor", text: np.ndarray, noise: np.ndarray |
     return torch_contrast(ecg[0], embedded) + torch_contrast(*views)
 
 
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.slow
 @pytest.mark.parametrize("published", [False, True])
 def test_losses_gradients_statistics_and_a_step_are_those_of_pytorch(published, rng):
