@@ -40,7 +40,7 @@ _STAGES = flags.DEFINE_list(
     "stage",
     ["prepare", "train", "eval", "report"],
     "Stages to run, always in this order: tokenizer, prepare, inspect, fit, pretrain, train, eval, attend, report,"
-    " export, ask."
+    " export, ask, serve."
     " Or compare or list by itself, which need no --config.",
 )
 _RUNS = flags.DEFINE_list(

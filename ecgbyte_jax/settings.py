@@ -39,6 +39,7 @@ _LATER = (
     "eval",
     "attend",
     "headline",
+    "serve",
 )
 _WHOLE = Rule(lambda values: all(value >= 0 for value in values), "whole numbers from 0")
 
@@ -60,6 +61,9 @@ _OF_THE_RUN = (
     "length_buckets",
 )
 MIXTURE = "mixture"  # the corpus that is several
+_ONE_WORD = Rule(lambda text: bool(re.fullmatch(r"[\w.:-]+", text)), "a name or an address")
+_TOKEN = Rule(lambda text: bool(re.fullmatch(r"[!-~]*", text)), "letters, digits and signs of ASCII without spaces")
+LOOPBACK = ("127.0.0.1", "::1", "localhost")  # which other machines do not reach
 
 SHOWN = ("own", "shuffled", "zeros", "none")  # see `inputs.controls.open_shown`
 SHOWN_AS = {"shuffled": "other patients' ECGs", "zeros": "zeros", "none": "nothing"}  # in the place of own ECGs
@@ -517,6 +521,41 @@ class HeadlineSettings:
 
 
 @dataclass(frozen=True)
+class ServeSettings:
+    """Where --stage=serve listens, and how much it takes on."""
+
+    host: str = setting("127.0.0.1", "address to listen on; other machines reach none but a loopback's own", _ONE_WORD)
+    port: int = setting(8000, "port to listen on; 0: any that is free", between(0, 65535))
+    token: str = setting("", 'what clients must send as "Authorization: Bearer TOKEN"; "": nothing', _TOKEN)
+    insecure: bool = setting(False, "listen without a token to other machines too")
+    slots: int = setting(32, "segments answered together", at_least(1))
+    queue: int = setting(64, "questions that may wait; later ones are told to come back", at_least(1))
+    cache_mb: int = setting(256, "MB of ECGs that were read for a question, kept for the next", at_least(0))
+    recordings_mb: int = setting(256, "MB of recordings kept, the latest used; they are never on disk", at_least(1))
+    upload_mb: int = setting(32, "MB of a request, at most", at_least(1))
+    upload_seconds: float = setting(30.0, "s in which a request must have arrived", above(0))
+    recording_seconds: float = setting(300.0, "s of a recording, at most", above(0))
+    read_seconds: float = setting(20.0, "s that reading and cleaning a file may take", above(0))
+    read_mb: int = setting(2048, "MB of memory that it may take", at_least(512))
+    question_length: int = setting(2000, "characters of a message, at most", at_least(1))
+    messages: int = setting(32, "messages of a conversation, at most", at_least(1))
+    closing_seconds: float = setting(30.0, "s that running answers get after SIGTERM", above(0))
+
+    def __post_init__(self) -> None:
+        local = self.host in LOOPBACK
+        open_to_all = not (local or self.token or self.insecure)
+        check(
+            self,
+            [
+                f"host: {self.host!r} found without serve.token, which clients on other machines must know; give one, or "
+                "serve.insecure"
+                if open_to_all
+                else ""
+            ],
+        )
+
+
+@dataclass(frozen=True)
 class Settings:
     """All settings of a run; raises SettingsError that lists every one that cannot work, ConfigError for impossible vectors."""
 
@@ -541,6 +580,7 @@ class Settings:
     eval: EvalSettings = field(default_factory=EvalSettings)
     attend: AttendSettings = field(default_factory=AttendSettings)
     headline: HeadlineSettings = field(default_factory=HeadlineSettings)
+    serve: ServeSettings = field(default_factory=ServeSettings)
 
     def __post_init__(self) -> None:
         chat, together = self.prompt.format == "chat", self.data.questions_together

@@ -25,8 +25,11 @@ ALLOWED = {
     "explain": {"explain", "ecg", "inputs", "model", "run", "settings", "evaluate", "train"},
     "report": {"report", "ecg", "explain"},
     "export": {"export", "ecg", "encoders", "corpora", "inputs", "settings"},
-    "stages": {"stages", "settings", "encoders", "setting_names", "ecg", "corpora", "inputs", "model", "run", "prepare",
-               "evaluate", "train", "explain", "report", "export", "fit", "pretrain", "sweep"},
+    "asking": {"asking", "ecg", "evaluate", "inputs", "report", "run", "settings", "train"},
+    "serve": {"serve", "asking", "ecg", "corpora", "evaluate", "explain", "inputs", "model", "prepare", "run", "settings",
+              "stages", "train"},
+    "stages": {"stages", "asking", "serve", "settings", "encoders", "setting_names", "ecg", "corpora", "inputs", "model",
+               "run", "prepare", "evaluate", "train", "explain", "report", "export", "fit", "pretrain", "sweep"},
     "sweep": {"sweep", "encoders", "evaluate", "pretrain", "report", "run", "settings", "stages", "train"},
 }  # fmt: skip
 ALLOWED_FILES = {

@@ -1,6 +1,7 @@
 """Whether a question has the form of a training question: any other gets an answer that was learnt for those."""
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -16,10 +17,14 @@ _ALIKE = 0.6  # share of the words, in their order, that two questions of one fo
 
 @dataclass(frozen=True)
 class Familiar:
-    """The distinct questions of the training split, and the numbers of ECGs that they are about."""
+    """The distinct questions of the training split, the commonest first, and the numbers of ECGs that they are about.
+
+    conversations: whether some of them follow others.
+    """
 
     questions: tuple[str, ...]
     ecgs: frozenset[int] = frozenset({1})
+    conversations: bool = False
 
     @classmethod
     def of(cls, shards: Path, seed: int) -> "Familiar":
@@ -28,9 +33,12 @@ class Familiar:
         sequences = open_split(shards, manifest, "train")
         drawn = np.random.default_rng(seed).choice(len(sequences), min(_SEQUENCES, len(sequences)), replace=False)
         seen = [sequences[int(place)] for place in np.sort(drawn)]
-        found = {question for sequence in seen for question, _ in (*sequence.history, (sequence.question, ""))}
-        found |= set(manifest.commonest)
-        return cls(tuple(sorted(found - {""})), frozenset(len(sequence.ecgs) for sequence in seen))
+        found = Counter(question for sequence in seen for question, _ in (*sequence.history, (sequence.question, "")))
+        found.update(dict.fromkeys(manifest.commonest, 0))
+        del found[""]
+        questions = sorted(found, key=lambda question: (-found[question], question))
+        ecgs, conversations = frozenset(len(sequence.ecgs) for sequence in seen), any(sequence.history for sequence in seen)
+        return cls(tuple(questions), ecgs, conversations)
 
     def nearest(self, question: str) -> tuple[str, bool]:
         """The training's question that is most like this one, and whether both have the same form."""

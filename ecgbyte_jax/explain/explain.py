@@ -33,6 +33,21 @@ def look(
     Several answer tokens count alike. For an empty answer the end of the sequence is attributed, and for an answer that exceeds
     the model's positions its beginning.
     """
+    return look_by_word(trained, ecgs, turns, answer, (), attend)[0]
+
+
+def look_by_word(
+    trained: Trained,
+    ecgs: Sequence[np.ndarray],
+    turns: Sequence[tuple[str, str]],
+    answer: np.ndarray,
+    words: Sequence[tuple[int, int]],
+    attend: AttendSettings,
+) -> tuple[View, list[list[np.ndarray]]]:
+    """As `look`; and for each of the answer's words, its first token and the one after its last, the attention of it alone.
+
+    That is float32 [12, L] for each ECG; zeros for a word that exceeds the model's positions.
+    """
     dialogue = Dialogue(len(ecgs), tuple(turns))
     (text,) = trained.form.prompts([dialogue])
     if isinstance(text, ExampleError):
@@ -49,16 +64,24 @@ def look(
     weights["gradient_input"] = attribution.gradient_input
     starts = np.flatnonzero(prompt == trained.ids.sig_start)[: len(ecgs)] + 1
     ends = np.flatnonzero(prompt == trained.ids.sig_end)[: len(ecgs)]
-    view_of = _view_of_signal if trained.ids.vectors else _view
-    ecg_views = tuple(
-        view_of(trained, ecg, {name: values[start:end] for name, values in weights.items()})
-        for ecg, start, end in zip(ecgs, starts, ends)
-    )
+
+    def ecg_views(weights: dict[str, np.ndarray]) -> tuple[EcgView, ...]:
+        view_of = _view_of_signal if trained.ids.vectors else _view
+        spans = zip(ecgs, starts, ends)
+        return tuple(
+            view_of(trained, ecg, {name: row[start:end] for name, row in weights.items()}) for ecg, start, end in spans
+        )
+
+    parts = [attribution.attention[first:last] for first, last in words]
+    summed = [part.sum(axis=0) / max(len(part), 1) for part in parts]
+    by_word = [[ecg.samples["attention"] for ecg in ecg_views({"attention": weight})] for weight in summed]
     question, places, offsets = trained.form.locate(dialogue)
-    words, word_of = split_words(question, offsets)
+    words_asked, word_of = split_words(question, offsets)
     places = places + len(prompt) - len(text)  # the ECGs' tokens are in front of the question
-    word_weights = {n: np.bincount(word_of, values[places], len(words)).astype(np.float32) for n, values in weights.items()}
-    return View(ecg_views, words, word_weights, weights, float(attribution.log_probs.sum()))
+    word_weights = {
+        name: np.bincount(word_of, values[places], len(words_asked)).astype(np.float32) for name, values in weights.items()
+    }
+    return View(ecg_views(weights), words_asked, word_weights, weights, float(attribution.log_probs.sum())), by_word
 
 
 def _view(trained: Trained, ids: np.ndarray, weights: dict[str, np.ndarray]) -> EcgView:

@@ -3,6 +3,7 @@
 Axes: S segments, T samples of a segment.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,14 +38,22 @@ class Recording:
 
 
 def read_recording(
-    path: str, how: CleanConfig, segment_length: int, sample_rate: float = 0.0, leads: Sequence[str] = (), units: str = ""
+    path: str,
+    how: CleanConfig,
+    segment_length: int,
+    sample_rate: float = 0.0,
+    leads: Sequence[str] = (),
+    units: str = "",
+    longest: float = math.inf,
 ) -> Recording:
     """Reads a file as `own.read_own` does, cleans it, and cuts it into segments of `segment_length` samples.
 
-    Raises RecordError for a file that cannot be used.
+    Raises RecordError for a file that cannot be used, or has more than `longest` s.
     """
     own = read_own(path, sample_rate, leads, units)
     rate, samples = own.record.sample_rate, own.record.signal.shape[1]
+    if samples > longest * rate:
+        raise RecordError(f"{path}: {samples / rate:.0f} s found, at most {longest:g} s expected; cut the recording")
     try:
         segments = segment(clean(own.record, how), segment_length)
     except RecordError as error:

@@ -8,83 +8,37 @@ import json
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from ecgbyte_jax.asking.reply import NOT_TO_USE, Reply, by_segment, doubts, vote
+from ecgbyte_jax.asking.subject import FOREIGN, Subject, with_foreign
+from ecgbyte_jax.asking.worth import Worth
 from ecgbyte_jax.ecg.formats.content import EXPECTED
-from ecgbyte_jax.ecg.records import LEADS
 from ecgbyte_jax.errors import ConfigError, ExampleError, RecordError
 from ecgbyte_jax.evaluate.answers import read_answers
 from ecgbyte_jax.evaluate.familiar import Familiar
 from ecgbyte_jax.evaluate.generations import Answer
-from ecgbyte_jax.evaluate.results import summarise
-from ecgbyte_jax.evaluate.votes import elect
 from ecgbyte_jax.explain.explain import look
 from ecgbyte_jax.inputs.batches import prompt_batch
-from ecgbyte_jax.inputs.form import fit
-from ecgbyte_jax.inputs.prompt import Dialogue, ecg_room, share_room
 from ecgbyte_jax.inputs.recording import Recording, read_list, read_recording
 from ecgbyte_jax.model.generate import generate
 from ecgbyte_jax.model.sharding import batch_parts, put_whole
 from ecgbyte_jax.report.attention import draw_attention
-from ecgbyte_jax.report.folder import read_json
 from ecgbyte_jax.report.save import check_picture, save_picture
 from ecgbyte_jax.run.console import console
-from ecgbyte_jax.run.stage import settings_of
 from ecgbyte_jax.run.workdir import Workdir
-from ecgbyte_jax.settings import SHOWN_AS, AttendSettings, EvalSettings, Settings
+from ecgbyte_jax.settings import AttendSettings, EvalSettings, Settings
 from ecgbyte_jax.stages import lineage
-from ecgbyte_jax.stages.attend import check_evaluated
 from ecgbyte_jax.stages.inquiry import Inquiry, check_question, read_questions
 from ecgbyte_jax.train.restore import Trained, open_trained
 from ecgbyte_jax.train.vectors import check_drawable
 
-_FOREIGN = "the model was trained on synthetic ECGs alone, and this is not one of them: expect wrong answers"
 _LISTED = 6  # segments whose own answers are listed
 _SHOWN_QUESTIONS = 8  # of the training, where questions are typed
-_NOT_TO_USE = "research software, not a medical device"
-_CLIPPED = 0.05  # share of a lead beyond the tokenizer's range, which 6% of 49 recordings of PTB-XL exceed: worth a warning
-
-
-@dataclass(frozen=True, eq=False)
-class Subject:
-    """What is asked about: one recording, or several in one prompt.
-
-    name: of all of them; rate in Hz; seconds of a segment; segments, signals: of each segment what the model reads of the
-    ECGs, see `PromptIds.spell`, and their clean signals float64 [12, T] in mV.
-    """
-
-    name: str
-    recordings: tuple[Recording, ...]
-    rate: float
-    seconds: float
-    segments: tuple[tuple[np.ndarray, ...], ...]
-    signals: tuple[tuple[np.ndarray, ...], ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Reply:
-    """The answers of all segments to a question, the number of the elected one, warnings, and pictures drawn."""
-
-    question: str
-    answers: list[Answer]
-    best: int
-    warnings: tuple[str, ...]
-    pictures: tuple[Path, ...] = ()
-
-    @property
-    def agreeing(self) -> int:
-        """How many segments have the elected answer."""
-        return sum(answer.text == self.answers[self.best].text for answer in self.answers)
-
-    @property
-    def majority(self) -> bool:
-        """Whether more than half of the segments have it."""
-        return 2 * self.agreeing > len(self.answers)
 
 
 def ask(settings: Settings, workdir: Workdir, inquiry: Inquiry) -> None:
@@ -153,7 +107,7 @@ def _read(path: str, settings: Settings, workdir: Workdir, inquiry: Inquiry) -> 
     how = settings.signal
     recording = read_recording(path, how, how.segment_length, inquiry.sample_rate, inquiry.leads, inquiry.units)
     foreign = settings.data.synthetic_records and workdir.synthetic.resolve() not in Path(path).resolve().parents
-    return replace(recording, warnings=(_FOREIGN,)) if foreign else recording
+    return with_foreign(recording) if foreign else recording
 
 
 def _read_each(
@@ -174,34 +128,9 @@ def _subjects(trained: Trained, named: list[Recording], later: Iterator[Recordin
     """Those that were named, then those that are still to be read; each is shown as it was read."""
     groups = [named] if together else ([recording] for recording in chain(named, later))
     for group in groups:
-        subject = _encode(trained, group if trained.ids.vectors else [_with_clipping(each, trained) for each in group])
+        subject = Subject.of(trained, group)
         _show_subject(subject)
         yield subject
-
-
-def _with_clipping(recording: Recording, trained: Trained) -> Recording:
-    """Adds a warning where the tokenizer clips much of a lead."""
-    low, high = trained.ecg_tokenizer.quantizer.low, trained.ecg_tokenizer.quantizer.high
-    outside = (recording.segments < low) | (recording.segments > high)
-    worst = int(outside.mean(axis=(0, 2)).argmax())
-    share = float(outside[:, worst].mean())
-    if share < _CLIPPED:
-        return recording
-    span = f"{low:.2f} to {high:.2f} mV"
-    text = f"{share:.0%} of the samples of {LEADS[worst]} lie beyond the tokenizer's range of {span} and are clipped"
-    return replace(recording, warnings=(*recording.warnings, text))
-
-
-def _encode(trained: Trained, group: list[Recording]) -> Subject:
-    """As many segments as the shortest recording has, with what the model reads of them."""
-    first = group[0]
-    signals = tuple(zip(*(recording.segments for recording in group)))
-    if trained.ids.vectors:
-        ecgs = tuple(tuple(signal.astype(np.float32) for signal in segment) for segment in signals)
-    else:
-        ecgs = tuple(zip(*(trained.ecg_tokenizer.encode_batch(recording.segments) for recording in group)))
-    name, seconds = " and ".join(recording.name for recording in group), first.segments.shape[-1] / first.clean_rate
-    return Subject(name, tuple(group), first.clean_rate, seconds, ecgs, signals)
 
 
 def _pairs(subjects: Iterator[Subject], inquiry: Inquiry, familiar: Familiar) -> Iterator[tuple[Subject, str]]:
@@ -215,65 +144,15 @@ def _pairs(subjects: Iterator[Subject], inquiry: Inquiry, familiar: Familiar) ->
         yield from ((subject, question) for subject in kept)
 
 
-@dataclass(frozen=True)
-class Worth:
-    """What the answers of a run are worth, in a sentence and in warnings; verdict: its evaluation's, if there is one."""
-
-    sentence: str
-    warnings: tuple[str, ...]
-    verdict: dict | None
-
-    @classmethod
-    def of(cls, settings: Settings, workdir: Workdir) -> "Worth":
-        """By the evaluation of the training here."""
-        data = "synthetic ECGs" if settings.data.synthetic_records else settings.data.corpus
-        warnings, shown = [], settings.data.ecg
-        if shown != "own":
-            warnings.append(f"it is a control, trained with {SHOWN_AS[shown]} in the place of each question's ECG (data.ecg)")
-        results = read_json(workdir.results)
-        if results is None or "verdict" not in results:
-            unknown = "not evaluated, so what its answers are worth is unknown: run --stage=eval"
-            return cls(f"trained on {data}; {unknown}", (*warnings, unknown), None)
-        try:
-            check_evaluated(workdir, results)
-        except ConfigError as error:
-            return cls(f"trained on {data}; what its answers are worth is unknown: {error}", (*warnings, str(error)), None)
-        verdict = results["verdict"]
-        if verdict["evidence"] != "reads":
-            warnings.append(f"its evaluation shows: {verdict['sentence']}")
-        if settings.eval.checkpoint not in (results["checkpoint"], str(results["checkpoint_step"])):
-            warnings.append(f"checkpoint {settings.eval.checkpoint} answers, and {results['checkpoint']} was evaluated")
-        if settings_of(workdir.answers_marker).get("eval", {}).get("temperature"):
-            warnings.append("its evaluation drew answers at random, and here the likeliest one is given")
-        return cls(f"trained on {data}; {summarise(results)}", tuple(warnings), verdict)
-
-
 def _reply(
     trained: Trained, settings: Settings, subject: Subject, question: str, familiar: Familiar, picture: Path | None
 ) -> Reply:
     prompt = _encode_question(trained, subject, question)
     answers = _answer(trained, settings.eval, subject, prompt)
-    best = elect([answer.text for answer in answers], [answer.log_prob for answer in answers])
-    warnings = tuple(_doubts(trained, subject, question, prompt, familiar))
+    best = vote(answers)
+    warnings = tuple(doubts(trained, subject, question, prompt, familiar))
     drawn = _draw(trained, settings.attend, subject, question, answers[best], best, picture) if picture else []
     return Reply(question, answers, best, warnings, tuple(drawn))
-
-
-def _doubts(trained: Trained, subject: Subject, question: str, prompt: np.ndarray, familiar: Familiar) -> Iterator[str]:
-    """What speaks against the answer to this very question."""
-    nearest, same_form = familiar.nearest(question)
-    if not same_form:
-        yield f"no training question is like this one; the nearest is: {nearest}"
-    count = len(subject.recordings)
-    if count not in familiar.ecgs:
-        known = f"{' or '.join(map(str, sorted(familiar.ecgs)))} ECG{'s' * (max(familiar.ecgs) > 1)}"
-        yield f"the training's questions were about {known} at a time, this is about {count}"
-    room = ecg_room(len(prompt), trained.max_length - 1, count)
-    lengths = [[len(trained.ids.spell(ecg)) for ecg in ecgs] for ecgs in subject.segments]
-    lost = [1 - sum(share_room(room, ecgs)) / sum(ecgs) for ecgs in lengths]
-    if max(lost) > 0:
-        cut = f"{sum(share > 0 for share in lost)} of {len(lost)} segments do not fit into the prompt"
-        yield f"{cut}: up to {max(lost):.0%} of their tokens, those of the last leads, are cut off"
 
 
 def _answer(trained: Trained, sampling: EvalSettings, subject: Subject, prompt: np.ndarray) -> list[Answer]:
@@ -297,11 +176,10 @@ def _answer(trained: Trained, sampling: EvalSettings, subject: Subject, prompt: 
 
 def _encode_question(trained: Trained, subject: Subject, question: str) -> np.ndarray:
     """The text ids int32 [n] of its prompt; raises ConfigError where they leave the subject's ECGs no room."""
-    dialogue, fewest = Dialogue(len(subject.recordings), ((question, ""),)), trained.ids.fewest(subject.segments[0])
-    ((prompt, _),) = fit(trained.form.prompts, [dialogue], trained.max_length - 1, fewest)
-    if isinstance(prompt, ExampleError):
-        raise ConfigError(f"--question: {prompt}; ask a shorter one")
-    return prompt
+    try:
+        return subject.prompt(trained, [(question, "")])[0]
+    except ExampleError as error:
+        raise ConfigError(f"--question: {error}; ask a shorter one") from error
 
 
 def _show_subject(subject: Subject) -> None:
@@ -330,8 +208,8 @@ def _show(subject: Subject, reply: Reply, several: bool, typed: bool) -> None:
     if len(others) > _LISTED:
         lines.append(f"  and {len(others) - _LISTED} more segments with other answers")
     lines += [f"picture    {path}" for path in reply.pictures]
-    foreign = any(_FOREIGN in recording.warnings for recording in subject.recordings)
-    lines.append(f"           {'from a model trained on synthetic ECGs; ' if foreign else ''}{_NOT_TO_USE}")
+    foreign = any(FOREIGN in recording.warnings for recording in subject.recordings)
+    lines.append(f"           {'from a model trained on synthetic ECGs; ' if foreign else ''}{NOT_TO_USE}")
     console.print("\n".join(lines))
 
 
@@ -349,10 +227,7 @@ def _as_json(subject: Subject, reply: Reply, worth: Worth) -> dict:
         "majority": reply.majority,
         "segments_agreeing": reply.agreeing,
         "probability_in_surest_segment": math.exp(chosen.log_prob),
-        "segments": [
-            {"start_s": i * subject.seconds, "answer": answer.text, "probability": math.exp(answer.log_prob)}
-            for i, answer in enumerate(reply.answers)
-        ],
+        "segments": by_segment(subject, reply.answers, range(len(reply.answers))),
         "warnings": [
             *worth.warnings,
             *(f"{r.name}: {text}" for r in subject.recordings for text in r.warnings),
@@ -361,7 +236,7 @@ def _as_json(subject: Subject, reply: Reply, worth: Worth) -> dict:
         "run": worth.sentence,
         "verdict": worth.verdict,
         "pictures": list(map(str, reply.pictures)),
-        "note": _NOT_TO_USE,
+        "note": NOT_TO_USE,
     }
 
 

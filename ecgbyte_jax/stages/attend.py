@@ -1,15 +1,15 @@
 """Stage `attend`: where in the ECG and in the question the answers of chosen examples come from."""
 
+from ecgbyte_jax.asking.worth import check_evaluated
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.evaluate.results import answered_by
 from ecgbyte_jax.explain.explain import rate_of, views
 from ecgbyte_jax.explain.views import file_stem
 from ecgbyte_jax.pretrain.clean import clean_signals
 from ecgbyte_jax.report.attention import draw_attention
-from ecgbyte_jax.report.folder import choose_examples, first_seed, read_evaluation, read_json
+from ecgbyte_jax.report.folder import choose_examples, first_seed, read_evaluation
 from ecgbyte_jax.report.save import save_picture
 from ecgbyte_jax.run.console import banner
-from ecgbyte_jax.run.stage import outputs_digest
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import AttendSettings, Settings
 from ecgbyte_jax.stages import lineage
@@ -46,18 +46,6 @@ def open_attended(settings: Settings, workdir: Workdir, results: dict) -> Traine
     if settings.ecg_input.kind != "tokens":
         clean_signals(settings, workdir)
     return open_trained(settings, workdir, answered_by(results))
-
-
-def check_evaluated(workdir: Workdir, results: dict) -> None:
-    """Raises ConfigError where an evaluation's answers come from a checkpoint of another training than the one here."""
-    inputs = (read_json(workdir.answers_marker) or {}).get("inputs")
-    trained = outputs_digest(workdir.train_marker)
-    if results["checkpoint_step"] is not None and not trained:
-        raise ConfigError(f"{workdir.checkpoints}: no finished training, so it is unknown which one gave the answers")
-    if results["checkpoint_step"] is not None and inputs != trained:
-        raise ConfigError(
-            f"{workdir.evaluation}: the answers are not of the training in {workdir.checkpoints}; run --stage=eval again"
-        )
 
 
 def choose_rows(rows: list[dict], attend: AttendSettings, seed: int, workdir: Workdir) -> list[dict]:

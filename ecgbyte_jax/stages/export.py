@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 from safetensors import SafetensorError
 
+from ecgbyte_jax.asking.worth import check_evaluated
 from ecgbyte_jax.encoders.config import FOLDER
 from ecgbyte_jax.encoders.stored import save_ecg_input
 from ecgbyte_jax.errors import ConfigError, WeightsError
@@ -26,7 +27,6 @@ from ecgbyte_jax.run.stage import free_name, not_made_by, settings_of
 from ecgbyte_jax.run.workdir import MARKER, Workdir
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.stages import lineage
-from ecgbyte_jax.stages.attend import check_evaluated
 from ecgbyte_jax.train.restore import restore_model
 from ecgbyte_jax.train.vectors import described, vectors_of
 

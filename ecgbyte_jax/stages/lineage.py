@@ -144,6 +144,7 @@ CHANGES_NO_OUTPUT = (
     "distributed",
     "fit",
     "headline",  # whose trainings are runs of their own
+    "serve",
 )
 # Settings that came later, with what was so before: while it is, they do not count, so that finished runs stay finished.
 _AS_BEFORE = {

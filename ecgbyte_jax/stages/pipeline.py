@@ -31,13 +31,14 @@ STAGES = {  # in their order, with what --help says of them
     "report": "write report.html: scores, examples, curves, tokens",
     "export": "write the model as a Hugging Face folder, or its LoRA paths for PEFT",
     "ask": "answer questions about your own recordings: --record, --question",
+    "serve": "answer them in the browser and over an API, until it is stopped",
 }
 # Every process takes part; the other stages are the leader's, and the others wait.
 _TOGETHER = ("pretrain", "train", "eval", "controls", "headline", "export")
-_ALONE = ("attend", "ask")  # one process holds the whole model
+_ALONE = ("attend", "ask", "serve")  # one process holds the whole model
 _STARTERS = ("tokenizer", "prepare", "fit")  # may make a run's folder; the other stages read what is there
 _TRAINERS = ("tokenizer", "pretrain", "train", "controls", "headline")  # which a published benchmark has no examples for
-_LOOKERS = ("inspect", "ask")  # write nothing into the run's folder, so they may run beside another command
+_LOOKERS = ("inspect", "ask", "serve")  # write nothing into the run's folder, so they may run beside another command
 
 
 def run(
@@ -223,6 +224,8 @@ def _run_stage(name: str, settings: Settings, workdir: Workdir, extra: tuple) ->
             from ecgbyte_jax.stages.export import export as stage
         case "ask":
             from ecgbyte_jax.stages.ask import ask as stage
+        case "serve":
+            from ecgbyte_jax.serve.serve import serve as stage
     if name not in ("tokenizer", "prepare", "inspect", "fit"):
         _keep_compiled(workdir)
     try:

@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 import ecgbyte_jax
+from ecgbyte_jax.asking.worth import check_evaluated
 from ecgbyte_jax.corpora.example import Example
 from ecgbyte_jax.corpora.read import describe
 from ecgbyte_jax.corpora.source import SignalSource
@@ -38,7 +39,7 @@ from ecgbyte_jax.run.stage import outputs_digest, settings_of
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.stages import lineage
-from ecgbyte_jax.stages.attend import check_evaluated, open_attended
+from ecgbyte_jax.stages.attend import open_attended
 from ecgbyte_jax.train.checkpoint import Checkpoints
 from ecgbyte_jax.train.restore import Trained
 

@@ -52,14 +52,14 @@ class Trained:
     places: Places | None = None
 
 
-def open_trained(settings: Settings, workdir: Workdir, which: str) -> Trained:
+def open_trained(settings: Settings, workdir: Workdir, which: str, mesh: Mesh | None = None) -> Trained:
     """Restores "last", "best", a step, "start" or an exported folder, with the run's tokenizers.
 
-    Raises CheckpointError where there is no such checkpoint, or it was trained with another tokenizer or base model. The caller
-    makes sure that the training here has finished with these settings.
+    mesh: by default that of the settings. Raises CheckpointError where there is no such checkpoint, or it was trained with
+    another tokenizer or base model. The caller makes sure that the training here has finished with these settings.
     """
     prepared = load_prepared(workdir, vectors_of(settings))
-    mesh = make_mesh(**asdict(settings.mesh))
+    mesh = mesh or make_mesh(**asdict(settings.mesh))
     with jax.set_mesh(mesh):
         model, _ = restore_model(settings, workdir, prepared, mesh, which)
     tokenizers = prepared.text_tokenizer, prepared.ecg_tokenizer

@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ecgbyte_jax.asking.reply import Reply
+from ecgbyte_jax.asking.subject import Subject
+from ecgbyte_jax.asking.worth import Worth
 from ecgbyte_jax.ecg.records import read_record
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.errors import ConfigError, RecordError
@@ -16,7 +19,7 @@ from ecgbyte_jax.inputs.recording import read_list
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.stages import ask as asking
-from ecgbyte_jax.stages.ask import Reply, Subject, Worth, ask
+from ecgbyte_jax.stages.ask import ask
 from ecgbyte_jax.stages.inquiry import Inquiry, read_questions
 from ecgbyte_jax.stages.pipeline import run
 from tests.stages.test_report import small_settings

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from ecgbyte_jax.asking.worth import check_evaluated
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.errors import ConfigError, ReportError
 from ecgbyte_jax.explain.views import file_stem
@@ -16,7 +17,7 @@ from ecgbyte_jax.report.page import Page
 from ecgbyte_jax.report.sections import add_settings, leads_cut
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import AttendSettings, Settings
-from ecgbyte_jax.stages.attend import attend, check_evaluated, choose_rows
+from ecgbyte_jax.stages.attend import attend, choose_rows
 from ecgbyte_jax.stages.report import _originals, _plain_views, _trained_with, report
 from experiments import demo
 from tests.test_main import SMALL

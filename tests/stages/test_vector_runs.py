@@ -12,6 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 
+from ecgbyte_jax.asking.worth import Worth
 from ecgbyte_jax.errors import CheckpointError, ConfigError, ExampleError
 from ecgbyte_jax.evaluate.answers import OWN, Answerer
 from ecgbyte_jax.evaluate.questions import Item, choose, find_sequences
@@ -24,7 +25,7 @@ from ecgbyte_jax.pretrain.pretrain import pretrain
 from ecgbyte_jax.report.folder import choose_examples
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
-from ecgbyte_jax.stages.ask import Worth, ask
+from ecgbyte_jax.stages.ask import ask
 from ecgbyte_jax.stages.attend import attend
 from ecgbyte_jax.stages.eval import evaluate
 from ecgbyte_jax.stages.export import export

@@ -1,0 +1,106 @@
+"""Stage `serve`: a trained model in the browser and over an API, until SIGTERM or Ctrl-C."""
+
+import asyncio
+import signal
+import socket
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jax
+
+from ecgbyte_jax.asking.worth import Worth
+from ecgbyte_jax.corpora.example import Example
+from ecgbyte_jax.corpora.read import read_corpus
+from ecgbyte_jax.corpora.source import WfdbRecord
+from ecgbyte_jax.errors import ConfigError, EcgByteError
+from ecgbyte_jax.evaluate.familiar import Familiar
+from ecgbyte_jax.inputs.shards import read_manifest
+from ecgbyte_jax.model.sharding import make_mesh
+from ecgbyte_jax.prepare.corpus import Folders
+from ecgbyte_jax.run.console import console
+from ecgbyte_jax.run.workdir import Workdir
+from ecgbyte_jax.settings import Settings
+from ecgbyte_jax.stages import lineage
+from ecgbyte_jax.train.restore import open_trained
+
+if TYPE_CHECKING:
+    from ecgbyte_jax.serve.reader import Reader
+    from ecgbyte_jax.serve.store import Demo
+
+_DEMOS = 6
+
+
+def serve(settings: Settings, workdir: Workdir) -> None:
+    """Answers requests until it is told to end; those that run are then finished.
+
+    Raises ConfigError where the extra `serve` is not installed or the address cannot be listened on.
+    """
+    try:
+        import uvicorn
+
+        from ecgbyte_jax.serve.answering import Answerer
+        from ecgbyte_jax.serve.app import Server
+        from ecgbyte_jax.serve.engine import Engine
+        from ecgbyte_jax.serve.reader import Reader
+        from ecgbyte_jax.serve.static import Static
+        from ecgbyte_jax.serve.store import Store
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"--stage=serve needs {error.name}, not installed: pip install 'ecgbyte-jax[serve]'") from error
+    limits = settings.serve
+    listener = _listen(limits.host, limits.port)
+    lineage.trained(settings, workdir).require()
+    tensor = len(jax.devices()) if settings.mesh.tensor == -1 else settings.mesh.tensor
+    mesh = make_mesh(1, 1, tensor, jax.devices()[:tensor])
+    trained = open_trained(settings, workdir, settings.eval.checkpoint, mesh)
+    longest, most = settings.prompt.max_length, settings.eval.max_new_tokens
+    engine = Engine(
+        trained.model, mesh, trained.ids, trained.form.stops, longest, most, limits.slots, limits.queue,
+        limits.cache_mb * 1_000_000,
+    )  # fmt: skip
+    with Reader(settings.signal, limits) as reader, engine:
+        worth, familiar = Worth.of(settings, workdir), Familiar.of(workdir.shards, settings.seed)
+        answerer = Answerer(settings, trained, engine, familiar, worth, read_manifest(workdir.shards).commonest)
+        store = Store(trained, limits.recordings_mb * 1_000_000, [*_demos(settings, workdir, reader)])
+        server = Server(
+            workdir.root.resolve().name, answerer, reader, store, Static(), limits, bool(settings.data.synthetic_records)
+        )
+        config = uvicorn.Config(
+            server.app(), log_level="warning", access_log=False, server_header=False, date_header=False, lifespan="off",
+            timeout_graceful_shutdown=int(limits.closing_seconds), proxy_headers=False, ws="none",
+        )  # fmt: skip
+        console.print(f"run        {workdir.root}: {worth.sentence}")
+        host, port = listener.getsockname()[:2]
+        console.print(f"serving    http://{host}:{port}  (Ctrl-C ends)")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)  # uvicorn's own handlers hand on what they caught to these
+        asyncio.run(uvicorn.Server(config).serve([listener]))
+
+
+def _demos(settings: Settings, workdir: Workdir, reader: "Reader") -> Iterator["Demo"]:
+    """A few recordings of the run's test split, each of another patient, where they are WFDB records that are still there."""
+    from ecgbyte_jax.serve.store import Demo
+
+    folders = Folders.of(settings, workdir)
+    patients: set[str] = set()
+    try:
+        for example in read_corpus(settings.data, folders.root, folders.ecgqa_root):
+            record = example.records[0] if isinstance(example, Example) and example.split == "test" else None
+            if not isinstance(record, WfdbRecord) or example.patient in patients or not Path(f"{record}.hea").is_file():
+                continue
+            patients.add(example.patient)
+            name = Path(record.name).name
+            yield Demo(f"demo-{len(patients)}", name, partial(reader.read_file, Path(f"{record}.hea"), f"{name}.hea"))
+            if len(patients) == _DEMOS:
+                return
+    except (EcgByteError, OSError):  # the corpus is not, or no longer, where it was
+        return
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Raises ConfigError where another process listens there."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=512)
+    except OSError as error:
+        raise ConfigError(f"serve.port: {host}:{port} cannot be listened on: {error.strerror}; give another") from error
