@@ -5,8 +5,10 @@ Axes: n tokens of a prompt, A of an answer.
 
 import asyncio
 import math
+import threading
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,11 +16,14 @@ import numpy as np
 from ecgbyte_jax.asking.reply import Reply, by_segment, doubts, vote
 from ecgbyte_jax.asking.subject import Subject
 from ecgbyte_jax.asking.worth import Worth
+from ecgbyte_jax.ecg.records import LEADS
 from ecgbyte_jax.errors import ExampleError
 from ecgbyte_jax.evaluate.answers import read_answers
 from ecgbyte_jax.evaluate.familiar import Familiar
 from ecgbyte_jax.evaluate.generations import Answer
+from ecgbyte_jax.explain.views import split_words
 from ecgbyte_jax.inputs.prompt import render_prompt
+from ecgbyte_jax.inputs.recording import Recording
 from ecgbyte_jax.serve.engine import BusyError, Engine, Job, Row
 from ecgbyte_jax.serve.errors import ApiError
 from ecgbyte_jax.settings import Settings
@@ -74,6 +79,19 @@ class Answerer:
         prompt = render_prompt(ids, text, ecgs, self.trained.max_length)
         ecg = int(np.flatnonzero(prompt == ids.sig_end)[-1]) + 1
         return Row(prompt, ecg, np.stack(ecgs)[None].astype(np.float32) if ids.vectors else None, most)
+
+    def warm(self) -> None:
+        """Answers a question about ECGs of zeros, which compiles what is not yet."""
+        length, rate = self.settings.signal.segment_length, self.settings.signal.target_rate or 500.0
+        for count in sorted(self.familiar.ecgs):
+            blank = Recording("", "", rate, length / rate, math.nan, (), rate, np.zeros((1, len(LEADS), length)))
+            asked = self.ask(Subject.of(self.trained, [blank] * count), [(self.familiar.questions[0], "")], 0, 1)
+            ended = threading.Event()
+            job = Job(asked.rows, ended.set)
+            self.engine.submit(job)
+            ended.wait()
+            if job.failure:
+                raise job.failure
 
     async def run(self, asked: Asked) -> AsyncIterator[None]:
         """Answers: goes on after every step that changed a row, until all have ended; if left early, slots get free."""
@@ -138,21 +156,15 @@ class Answerer:
 
     def words(self, tokens: Sequence[int]) -> list[dict[str, Any]]:
         """The words of an answer with the numbers of their first token and of the token after their last."""
-        words: list[dict[str, Any]] = []
-        text, start = "", 0
-        for number, token in enumerate(tokens):
-            if token in self.trained.form.stops:
-                break
-            longer = self.text(tokens[: number + 1])
-            piece = longer[len(text) :]
-            text = longer
-            begins = not words or piece[:1].isspace()
-            if begins and piece.strip():
-                words.append({"text": piece.strip(), "start_token": start if not words else number, "end_token": number + 1})
-            elif words:
-                words[-1]["text"] += piece.rstrip()
-                words[-1]["end_token"] = number + 1
-        return words
+        count = next((number for number, token in enumerate(tokens) if token in self.trained.form.stops), len(tokens))
+        ends = [0, *(len(self.text(tokens[: number + 1])) for number in range(count))]
+        words, word_of = split_words(self.text(tokens[:count]), pairwise(ends))
+        places = [np.flatnonzero(word_of == number) for number in range(len(words))]
+        return [
+            {"text": word, "start_token": int(at[0]), "end_token": int(at[-1]) + 1}
+            for word, at in zip(words, places)
+            if len(at)
+        ]
 
     def text(self, tokens: Sequence[int]) -> str:
         """The text of tokens, with the spaces around it."""

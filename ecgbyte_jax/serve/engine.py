@@ -107,6 +107,7 @@ class Engine:
 
     def _run(self) -> None:
         with jax.set_mesh(self._mesh):
+            self._slots.warm()
             while self._wait():
                 self._drop_cancelled()
                 for job in {id(job): job for job in (*self._fill(), *self._step())}.values():
@@ -176,7 +177,10 @@ class Engine:
         running = np.array([held is not None for held in self._rows])
         if not running.any():
             return []
-        tokens, log_probs = self._slots.step(self._last, running, self._lengths)
+        try:
+            tokens, log_probs = self._slots.step(self._last, running, self._lengths)
+        except Exception as error:
+            return self._fail(error)
         heard = []
         for slot, held in enumerate(self._rows):
             if held is None:
@@ -191,6 +195,15 @@ class Engine:
                 row.ended, self._rows[slot] = True, None
             heard.append(job)
         return heard
+
+    def _fail(self, error: Exception) -> list[Job]:
+        """Gives up all running jobs; the next ones find empty slots."""
+        failed = [held[0] for held in self._rows if held is not None]
+        for job in failed:
+            job.failure, job.cancelled = error, True
+        self._rows = [None] * len(self._rows)
+        self._slots.clear()
+        return failed
 
 
 class _Kept:

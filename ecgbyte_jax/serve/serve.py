@@ -4,6 +4,7 @@ import asyncio
 import signal
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ from ecgbyte_jax.stages import lineage
 from ecgbyte_jax.train.restore import open_trained
 
 if TYPE_CHECKING:
+    from ecgbyte_jax.serve.app import Server
     from ecgbyte_jax.serve.reader import Reader
     from ecgbyte_jax.serve.store import Demo
 
@@ -38,44 +40,51 @@ def serve(settings: Settings, workdir: Workdir) -> None:
     Raises ConfigError where the extra `serve` is not installed or the address cannot be listened on.
     """
     try:
+        import python_multipart  # noqa: F401  which Starlette asks for at the first form
+        import starlette  # noqa: F401
         import uvicorn
-
-        from ecgbyte_jax.serve.answering import Answerer
-        from ecgbyte_jax.serve.app import Server
-        from ecgbyte_jax.serve.engine import Engine
-        from ecgbyte_jax.serve.reader import Reader
-        from ecgbyte_jax.serve.static import Static
-        from ecgbyte_jax.serve.store import Store
     except ModuleNotFoundError as error:
         raise ConfigError(f"--stage=serve needs {error.name}, not installed: pip install 'ecgbyte-jax[serve]'") from error
     limits = settings.serve
     listener = _listen(limits.host, limits.port)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)  # uvicorn's own handlers hand on what they caught to these
+    with opened(settings, workdir) as server:
+        config = uvicorn.Config(
+            server.app(), log_level="warning", access_log=False, server_header=False, date_header=False, lifespan="off",
+            timeout_graceful_shutdown=round(limits.closing_seconds), proxy_headers=False, ws="none",
+        )  # fmt: skip
+        host, port = listener.getsockname()[:2]
+        console.print(f"run        {workdir.root}: {server.answerer.worth.sentence}")
+        console.print(f"serving    http://{f'[{host}]' if ':' in host else host}:{port}  (Ctrl-C ends)")
+        asyncio.run(uvicorn.Server(config).serve([listener]))
+
+
+@contextmanager
+def opened(settings: Settings, workdir: Workdir) -> "Iterator[Server]":
+    """The server of a run with its model, its engine and the processes that read files, which end with the context."""
+    from ecgbyte_jax.serve.answering import Answerer
+    from ecgbyte_jax.serve.app import Server
+    from ecgbyte_jax.serve.engine import Engine
+    from ecgbyte_jax.serve.reader import Reader
+    from ecgbyte_jax.serve.static import Static
+    from ecgbyte_jax.serve.store import Store
+
+    limits = settings.serve
     lineage.trained(settings, workdir).require()
     tensor = len(jax.devices()) if settings.mesh.tensor == -1 else settings.mesh.tensor
     mesh = make_mesh(1, 1, tensor, jax.devices()[:tensor])
-    trained = open_trained(settings, workdir, settings.eval.checkpoint, mesh)
-    longest, most = settings.prompt.max_length, settings.eval.max_new_tokens
-    engine = Engine(
-        trained.model, mesh, trained.ids, trained.form.stops, longest, most, limits.slots, limits.queue,
-        limits.cache_mb * 1_000_000,
-    )  # fmt: skip
-    with Reader(settings.signal, limits) as reader, engine:
-        worth, familiar = Worth.of(settings, workdir), Familiar.of(workdir.shards, settings.seed)
-        answerer = Answerer(settings, trained, engine, familiar, worth, read_manifest(workdir.shards).commonest)
-        store = Store(trained, limits.recordings_mb * 1_000_000, [*_demos(settings, workdir, reader)])
-        server = Server(
-            workdir.root.resolve().name, answerer, reader, store, Static(), limits, bool(settings.data.synthetic_records)
-        )
-        config = uvicorn.Config(
-            server.app(), log_level="warning", access_log=False, server_header=False, date_header=False, lifespan="off",
-            timeout_graceful_shutdown=int(limits.closing_seconds), proxy_headers=False, ws="none",
-        )  # fmt: skip
-        console.print(f"run        {workdir.root}: {worth.sentence}")
-        host, port = listener.getsockname()[:2]
-        console.print(f"serving    http://{host}:{port}  (Ctrl-C ends)")
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: None)  # uvicorn's own handlers hand on what they caught to these
-        asyncio.run(uvicorn.Server(config).serve([listener]))
+    with Reader(settings.signal, limits) as reader:
+        trained = open_trained(settings, workdir, settings.eval.checkpoint, mesh)
+        longest, most = settings.prompt.max_length, settings.eval.max_new_tokens
+        sizes = longest, most, limits.slots, limits.queue, limits.cache_mb * 1_000_000
+        with Engine(trained.model, mesh, trained.ids, trained.form.stops, *sizes) as engine:
+            worth, familiar = Worth.of(settings, workdir), Familiar.of(workdir.shards, settings.seed)
+            answerer = Answerer(settings, trained, engine, familiar, worth, read_manifest(workdir.shards).commonest)
+            answerer.warm()
+            store = Store(trained, limits.recordings_mb * 1_000_000, [*_demos(settings, workdir, reader)])
+            name, foreign = workdir.root.resolve().name, bool(settings.data.synthetic_records)
+            yield Server(name, answerer, reader, store, Static(), limits, foreign)
 
 
 def _demos(settings: Settings, workdir: Workdir, reader: "Reader") -> Iterator["Demo"]:

@@ -51,10 +51,23 @@ class Slots:
         """longest: tokens of a prompt; most: N; whole: the ECGs of a prompt are read as one piece, for they are vectors."""
         self._graphdef, self._state = nnx.split(unstack(model))
         self._places = max(sum(cut(first, whole)) + sum(cut(longest - first)) for first in range(longest + 1))
-        self._empty = Read(Cache.empty(model.config, 1, self._places), 0)
+        self._longest, self._empty = longest, Read(Cache.empty(model.config, 1, self._places), 0)
+        self._config, self._count, self._most = model.config, count, most
+        self.clear()
+
+    def clear(self) -> None:
+        """Empties all slots, also after a program that failed and took their arrays with it."""
         # An empty cache has one array for all layers; what is overwritten in place must have its own.
-        self._prompts = jax.tree.map(jnp.copy, replace(Cache.empty(model.config, count, self._places), states=()))
-        self._running = jax.tree.map(jnp.copy, _Running(jnp.int32(0), Cache.empty(model.config, count, most)))
+        self._prompts = jax.tree.map(jnp.copy, replace(Cache.empty(self._config, self._count, self._places), states=()))
+        self._running = jax.tree.map(jnp.copy, _Running(jnp.int32(0), Cache.empty(self._config, self._count, self._most)))
+
+    def warm(self) -> None:
+        """Compiles every program, but for those of signals, before somebody waits for it."""
+        for size in _SIZES:
+            if size <= self._places:
+                read = self.read(np.zeros(size, np.int32), size)
+        self.fill(0, read)
+        self.step(np.zeros(self._count, np.int32), np.zeros(self._count, bool), np.ones(self._count, np.int32))
 
     def read(self, ids: np.ndarray, length: int, before: Read | None = None, signals: np.ndarray | None = None) -> Read:
         """Reads ids int32 [n] that follow those of `before`.
