@@ -4,6 +4,8 @@ from starlette.responses import JSONResponse
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
+_UNREAD = (401, 403, 408, 413)  # given before all of a request has arrived, the rest of which nobody reads
+
 
 class ApiError(Exception):
     """A request that cannot be served: HTTP status, what was found and expected, the field at fault, a code."""
@@ -24,4 +26,5 @@ class ApiError(Exception):
         """As an answer."""
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
         headers |= {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
+        headers |= {"Connection": "close"} if self.status in _UNREAD else {}
         return JSONResponse(self.body, self.status, headers)

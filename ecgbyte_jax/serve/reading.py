@@ -19,6 +19,7 @@ from ecgbyte_jax.errors import EcgByteError
 from ecgbyte_jax.inputs.recording import read_recording
 
 _FLAGS = re.compile(r"--(sample_rate|leads|units)\b=?")
+_QUOTED = re.compile(r"'[^']*'(?= found)")  # from the file: it may be somebody's name
 
 
 def main() -> None:
@@ -58,10 +59,10 @@ def _answer(task: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
 
 
 def _spell(text: str, path: str, label: str) -> str:
-    """A text without a path of this machine, and with the names of fields for those of flags."""
+    """A text without a path of this machine and without words of the file, and with the names of fields for those of flags."""
     for own, name in ((path, label), (str(Path(path).with_suffix("")), label), (str(Path(path).parent), "")):
         text = text.replace(own, name)
-    return _FLAGS.sub(r"\1 ", text)
+    return _QUOTED.sub("a text", _FLAGS.sub(r"\1 ", text))
 
 
 def _send(answers: Any, about: dict[str, Any], segments: np.ndarray | None = None) -> None:
