@@ -36,6 +36,7 @@ class Picture:
     """A picture as a data URI, its size in browser pixels; alt describes it for those who cannot see it.
 
     layer: a second picture of the same size that is multiplied with it and can be switched off, with its own layer_alt.
+    trace: an ECG as JSON, which trace.js draws in the picture's place (see `sections.trace_json`).
     """
 
     uri: str
@@ -46,6 +47,7 @@ class Picture:
     caption: str
     layer: str = ""
     layer_alt: str = ""
+    trace: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,12 +102,14 @@ class Page:
         return sorted({example.type for example in self.examples})
 
 
-def picture(figure: Figure, name: str, alt: str, caption: str, layer: Figure | None = None, layer_alt: str = "") -> Picture:
-    """A figure for the page, with a layer of the same size where one is given."""
+def picture(
+    figure: Figure, name: str, alt: str, caption: str, layer: Figure | None = None, layer_alt: str = "", trace: str = ""
+) -> Picture:
+    """A figure for the page, with a layer of the same size and what trace.js draws in its place, where they are given."""
     data = small_png(figure, _DPI)
     width, height = Image.open(io.BytesIO(data)).size
     size = round(width * _CSS_DPI / _DPI), round(height * _CSS_DPI / _DPI)
-    return Picture(_uri(data), *size, name, alt, caption, _uri(small_png(layer, _DPI)) if layer else "", layer_alt)
+    return Picture(_uri(data), *size, name, alt, caption, _uri(small_png(layer, _DPI)) if layer else "", layer_alt, trace)
 
 
 def _uri(png: bytes) -> str:
@@ -116,15 +120,17 @@ def render(page: Page) -> bytes:
     """The report's bytes; the same page gives the same bytes."""
     names = {"tokenizer": "ECG tokenizer"}
     sections = [(name, names.get(name, name.capitalize())) for name in _SECTIONS]
-    return fill("page.html", page=page, introduction=page.introduction, sections=sections)
+    return fill("page.html", ("trace", "page"), page=page, introduction=page.introduction, sections=sections)
 
 
-def fill(template: str, **values: object) -> bytes:
-    """The file's bytes; the same values give the same bytes."""
+def fill(template: str, parts: tuple[str, ...] = ("page",), **values: object) -> bytes:
+    """The file's bytes, with the parts' styles and scripts; the same values give the same bytes."""
     environment = Environment(
         loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    style, script = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    style, script = (
+        "".join((_FOLDER / f"{part}.{kind}").read_text(encoding="utf-8") for part in parts) for kind in ("css", "js")
+    )
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     html = environment.get_template(template).render(
         **values, glossary=Glossary(), style=style, script=script, script_hash=f"sha256-{digest}"

@@ -3,7 +3,10 @@
 Axes: T samples of a segment, V ECG vocabulary, n tokens of a segment.
 """
 
+import base64
+import json
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -94,13 +97,14 @@ def make_example(
     signal [12, T] in mV that became its tokens, where it is known.
     """
     row = chosen.row
+    name = f"{row['id']}, segment {row['segment'] + 1}"
     # In a short answer one wrong word may turn it into its opposite.
     partly = not chosen.right and len(row["reference"].split()) > _SHORT
     shared = f"{chosen.score:.0%} of the words are right" if partly else ""
     likely = f"probability {np.exp(row['log_prob']):.2f}" if isinstance(row.get("log_prob"), int | float) else ""
     others = (("To another's ECG", "answer_to_other_ecg"), ("Commonest answer", "commonest_answer"))
     return Example(
-        id=f"{row['id']}, segment {row['segment'] + 1}",
+        id=name,
         type=chosen.question_type or "all questions",
         question=row["question"],
         reference=row["reference"],
@@ -108,20 +112,47 @@ def make_example(
         verdict=", ".join(filter(None, (shared, likely))),
         right=chosen.right,
         others=tuple((name, row[key]) for name, key in others if isinstance(row.get(key), str)),
-        pictures=tuple(_ecg_pictures(view, rate, quantizer, originals)) if view else (),
+        pictures=tuple(_ecg_pictures(view, rate, quantizer, originals, name)) if view else (),
         shares=_shares(view) if view and view.words else (),
     )
 
 
 def _ecg_pictures(
-    view: View, rate: float, quantizer: Quantizer | None, originals: Sequence[np.ndarray] | None
+    view: View, rate: float, quantizer: Quantizer | None, originals: Sequence[np.ndarray] | None, name: str
 ) -> Iterable[Picture]:
     for number, ecg in enumerate(view.ecgs):
         which = f"ECG {number + 1} of {len(view.ecgs)}" if len(view.ecgs) > 1 else "The ECG"
-        yield _ecg_picture(ecg, which, rate, quantizer, originals[number] if originals else None)
+        title = f"{name}, {which}" if len(view.ecgs) > 1 else name
+        yield _ecg_picture(ecg, which, rate, quantizer, originals[number] if originals else None, title)
 
 
-def _ecg_picture(ecg: EcgView, which: str, rate: float, quantizer: Quantizer | None, original: np.ndarray | None) -> Picture:
+def trace_json(ecg: EcgView, rate: float, name: str, original: np.ndarray | None = None) -> str:
+    """An ECG as trace.js draws it, with the attention on it and the `original` [12, T] in mV beneath, where there are any.
+
+    signal and original: base64 of little-endian int16 [12, T] in uV; attention: (samples, weight relative to the largest)
+    of each run of equal weights, flat; seen: the samples of each lead that the prompt kept.
+    """
+    content: dict[str, object] = {"name": name, "rate": rate, "leads": LEADS, "signal": _microvolts(ecg.signal)}
+    if original is not None:
+        content["original"] = _microvolts(original)
+    if ecg.samples:
+        weights = ecg.samples["attention"].ravel()
+        starts = np.flatnonzero(np.diff(weights, prepend=np.nan))
+        lengths = np.diff(starts, append=weights.size).tolist()
+        relative = (weights[starts] / (weights.max() or 1)).round(5).tolist()
+        content["attention"] = list(chain.from_iterable(zip(lengths, relative)))
+    if not ecg.seen.all():
+        content["seen"] = [int(row.argmin()) if not row.all() else row.size for row in ecg.seen]
+    return json.dumps(content, separators=(",", ":"))
+
+
+def _microvolts(signal: np.ndarray) -> str:
+    return base64.b64encode((signal * 1000).round().clip(-32768, 32767).astype("<i2").tobytes()).decode()
+
+
+def _ecg_picture(
+    ecg: EcgView, which: str, rate: float, quantizer: Quantizer | None, original: np.ndarray | None, title: str
+) -> Picture:
     seconds = ecg.signal.shape[1] / rate
     low, high = ecg.signal.min(), ecg.signal.max()
     alt = f"{which}: 12 leads, {seconds:g} s on paper of 25 mm/s and 10 mm/mV, from {low:.1f} to {high:.1f} mV."
@@ -133,9 +164,9 @@ def _ecg_picture(ecg: EcgView, which: str, rate: float, quantizer: Quantizer | N
         caption += f" The tokenizer cuts at {quantizer.low:.2f} and {quantizer.high:.2f} mV, here in {', '.join(cut)}{grey}."
     original = original if cut else None
     sheet = lay_out_whole(ecg.signal, rate, original) if ecg.samples else lay_out(ecg.signal, rate, original=original)
-    paper = draw_on(sheet, ecg.signal, original=original)
+    paper, trace = draw_on(sheet, ecg.signal, original=original), trace_json(ecg, rate, title, original)
     if not ecg.samples:
-        return picture(paper, f"{which} on paper", alt, caption)
+        return picture(paper, f"{which} on paper", alt, caption, trace=trace)
     weights = ecg.samples["attention"]
     share = weights.sum(axis=1) / (weights.sum() or 1)
     most = ", ".join(f"{LEADS[i]} {share[i]:.0%}" for i in np.argsort(-share, kind="stable")[:3])
@@ -144,7 +175,7 @@ def _ecg_picture(ecg: EcgView, which: str, rate: float, quantizer: Quantizer | N
         f" Colour: the attention with which the answer was chosen; beside each lead its share, the most on {most}.{unseen}"
     )
     layer_alt = f"The attention of the answer as colour beneath the ECG, most of it on the leads {most}.{unseen}"
-    return picture(paper, f"{which} on paper", alt, caption, draw_layer(sheet, weights, ecg.seen), layer_alt)
+    return picture(paper, f"{which} on paper", alt, caption, draw_layer(sheet, weights, ecg.seen), layer_alt, trace)
 
 
 def _blunt(rate: float) -> str:

@@ -186,7 +186,7 @@ _VERSIONS = {
     "answers": 7,
     "probabilities": 1,
     "eval": 8,
-    "report": 6,
+    "report": 7,
     "export": 6,
 }
 

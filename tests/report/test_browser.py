@@ -67,8 +67,10 @@ def test_the_report_shows_and_filters_and_asks_for_nothing(browser, page, width)
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     browser.get(page.as_uri())
     pictures = browser.find_elements(By.TAG_NAME, "img")
-    assert len(pictures) == 29 and all(int(p.get_property("naturalWidth")) > 100 for p in pictures)
+    assert len(pictures) == 5 and all(int(p.get_property("naturalWidth")) > 100 for p in pictures)
     assert all(p.get_attribute("alt") for p in pictures)
+    drawn = browser.find_elements(By.CSS_SELECTOR, ".trace svg")
+    assert len(drawn) == 12 and all("12 leads" in one.get_attribute("aria-label") for one in drawn)
     root = "return document.documentElement"
     assert browser.execute_script(f"{root}.scrollWidth") <= width, "the page itself must not scroll sideways"
 
@@ -97,10 +99,9 @@ def test_the_report_shows_and_filters_and_asks_for_nothing(browser, page, width)
     press(Keys.TAB, "wrong")
     assert {a.get_attribute("data-verdict") for a in shown()} == {"wrong"}
     shown()[0].find_element(By.TAG_NAME, "summary").click()
-    layer, switch = (shown()[0].find_element(By.CSS_SELECTOR, name) for name in (".layer", ".switch input"))
-    assert layer.is_displayed()
-    switch.click()
-    assert layer.value_of_css_property("visibility") == "hidden"
+    assert shown()[0].find_elements(By.CSS_SELECTOR, ".trace .attention path")
+    shown()[0].find_element(By.CSS_SELECTOR, ".trace [data-action=attention]").click()
+    assert not shown()[0].find_elements(By.CSS_SELECTOR, ".trace .attention path")
     term, tip = browser.find_element(By.CSS_SELECTOR, "th a.term:not([tabindex])"), browser.find_element(By.ID, "tip")
     assert not tip.is_displayed()
     browser.execute_script("arguments[0].scrollIntoView()", term)

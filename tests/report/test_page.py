@@ -1,6 +1,8 @@
 """The page: escapes what comes from data, asks for nothing outside, and says what is missing."""
 
+import base64
 import html
+import json
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -14,8 +16,8 @@ from ecgbyte_jax.explain.views import EcgView, View
 from ecgbyte_jax.report import words
 from ecgbyte_jax.report.folder import Chosen
 from ecgbyte_jax.report.glossary import Glossary
-from ecgbyte_jax.report.page import Example, Page, Table, picture, render
-from ecgbyte_jax.report.sections import leads_cut, make_example, make_page
+from ecgbyte_jax.report.page import Example, Page, Picture, Table, picture, render
+from ecgbyte_jax.report.sections import leads_cut, make_example, make_page, trace_json
 from ecgbyte_jax.report.tokens import draw_compression
 
 EVIL = '<script>alert("x")</script><img src=//evil.example/x onerror=alert(1)>\'"&{{ 7*7 }}'
@@ -54,6 +56,27 @@ def test_what_comes_from_data_is_text():
     assert not any(name.startswith("on") for _, attributes in tags for name in attributes)
     assert not any("evil" in str(attributes.get("src")) for _, attributes in tags)
     assert "{{ 7*7 }}" in text and "&lt;script&gt;alert" in text and "49" not in re.sub(r"base64,[^\"]+|sha256-\S+", "", text)
+
+
+def test_an_ecg_comes_to_its_script_as_it_is(rng):
+    signal, weights, seen = rng.normal(0, 1, (12, 50)), np.repeat(rng.random((12, 10)), 5, axis=1), np.ones((12, 50), bool)
+    seen[11, 30:] = False
+    ecg = EcgView(signal, seen, np.empty(0, np.int32), {}, {"attention": weights})
+    shown = json.loads(trace_json(ecg, 50.0, EVIL, 40 * signal))
+    for name, true in (("signal", signal), ("original", np.clip(40 * signal, -32.768, 32.767))):
+        found = np.frombuffer(base64.b64decode(shown[name]), "<i2").reshape(12, 50) / 1000
+        np.testing.assert_allclose(found, true, atol=5.1e-4)
+    lengths, relative = shown["attention"][::2], shown["attention"][1::2]
+    np.testing.assert_allclose(np.repeat(relative, lengths).reshape(12, 50), weights / weights.max(), atol=1e-5)
+    assert shown["leads"] == list(LEADS) and shown["seen"] == [50] * 11 + [30] and len(lengths) <= 120
+    plain = EcgView(signal, np.ones((12, 50), bool), np.empty(0, np.int32), {}, {})
+    assert not {"attention", "original", "seen"} & set(json.loads(trace_json(plain, 50.0, "a")))
+    example = Example(
+        "1", "verify", "q", "", "", "", True, (), (Picture("data:,", 1, 1, "a", "a", "a", trace=trace_json(ecg, 1, EVIL)),)
+    )
+    tags = Tags(render(Page("run", "", [], examples=[example])).decode()).found
+    (kept,) = [json.loads(attributes["data-trace"]) for _, attributes in tags if "data-trace" in attributes]
+    assert kept["name"] == EVIL
 
 
 def test_nothing_is_asked_for_outside_the_file():
