@@ -6,7 +6,7 @@ import json
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -286,16 +286,23 @@ class Server:
 
         row, sent, shown = asked.rows[0], 0, ""
         role: dict = {"role": "assistant"}
+
+        def fresh() -> Iterator[bytes]:
+            nonlocal sent, shown, role
+            for entry in self.answerer.log_probs(row)[sent:]:
+                sent += 1
+                text = self.answerer.shown(row.tokens[:sent])
+                delta, shown, role = role | {"content": text[len(shown) :]}, text, {}
+                yield event(delta, log_probs=[entry] if asked_for.logprobs else None)
+
         try:
             async for _ in steps:
-                entries = self.answerer.log_probs(row)
-                for number in range(sent, len(entries)):
-                    text = self.answerer.shown(row.tokens[: number + 1])
-                    delta, shown, role = role | {"content": text[len(shown) :]}, text, {}
-                    yield event(delta, log_probs=[entries[number]] if asked_for.logprobs else None)
-                sent = len(entries)
+                for one in fresh():
+                    yield one
         finally:
             await steps.aclose()
+        for one in fresh():  # what came while the last events were sent
+            yield one
         rest = role | {"content": self.answerer.read(row).text[len(shown) :]}
         if any(rest.values()):
             yield event(rest)
