@@ -42,6 +42,11 @@ def attention_of(
         raise ApiError(400, str(error), "question", "context_length_exceeded") from error
     whole = [ecg.samples["attention"] for ecg in view.ecgs]
     start = segment * subject.seconds
+    cut = {
+        str(number): {lead: int(row.sum()) for lead, row in zip(LEADS, ecg.seen)}
+        for number, ecg in enumerate(view.ecgs)
+        if not ecg.seen.all()
+    }
     return {
         "words": words,
         "leads": list(LEADS),
@@ -50,6 +55,7 @@ def attention_of(
         "answer": _spell(whole),
         "by_word": [_spell(samples) for samples in by_word],
         "about": view.ecgs[0].about or _ABOUT,
+        **({"seen": cut} if cut else {}),
     }
 
 
