@@ -2,12 +2,11 @@
 for (const host of document.querySelectorAll("[data-trace]")) {
   const { name, rate, leads, signal, original, attention, seen } = JSON.parse(host.dataset.trace);
   const byLead = (values) => Object.fromEntries(leads.map((lead, i) => [lead, values.slice((i * values.length) / leads.length, ((i + 1) * values.length) / leads.length)]));
-  const trace = new Trace(host, {
-    name, rate, microvolts: byLead(readSamples(signal)), original: original && byLead(readSamples(original)), seen: seen && Object.fromEntries(leads.map((lead, i) => [lead, seen[i]])),
-  });
+  const trace = new Trace(host, { name, rate, microvolts: byLead(readSamples(signal)), original: original && byLead(readSamples(original)) });
   // Runs of equal weights, as (samples, weight) in one list.
   const weights = attention?.flatMap((value, i) => (i % 2 ? Array(attention[i - 1]).fill(value) : []));
-  if (weights) trace.paint({ name: "the answer", rate, start: 0, weights: byLead(weights) });
+  const cut = seen && Object.fromEntries(leads.map((lead, i) => [lead, seen[i]]));
+  if (weights) trace.paint({ name: "the answer", rate, start: 0, weights: byLead(weights), seen: cut });
 }
 
 const form = document.querySelector("form.filter");

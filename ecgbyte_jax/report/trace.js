@@ -2,7 +2,7 @@
 //
 // A sheet is laid out in mm, y downwards, as shapes of named colours; the screen's SVG and the SVG, PNG and PDF files draw the
 // same shapes. A recording is {name, rate in Hz, microvolts: {lead: samples}, segments: [{start, end} in s]}, and may have the
-// `original` {lead: samples} that is drawn in grey beneath, and `seen` {lead: samples of the segment that the model was given}.
+// `original` {lead: samples} that is drawn in grey beneath.
 
 const MM_PER_S = 25, MM_PER_MV = 10, MM_PER_INCH = 25.4;
 const PX = 96 / MM_PER_INCH; // CSS pixels in a mm
@@ -172,19 +172,20 @@ function drawAttention(sheet, rate, painted) {
 const levelOf = (weight, top) => Math.round(Math.min(weight / top, 1) * (LEVELS - 1));
 const opacity = (level) => (0.62 * level) / (LEVELS - 1);
 
-function drawUnseen(sheet, seen, from) {
+/** Hatches what the model was not given: of each lead the part of the segment after its first `seen` samples. */
+function drawUnseen(sheet, rate, { seen, start, rate: step, weights }) {
   const shapes = [];
   for (const panel of sheet.panels) {
-    const begin = Math.max(panel.from, from + (seen[panel.lead] ?? Infinity));
-    if (begin >= panel.to) continue;
-    const left = panel.left + ((begin - panel.from) / (panel.to - panel.from)) * (panel.right - panel.left);
+    const x = (i) => Math.min(Math.max(panel.left + (start + i / step - panel.from / rate) * MM_PER_S, panel.left), panel.right);
+    const [left, right] = [x(seen[panel.lead]), x(weights[panel.lead].length)];
+    if (right - left < 0.1) continue;
     const [top, height] = [panel.top + 0.6, panel.bottom - panel.top - 1.2];
     const hatches = [];
-    for (let x = left; x < panel.right + height; x += 2) {
-      const [x1, x2] = [Math.max(x - height, left), Math.min(x, panel.right)];
-      if (x1 < x2) hatches.push([x1, top + (x - x1), x2, top + (x - x2)]);
+    for (let at = left; at < right + height; at += 2) {
+      const [x1, x2] = [Math.max(at - height, left), Math.min(at, right)];
+      if (x1 < x2) hatches.push([x1, top + (at - x1), x2, top + (at - x2)]);
     }
-    shapes.push(box("unseen", left, top, panel.right - left, height, 0.18), line("unseen", 0.15, ...hatches));
+    shapes.push(box("unseen", left, top, right - left, height, 0.18), line("unseen", 0.15, ...hatches));
   }
   return shapes;
 }
@@ -416,12 +417,15 @@ export class Trace {
     this.draw();
   }
 
-  /** Paints {name, rate, start in s, weights: {lead: values from 0}} behind the trace; null: nothing. */
+  /**
+   * Paints {name, rate, start in s, weights: {lead: values from 0}} behind the trace, and hatches what is after the first
+   * `seen` {lead: weights}, where it is given; null: nothing.
+   */
   paint(attention) {
     const same = Boolean(attention) === Boolean(this.#painted);
     this.#painted = attention && { ...attention, ...sharesOf(attention.weights) };
     if (!same || !this.#painted || !this.#shown) return this.draw();
-    this.#fill("attention", "names"); // of another word, say
+    this.#fill("attention", "unseen", "names"); // of another word, say
     this.#describe();
   }
 
@@ -495,14 +499,14 @@ export class Trace {
 
   /** The shapes of a layer, with text of a size in mm. */
   #shapes(layer, size) {
-    const { rate, segments, seen } = this.#recording, sheet = this.#sheet, painted = this.#shown && this.#painted;
+    const { rate, segments } = this.#recording, sheet = this.#sheet, painted = this.#shown && this.#painted;
     const whole = this.#span === "whole" && segments.length > 1;
     switch (layer) {
       case "paper": return [box("paper", 0, 0, sheet.width, sheet.height)];
       case "attention": return painted ? drawAttention(sheet, rate, painted) : [];
       case "band": case "bracket": return whole ? drawMark(sheet, rate, segments[this.#segment], `segment ${this.#segment + 1}`, size)[layer] : [];
       case "grid": return drawGrid(sheet);
-      case "unseen": return seen && !whole ? drawUnseen(sheet, seen, this.#window[0]) : [];
+      case "unseen": return painted?.seen ? drawUnseen(sheet, rate, painted) : [];
       case "traces": return drawTraces(sheet, this.#recording);
       case "names": return this.#nameShapes(painted, size);
       case "calipers": return this.#caliperShapes(size);
@@ -525,7 +529,7 @@ export class Trace {
   #title() {
     const { name, rate, segments } = this.#recording, [from, to] = this.#window;
     const part = this.#span === "segment" && segments.length > 1 ? `segment ${this.#segment + 1}, ` : "";
-    return `${name} · ${part}${spanText({ start: from / rate, end: to / rate })}`;
+    return `${part}${spanText({ start: from / rate, end: to / rate })} · ${name}`;
   }
 
   /** What share of the attention a sheet does not show. */
@@ -540,7 +544,8 @@ export class Trace {
       });
     }
     const outside = Math.round(100 * (1 - inside / (total || 1)));
-    return outside > 0 ? `${outside}% of it is on samples that this layout leaves out` : "colour, and height along the foot of each lead";
+    const hatched = this.#painted.seen ? ", hatched: what the prompt cut off" : "";
+    return (outside > 0 ? `${outside}% of it is on samples that this layout leaves out` : "colour, and height along the foot of each lead") + hatched;
   }
 
   #describe() {

@@ -7,35 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.browser import complaints, open_browser, requests, set_width
+
 pytestmark = pytest.mark.slow
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--hide-scrollbars",
-)  # fmt: skip
 
 
 @pytest.fixture
 def browser(tmp_path):
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install -e '.[test]'")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("no browser: neither chromium nor chromedriver is found; apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield found
-    found.quit()
-
-
-def requests(browser) -> list[str]:
-    """The addresses of everything that the page asked for."""
-    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    sent = [m["params"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-    # The browser's own new tab, which was open before, asks too.
-    return [one["request"]["url"] for one in sent if not one.get("documentURL", "").startswith("chrome://")]
+    yield from open_browser(tmp_path)
 
 
 @pytest.fixture
@@ -62,9 +41,7 @@ def test_the_report_shows_and_filters_and_asks_for_nothing(browser, page, width)
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
 
-    # What a window cannot be made narrow enough for, the device's metrics do.
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    set_width(browser, width)
     browser.get(page.as_uri())
     pictures = browser.find_elements(By.TAG_NAME, "img")
     assert len(pictures) == 5 and all(int(p.get_property("naturalWidth")) > 100 for p in pictures)
@@ -118,5 +95,4 @@ def test_the_report_shows_and_filters_and_asks_for_nothing(browser, page, width)
     time.sleep(0.3)  # for what would still be asked for
     asked = requests(browser)
     assert asked and all(url.startswith("data:") or url == page.as_uri() for url in asked), asked
-    console = [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
-    assert not console, console
+    assert complaints(browser) == []

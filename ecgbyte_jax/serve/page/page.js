@@ -115,6 +115,7 @@ const openStored = ({ id, name }) => open(name, null, () => call(`/v1/recordings
 
 async function open(name, replaced, ask) {
   $("upload-error").replaceChildren();
+  $("reading").classList.remove("spoken");
   $("reading").textContent = `Reading ${name} …`;
   $("upload").setAttribute("aria-busy", "true");
   try {
@@ -122,6 +123,7 @@ async function open(name, replaced, ask) {
     if (replaced) close(replaced);
     add(recording);
     $("reading").textContent = `${recording.name} is open.`;
+    $("reading").classList.add("spoken"); // as all can see
   } catch (error) {
     $("reading").textContent = "";
     $("upload-error").append(make("p", {}, make("strong", { textContent: `${name}: ` }), error.message));
@@ -200,7 +202,7 @@ class Answer {
     this.more = make("div", { className: "more" });
     const names = this.recordings.map(({ name }, i) => (this.recordings.length > 1 ? `${"AB"[i]}: ${name}` : name)).join(", ");
     this.node = make("article", { className: "exchange", attributes: { "aria-busy": "true", "aria-label": question } },
-      make("p", { className: "question" }, make("span", { className: "unseen", textContent: "Question: " }), question),
+      make("p", { className: "question" }, make("span", { className: "spoken", textContent: "Question: " }), question),
       make("p", { className: "of", textContent: names + (segment === null ? "" : `, segment ${segment + 1}`) }),
       make("div", { className: "answer" }, this.words_node, this.sum, this.more));
   }
@@ -318,8 +320,8 @@ class Answer {
     this.attended = make("p", { className: "quiet", attributes: { role: "status" } });
     this.controlled = make("div", { className: "controlled", attributes: { role: "status" } });
     this.attendButton = button("Show attention", () => this.attend(this.shown ?? this.elected), { title: "Paint the attention of this answer over the trace" });
-    this.controlButton = button("Commonest answer, another ECG", () => this.control(), { title: "What the answer would be without this ECG" });
-    const save = button("Save as JSON", () => this.save());
+    this.controlButton = button("Commonest, other ECG", () => this.control(), { title: "The commonest answer, and the answer to another ECG" });
+    const save = button("Save JSON", () => this.save());
     parts.push(this.drawProbabilities(segments), make("p", { className: "acts" }, this.attendButton, this.controlButton, save), this.attended, this.controlled);
     this.more.replaceChildren(...parts);
     this.refresh();
@@ -383,7 +385,7 @@ class Answer {
     const weights = word === null ? found.answer : (found.by_word?.[word] ?? found.answer);
     const text = word === null ? this.ecg?.segments?.[this.shown]?.answer ?? this.text : this.words[word].map((token) => token.text).join("").trim();
     slots.forEach(({ trace }, i) => trace.paint(weights[i] && {
-      name: `${word === null ? "the answer" : "the word"} “${text}”`, rate: found.rate_hz, start: found.segment.start_s, weights: weights[i],
+      name: `${word === null ? "the answer" : "the word"} “${text}”`, rate: found.rate_hz, start: found.segment.start_s, weights: weights[i], seen: found.seen?.[i],
     }));
   }
 
