@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.browser import complaints, open_browser, requests, set_width
+from tests.test_main import small_demo
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -20,11 +21,14 @@ TOKEN, QUESTION = "page-token", "What rhythm-related symptom does this ECG show?
 
 
 @pytest.fixture(scope="module")
-def url(finished):
-    """The address of a small run that is served to those who know its token."""
+def url(tmp_path_factory):
+    """The address of a run that is small but answers in words, served to those who know its token."""
     pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install -e '.[test]'")
+    run = tmp_path_factory.mktemp("run") / "served"
+    trained = small_demo(run, "--stage=prepare,train", "--config.train.epochs=8", "--config.train.checkpoint_every=100")
+    assert trained.returncode == 0, trained.stderr
     settings = ("--config.serve.port=0", f"--config.serve.token={TOKEN}")
-    command = [sys.executable, "main.py", f"--run={finished[0]}", "--stage=serve", *settings]
+    command = [sys.executable, "main.py", f"--run={run}", "--stage=serve", *settings]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as server:
         printed = ""

@@ -111,7 +111,10 @@ async function openFiles(files, replaced = null) {
   });
 }
 
-const openStored = ({ id, name }) => open(name, null, () => call(`/v1/recordings/${encodeURIComponent(id)}`));
+const openStored = ({ id, name }) => open(name, null, () => {
+  if (slots.some((slot) => slot.id === id)) throw new Refused("It is open already; choose another to compare it with.");
+  return call(`/v1/recordings/${encodeURIComponent(id)}`);
+});
 
 async function open(name, replaced, ask) {
   $("upload-error").replaceChildren();
