@@ -152,6 +152,9 @@ class Answerer:
                 *reply.warnings,
             ],
             "words": self.words(chosen.tokens),
+            "tokens": [
+                {name: entry[name] for name in ("token", "logprob")} for entry in self.log_probs(asked.rows[reply.best])
+            ],
         }
 
     def words(self, tokens: Sequence[int]) -> list[dict[str, Any]]:

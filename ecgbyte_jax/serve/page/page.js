@@ -243,9 +243,9 @@ class Answer {
     this.error = error;
     this.node.removeAttribute("aria-busy");
     const streamed = this.tokens.map(({ text }) => text).join("").trim();
-    if (this.ecg?.answer !== undefined && this.ecg.answer !== streamed) {
-      this.outvoted = streamed;
-      this.tokens = this.ecg.answer.split(/(?=\s)/).map((text) => ({ text, probability: null }));
+    if (this.ecg) { // the elected segment's, where the first one's were streamed
+      if (this.ecg.answer !== streamed) this.outvoted = streamed;
+      this.tokens = this.ecg.tokens.map(({ token, logprob }) => ({ text: token, probability: Math.exp(logprob) }));
     }
     this.drawWords();
     this.drawMore();
@@ -254,7 +254,7 @@ class Answer {
   /** Tokens grouped into words: as the server splits the answer, or else at spaces. */
   grouped() {
     const words = [];
-    if (this.ecg?.words?.[0]?.start_token !== undefined && !this.outvoted) {
+    if (this.ecg) {
       for (const { start_token, end_token } of this.ecg.words) words.push(this.tokens.slice(start_token, end_token));
       return words.filter((tokens) => tokens.some(({ text }) => text.trim()));
     }
@@ -345,7 +345,7 @@ class Answer {
   drawProbabilities(segments) {
     const rows = this.tokens.map(({ text, probability }) => make("tr", {},
       make("th", { scope: "row" }, make("code", { textContent: text })), make("td", { textContent: probability === null ? "unknown" : probability.toFixed(3) })));
-    return make("details", {}, make("summary", { textContent: `Probability of each token${segments.length > 1 ? ", in the first segment" : ""}` }),
+    return make("details", {}, make("summary", { textContent: `Probability of each token${segments.length > 1 ? `, in segment ${this.elected + 1}` : ""}` }),
       make("p", { className: "quiet key" }, make("span", { className: "sure", textContent: `from ${SURE[0]}` }), make("span", { className: "likely", textContent: `from ${SURE[1]}` }), make("span", { className: "unsure", textContent: "below" })),
       make("table", {}, make("thead", {}, make("tr", {}, make("th", { scope: "col", textContent: "token" }), make("th", { scope: "col", textContent: "probability" }))), make("tbody", {}, ...rows)));
   }
