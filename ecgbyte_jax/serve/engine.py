@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ecgbyte_jax.inputs.prompt import PromptIds
-from ecgbyte_jax.model.config import DynamicScaling, LongScaling
+from ecgbyte_jax.model.config import LongScaling
 from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.serve.slots import Read, Slots
 
@@ -65,8 +65,7 @@ class Engine:
             self._slots = Slots(model, slots, longest, most, ids.vectors > 0)
         self._mesh, self._stops, self._queue = mesh, frozenset(stops), queue
         # Rotary frequencies that depend on the length of the prompt make keys that no other prompt shares.
-        scaling = model.config.rope_scaling
-        self._by_length = isinstance(scaling, DynamicScaling | LongScaling)
+        self._by_length = isinstance(model.config.rope_scaling, LongScaling)
         self._kept = _Kept(cache_bytes)
         self._last, self._lengths = np.zeros(slots, np.int32), np.zeros(slots, np.int32)
         self._rows: list[tuple[Job, Row] | None] = [None] * slots
