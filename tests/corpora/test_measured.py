@@ -13,6 +13,7 @@ from ecgbyte_jax.corpora.measured.spoilt import FAULTS, Spoilt
 from ecgbyte_jax.ecg.clean_config import CleanConfig
 from ecgbyte_jax.ecg.records import LEADS, Record
 from ecgbyte_jax.ecg.signal import clean
+from ecgbyte_jax.errors import RecordError
 
 RECORD, TRUTH, _ = synthesize_known(np.random.default_rng(4))
 
@@ -57,6 +58,12 @@ def test_numbers_have_their_unit_and_only_shown_beats_count():
     short = asked(CleanConfig(), 500)
     assert len(short) == 5 and all(abs(s.rate - whole.rate) < 5 for s in short if s.rate)
     assert all(s.missing["variation"] == "too few beats" for s in short)
+
+
+def test_a_recording_shorter_than_a_segment_is_set_aside():
+    pytest.importorskip("neurokit2")
+    with pytest.raises(RecordError, match="2500 samples found after resampling, at least one segment of 2501 expected"):
+        asked(CleanConfig(), 2501)
 
 
 def test_faults_are_asked_about_only_where_cleaning_keeps_them():

@@ -15,9 +15,10 @@ from ecgbyte_jax.corpora.source import SignalSource
 from ecgbyte_jax.ecg.measure.measure import Amplitudes, Found, Measures, amplitudes
 from ecgbyte_jax.ecg.measure.waves import Waves
 from ecgbyte_jax.ecg.records import LEADS, Record
+from ecgbyte_jax.ecg.signal import segment
 from ecgbyte_jax.errors import RecordError
 
-VERSION = 1  # of questions and answers, to be raised with them
+VERSION = 2  # of questions and answers, to be raised with them
 _REGULAR, _IRREGULAR = 0.05, 0.12  # variation of the RR intervals below and above which the answer is beyond doubt
 _LARGER = 1.1  # times the second largest R wave that the largest is at least
 _LOW = {"limb": 0.5, "chest": 1.0}  # mV: QRS of low voltage in all limb or in all chest leads is smaller
@@ -73,16 +74,16 @@ class _Part:
 def ask_segments(
     source: SignalSource, record: Record, clean: Callable[[Record], tuple[np.ndarray, float]], length: int, most: int, seed: int
 ) -> list[Segment]:
-    """The questions about each segment of a recording; raises RecordError where it is unusable or has no beats.
+    """The questions about each segment of a recording; raises RecordError where it is unusable, too short, or has no beats.
 
     clean: what the model sees of a record, float64 [L, N] in mV, and its rate in Hz; length: of a segment in such samples;
     most: segments, 0 for all.
     """
     seen, seen_rate = clean(record)
+    count = len(segment(seen, length)[: most or None])
     found, rng, segments = Found.of(record), random.Random(f"{seed} {source.name}"), []
-    count = seen.shape[1] // length
-    spoilt = rng.randrange(min(count, most or count) or 1)
-    for number in range(min(count, most or count)):
+    spoilt = rng.randrange(count)
+    for number in range(count):
         start, stop = number * length / seen_rate, (number + 1) * length / seen_rate
         measures, waves = found.measure(start, stop)
         part, missing = _Part(number, start, stop, measures, waves, seen, seen_rate), dict(measures.missing)
