@@ -1,5 +1,6 @@
 """The results of an evaluation: the scores of its answers and of the baselines, with their intervals."""
 
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -7,7 +8,7 @@ import numpy as np
 from ecgbyte_jax.evaluate.benchmarks import ecg_bench, ecg_reasoning
 from ecgbyte_jax.evaluate.findings import make_findings
 from ecgbyte_jax.evaluate.intervals import bootstrap, interval, over_seeds
-from ecgbyte_jax.evaluate.measured.numbers import number_intervals, number_scores
+from ecgbyte_jax.evaluate.measured.numbers import number_intervals, number_scores, parse_number
 from ecgbyte_jax.evaluate.metrics import (
     YES_NO,
     PairScores,
@@ -52,9 +53,9 @@ SCORES = {
     "findings_macro_f1": 1,
     "findings_missed": 1,
     "findings_extra": 1,
-    "mean_absolute_error": 1,
-    "within_5": 1,
-    "within_10": 1,
+    "mean_absolute_error": 2,
+    "within_5": 2,
+    "within_10": 2,
 }
 _GROUPS = {"by_question_type": "question_type", "by_attribute_type": "attribute_type", "by_attribute": "attribute"}
 _BY_CORPUS = {"by_corpus": "mixture_part"}  # of a mixture
@@ -204,7 +205,7 @@ def _benchmark(by_seed: list[list[dict]], resamples: int, seed: int) -> dict[str
 
     by_seed: one row for each question.
     """
-    if "reasoning" in by_seed[0][0]["meta"]:
+    if ecg_reasoning.is_asked(by_seed[0][0]):
         return {"benchmark": _reasoning(by_seed, resamples, seed)}
     sets = sorted({_type(row) for row in by_seed[0]})
     found: dict[str, dict] = {name: {"unscored": ecg_bench.JUDGED[name]} for name in sets if name in ecg_bench.JUDGED}
@@ -267,11 +268,11 @@ def _numbers(by_seed: list[list[dict]], resamples: int, seed: int) -> dict[str, 
 
     The intervals are those of the model's first seed.
     """
-    asked = {(row["meta"].get("attribute_type", ""), row["meta"]["unit"]) for row in by_seed[0] if row["meta"].get("unit")}
+    asked = sorted({_quantity(row) for row in by_seed[0]} - {None})
+    units = Counter(attribute for attribute, _ in asked)
     numbers = {}
-    for attribute, unit in sorted(asked):
-        seeds = [[row for row in rows if row["meta"].get("attribute_type", "") == attribute] for rows in by_seed]
-        seeds = [[row for row in rows if row["meta"].get("unit") == unit] for rows in seeds]
+    for attribute, unit in asked:
+        seeds = [[row for row in rows if _quantity(row) == (attribute, unit)] for rows in by_seed]
         references = [row["reference"] for row in seeds[0]]
         systems = {}
         for system, field in _FIELDS.items():
@@ -279,8 +280,21 @@ def _numbers(by_seed: list[list[dict]], resamples: int, seed: int) -> dict[str, 
             systems[system] = {name: _mean_of_defined([each[name] for each in scores]) for name in scores[0]}
         answers, patients = [row["answer"] for row in seeds[0]], [row["patient"] for row in seeds[0]]
         bounds = number_intervals(references, answers, unit, patients, resamples, seed)
-        numbers[attribute] = {"questions": len(references), "unit": unit, "systems": systems, "intervals": {MODEL: bounds}}
+        name = attribute or "numbers"
+        numbers[name if units[attribute] == 1 else f"{name}, {unit}"] = {
+            "questions": len(references),
+            "unit": unit,
+            "systems": systems,
+            "intervals": {MODEL: bounds},
+        }
     return {"numbers": numbers} if numbers else {}
+
+
+def _quantity(row: dict) -> tuple[str, str] | None:
+    """(attribute, unit) of a question whose reference is a number in the unit that it names; None of any other."""
+    unit = row["meta"].get("unit")  # which in a table of one's own may be anything
+    is_number = isinstance(unit, str) and unit and parse_number(row["reference"], unit) is not None
+    return (row["meta"].get("attribute_type", ""), unit) if is_number else None
 
 
 def _mean_of_defined(values: list[float | int | None]) -> float | None:

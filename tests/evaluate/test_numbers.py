@@ -3,6 +3,9 @@
 import pytest
 
 from ecgbyte_jax.evaluate.measured.numbers import number_error, number_intervals, number_scores, parse_number
+from ecgbyte_jax.evaluate.metrics import Scorers
+from ecgbyte_jax.evaluate.results import make_results
+from tests.evaluate.test_ecg_bench import row
 
 
 def test_a_number_is_read_with_its_unit_or_none_and_nothing_else_is():
@@ -11,6 +14,21 @@ def test_a_number_is_read_with_its_unit_or_none_and_nothing_else_is():
     for text in ("", "normal", "about 72", "72 ms", "72 73", "9" * 400, "nan", "1e5"):
         assert parse_number(text, "beats per minute") is None
     assert parse_number("-0.12 mV.", "mV") == -0.12
+    for text in ("1,200 ms", "minus 30 ms", "400 m", "- 30 ms", "30\u00b0"):
+        assert parse_number(text, "ms") is None
+    assert parse_number("1 R peak", "R peaks") == 1 == parse_number("1 R peaks", "R peaks")
+    assert parse_number("\u221230 degrees", "degrees") == -30
+
+
+def test_the_fields_of_a_table_of_one_s_own_are_no_units_of_numbers_and_no_benchmark():
+    rows = [row(number, reference, "12 ms", kind="") for number, reference in enumerate(("12 ms", "yes", "3", "10 ms"))]
+    for each, unit in zip(rows, ("ms", "intensive care", 7, "ms")):
+        each["meta"] |= {"unit": unit, "reasoning": {"by": "a cardiologist"}}
+    results = make_results(rows, Scorers(), 100, 0)
+    assert "benchmark" not in results and results["by_recording"]["numbers"].keys() == {"numbers"}
+    assert results["by_recording"]["numbers"]["numbers"]["questions"] == 2
+    rows[3]["meta"]["unit"] = "MS"
+    assert make_results(rows, Scorers(), 100, 0)["by_recording"]["numbers"].keys() == {"numbers, ms", "numbers, MS"}
 
 
 def test_answers_without_a_number_count_as_wrong_and_have_no_error():

@@ -25,6 +25,12 @@ _LEADS = re.compile(rf"\bleads?\s+({_LEAD}(?:(?:\s*,\s*(?:and\s+)?|\s+and\s+){_L
 _RANGE = re.compile(r"\[?\s*-?\d+\.?\d*\s*[^\d\s]*\s*-\s*-?\d+\.?\d*\s*[^\d\s]*\s*\]?")
 
 
+def is_asked(row: dict) -> bool:
+    """Whether a row of generations is of this benchmark: a table of one's own may have a field "reasoning" too."""
+    about = row["meta"].get("reasoning")
+    return isinstance(about, dict) and {"source", "loop", "turns"} <= about.keys()
+
+
 def is_right(kind: str, reference: str, answer: str) -> bool:
     """Whether an answer is right, by the kind of its question.
 

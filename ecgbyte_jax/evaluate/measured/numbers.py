@@ -11,13 +11,18 @@ import numpy as np
 from ecgbyte_jax.evaluate.intervals import draw, interval
 
 _TURN = 360.0  # degrees; an axis of -170 is 20 degrees from one of 170
+_PLURAL = re.compile(r"(?<=\w{3})s\b")  # of words, not of ms
 _NUMBER = re.compile(r"([+-]?\d{1,15}(?:\.\d{1,15})?)\s*(.*?)\s*\.?")
 
 
 def parse_number(text: str, unit: str) -> float | None:
     """The number of an answer, with the unit or without one; None for any other text."""
     found = _NUMBER.fullmatch(text.strip().replace("\u2212", "-"))
-    return float(found[1]) if found and found[2].lower() in ("", unit.lower()) else None
+    return float(found[1]) if found and _singular(found[2]) in ("", _singular(unit)) else None
+
+
+def _singular(unit: str) -> str:
+    return _PLURAL.sub("", unit.lower())
 
 
 def number_error(reference: float, answer: float, unit: str) -> float:
