@@ -7,10 +7,12 @@ import pytest
 
 from benchmarks.measured import synthesize_known
 from ecgbyte_jax.corpora.example import Example, Rejected
+from ecgbyte_jax.corpora.measured import questions
 from ecgbyte_jax.corpora.measured.questions import Segment, ask_segments
 from ecgbyte_jax.corpora.measured.read import Measured, Unmeasured, make_examples, read_recordings
 from ecgbyte_jax.corpora.measured.spoilt import FAULTS, Spoilt
 from ecgbyte_jax.ecg.clean_config import CleanConfig
+from ecgbyte_jax.ecg.measure.measure import Measures
 from ecgbyte_jax.ecg.records import LEADS, Record
 from ecgbyte_jax.ecg.signal import clean
 from ecgbyte_jax.errors import RecordError
@@ -58,6 +60,12 @@ def test_numbers_have_their_unit_and_only_shown_beats_count():
     short = asked(CleanConfig(), 500)
     assert len(short) == 5 and all(abs(s.rate - whole.rate) < 5 for s in short if s.rate)
     assert all(s.missing["variation"] == "too few beats" for s in short)
+
+
+def test_one_is_singular_and_half_a_turn_has_one_name():
+    measures = Measures(beats=1, axis=-179.7)
+    assert [each.answer for each in questions._numbers(measures)] == ["180 degrees", "1 R peak"]
+    assert [each.answer for each in questions._numbers(Measures(axis=-1.2, qrs=1.0))] == ["1 ms", "-1 degree"]
 
 
 def test_a_recording_shorter_than_a_segment_is_set_aside():

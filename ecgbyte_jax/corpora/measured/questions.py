@@ -97,7 +97,8 @@ def ask_segments(
 def _numbers(measures: Measures) -> Iterator[Asked]:
     def number(name: str, attribute: str, asked: str, value: float | None, unit: str) -> Iterator[Asked]:
         if value is not None:
-            yield Asked(name, "single-query", attribute, f"What is {asked} of this ECG?", f"{round(value)} {unit}", unit)
+            answer = _with_unit(round(value), unit)
+            yield Asked(name, "single-query", attribute, f"What is {asked} of this ECG?", answer, unit)
 
     rate, variation, qt = measures.rate, measures.variation, measures.qt
     corrected = qt * (rate / 60) ** 0.5 if qt is not None and rate is not None else None
@@ -106,13 +107,18 @@ def _numbers(measures: Measures) -> Iterator[Asked]:
     yield from number("qrs", "QRS duration", "the QRS duration", measures.qrs, "ms")
     yield from number("qt", "QT interval", "the QT interval", qt, "ms")
     yield from number("qtc", "QTc interval", "the QT interval corrected by Bazett's formula", corrected, "ms")
-    yield from number("axis", "QRS axis", "the electrical axis of the QRS complex", measures.axis, "degrees")
+    axis = None if measures.axis is None else 180 - (180 - round(measures.axis)) % 360  # not -180, which is 180
+    yield from number("axis", "QRS axis", "the electrical axis of the QRS complex", axis, "degrees")
     if (beats := measures.beats) is not None:
         question = "How many R peaks does this ECG show?"
-        yield Asked("r_peaks", "single-query", "R peak count", question, f"{beats} R peaks", "R peaks")
+        yield Asked("r_peaks", "single-query", "R peak count", question, _with_unit(beats, "R peaks"), "R peaks")
     if variation is not None and not _REGULAR <= variation <= _IRREGULAR:
         answer = "regular" if variation < _REGULAR else "irregular"
         yield Asked("rhythm", "single-choose", "RR intervals", "Are the RR intervals of this ECG regular or irregular?", answer)
+
+
+def _with_unit(number: int, unit: str) -> str:
+    return f"{number} {unit.removesuffix('s') if abs(number) == 1 and unit != 'ms' else unit}"
 
 
 def _heights(part: _Part, found: Found, rng: random.Random, missing: dict[str, str]) -> Iterator[Asked]:
