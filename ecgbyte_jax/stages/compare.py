@@ -14,6 +14,7 @@ from ecgbyte_jax.evaluate.metrics import PairScores, Scorers, measure
 from ecgbyte_jax.evaluate.results import mean
 from ecgbyte_jax.files import write_whole
 from ecgbyte_jax.run.console import banner, console, number_table
+from ecgbyte_jax.run.stage import settings_of
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.stages.lineage import FIELDS
 
@@ -31,8 +32,8 @@ class Evaluated:
     settings: dict
 
 
-# What runs of other folds may differ in: the fold, where things are, and an encoder that was trained on the fold's patients.
-_OF_A_FOLD = ("data.fold", "encoder.pretrained")
+# What runs of other folds may differ in: the fold, an encoder that was trained on its patients, and the rows of a batch.
+_OF_A_FOLD = ("data.fold", "encoder.pretrained", "eval.batch_size")
 # What their outputs depend on beside what CHANGES_NO_OUTPUT says does not.
 _OF_A_SYSTEM = ("synthetic data", "prepare", "train", "ecg input", "encoder", "early stopping", "answers")
 
@@ -104,8 +105,7 @@ def _system(run: Evaluated) -> dict[str, object]:
     for name in (*names, "model.pretrained"):
         part, _, field = name.partition(".")
         value = run.settings.get(part, {})
-        if part != "eval":  # of a named evaluation they are not kept
-            settings[name] = value.get(field) if field else value
+        settings[name] = value.get(field) if field else value
     return settings | {f"eval.{name}": run.results.get(name) for name in ("split", "checkpoint", "ecg", "seeds")}
 
 
@@ -204,7 +204,8 @@ def _read(run: str) -> Evaluated:
     rows: dict[_Example, dict[int, dict]] = {}
     for row in read_rows(workdir.generations):
         rows.setdefault((row["id"], row["segment"]), {})[row["seed"]] = row
-    return Evaluated(run, results, rows, _settings(workdir))
+    # Of an evaluation with a name, config.json holds no settings.
+    return Evaluated(run, results, rows, _settings(workdir) | {"eval": settings_of(workdir.answers_marker).get("eval", {})})
 
 
 def _settings(workdir: Workdir) -> dict:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ecgbyte_jax.errors import ScoresError
+from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.stages.compare import compare
 
 
@@ -174,6 +175,8 @@ def make_fold(folder, fold: int, correct: float, examples=None, **settings) -> s
     """A run of one of three folds, of patients 4 (fold - 1) to 4 fold - 1, with the settings that its config.json keeps."""
     run = make_run(folder, share(correct, examples or range(16 * (fold - 1), 16 * fold)))
     config = {"seed": 0, "data": {"folds": 3, "fold": fold}} | settings
+    answered = {"settings": {"eval": {"max_sequences": 0, "batch_size": fold} | settings.get("eval", {})}}
+    Workdir(folder).answers_marker.write_text(json.dumps(answered | {"digest": "", "inputs": "", "finished": True}))
     (folder / "config.json").write_text(json.dumps(config))
     return run
 
@@ -213,12 +216,14 @@ def test_folds_that_are_missing_doubled_or_of_other_settings_or_data_are_refused
     one, two, three = (make_fold(tmp_path / f"f{fold}", fold, 0.5) for fold in (1, 2, 3))
     again = make_fold(tmp_path / "again", 2, 0.5)
     other = make_fold(tmp_path / "other", 3, 0.5, train={"epochs": 9.0})
+    fewer = make_fold(tmp_path / "fewer", 3, 0.5, eval={"max_sequences": 8})
     overlapping = make_fold(tmp_path / "overlapping", 3, 0.5, range(20, 40))
     whole = make_run(tmp_path / "whole", share(0.5))
     for runs, message in (
         ([one, two], r"folds \[1, 2\] of 3 found in .*, each of 1 to 3 once expected$"),
         ([one, two, again, three], r"folds \[1, 2, 2, 3\] of 3 found"),
         ([one, two, other], r"other differs from .*f1 in train.epochs, but data.fold alone may differ"),
+        ([one, two, fewer], r"fewer differs from .*f1 in eval.max_sequences, but data.fold alone may differ"),
         ([one, two, overlapping], r"patient '5' is in split 'test' of .*f2 and of .*overlapping; folds of the same data"),
         ([one, two, three, whole], r"whole has no data.folds, others have"),
     ):
