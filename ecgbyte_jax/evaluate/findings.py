@@ -3,15 +3,16 @@
 The rules know the words of PTB-XL's German, English and Swedish reports and of MIMIC-IV-ECG's machine statements. A report's
 mention of a finding is one of three:
 
-- denied, where "no", "without", "kein", "ohne", "ingen" or the like is up to four words before it, or "not present" or the like
-  right after it: as if it were not mentioned;
+- denied, where "no", "without", "kein", "ohne", "ingen" or the like is up to four words before it, or before a list that "or"
+  or the like leads to it, or "not present", "no longer seen", "unlikely" or the like right after it: as if it were not mentioned;
 - uncertain, where "possible", "may be", "cannot rule out" or the like is up to eight words before it, "wahrscheinlich",
   "fraglich", "överväg" or the like up to four (these reports have no full stops), "verdacht auf" up to one, or "cannot be
   excluded", "möglich", "bör övervägas" or the like up to three words after it;
 - stated. "suggesting" and "consistent with" state a finding; "wahrscheinlich alt" is about its age.
 
-Full stops, semicolons, colons and "but" end what such words reach. The surest mention counts. An uncertain finding of the
-reference is neither missed nor extra; one of the answer counts as if stated.
+Full stops, semicolons, colons, "but", "ej bestämmbar" and P waves, whose absence denies no finding, end what such words reach.
+The surest mention counts. An uncertain finding of the reference is neither missed nor extra; one of the answer counts as if
+stated.
 
 Axes: N pairs, F findings, P patients, R resamples of them.
 """
@@ -57,11 +58,18 @@ FINDINGS = {
     "low voltage": r"low (?:\w+ ){0,3}voltages?|niederspannung|låga qrs",
 }
 _RULES = {name: re.compile(pattern) for name, pattern in FINDINGS.items()}
-_ENDS = re.compile(r"(?<!krit)[.;:](?=\s|$)|\b(?:but|aber|men)\b")
-_DENIED = re.compile(
-    r"\b(?:no|not|without|absence of|negative for|kein\w*|ohne|ingen|inget|inga|utan|ej)(?:\W+[\w'/-]+){0,4}\W*$"
+_ENDS = re.compile(
+    r"(?<!krit)[.;:](?=\s|$)|\b(?:but|aber|men|ej bestämmbar|p[- ]?(?:waves?|wellen?|våg\w*)(?: (?:is|are|funna|funnen))?)\b"
 )
-_DENIED_AFTER = re.compile(r"\W+(?:is |are )?(?:not (?:present|seen|evident)|absent|nicht nachweisbar|ausgeschlossen)\b")
+_WORDS = r"(?:\W+[\w'/-]+)"
+_DENIED = re.compile(
+    rf"\b(?:no|not|without|absence of|negative for|neither|kein\w*|ohne|weder|ingen|inget|inga|utan|ej|varken){_WORDS}{{0,4}}"
+    rf"(?:(?:,{_WORDS}{{1,4}})*,?\W+(?:or|nor|oder|noch|eller){_WORDS}{{0,3}})*\W*$"
+)
+_DENIED_AFTER = re.compile(
+    r"\W+(?:(?:is |are )?(?:not|no longer) (?:present|seen|evident)|(?:is |are )?(?:absent|unlikely)|nicht nachweisbar|"
+    r"ausgeschlossen|unwahrscheinlich|osannolik\w*)\b"
+)
 _UNCERTAIN = re.compile(
     r"\b(?:possibl[ey]|probabl[ey]|suspect\w*|consider|may be|might be|could be|commonly due to|questionable|rule out|exclude)"
     r"(?:\W+[\w'/-]+){0,8}\W*$"

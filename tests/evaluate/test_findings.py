@@ -39,6 +39,13 @@ def test_reports_of_every_language_state_their_findings(report, stated):
         "inget fÖrmaksflimmer",
         "without ischaemia or atrial fibrillation.",
         "atrial fibrillation is not seen.",
+        "no evidence of acute ischemia or infarction.",
+        "no atrial fibrillation, left bundle branch block, or infarct",
+        "keine zeichen einer akuten ischämie oder eines infarkts",
+        "neither ischemia nor infarct",
+        "atrial fibrillation is no longer present",
+        "ischemia is unlikely",
+        "infarkt unwahrscheinlich",
     ],
 )
 def test_a_denied_finding_is_none(report):
@@ -65,6 +72,10 @@ def test_an_uncertain_finding_is_not_stated(report):
 def test_a_full_stop_ends_what_a_word_reaches_and_the_surest_mention_counts():
     assert findings_in("no ischaemia. atrial fibrillation.") == {"atrial fibrillation": True}
     assert findings_in("possible infarct. old infarct.") == {"myocardial infarction": True}
+    assert findings_in("el-axel ej bestämmbar st-t sänkning") == {"ST depression": True}
+    for report in ("no p waves, atrial fibrillation", "keine p-wellen vorhofflimmern"):
+        assert findings_in(report) == {"atrial fibrillation": True}
+    assert findings_in("inga p-våg funna vänster el-axel") == {"left axis deviation": True}
     assert findings_in("no ischaemia but atrial fibrillation") == {"atrial fibrillation": True}
 
 
