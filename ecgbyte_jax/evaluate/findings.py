@@ -4,7 +4,7 @@ The rules know the words of PTB-XL's German, English and Swedish reports and of 
 mention of a finding is one of three:
 
 - denied, where "no", "without", "kein", "ohne", "ingen" or the like is up to four words before it, or before a list that "or"
-  or the like leads to it, or "not present", "no longer seen", "unlikely" or the like right after it: as if it were not mentioned;
+  or the like leads to it, or "not present", "no longer seen", "unlikely" or the like right after it: as if not mentioned;
 - uncertain, where "possible", "may be", "cannot rule out" or the like is up to eight words before it, "wahrscheinlich",
   "fraglich", "överväg" or the like up to four (these reports have no full stops), "verdacht auf" up to one, or "cannot be
   excluded", "möglich", "bör övervägas" or the like up to three words after it;

@@ -134,6 +134,19 @@ def test_every_label_of_a_whole_set_is_asked_of_every_recording(monkeypatch):
     assert asked == {(f"{n}/Does this ECG show {name}?", "yes" if (n, name) in truth else "no") for n, name in expected}
 
 
+def test_prompts_leave_room_for_the_longest_candidate(monkeypatch):
+    text = Text(np.zeros(3, np.int32), np.zeros(3, bool), 3)
+    sequence = Sequence("a", "p", 0, "Which?", "long", {}, (np.zeros(3, np.int32),), text)
+    asked = [candidates.Asked("test", Item(sequence, sequence, 0), ("long", "no"))]
+    monkeypatch.setattr(probabilities, "_tokens", lambda *_: {(1, "Which?"): [np.zeros(9, np.int32), np.zeros(2, np.int32)]})
+    monkeypatch.setattr(probabilities, "batch_parts", lambda _: 1)
+    for positions, length in ((106, 98), (128, 100)):
+        model = SimpleNamespace(config=SimpleNamespace(max_positions=positions))
+        settings = label_settings(**{"prompt.max_length": 100})
+        (batch,) = probabilities._in_batches(SimpleNamespace(settings=settings, prepared=None, model=model, mesh=None), asked)
+        assert batch.max_length == length
+
+
 @pytest.mark.parametrize("kind", ["chatml", "llama3"])
 def test_a_chat_s_candidates_end_as_its_answers_do(kind):
     tokenizer = chat_tokenizer(kind)

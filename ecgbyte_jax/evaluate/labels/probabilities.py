@@ -49,11 +49,15 @@ def _key(line: dict) -> tuple:
 
 @dataclass(frozen=True, eq=False)
 class _Batch:
-    """Rows that are computed together, `each` of them for every ECG; most: the candidates that a row has room for."""
+    """Rows that are computed together, `each` of them for every ECG; most: the candidates that a row has room for.
+
+    max_length: of the prompts, which leave room for the longest candidate of all.
+    """
 
     rows: list[_Row]
     each: int
     most: int
+    max_length: int
 
 
 def read_probabilities(path: Path) -> list[dict]:
@@ -85,12 +89,14 @@ def _in_batches(answerer: Answerer, asked: list[Asked]) -> list[_Batch]:
     size, parts = answerer.settings.eval.batch_size, batch_parts(answerer.mesh)
     tokens = _tokens(answerer.prepared, asked)
     count = _candidates_of_a_row(asked)
+    longest = max(len(candidate) for candidates in tokens.values() for candidate in candidates)
+    max_length = min(answerer.settings.prompt.max_length, answerer.model.config.max_positions - longest + 1)
     batches: list[_Batch] = []
     for split in dict.fromkeys(one.split for one in asked):
         rows = [row for one in asked if one.split == split for row in _rows(one, tokens, count)]
         in_order = iter(rows)
         for batch in in_batches([row.asked.item for row in rows], size, parts):
-            batches.append(_Batch([*islice(in_order, len(batch.items))], batch.each, count))
+            batches.append(_Batch([*islice(in_order, len(batch.items))], batch.each, count, max_length))
     return batches
 
 
@@ -137,7 +143,7 @@ def _log_probs(answerer: Answerer, batch: _Batch, view: str) -> np.ndarray:
     """Those of each row's candidates, float32 [rows, C], shown the ECGs of this view."""
     ids, settings = answerer.prepared.ids, answerer.settings
     prompts = [(answerer.ecgs(row.asked.item, view), row.asked.item.sequence.prompt) for row in batch.rows]
-    inputs, places = prompt_batch(ids, prompts, settings.eval.batch_size, settings.prompt.max_length, batch.each)
+    inputs, places = prompt_batch(ids, prompts, settings.eval.batch_size, batch.max_length, batch.each)
     longest = max(len(candidate) for row in batch.rows for candidate in row.tokens)
     shape = settings.eval.batch_size, batch.most, max(4, 1 << (longest - 1).bit_length())  # few lengths: each is a program
     candidates, there = np.full(shape, ids.pad, np.int32), np.zeros(shape, bool)
