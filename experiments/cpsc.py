@@ -3,7 +3,7 @@
     python main.py --config=experiments/cpsc.py --config.data.root=CPSC --config.model.pretrained=LLAMA --workdir=runs/cpsc
 
 CPSC is a folder above the recordings of CPSC 2018 in the layout of the PhysioNet challenges (A0001.hea with
-A0001.mat), LLAMA a Hugging Face folder of Llama 3.2 1B.
+A0001.mat) or of its first release (A0001.mat and REFERENCE.csv), LLAMA a Hugging Face folder of Llama 3.2 1B.
 Hardware: intended for one accelerator with 40 GB. Time: not measured. Result: not measured.
 
     python main.py --config=experiments/cpsc.py:tiny --config.data.root=CPSC --workdir=runs/cpsc_tiny

@@ -10,6 +10,7 @@ from scipy.io import savemat
 
 from ecgbyte_jax.corpora.example import Example, Rejected, split_of
 from ecgbyte_jax.corpora.labels.challenge import CONDITIONS, CPSC, CSN, read_challenge
+from ecgbyte_jax.corpora.labels.cpsc import REFERENCE
 from ecgbyte_jax.corpora.labels.questions import Labelled, ask
 from ecgbyte_jax.corpora.read import check_data
 from ecgbyte_jax.corpora.source import WfdbRecord
@@ -114,6 +115,53 @@ def test_a_recording_that_is_there_twice_is_read_once_and_others_sets_are_not(tm
     assert "also at" in bad.reason and {str(e.records[0]) for e in good} == {str(tmp_path / "a/JS00001")}
     with pytest.raises(CorpusError, match=r"no recording of this set in .*physionet"):
         read(tmp_path, CPSC)
+
+
+def write_first_release(root: Path, *rows: str, **recordings: dict) -> None:
+    """Recordings as CPSC's own files hold them, in sets, with one table of their labels."""
+    root.mkdir(parents=True, exist_ok=True)
+    (root / REFERENCE).write_text("\n".join(["Recording,First_label,Second_label,Third_label", *rows]) + "\n")
+    for number, (name, about) in enumerate(recordings.items()):
+        path = root / f"TrainingSet{number + 1}/{name}.mat"
+        path.parent.mkdir(exist_ok=True)
+        savemat(path, {"ECG": about | {"data": np.arange(6000).reshape(12, 500) / 1000}}, do_compression=number % 2 == 0)
+
+
+def test_the_first_release_asks_the_same_questions_as_its_copy_with_headers(tmp_path):
+    write(tmp_path / "copy", "A0001", "#Dx: 59118001", age="74")
+    write(tmp_path / "copy", "A0002", "#Dx: 164889003,429622005", age="Unknown", sex="Female")
+    about = {"A0001": {"sex": "Male", "age": 74.0}, "A0002": {"sex": "Female", "age": np.nan}}
+    write_first_release(tmp_path / "own", "A0001,5,,", "A0002,2,8,", **about)
+    copy, own = ([(e.id, e.split, e.question, e.answer) for e in read(tmp_path / name, CPSC)] for name in ("copy", "own"))
+    assert own == copy and {id for id, *_ in own} >= {"A0001/age", "A0001/sex", "A0002/sex"}
+    sources = dict.fromkeys(source for e in read(tmp_path / "own", CPSC) for source in e.records)
+    for source in sources:
+        record = source.read()
+        assert np.allclose(record.signal, np.arange(6000).reshape(12, 500) / 1000)
+        assert (record.leads, record.sample_rate, record.signal.dtype) == (LEADS, 500.0, np.float32)
+    with pytest.raises(CorpusError, match="no recording of this set"):
+        read(tmp_path / "own", CSN)
+
+
+def test_rows_and_files_of_the_first_release_that_do_not_fit_are_set_aside(tmp_path):
+    known = {"sex": "Male", "age": 74.0}
+    rows = ("A0001,5,,", "A0002,10,,", "A0003,1,,", "A0004,1,,", "A0004,2,,", "A0001,5,,")
+    write_first_release(tmp_path, *rows, A0001=known, A0002=known, A0004=known, A0005=known)
+    (tmp_path / "A0001.mat").write_bytes(b"not MATLAB")
+    found = read(tmp_path, CPSC)
+    reasons = {item.id: item.reason for item in found if isinstance(item, Rejected) and item.id != "A0001"}
+    assert reasons == {
+        "A0002": "line 3: labels ['10'] found, numbers from 1 to 9 expected",
+        "A0003": "no file A0003.mat",
+        "A0004": "line 6: labels ('AF',) found, and ('Normal',) in an earlier row",
+        "A0005": "no row in REFERENCE.csv",
+    }
+    assert {e.patient for e in found if isinstance(e, Example)} == {"A0001"}
+    (doubled,) = (item for item in found if isinstance(item, Rejected) and item.id == "A0001")
+    assert "also at" in doubled.reason and "TrainingSet1" in doubled.file
+    (source,) = {e.records for e in found if isinstance(e, Example) and e.patient == "A0001"}.pop()
+    with pytest.raises(RecordError, match=r"A0001\.mat: not readable as MATLAB"):
+        source.read()
 
 
 def test_about_every_label_half_of_the_questions_are_answered_yes():

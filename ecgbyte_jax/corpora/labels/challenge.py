@@ -1,6 +1,7 @@
 """CPSC 2018 (Liu et al. 2018), Chapman-Shaoxing-Ningbo (Zheng et al. 2020) and Georgia, as the PhysioNet challenges write them.
 
 Beside each recording's leads its header holds the patient's age and sex, and its labels as SNOMED CT codes: `#Dx: 164889003`.
+CPSC 2018's own release, without headers, is read too (`cpsc.py`).
 """
 
 import csv
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ecgbyte_jax.corpora.example import Example, Rejected, split_of, wfdb_record
+from ecgbyte_jax.corpora.labels.cpsc import REFERENCE, read_first_release
 from ecgbyte_jax.corpora.labels.questions import Labelled, ask
 from ecgbyte_jax.corpora.tables import read_csv
 from ecgbyte_jax.errors import CorpusError, ExampleError
@@ -28,7 +30,8 @@ class ChallengeSet(NamedTuple):
 CPSC = ChallengeSet(
     re.compile(r"[AQ]\d{4}"),
     "CPSC 2018 (CC BY 4.0) is in training/cpsc_2018 and training/cpsc_2018_extra of "
-    "https://physionet.org/content/challenge-2021/1.0.3/; set --config.data.root to a folder above its A0001.hea",
+    "https://physionet.org/content/challenge-2021/1.0.3/; set --config.data.root to a folder above its A0001.hea, or above the "
+    "A0001.mat and REFERENCE.csv of its first release",
 )
 CSN = ChallengeSet(
     re.compile(r"JS\d{5}"),
@@ -60,13 +63,16 @@ def read_labelled(root: Path, challenge: ChallengeSet) -> Iterator[Labelled | Re
     """Yields every recording of the set in `root`, by name, or what is wrong with it.
 
     The sets do not tell patients: a recording is one, and is split by a hash of its name (`split_of`). Early copies have
-    abbreviations in the place of codes. A code without a name, here or in CSN's own table, is its own name. Raises CorpusError
-    if there is no recording.
+    abbreviations in the place of codes; without headers CPSC 2018 is in its first release. A code without a name, here or in
+    CSN's own table, is its own name. Raises CorpusError if there is no recording.
     """
     headers = [path for path in root.rglob("*.hea") if challenge.names.fullmatch(path.stem)]
+    names = _read_names(root)
+    if not headers and challenge is CPSC and (tables := sorted(root.rglob(REFERENCE))):
+        yield from read_first_release(root, challenge.names, tables, names)
+        return
     if not headers:
         raise CorpusError(f"data.root: no recording of this set in '{root}'. {challenge.where_to_get}")
-    names = _read_names(root)
     earlier: dict[str, Path] = {}
     for header in sorted(headers, key=lambda path: (path.stem, str(path))):
         try:
