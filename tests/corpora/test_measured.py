@@ -1,6 +1,6 @@
 """Questions whose answers are measured: what is asked, and what is not."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from ecgbyte_jax.corpora.measured.questions import Segment, ask_segments
 from ecgbyte_jax.corpora.measured.read import Measured, Unmeasured, make_examples, read_recordings
 from ecgbyte_jax.corpora.measured.spoilt import FAULTS, Spoilt
 from ecgbyte_jax.ecg.clean_config import CleanConfig
-from ecgbyte_jax.ecg.measure.measure import Measures
+from ecgbyte_jax.ecg.measure.measure import Found, Measures
 from ecgbyte_jax.ecg.records import LEADS, Record
 from ecgbyte_jax.ecg.signal import clean
 from ecgbyte_jax.errors import RecordError
@@ -85,6 +85,22 @@ def test_faults_are_asked_about_only_where_cleaning_keeps_them():
         assert faults <= kept and faults
         for each in (each for s in segments for each in s.asked if each.spoilt):
             assert each.answer == (each.spoilt.fault if each.name == "fault" else each.spoilt.lead)
+
+
+@pytest.mark.parametrize("seconds, asked_about", [(0.8, True), (1.2, False)])
+def test_no_fault_is_asked_about_where_a_lead_is_flat_itself(seconds, asked_about):
+    pytest.importorskip("neurokit2")
+    signal = RECORD.signal.copy()
+    signal[LEADS.index("aVL"), 3000 : 3000 + round(seconds * RECORD.sample_rate)] = signal[LEADS.index("aVL"), 3000]
+    record, config = replace(RECORD, signal=signal), CleanConfig(band=(), wavelet="")
+    (whole,) = ask_segments(Known(), record, lambda record: (clean(record, config), 250.0), 2500, 0, 0)
+    assert ("flat for a while" not in whole.missing.get("faults", "")) == asked_about
+
+
+def test_a_segment_of_a_few_samples_has_nothing_to_ask_about():
+    pytest.importorskip("neurokit2")
+    measures, waves = Found.of(RECORD).measure(1.0, 1.03)
+    assert waves is None and measures.rate is None and measures.noise == measures.drift == ()
 
 
 def unmeasured(name: str, patient: str, split: str = "train", types: tuple[str, ...] = ()) -> Unmeasured:

@@ -25,6 +25,7 @@ _LOW = {"limb": 0.5, "chest": 1.0}  # mV: QRS of low voltage in all limb or in a
 _DOUBT = 0.1  # of these, on both sides, within which nothing is asked
 _SAME_ST = 0.03  # mV that cleaning may change an ST level
 _QUIET, _STEADY = 0.025, 0.2  # mV of noise and of drift in every lead of a recording without faults, at most
+_STILL = 0.1  # of a segment, for which a lead without a fault has one value at most
 _KEPT = 0.5  # of a fault, that cleaning leaves at least
 _FAULT_LIST = f"{', '.join(FAULTS)} or none"
 
@@ -178,6 +179,10 @@ def _faults(
     if not measures.noise or max(measures.noise) > _QUIET or max(measures.drift) > _STEADY:
         missing["faults"] = "the recording has noise or wander of its own"
         return
+    own = record.signal[[record.leads.index(name) for name in LEADS], _samples(part, record)]
+    if max(map(_longest_still, own)) > _STILL * own.shape[1]:
+        missing["faults"] = "a lead of the recording is flat for a while"
+        return
     which = f"Which fault does one lead of this ECG have: {_FAULT_LIST}?"
     if fault == "none":
         yield Asked("fault", "single-choose", "fault", which, fault)
@@ -197,6 +202,11 @@ def _faults(
         return
     yield Asked("fault", "single-choose", "fault", which, fault, spoilt=copy)
     yield Asked("faulty_lead", "single-query", "faulty lead", "Which lead of this ECG has a fault?", lead, spoilt=copy)
+
+
+def _longest_still(lead: np.ndarray) -> int:
+    """The most samples of a lead [N] in a row that have one value."""
+    return int(np.diff(np.flatnonzero(np.diff(lead, prepend=np.nan, append=np.nan) != 0)).max())
 
 
 def _samples(part: _Part, record: Record) -> slice:

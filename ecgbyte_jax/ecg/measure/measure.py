@@ -24,6 +24,7 @@ _IRREGULAR = 0.1  # variation above which what is like a P wave may be fibrillat
 _OF_WAVES = ("pr", "qrs", "qt", "axis", "amplitudes")
 _AREA_LIMB = 2 / np.sqrt(3)  # aVF is recorded with 0.866 of lead I's strength
 _LEAST_AREA = 0.15  # of the QRS' area in the frontal plane, in its total area: below, no direction dominates
+_FEWEST_SAMPLES = 15  # for filters of order 4, forward and backward
 _HIGH, _LOW = 40.0, 0.5  # Hz: above and below, there is more noise than ECG
 
 
@@ -144,6 +145,8 @@ def _axis(median: np.ndarray, waves: Waves, rate: float) -> float | None:
 
 def _disturbances(part: np.ndarray, peaks: np.ndarray, rate: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(noise, drift) of Measures by lead; peaks: R peaks in samples."""
+    if part.shape[1] <= _FEWEST_SAMPLES:
+        return (), ()
     quiet = np.ones(part.shape[1], bool)
     for peak in peaks:
         quiet[max(0, int(peak - 0.12 * rate)) : int(peak + 0.12 * rate)] = False
