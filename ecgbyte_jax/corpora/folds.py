@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from ecgbyte_jax.corpora.example import Example, Rejected
+from ecgbyte_jax.corpora.measured.read import Unmeasured
 from ecgbyte_jax.corpora.source import SignalSource
 from ecgbyte_jax.errors import CorpusError
 
@@ -31,8 +32,8 @@ class Folds:
         return "test" if fold == test else "valid" if fold == test % len(self.recordings) + 1 else "train"
 
 
-def make_folds(examples: Iterable[Example], count: int) -> Folds:
-    """Deals the patients of the examples into `count` folds; the order of the examples makes no difference.
+def make_folds(items: Iterable[Example | Unmeasured], count: int) -> Folds:
+    """Deals the patients of the items into `count` folds; the order of the items makes no difference.
 
     PTB-XL's own ten folds, by patient and stratified, are kept, for five in pairs: 1 and 2, 3 and 4, ... Else labels are dealt
     one after the other, the rarest first, as in iterative stratification (Sechidis et al. 2011), but by patient: those with
@@ -40,7 +41,7 @@ def make_folds(examples: Iterable[Example], count: int) -> Folds:
     Patients without a label come last. Recordings of sets without labels are labelled by the answers to questions that have at
     most 16. Raises CorpusError where a fold remains empty.
     """
-    owned, labels, folds = _gather(list(examples), count)
+    owned, labels, folds = _gather([item if isinstance(item, Example) else _example(item) for item in items], count)
     counts: dict[str, Counter[str]] = {}  # patient -> recordings by label
     recordings: Counter[str] = Counter()
     for record, patient in owned:
@@ -76,17 +77,26 @@ def make_folds(examples: Iterable[Example], count: int) -> Folds:
     return Folds(folds, tuple(sizes))
 
 
-def in_folds(items: Iterable[Example | Rejected], folds: Folds, test: int) -> Iterator[Example | Rejected]:
+def in_folds(
+    items: Iterable[Example | Rejected | Unmeasured], folds: Folds, test: int
+) -> Iterator[Example | Rejected | Unmeasured]:
     """The items with the splits of fold `test`; a comparison of patients in different splits is rejected."""
     for item in items:
         if isinstance(item, Rejected):
             yield item
+            continue
+        if isinstance(item, Unmeasured):
+            yield replace(item, split=folds.split(item.patient, test))
             continue
         splits = sorted({folds.split(patient, test) for patient in item.patients})
         if len(splits) > 1:
             yield Rejected(item.id, str(item.records[0]), f"its patients are in different splits of the folds: {splits}")
         else:
             yield item if item.split == splits[0] else replace(item, split=splits[0])
+
+
+def _example(item: Unmeasured) -> Example:
+    return Example(item.id, item.patient, item.split, (item.record,), item.id, item.id, strata=item.strata)
 
 
 def _gather(

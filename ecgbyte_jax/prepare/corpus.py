@@ -240,9 +240,9 @@ def _open(settings: Settings, data: DataSettings, folders: Folders, workdir: Wor
     items = read_corpus(data, folders.root, folders.ecgqa_root)
     if data.published_split and data.corpus in ("mimic", "ecg_chat"):
         items = _published_split(items)
-    items = answer(items, settings, folders.cache, folders.made_by)
-    if data.folds:
+    if data.folds:  # before recordings of one split are compared
         items = _in_folds([*items], data)
+    items = answer(items, settings, folders.cache, folders.made_by)
     corpus = Corpus.of(items, folders, workdir.quarantine, data.max_bad_fraction, data.published_split)
     if data.corpus in TESTS:
         corpus.needed = "test"
@@ -329,9 +329,9 @@ def _published_split(examples: Iterable[Example | Rejected]) -> Iterator[Example
         yield from (replace(item, split=split) if isinstance(item, Example) else item for item in items)
 
 
-def _in_folds(items: list[Example | Rejected], data: DataSettings) -> Iterator[Example | Rejected]:
+def _in_folds(items: list[Example | Rejected | Unmeasured], data: DataSettings) -> Iterator[Example | Rejected | Unmeasured]:
     """Replaces the split by that of the cross-validation, and prints its sizes."""
-    folds = make_folds((item for item in items if isinstance(item, Example)), data.folds)
+    folds = make_folds((item for item in items if not isinstance(item, Rejected)), data.folds)
     least, most = min(folds.recordings), max(folds.recordings)
     console.print(
         f"folds: {len(folds.of)} patients in {data.folds}, of {least} to {most} recordings; test: {data.fold}, "

@@ -46,6 +46,17 @@ def test_recordings_are_measured_once_and_the_same_after_a_loss(measured, tmp_pa
     assert {hashlib.sha256(content).digest() for content in parts.values()} == {*kept.values()}
 
 
+def test_recordings_of_one_fold_are_compared(measured, tmp_path):
+    pytest.importorskip("neurokit2")
+    measured.data.synthetic_records, measured.data.folds, measured.data.fold = 12, 3, 2
+    measured.data.question_types = ("comparison_irrelevant-query",)
+    corpus = opened(measured, tmp_path)
+    assert corpus.examples and not any("different splits" in rejected.reason for rejected in corpus.rejected)
+    measured.data.corpus, measured.data.question_types = "ptbxl", ()
+    splits = {patient: e.split for e in opened(measured, tmp_path).examples for patient in e.patients}
+    assert all(splits[patient] == e.split for e in corpus.examples for patient in e.patients)
+
+
 def test_without_the_library_nothing_starts(measured, tmp_path, monkeypatch):
     monkeypatch.setattr(measuring, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs NeuroKit2.*\[measured\]"):
