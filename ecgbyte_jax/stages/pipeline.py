@@ -8,13 +8,13 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from ecgbyte_jax.corpora.read import TESTS, check_data
+from ecgbyte_jax.corpora.read import TESTS, check_data, recordings_of
 from ecgbyte_jax.errors import ConfigError, OutOfMemoryError
 from ecgbyte_jax.run.console import keeping_stdout_clear
 from ecgbyte_jax.run.lock import holding
 from ecgbyte_jax.run.stage import settings_of
 from ecgbyte_jax.run.workdir import Workdir, runs_beside
-from ecgbyte_jax.settings import DataSettings, Settings
+from ecgbyte_jax.settings import DataSettings, Settings, stored_config
 from ecgbyte_jax.stages.inquiry import Inquiry
 
 STAGES = {  # in their order, with what --help says of them
@@ -72,6 +72,8 @@ def run(
         from ecgbyte_jax.sweep.systems import check_systems
 
         check_systems(settings)
+    if "train" in stages:
+        _check_encoder(settings)
     if settings.model.pretrained and "prepare" in stages:
         _check_pretrained(settings)
     alone = not settings.distributed.initialize
@@ -111,6 +113,25 @@ def _together(settings: Settings, alone: bool) -> AbstractContextManager[None]:
     del given["initialize"]
     processes.join(**given)
     return processes.ending_together(settings.distributed.heartbeat)
+
+
+def _check_encoder(settings: Settings) -> None:
+    """Raises ConfigError where the encoder comes from a run on the same recordings that tested another fold, or none.
+
+    It has been trained on patients that this run tests.
+    """
+    pretrained, data = settings.encoder.pretrained, settings.data
+    kept = Workdir(Path(pretrained)).config
+    if settings.ecg_input.kind != "encoder" or pretrained in ("", "random") or data.mixture or not kept.is_file():
+        return
+    theirs = Settings.of(stored_config(kept)).data
+    same = not theirs.mixture and recordings_of(theirs) == recordings_of(data) != ""
+    if same and (theirs.folds, theirs.fold) != (data.folds, data.fold):
+        raise ConfigError(
+            f"encoder.pretrained: '{pretrained}' was trained with data.folds {theirs.folds} and data.fold {theirs.fold}, this "
+            f"run has {data.folds} and {data.fold}: the encoder has seen patients that are tested here; that of a run of the "
+            "same fold expected, or '' and --stage=pretrain here"
+        )
 
 
 def _check_pretrained(settings: Settings) -> None:

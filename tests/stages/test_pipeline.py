@@ -1,10 +1,15 @@
 """What holds for every stage: where it may run, and how a lack of memory is reported."""
 
+import json
+from dataclasses import asdict
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ecgbyte_jax.errors import ConfigError, OutOfMemoryError
+from ecgbyte_jax.run.workdir import Workdir
+from ecgbyte_jax.settings import Settings
 from ecgbyte_jax.stages import inspect
 from ecgbyte_jax.stages.pipeline import run
 
@@ -30,6 +35,24 @@ def test_stages_that_need_the_whole_model_in_one_process_are_refused_in_several(
     config.distributed.initialize = True
     with pytest.raises(ConfigError, match=rf"--stage: \['{stage}'\] found with distributed.initialize; .* one process"):
         run(config, tmp_path, ["prepare", stage])
+
+
+def test_an_encoder_that_was_trained_on_another_fold_is_refused_in_a_cross_validation(config, tmp_path):
+    other = Workdir(tmp_path / "other")
+    config.data.folds, config.data.fold = 3, 1
+    config.ecg_input.kind = config.encoder.kind = "encoder"
+    config.encoder.kind, config.encoder.pretrained = "mtae", str(other.root)
+    other.root.mkdir()
+    other.config.write_text(json.dumps(asdict(Settings.of(config))))
+    config.data.fold = 2
+    with pytest.raises(
+        ConfigError, match=r"'.*other' was trained with data.folds 3 and data.fold 1, this run has 3 and 2: the enc"
+    ):
+        run(config, tmp_path / "w", ["train"])
+    for name, value in (("fold", 1), ("corpus", "own")):  # the same fold; recordings that may be others
+        with config.unlocked(), pytest.raises(ConfigError, match="--workdir: no folder"):
+            config.data[name] = value
+            run(config, tmp_path / "w", ["train"])
 
 
 def test_a_folder_that_is_not_there_is_not_made_where_a_run_is_to_be_read(config, tmp_path):
