@@ -1,6 +1,6 @@
 """The questions that are answered: which, of which other patient's ECG too, and in which batches."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
 
@@ -87,22 +87,29 @@ def _other_patients(sequences: list[Sequence], seed: int, split: grain.MapDatase
     """For every sequence, in order of length, one with as many ECGs, of none of its patients, and nearly as long.
 
     It is drawn from about 32, so that its length tells a model nothing and a batch needs no more room for it; where these share
-    a patient, it is the nearest one, or the first one of the whole split. Raises ConfigError where there is none.
+    a patient, it is the nearest one, or the first one of the whole split. In a mixture it is of the same set of recordings
+    where there is one: a model may tell the sets apart and still read nothing. Raises ConfigError where there is none.
     """
     rng = np.random.default_rng(seed)
     patients = [_patients(sequence) for sequence in sequences]
+    kinds = [(len(sequence.ecgs), sequence.source) for sequence in sequences]
     others: dict[int, Sequence] = {}
-    for count in sorted({len(sequence.ecgs) for sequence in sequences}):
-        places = [place for place, sequence in enumerate(sequences) if len(sequence.ecgs) == count]
+    for kind in sorted({*kinds}):
+        places = [place for place, found in enumerate(kinds) if found == kind]
         for place, near in ((place, group) for group in _neighbours(places, patients) for place in group):
             foreign = [other for other in near if patients[place].isdisjoint(patients[other])]
             if foreign:
                 others[place] = sequences[foreign[rng.integers(len(foreign))]]
                 continue
             nearest = sorted(places, key=lambda other, place=place: abs(other - place))
-            elsewhere = (split[number] for number in range(len(split)))
-            others[place] = _first_foreign(sequences[place], chain((sequences[other] for other in nearest), elsewhere))
+            source = sequences[place].source
+            alike = (other for other in _all_of(split) if other.source == source)
+            others[place] = _first_foreign(sequences[place], chain((sequences[n] for n in nearest), alike, _all_of(split)))
     return [others[place] for place in range(len(sequences))]
+
+
+def _all_of(split: grain.MapDataset | tuple) -> Iterator[Sequence]:
+    return (split[number] for number in range(len(split)))
 
 
 def _neighbours(places: list[int], patients: list[frozenset[str]]) -> list[list[int]]:

@@ -5,6 +5,7 @@ A score that does not fall with these says little about reading ECGs.
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 
 import grain
 import numpy as np
@@ -102,17 +103,24 @@ def _places(outline: Sequence) -> tuple[int, ...]:
 
 
 def _donors(outlines: list[Sequence], split: str, seed: int) -> dict[tuple[int, ...], tuple[int, ...]]:
-    """For the ECGs that sequences show together, as many that none of their patients has; every one is a donor about once."""
+    """For the ECGs that sequences show together, as many that none of their patients has; every one is a donor about once.
+
+    In a mixture they are of the same set where it has such: a model may tell the sets apart and still read nothing.
+    """
     patients: dict[tuple[int, ...], frozenset[str]] = {}
+    sources = {_places(outline): outline.source for outline in outlines}
     for outline in outlines:
         owners = frozenset(outline.meta.get("patients", (outline.patient,)))
         patients[_places(outline)] = patients.get(_places(outline), frozenset()) | owners
     rng, donors = np.random.default_rng(seed), {}
     for count in sorted({len(places) for places in patients}):
         alike = [places for places in sorted(patients) if len(places) == count]
-        order = [alike[i] for i in rng.permutation(len(alike))]
-        for i, places in enumerate(order):
-            others = (order[(i + step) % len(order)] for step in range(1, len(order)))
+        drawn = [alike[i] for i in rng.permutation(len(alike))]
+        by_source: dict[str, list[tuple[int, ...]]] = {}
+        for places in drawn:
+            by_source.setdefault(sources[places], []).append(places)
+        for places, order, i in ((places, alike, i) for alike in by_source.values() for i, places in enumerate(alike)):
+            others = chain((order[(i + step) % len(order)] for step in range(1, len(order))), drawn)
             donor = next((other for other in others if patients[places].isdisjoint(patients[other])), None)
             if donor is None:
                 raise ConfigError(

@@ -52,6 +52,11 @@ class Sequence:
         return self.meta.get(PART, "")
 
     @property
+    def source(self) -> str:
+        """The set that its recordings are of, with which the names of a mixture's patients begin; "" without one."""
+        return self.patient.partition(" ")[0] if self.part else ""
+
+    @property
     def prompt(self) -> np.ndarray:
         """The ids int32 [n] of its text before the answer."""
         return self.text.ids[: self.text.prompt]

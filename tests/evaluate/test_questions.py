@@ -113,3 +113,18 @@ def test_a_lone_comparison_is_swapped_with_one_of_the_whole_split():
     assert [other.id for other in _other_patients(own, 0, rest)] == ["q1", "q0", "q5"]
     with pytest.raises(ConfigError, match=r"question 'q2' shows 2 ECG.*no other .* of other patients"):
         _other_patients(own, 0, rest[:2])
+
+
+def test_in_a_mixture_the_other_ecg_is_of_the_same_set_where_it_has_another_patient():
+    def of(part: str, *sequences: Sequence) -> list[Sequence]:
+        return [replace(one, meta={"mixture_part": part}) for one in sequences]
+
+    own = of("ecg_qa", *(sequence(i, f"ptbxl {i % 9}", i) for i in range(60)))
+    own += of("measured", *(sequence(i, f"ptbxl {i % 9}", i - 40) for i in range(60, 80)))
+    own += of("cpsc", *(sequence(i, f"cpsc A{i}", i) for i in range(80, 84)), sequence(84, "own/mine x", 84))
+    own = [own[i] for i in np.random.default_rng(0).permutation(len(own))]
+    for one, other in zip(own, _other_patients(own, seed=0, split=tuple(own))):
+        assert one.patient != other.patient and (one.source == other.source or one.source == "own/mine")
+    rest = (*of("csn", sequence(90, "csn 1", 90)), *of("mine", sequence(91, "own/mine y", 91)))
+    (lone,) = of("mine", sequence(92, "own/mine x", 92))
+    assert [other.id for other in _other_patients([lone], 0, rest)] == ["q91"]

@@ -38,6 +38,17 @@ def test_others_ecgs_are_of_other_patients_and_the_same_for_all_questions_about_
     assert len({min(found) for found in shown.values()}) > 0.6 * len(shown)  # nearly every one is shown once
 
 
+def test_in_a_mixture_others_ecgs_are_of_the_same_set_where_it_has_another_patient(opened):
+    (first, *_) = sequences(opened, "own")
+    names = ["ptbxl 1", "cpsc A1", "ptbxl 2", "cpsc A2", "ptbxl 3", "own/mine x", "cpsc A3", "ptbxl 3"]
+    outlines = [
+        replace(first, patient=name, meta={"mixture_part": "x"}, ecgs=(np.array(place),)) for place, name in enumerate(names)
+    ]
+    for seed in range(5):
+        for own, (donor,) in zip(names, shown_places(outlines, "train", "shuffled", seed)):
+            assert names[donor] != own and (names[donor].split()[0] == own.split()[0] or own == "own/mine x")
+
+
 def test_the_same_seed_shows_the_same_ecgs_and_another_one_others(opened):
     first, again, other = ([s.ecgs[0].tobytes() for s in sequences(opened, "shuffled", seed)] for seed in (0, 0, 1))
     assert first == again != other
