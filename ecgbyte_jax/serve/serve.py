@@ -13,13 +13,12 @@ import jax
 
 from ecgbyte_jax.asking.worth import Worth
 from ecgbyte_jax.corpora.example import Example
-from ecgbyte_jax.corpora.read import read_corpus
 from ecgbyte_jax.corpora.source import WfdbRecord
 from ecgbyte_jax.errors import ConfigError, EcgByteError
 from ecgbyte_jax.evaluate.familiar import Familiar
 from ecgbyte_jax.inputs.shards import read_manifest
 from ecgbyte_jax.model.sharding import make_mesh
-from ecgbyte_jax.prepare.corpus import Folders
+from ecgbyte_jax.prepare.corpus import read_examples
 from ecgbyte_jax.run.console import console
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import Settings
@@ -91,10 +90,9 @@ def _demos(settings: Settings, workdir: Workdir, reader: "Reader") -> Iterator["
     """A few recordings of the run's test split, each of another patient, where they are WFDB records that are still there."""
     from ecgbyte_jax.serve.store import Demo
 
-    folders = Folders.of(settings, workdir)
     patients: set[str] = set()
     try:
-        for example in read_corpus(settings.data, folders.root, folders.ecgqa_root):
+        for example in read_examples(settings, workdir):
             record = example.records[0] if isinstance(example, Example) and example.split == "test" else None
             if not isinstance(record, WfdbRecord) or example.patient in patients or not Path(f"{record}.hea").is_file():
                 continue

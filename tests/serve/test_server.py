@@ -10,12 +10,16 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from openai import BadRequestError, OpenAI
 
+from ecgbyte_jax.corpora.demo import write_demo
 from ecgbyte_jax.errors import SettingsError
-from ecgbyte_jax.settings import ServeSettings, stored_config
+from ecgbyte_jax.run.workdir import Workdir
+from ecgbyte_jax.serve.serve import _demos
+from ecgbyte_jax.settings import ServeSettings, Settings, default_config, stored_config
 from tests.launch import ROOT
 from tests.serve.service import Client, in_base64, listening, served
 from tests.stages.asked import asked
@@ -190,3 +194,15 @@ def test_a_server_that_is_told_to_end_finishes_its_answers(finished):
         received = b"".join(iter(lambda: connection.recv(1 << 16), b""))
     assert b"data: [DONE]" in received
     assert process.wait(60) == 0 and process.stderr.read() == ""
+
+
+def test_a_run_on_a_mixture_offers_recordings_of_its_test_split(tmp_path):
+    config = default_config()
+    config.data.corpus, config.data.mixture, config.data.root = (
+        "mixture",
+        {"ptbxl": 1.0, "ecg_qa": 1.0},
+        str(tmp_path / "ptbxl"),
+    )
+    write_demo(tmp_path / "ptbxl", tmp_path / "ecgqa", 40, 0)
+    demos = [*_demos(Settings.of(config), Workdir(tmp_path), SimpleNamespace(read_file=print))]
+    assert [demo.id for demo in demos] == [f"demo-{n + 1}" for n in range(len(demos))] and len({d.name for d in demos}) > 1
