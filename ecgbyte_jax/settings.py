@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from itertools import combinations
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -203,6 +204,9 @@ class DataSettings:
                 self.part(name)
             except SettingsError as error:
                 problems += [f"parts.{name}.{problem}" for problem in error.problems]
+        for first, second in combinations(sorted(self.mixture) if not problems else (), 2):
+            if self.mixture[first] and self.mixture[second] and self.part(first) == self.part(second):
+                problems.append(f"parts.{second}: the corpus and settings of {first!r} found again, others expected")
         return sorted(problems)
 
     def part(self, name: str) -> "DataSettings":
@@ -697,7 +701,8 @@ def stored_config(path: Path) -> ConfigDict:
             raise ConfigError(f"{path}: {name}.{unknown[0]}: no such setting; remove it from the file, or give --config")
         types = get_type_hints(part)
         config[name] |= {key: _convert(_plain(value), types[key], False) for key, value in given.items()}
-    config["data"]["parts"] = {name: part_config(**own) for name, own in config["data"]["parts"].items()}
+    own = config["data"]["parts"]
+    config["data"]["parts"] = {name: part_config(**own.get(name, {})) for name in (*own, *config["data"]["mixture"])}
     return ConfigDict(config).lock()
 
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from importlib import import_module
 from pathlib import Path
 
@@ -266,12 +266,21 @@ def test_a_part_of_a_mixture_has_its_own_settings_and_else_those_of_the_whole(mo
         ({"parts": {"mine": {"seed": 1}}}, "parts.mine.seed: not a setting of one corpus"),
         ({"parts": {"mine": {"sample_rate": 7}}}, "parts.mine.sample_rate: 7 found"),
         ({"parts": {"mine": {"corpus": "mixture"}}}, "parts.mine.corpus: 'mixture' found, a single corpus expected"),
+        ({"parts": {"mine": {"corpus": "ptbxl"}}}, "parts.ptbxl: the corpus and settings of 'mine' found again"),
     ],
 )
 def test_a_mixture_that_makes_no_sense_is_refused_in_one_line(changes, message):
     with pytest.raises(SettingsError) as caught:
         replace(Settings().data, **MIXED | changes)
     assert len(caught.value.problems) == 1 and message in str(caught.value)
+
+
+def test_flags_can_change_every_part_of_a_stored_mixture(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(asdict(replace(Settings(), data=replace(Settings().data, **MIXED)))))
+    config = stored_config(tmp_path / "config.json")
+    assert Settings.of(config).data.part("mine") == replace(Settings().data, **MIXED).part("mine")
+    config.data.parts.ptbxl.root = "elsewhere"
+    assert Settings.of(config).data.part("ptbxl").root == "elsewhere"
 
 
 def test_a_mixture_names_the_corpus_that_is_unknown_or_has_tests_alone():
