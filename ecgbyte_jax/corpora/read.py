@@ -1,6 +1,6 @@
 """The corpora by name: the only place to register a new data set."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -137,6 +137,13 @@ def describe(data: Mapping[str, Any]) -> About:
     names = [name for name in mixture if not isinstance(mixture, Mapping) or mixture[name]]
     parts = [data.get("parts", {}).get(name, {}).get("corpus", name) for name in names]
     return about._replace(contents="; ".join(f"{CORPORA[part].name}: {CORPORA[part].contents}" for part in parts))
+
+
+def parts_among(data: DataSettings, corpora: Container[str]) -> set[str]:
+    """The parts of a mixture that are one of these corpora; without a mixture "" where the corpus itself is."""
+    if not data.mixture:
+        return {""} if data.corpus in corpora else set()
+    return {name for name in data.shares if data.part(name).corpus in corpora}
 
 
 def recordings_of(data: DataSettings) -> str:

@@ -1,7 +1,7 @@
 """The results of an evaluation: the scores of its answers and of the baselines, with their intervals."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 import numpy as np
 
@@ -58,13 +58,14 @@ SCORES = {
     "within_10": 2,
 }
 _GROUPS = {"by_question_type": "question_type", "by_attribute_type": "attribute_type", "by_attribute": "attribute"}
-_BY_CORPUS = {"by_corpus": "mixture_part"}  # of a mixture
+_PART = "mixture_part"  # the field that names the corpus of a mixture
 
 
-def make_results(rows: list[dict], scorers: Scorers, resamples: int, seed: int, reports: bool = False) -> dict:
+def make_results(rows: list[dict], scorers: Scorers, resamples: int, seed: int, reports: Container[str] = ()) -> dict:
     """The results, except for what was evaluated, from the rows of generations; `scores` are means over the seeds.
 
-    reports: all answers are reports, so that their findings are compared; else those to a benchmark's report questions are.
+    reports: the corpora of a mixture, or "" for the only one, whose answers are reports: their findings are compared, as are
+    those of the answers to a benchmark's report questions.
     `drops`: by how much each score is lower on perturbed signals, with the paired interval over resampled patients.
     """
     seeds = list(dict.fromkeys(row["seed"] for row in rows))
@@ -86,8 +87,8 @@ def make_results(rows: list[dict], scorers: Scorers, resamples: int, seed: int, 
         results["over_seeds"] = {
             system: {name: over_seeds(values) for name, values in _each(pairs).items()} for system, pairs in measured.items()
         }
-    mixed = any("mixture_part" in row["meta"] for row in by_seed[0])
-    for group, field in (_GROUPS | _BY_CORPUS if mixed else _GROUPS).items():
+    mixed = any(_PART in row["meta"] for row in by_seed[0])
+    for group, field in (_GROUPS | ({"by_corpus": _PART} if mixed else {})).items():
         kinds = [_kinds(row["meta"].get(field)) for row in by_seed[0]]
         results |= _parts(group, kinds, references, measured)
         results[f"{group}_intervals"] = {
@@ -96,7 +97,8 @@ def make_results(rows: list[dict], scorers: Scorers, resamples: int, seed: int, 
         }
     results |= _closed(by_seed)
     results |= _benchmark([by_recording(rows) for rows in by_seed], resamples, seed)
-    results |= _findings([row for row in by_seed[0] if reports or _type(row) in ecg_bench.JUDGED], resamples, seed)
+    told = [row for row in by_seed[0] if row["meta"].get(_PART, "") in reports or _type(row) in ecg_bench.JUDGED]
+    results |= _findings(told, resamples, seed)
     results |= {"perturbed": {}, "perturbed_intervals": {}, "drops": {}}
     for name in rows[0].get("answers_perturbed", {}):
         pairs = _measure(by_seed, lambda row, n=name: row["answers_perturbed"][n], scorers)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from ecgbyte_jax.corpora.read import LABELLED, REPORTS
+from ecgbyte_jax.corpora.read import LABELLED, REPORTS, parts_among
 from ecgbyte_jax.ecg.tokenizer import ECGTokenizer
 from ecgbyte_jax.evaluate.answers import Answerer
 from ecgbyte_jax.evaluate.generations import read_rows
@@ -74,7 +74,7 @@ def _ask(settings: Settings, workdir: Workdir, answers: Stage | None, labels: St
         clean_signals(settings, workdir)
     prepared, tokenizer = load_prepared(workdir, vectors_of(settings)), ECGTokenizer.load(workdir.ecg_tokenizer)
     items = choose(settings, prepared) if answers else []
-    asked = choose_asked(settings, prepared, settings.data.corpus in LABELLED) if labels else []
+    asked = choose_asked(settings, prepared, parts_among(settings.data, LABELLED)) if labels else []
     with jax.set_mesh(mesh):
         model, step = restore_model(settings, workdir, prepared, mesh, settings.eval.checkpoint)
         answerer = Answerer(settings, prepared, tokenizer, model, mesh)
@@ -115,7 +115,8 @@ def _score(settings: Settings, workdir: Workdir, stage: Stage, scorers: Scorers)
     stage.begin()
     about = json.loads(workdir.evaluated.read_text())
     resamples, seed = settings.eval.bootstrap, settings.data_seed
-    results = about | make_results(read_rows(workdir.generations), scorers, resamples, seed, settings.data.corpus in REPORTS)
+    reports = parts_among(settings.data, REPORTS)
+    results = about | make_results(read_rows(workdir.generations), scorers, resamples, seed, reports)
     if settings.eval.labels:
         rows = read_probabilities(workdir.probabilities)
         results["labels"] = make_label_results(rows, settings.eval.split, resamples, seed)

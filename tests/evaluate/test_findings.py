@@ -112,9 +112,12 @@ def test_scores_of_findings_and_of_a_resample_follow_from_the_counts():
 def test_only_reports_have_findings_and_the_page_shows_them():
     rows = [row(i, reference, answer, patient, kind="") for i, (patient, reference, answer) in enumerate(REPORTS)]
     assert "findings" not in make_results(rows, Scorers(), 100, 0)
-    results = make_results(rows, Scorers(), 100, 0, reports=True)
+    results = make_results(rows, Scorers(), 100, 0, reports={""})
     tables = {table.caption.split(",")[0]: table for table in score_tables(results)}
     assert tables["Findings in 4 reports"].head == ("system", "micro F1", "macro F1", "missed findings", "extra findings")
     assert tables["The model's findings"].rows[0] == ("sinus rhythm", "2", "2", "0", "1")
     rows[0]["meta"]["question_type"] = "ptb-test-report"
     assert make_results(rows, Scorers(), 100, 0)["findings"]["reports"] == 1
+    for part, each in zip(("ecg_qa", "ptbxl", "mimic", "cpsc"), rows):
+        each["meta"] = {"mixture_part": part}
+    assert make_results(rows, Scorers(), 100, 0, reports={"ptbxl", "mimic"})["findings"]["reports"] == 2

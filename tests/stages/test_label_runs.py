@@ -98,7 +98,7 @@ def test_another_version_of_a_score_scores_again_and_asks_for_nothing(evaluated,
 def test_a_corpus_without_such_questions_is_refused(evaluated, tmp_path, monkeypatch):
     workdir = Workdir(tmp_path / "w")
     shutil.copytree(evaluated.root, workdir.root)
-    monkeypatch.setattr(candidates, "_candidates", lambda *_: ({}, []))
+    monkeypatch.setattr(candidates, "_candidates", lambda *_: ({}, {}))
     with pytest.raises(ConfigError, match=r"eval.labels: no question of split 'test' is asked in training too and has 2 to 2"):
         evaluate(label_settings(**{"eval.labels": 2}), workdir)
 
@@ -127,7 +127,7 @@ def test_every_label_of_a_whole_set_is_asked_of_every_recording(monkeypatch):
     # One question about each recording was drawn.
     items = [Item(outlines[place], outlines[0], place) for place in (0, 4, len(outlines) - 1)]
     assert [item.sequence.patient for item in items] == ["A0", "A1", "A2"]
-    found = [item.sequence for item in candidates._ask_all(items, labels, prepared, "test")]
+    found = [item.sequence for item in candidates._ask_all(items, {"": labels}, prepared, "test")]
     asked = {(sequence.id, sequence.answer) for sequence in found if sequence.question in labels}
     truth = {("A0", "AF"), ("A1", "AF"), ("A1", "PAC")}
     expected = {(n, name) for n in ("A0", "A1", "A2") for name in ("AF", "PAC")}
@@ -145,6 +145,24 @@ def test_prompts_leave_room_for_the_longest_candidate(monkeypatch):
         settings = label_settings(**{"prompt.max_length": 100})
         (batch,) = probabilities._in_batches(SimpleNamespace(settings=settings, prepared=None, model=model, mesh=None), asked)
         assert batch.max_length == length
+
+
+def test_in_a_mixture_labels_are_asked_of_the_recordings_of_their_own_corpus(monkeypatch):
+    finding, text = {"question_type": "single-verify", "attribute_type": "finding"}, Text(np.ones(1), np.ones(1, bool), 1)
+    form, outlines = SimpleNamespace(texts=lambda dialogues: [text for _ in dialogues]), []
+    prepared = SimpleNamespace(shards=None, manifest=None, form=form)
+    said = [("ptbxl_labels", 0, "AF?", "yes"), ("cpsc", 1, "PAC?", "yes")]
+    said += [("ecg_qa", 0, "AF?", "no"), ("ecg_qa", 0, "PAC?", "no")]
+    for number, (part, ecg, question, answer) in enumerate(said):
+        meta = finding | {"mixture_part": part}
+        outlines.append(Sequence(f"{part}:{number}", f"{ecg}", 0, question, answer, meta, (np.array(ecg),), None))
+    monkeypatch.setattr(candidates, "outlines_of", lambda *_: outlines)
+    monkeypatch.setattr(candidates, "open_outlines", lambda *_: outlines)
+    few, labels = candidates._candidates(prepared, 2, {"ptbxl_labels", "cpsc"})
+    assert labels == {"ptbxl_labels": ["AF?"], "cpsc": ["PAC?"]} and few["AF?"] == ("no", "yes")
+    items = [Item(outline, outline, place) for place, outline in enumerate(outlines)]
+    asked = [item.sequence for item in candidates._ask_all(items, labels, prepared, "test")]
+    assert [(one.question, one.answer) for one in asked] == [("AF?", "yes"), ("PAC?", "yes"), ("AF?", "no"), ("PAC?", "no")]
 
 
 @pytest.mark.parametrize("kind", ["chatml", "llama3"])

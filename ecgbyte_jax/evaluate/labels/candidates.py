@@ -1,6 +1,6 @@
 """Which questions have few enough answers for each to be given a probability, and which answers these are."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 
 from ecgbyte_jax.errors import ConfigError, ExampleError
@@ -24,11 +24,12 @@ class Asked:
     candidates: tuple[str, ...]
 
 
-def choose_asked(settings: Settings, prepared: Prepared, whole_sets: bool) -> list[Asked]:
+def choose_asked(settings: Settings, prepared: Prepared, whole_sets: Container[str]) -> list[Asked]:
     """The evaluated questions that have 2 to `eval.labels` candidates, and those of the validation split, in their order.
 
-    whole_sets: the corpus asks about every label that a recording has, and about some that it does not have; then every label
-    of the training split is asked about every recording. Raises ConfigError where no question is left, and as `choose` does.
+    whole_sets: the corpora of a mixture, or "" for the only one, that ask about every label that a recording has, and about
+    some that it does not have; then every label of the corpus' training split is asked about each of its recordings. Raises
+    ConfigError where no question is left, and as `choose` does.
     """
     candidates, labels = _candidates(prepared, settings.eval.labels, whole_sets)
     splits = {settings.eval.split: choose(settings, prepared)}
@@ -46,14 +47,16 @@ def choose_asked(settings: Settings, prepared: Prepared, whole_sets: bool) -> li
     return asked
 
 
-def _candidates(prepared: Prepared, most: int, whole_sets: bool) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    """The answers to each question in training, where these are 2 to `most`; and the questions of whole sets of labels.
+def _candidates(
+    prepared: Prepared, most: int, whole_sets: Container[str]
+) -> tuple[dict[str, tuple[str, ...]], dict[str, list[str]]]:
+    """The answers to each question in training, where these are 2 to `most`; by corpus, the questions of its set of labels.
 
     A yes/no question has both, whatever training answers.
     """
     answers: dict[str, set[str]] = {}
     outlines = open_outlines(prepared.shards, prepared.manifest, "train")
-    labels: set[str] = set()
+    labels: dict[str, set[str]] = {}
     for number in range(len(outlines)):
         outline = outlines[number]
         for question, answer in (*outline.history, (outline.question, outline.answer)):
@@ -62,31 +65,34 @@ def _candidates(prepared: Prepared, most: int, whole_sets: bool) -> tuple[dict[s
                 known.add(answer.strip())
         if str(outline.meta.get("question_type")).endswith("-verify"):
             answers[outline.question] |= set(YES_NO)
-        if whole_sets and outline.meta.items() >= _FINDING.items():
-            labels.add(outline.question)
+        if outline.part in whole_sets and outline.meta.items() >= _FINDING.items():
+            labels.setdefault(outline.part, set()).add(outline.question)
     few = {question: tuple(sorted(known)) for question, known in answers.items() if 2 <= len(known) <= most}
-    return few, sorted(labels & few.keys())
+    return few, {part: kept for part, of_part in labels.items() if (kept := sorted(of_part & few.keys()))}
 
 
-def _ask_all(items: list[Item], labels: list[str], prepared: Prepared, split: str) -> list[Item]:
-    """The items, but about every recording among them all labels and no others; those that it is not known to have are a no."""
+def _ask_all(items: list[Item], labels: dict[str, list[str]], prepared: Prepared, split: str) -> list[Item]:
+    """The items, but about every recording all labels of its corpus, and no others; what it is not known to have is a no."""
     outlines = outlines_of(prepared.shards, prepared.manifest, split)
-    known: dict[tuple[int, ...], dict[str, str]] = {}
+    known: dict[tuple[str, ...], dict[str, str]] = {}
     for outline in outlines:
-        known.setdefault(_places(outline), {})[outline.question] = outline.answer
-    groups: dict[tuple[int, ...], list[Item]] = {}
+        known.setdefault(_recording(outline), {})[outline.question] = outline.answer
+    groups: dict[tuple[str, ...], list[Item]] = {}
     for item in items:
-        groups.setdefault(_places(outlines[item.place]), []).append(item)
-    texts = dict(zip(labels, make_texts(prepared, [Dialogue(1, ((label, ""),)) for label in labels])))
+        groups.setdefault(_recording(outlines[item.place]), []).append(item)
+    every = sorted({label for of_part in labels.values() for label in of_part})
+    texts = dict(zip(every, make_texts(prepared, [Dialogue(1, ((label, ""),)) for label in every])))
     asked: list[Item] = []
-    for places, group in groups.items():
-        asked += [item for item in group if item.sequence.question not in texts]
-        asked += [_ask(group[0], label, known[places].get(label, YES_NO[1]), texts[label]) for label in labels]
+    for recording, group in groups.items():
+        own = labels.get(recording[0], [])
+        asked += [item for item in group if item.sequence.question not in own]
+        asked += [_ask(group[0], label, known[recording].get(label, YES_NO[1]), texts[label]) for label in own]
     return asked
 
 
-def _places(outline: Sequence) -> tuple[int, ...]:
-    return tuple(int(place) for place in outline.ecgs)
+def _recording(outline: Sequence) -> tuple[str, ...]:
+    """The corpus of a mixture, and the ECGs' numbers: what another corpus says of a recording is no label of this one."""
+    return (outline.part, *map(str, outline.ecgs))
 
 
 def _ask(item: Item, label: str, answer: str, text: Text) -> Item:
