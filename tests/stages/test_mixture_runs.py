@@ -1,4 +1,5 @@
-"""A mixture of real recordings from their files to scores: 40 of PTB-XL, ECG-QA's questions about them, ten of CPSC 2018."""
+"""A mixture of real recordings from their files to scores: 40 of PTB-XL with their reports, ECG-QA's questions about them and
+answers measured in them, and ten of CPSC 2018."""
 
 import csv
 import json
@@ -14,14 +15,17 @@ from ecgbyte_jax.inputs.batches import outlines_of
 from ecgbyte_jax.inputs.shards import read_manifest, read_parts
 from ecgbyte_jax.run.stage import outputs_digest
 from ecgbyte_jax.run.workdir import Workdir
-from ecgbyte_jax.settings import SPLITS, Settings, part_config, stored_config
+from ecgbyte_jax.settings import SPLITS, Settings, stored_config
 from ecgbyte_jax.stages.eval import evaluate
 from ecgbyte_jax.stages.pipeline import run
 from ecgbyte_jax.stages.prepare import prepare
 from ecgbyte_jax.stages.train import train
 from ecgbyte_jax.train import feed
+from experiments import mixture
 from tests.launch import figures, finish, start_python, wait_for_step
 from tests.small import small_config
+
+PARTS = ("cpsc", "ecg_qa", "measured", "ptbxl")
 
 
 @pytest.fixture(scope="module")
@@ -43,15 +47,15 @@ def ptbxl(shared, tmp_path_factory):
 @pytest.fixture(scope="module")
 def ready(shared, ptbxl, tmp_path_factory):
     """A run's folder in which the mixture is prepared."""
-    config = small_config()
-    config.data.corpus, config.data.synthetic_records, config.data.root = "mixture", 0, str(ptbxl)
-    config.data.mixture = {"ptbxl": 1.0, "ecg_qa": 1.0, "cpsc": 2.0, "mimic": 0.0}
-    config.data.parts = {
-        "ecg_qa": part_config(ecgqa_root=str(shared / "data/ecgqa"), split="folds"),
-        "cpsc": part_config(root=str(shared / "data/cpsc2018")),
-    }
+    pytest.importorskip("neurokit2")
+    config, small = mixture.get_config("tiny"), small_config()
+    for part in ("tokenizer", "model", "optim", "train", "eval"):
+        config[part] = small[part]
+    config.data.root, config.data.mixture.cpsc = str(ptbxl), 2.0
+    config.data.parts.ecg_qa.ecgqa_root, config.data.parts.cpsc.root = str(shared / "data/ecgqa"), str(shared / "data/cpsc2018")
     config.data.max_bad_fraction, config.data.length_buckets = 1.0, ()  # most questions are about other recordings
-    config.prompt.max_length, config.train.epochs, config.train.valid_answers = 128, 1.0, 8
+    config.signal.target_rate, config.signal.segment_length = 20.0, 50  # 2.5 s
+    config.prompt.max_length, config.train.epochs, config.train.valid_answers = 256, 0.6, 8
     folder = tmp_path_factory.mktemp("mixture") / "w"
     folder.mkdir()
     prepare(Settings.of(config), Workdir(folder))
@@ -78,13 +82,14 @@ def of_split(folder, split: str) -> list:
 
 def test_shards_say_which_corpus_a_sequence_is_from_and_share_the_ecgs_of_a_recording_in_two(ready):
     sequences = {split: of_split(ready, split) for split in SPLITS}
-    names = ["cpsc", "ecg_qa", "ptbxl"]
     for split, found in sequences.items():
-        assert [names[place] for place in read_parts(ready / "shards", split)] == [sequence.part for sequence in found]
+        assert [PARTS[place] for place in read_parts(ready / "shards", split)] == [sequence.part for sequence in found]
     everything = [sequence for found in sequences.values() for sequence in found]
     assert len({sequence.id for sequence in everything}) == len(everything)  # one segment of each recording
-    ecgs = {name: {s.ecgs[0].item(): s.patient for s in everything if s.part == name} for name in names}
+    ecgs = {name: {s.ecgs[0].item(): s.patient for s in everything if s.part == name} for name in PARTS}
     assert ecgs["ptbxl"].items() <= ecgs["ecg_qa"].items() and len(ecgs["ptbxl"]) > 30  # some reports are too long
+    assert len(ecgs["measured"].items() & ecgs["ecg_qa"].items()) > 20  # besides, copies of recordings with faults
+    assert {*ecgs["measured"].values()} <= {*ecgs["ecg_qa"].values()}
     assert ecgs["cpsc"].keys().isdisjoint(ecgs["ptbxl"]) and set(ecgs["cpsc"].values()) <= {f"cpsc A{n:04}" for n in range(11)}
     patients = [{sequence.patient for sequence in found} for found in sequences.values()]
     assert sum(map(len, patients)) == len(set.union(*patients))
@@ -105,7 +110,8 @@ def test_a_mixture_that_is_killed_resumes_to_the_same_bits_and_is_scored_by_corp
     evaluate(settings, whole)
     results = json.loads(whole.results.read_text())
     counts = {name: scores["sequences"] for name, scores in results["by_corpus"].items()}
-    assert counts == {name: sum(s.part == name for s in of_split(ready, "test")) for name in ("cpsc", "ecg_qa", "ptbxl")}
+    assert counts == {name: sum(s.part == name for s in of_split(ready, "test")) for name in PARTS}
+    assert "heart rate" in results["by_recording"]["numbers"]
 
 
 @pytest.mark.slow
@@ -128,7 +134,7 @@ def test_other_weights_train_again_but_need_no_other_preparation(ready, config, 
     run(config, folder, ["prepare"])
     assert "nothing to do" in capsys.readouterr().out
     config.data.mixture.cpsc = 0.0
-    with pytest.raises(ConfigError, match=r"corpus 'mixture' \(cpsc, ecg_qa, ptbxl\) is here, .* \(ecg_qa, ptbxl\)"):
+    with pytest.raises(ConfigError, match=r"corpus 'mixture' \(cpsc, ecg_qa, measured, ptbxl\) is here, .* \(ecg_qa,"):
         run(config, folder, ["prepare"])
     config.data.mixture.cpsc, config.data.parts.ecg_qa.wording = 2.0, "paraphrased"
     with pytest.raises(ConfigError, match=r"data.parts.ecg_qa.wording: None -> paraphrased"):
