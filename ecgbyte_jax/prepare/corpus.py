@@ -252,15 +252,16 @@ def _open(settings: Settings, data: DataSettings, folders: Folders, workdir: Wor
 
 def _open_mixture(settings: Settings, workdir: Workdir, folders: Folders) -> Corpus:
     """All corpora of the mixture as one; prints what they have in common, and what moves to another split for that."""
-    parts = []
-    for name in settings.data.shares:
+    parts: dict[str, Part] = {}
+    # Measuring takes long: what is wrong with the others is said before it.
+    for name in sorted(settings.data.shares, key=lambda name: settings.data.part(name).corpus == "measured"):
         data, own = settings.data.part(name), replace(Folders.of(settings, workdir, name), made_by=folders.made_by)
         try:
             corpus = _open(settings, data, own, workdir)
         except CorpusError as error:
             raise CorpusError(f"data.parts.{name}: {error}") from error
-        parts.append(Part(name, recordings_of(data), own.root, corpus.examples, corpus.rejected))
-    mixed = mix(parts)
+        parts[name] = Part(name, recordings_of(data), own.root, corpus.examples, corpus.rejected)
+    mixed = mix([parts[name] for name in settings.data.shares])
     read = len(mixed.examples) + len(mixed.rejected)
     if mixed.shared:
         console.print(f"mixture: {mixed.shared} recordings are in several of its corpora")

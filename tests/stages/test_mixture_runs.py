@@ -13,6 +13,7 @@ from ecgbyte_jax.corpora.ptbxl import DATABASE
 from ecgbyte_jax.errors import ConfigError, CorpusError
 from ecgbyte_jax.inputs.batches import outlines_of
 from ecgbyte_jax.inputs.shards import read_manifest, read_parts
+from ecgbyte_jax.prepare import measuring
 from ecgbyte_jax.run.stage import outputs_digest
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.settings import SPLITS, Settings, stored_config
@@ -148,7 +149,8 @@ def test_other_weights_train_again_but_need_no_other_preparation(ready, config, 
         ("ecg_qa", {"question_types": ("single-query",)}, "^data.parts.ecg_qa: data.question_types: .*single-query.* found"),
     ],
 )
-def test_a_corpus_that_cannot_be_read_is_named(config, tmp_path, part, own, message):
+def test_a_corpus_that_cannot_be_read_is_named_before_any_is_measured(config, tmp_path, monkeypatch, part, own, message):
+    monkeypatch.setattr(measuring, "measure_part", lambda task: pytest.fail("measured"))
     with config.unlocked():
         config.data.parts[part] = dict(config.data.parts.get(part, {})) | own
     with pytest.raises(CorpusError, match=message):
