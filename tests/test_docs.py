@@ -15,10 +15,13 @@ from ecgbyte_jax import main as program
 from ecgbyte_jax.settings import Settings
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *(path for path in sorted((ROOT / "docs").rglob("*.md")) if "_" not in path.parts[-2][:1])]
+MADE = {"_build", "_generated", "runs"}  # by `make docs`, which may have run before
+SITE = [page for page in sorted((ROOT / "docs").rglob("*.md")) if not MADE & {*page.relative_to(ROOT).parts}]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *SITE]
+WORKFLOW = ROOT / ".github/workflows/ci.yml"
 RECIPES = sorted((ROOT / "docs/recipes").glob("*.md"))
 FENCE = re.compile(r"^```(?:\{[\w-]+\} ?)?(\w*)[^\n]*\n(?::caption: (\S+)\n\n)?(.*?)^```$", re.M | re.S)
-COMMAND = re.compile(r"^!?(?:\S*python main\.py|ecgbyte)( .*)?$")
+COMMAND = re.compile(r"^!?(?:\S*python main\.py|(?:\S*/)?ecgbyte)( .*)?$")
 
 
 def fences(page: Path, *languages: str) -> list[tuple[str, str]]:
@@ -27,13 +30,13 @@ def fences(page: Path, *languages: str) -> list[tuple[str, str]]:
 
 
 def commands() -> list[tuple[str, str]]:
-    """(page, arguments) of every command of the program in README and site."""
+    """(page, arguments) of every command of the program in README, site and workflow."""
+    texts = [(page, text) for page in PAGES for _, text in fences(page, "sh", "ipython3")]
     found = []
-    for page in PAGES:
-        for _, text in fences(page, "sh", "ipython3"):
-            for line in text.replace("\\\n", " ").splitlines():
-                if match := COMMAND.match(line.split("  #")[0].strip()):
-                    found.append((page.relative_to(ROOT).as_posix(), " ".join((match[1] or "").split())))
+    for page, text in [*texts, (WORKFLOW, WORKFLOW.read_text())]:
+        for line in text.replace("\\\n", " ").splitlines():
+            if match := COMMAND.match(line.split("  #")[0].strip()):
+                found.append((page.relative_to(ROOT).as_posix(), " ".join((match[1] or "").split())))
     return found
 
 
@@ -87,6 +90,8 @@ def test_make_targets_and_benchmarks_that_are_named_are_there():
     text = "\n".join(page.read_text() for page in PAGES)
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
     assert set(re.findall(r"`make ([\w-]+)`", text)) <= targets
+    ci = WORKFLOW.read_text() + (ROOT / ".ci/run").read_text()
+    assert {"docs", "lint", "test-all"} <= set(re.findall(r"^(?:\s*- run: )?make ([\w-]+)$", ci, re.M)) <= targets
     for name in re.findall(r"python -m benchmarks\.(\w+)", text):
         assert (ROOT / f"benchmarks/{name}.py").is_file(), name
     for name in re.findall(r"`(tests/[\w/]+\.py)`", text):
