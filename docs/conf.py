@@ -9,6 +9,7 @@ _HERE = Path(__file__).parent
 sys.path.insert(0, str(_HERE.parent))
 os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # the tutorials call `ecgbyte`
 os.environ["COLUMNS"] = "100"
+os.environ["TTY_COMPATIBLE"] = "0"  # Jupyter sets FORCE_COLOR, by which rich takes a notebook for a terminal
 
 from ecgbyte_jax import __version__  # noqa: E402
 from ecgbyte_jax.setting_names import default_of, setting_fields  # noqa: E402
@@ -21,7 +22,7 @@ html_theme, html_title = "furo", "ecgbyte-jax"
 html_theme_options = {"source_repository": "", "top_of_page_buttons": []}
 html_static_path = ["site.css"]
 html_css_files = ["site.css"]
-html_show_sourcelink = False
+html_show_sourcelink = html_show_copyright = False
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
