@@ -11,6 +11,8 @@ os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # th
 os.environ["COLUMNS"] = "100"
 os.environ["TTY_COMPATIBLE"] = "0"  # Jupyter sets FORCE_COLOR, by which rich takes a notebook for a terminal
 
+from myst_nb.core import render  # noqa: E402
+
 from ecgbyte_jax import __version__  # noqa: E402
 from ecgbyte_jax.setting_names import default_of, setting_fields  # noqa: E402
 from ecgbyte_jax.settings import Settings  # noqa: E402
@@ -35,6 +37,24 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 smartquotes = False
 default_role = "code"  # as the docstrings use single backquotes
+
+
+def join_streams(outputs: list[dict]) -> list[dict]:
+    """A cell's outputs, each stream's pieces as one text: they are cut every 100 characters, where MyST-NB would end a line."""
+    joined: list[dict] = []
+    streams: dict[str, dict] = {}
+    for output in outputs:
+        name = output["name"] if output["output_type"] == "stream" else None
+        if name in streams:
+            streams[name]["text"] += output["text"]
+            continue
+        joined.append(output)
+        if name:
+            streams[name] = output
+    return [output for output in joined if output["output_type"] != "stream" or output["text"].strip()]
+
+
+render.coalesce_streams = join_streams
 
 
 def write_settings(app: object = None) -> None:
