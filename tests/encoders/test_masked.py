@@ -21,6 +21,8 @@ from tests.encoders.reference import (
 
 ROWS, SAMPLES = 2, 100
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 
 def make(kind: str, **more) -> tuple[MaskedAutoencoder, np.ndarray, np.ndarray]:
     """A tiny autoencoder, segments and the noise of their masks."""

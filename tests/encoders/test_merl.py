@@ -12,6 +12,8 @@ from tests.encoders.reference import F, check_gradients, check_step, linear, ran
 
 ROWS, SAMPLES, TEXT_WIDTH = 4, 72, 40
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 
 class Normed(torch.nn.Module):
     """A convolution and its batch norm."""
@@ -106,7 +108,6 @@ def torch_loss(w: dict, x: "torch.Tensor", text: np.ndarray, noise: np.ndarray |
     return torch_contrast(ecg[0], embedded) + torch_contrast(*views)
 
 
-@pytest.mark.usefixtures("optimised")
 @pytest.mark.slow
 @pytest.mark.parametrize("published", [False, True])
 def test_losses_gradients_statistics_and_a_step_are_those_of_pytorch(published, rng):

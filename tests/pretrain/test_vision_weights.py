@@ -18,6 +18,7 @@ from tests.encoders.reference import check_gradients, check_step, random_weights
 from tests.encoders.test_picture import FILTERS, Image
 
 transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.usefixtures("optimised")
 
 ROWS, SAMPLES, WORDS, END = 3, 100, 50, 41
 CLASSES = {"vit": "ViTForMaskedImageModeling", "clip": "CLIPModel"}
