@@ -27,7 +27,7 @@ from ecgbyte_jax.errors import RecordError
 from ecgbyte_jax.inputs.recording import Recording
 from ecgbyte_jax.serve.answering import Answerer, Asked
 from ecgbyte_jax.serve.attention import attention_of
-from ecgbyte_jax.serve.chat import ChatRequest, check_question, expect
+from ecgbyte_jax.serve.chat import ChatRequest, check_question, check_text, expect
 from ecgbyte_jax.serve.engine import Row
 from ecgbyte_jax.serve.errors import ApiError
 from ecgbyte_jax.serve.guard import Guard, Receive, Scope, Send
@@ -178,10 +178,11 @@ class Server:
         """Where an answer comes from."""
         body = expect(await _json(request), dict, "the request")
         subject, question, segment = await self._subject(body)
-        answer = expect(body.get("answer"), str, "answer")
-        if len(answer) > self.limits.question_length:
-            raise ApiError(400, f"answer: {len(answer)} characters found, {self.limits.question_length} expected", "answer")
-        turns = [self._turn(turn) for turn in expect(body.get("history") or [], list, "history")[: self.limits.messages]]
+        answer = check_text(expect(body.get("answer"), str, "answer"), self.limits, "answer")
+        history, most = expect(body.get("history") or [], list, "history"), self.limits.messages // 2
+        if len(history) > most:
+            raise ApiError(400, f"history: {len(history)} questions found, at most {most} expected", "history")
+        turns = [self._turn(turn) for turn in history]
         work = partial(attention_of, self.answerer, subject, (*turns, (question, "")), answer, segment)
         return JSONResponse(await asyncio.to_thread(work))
 
@@ -214,7 +215,10 @@ class Server:
         ids = tuple(expect(id, str, "recordings") for id in ids)
         question = check_question(expect(body.get("question"), str, "question"), self.limits, "question")
         segment = expect(body.get("segment"), int, "segment")
-        return await asyncio.to_thread(self.store.subject, ids), question, segment
+        subject = await asyncio.to_thread(self.store.subject, ids)
+        if not 0 <= segment < len(subject.segments):
+            raise ApiError(400, f"segment {segment} found, 0 to {len(subject.segments) - 1} expected", "segment")
+        return subject, question, segment
 
     def _turn(self, turn: Any) -> tuple[str, str]:
         if not isinstance(turn, list) or len(turn) != 2:

@@ -17,14 +17,13 @@ _ABOUT = (
     "samples of each token; 1 is the most in this answer or word. It shows where the model looked, not why it answers so."
 )
 _DECIMALS = 3
+_BYTES = 3  # of the sign for half a character, a token's text by itself; each may take a token
 
 
 def attention_of(
     answerer: Answerer, subject: Subject, turns: Sequence[tuple[str, str]], answer: str, segment: int
 ) -> dict[str, Any]:
-    """The response to a request; raises ApiError for a segment that is not there, and for what has no attention."""
-    if not 0 <= segment < len(subject.segments):
-        raise ApiError(400, f"segment {segment} found, 0 to {len(subject.segments) - 1} expected", "segment")
+    """The response to a request; raises ApiError for an answer that is longer than any here, and for what has no attention."""
     trained, ecgs = answerer.trained, subject.segments[segment]
     if len(turns) > 1 and not answerer.familiar.conversations:
         turns = turns[-1:]
@@ -34,6 +33,9 @@ def attention_of(
             "recordings", "no_attention",
         )  # fmt: skip
     tokens = trained.text_tokenizer(answer, add_special_tokens=False, split_special_tokens=True).input_ids
+    most = _BYTES * answerer.settings.eval.max_new_tokens
+    if len(tokens) > most:  # seconds for each thousand
+        raise ApiError(400, f"answer: {len(tokens)} tokens found, {most} at most expected of this run", "answer")
     words = answerer.words(tokens)
     spans = [(word["start_token"], word["end_token"]) for word in words]
     try:

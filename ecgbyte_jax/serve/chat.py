@@ -18,7 +18,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
     "top_logprobs": (0,),
-    "stop": ((), ""),
+    "stop": ([], ""),
     "tools": ([],),
     "response_format": ({"type": "text"},),
 }
@@ -69,9 +69,14 @@ def expect(value: Any, kind: type, name: str) -> Any:
 
 
 def check_question(text: str, limits: ServeSettings, name: str = "messages") -> str:
-    """The text; raises ApiError for an empty one, one that is too long, and one that is no text."""
+    """The text; raises ApiError for an empty one, and as `check_text` does."""
     if not text.strip():
         raise ApiError(400, f"{name}: a question without words found", name)
+    return check_text(text, limits, name)
+
+
+def check_text(text: str, limits: ServeSettings, name: str) -> str:
+    """The text; raises ApiError for one that is too long, and one that is no text."""
     if len(text) > limits.question_length:
         raise ApiError(400, f"{name}: {len(text)} characters found, at most {limits.question_length} expected", name)
     try:
@@ -107,7 +112,7 @@ def _read_messages(messages: Any, limits: ServeSettings) -> tuple[tuple[tuple[st
     messages = expect(messages, list, "messages")
     if not messages or len(messages) > limits.messages:
         raise ApiError(400, f"messages: {len(messages)} found, 1 to {limits.messages} expected", "messages")
-    texts, recordings = [], []
+    texts, files = [], []
     for number, message in enumerate(messages):
         where = f"messages[{number}]"
         fields = expect(message, dict, where)
@@ -121,15 +126,16 @@ def _read_messages(messages: Any, limits: ServeSettings) -> tuple[tuple[tuple[st
         if role == "assistant" and parts:
             raise ApiError(400, f"{where}.content: a file found in an answer, text expected", f"{where}.content")
         texts.append(check_question(text, limits, f"{where}.content"))
-        recordings += [part for part in parts if part not in recordings]
+        files += parts
     if len(texts) % 2 == 0:
         raise ApiError(400, "messages: an answer found at the end, a question expected", "messages")
+    recordings = tuple(dict.fromkeys(files))
     if not 1 <= len(recordings) <= _MOST_RECORDINGS:
         raise ApiError(
             400, f"messages: {len(recordings)} recordings found, one expected, or two to be compared: a part of type 'file'",
             "messages", "recording",
         )  # fmt: skip
-    return tuple(zip(texts[::2], (*texts[1::2], ""))), tuple(recordings)
+    return tuple(zip(texts[::2], (*texts[1::2], ""))), recordings
 
 
 def _read_content(content: Any, where: str) -> tuple[str, list[str | Upload]]:

@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import struct
+import time
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -191,6 +192,29 @@ def test_malformed_requests_name_what_is_wrong(client, good):
     assert client.upload(("x.npy", b"1"), sample_rate="fast")[0] == 400
     assert client.get("/v1/nowhere")[0] == 404 and client.get("/v1/run", "POST")[0] == 405
     assert client.get("/static/..%2f..%2fsettings.py")[0] == 404
+    about = {"recordings": [good], "question": QUESTION, "answer": "no", "segment": 0}
+    for change, param in (
+        ({"segment": 99}, "segment"),
+        ({"segment": -1}, "segment"),
+        ({"answer": "\ud800"}, "answer"),
+        ({"answer": "x " * 900}, "answer"),
+        ({"history": [[QUESTION, "no"]] * 17}, "history"),
+        ({"recordings": [good] * 3}, "recordings"),
+    ):
+        found, error = client.post("/v1/attention", about | change)
+        assert (found, error["error"]["param"]) == (400, param), error
+    assert client.post("/v1/controls", about | {"segment": 99})[0] == 400
+
+
+def test_many_files_in_a_question_are_counted_once_each_and_at_once(client, good):
+    parts = [{"type": "file", "file": {"file_id": f"{number}"}} for number in range(30_000)]
+    asked = [{"role": role, "content": [{"type": "text", "text": QUESTION}]} for role in ("user", "assistant", "user")]
+    asked[0]["content"] += parts[:15_000]
+    asked[2]["content"] += parts[15_000:]
+    begun = time.monotonic()
+    status, error = client.post("/v1/chat/completions", {"model": client.server.model, "messages": asked})
+    assert status == 400 and "30000 recordings found" in error["error"]["message"] and time.monotonic() - begun < 5
+    assert client.ask(QUESTION, good, good)["usage"] == client.ask(QUESTION, good, stop=[])["usage"]
 
 
 def test_a_file_in_the_question_is_read_like_one_that_was_sent(client, header):

@@ -160,7 +160,8 @@ def test_a_vanished_client_frees_its_slots_and_costs_nobody_an_answer(client, id
 def test_hosts_sites_and_tokens_that_are_not_ours_are_refused(client, finished):
     assert client.get("/v1/run", Host="evil.example")[0] == 403
     assert client.get("/v1/run", Host=f"localhost:{client.port}")[0] == 200
-    assert client.get("/v1/run", Origin="http://evil.example")[0] == 403
+    for origin in ("http://evil.example", "null", "http://[", f"http://127.0.0.1:{client.port}@evil.example"):
+        assert client.get("/v1/run", Origin=origin)[0] == 403
     assert client.get("/v1/run", Origin=f"http://127.0.0.1:{client.port}")[0] == 200
     server = replace(client.server, limits=replace(client.server.limits, token="secret"))
     with listening(server) as port:
