@@ -537,7 +537,8 @@ class ServeSettings:
     cache_mb: int = setting(256, "MB of ECGs that were read for a question, kept for the next", at_least(0))
     recordings_mb: int = setting(256, "MB of recordings kept, the latest used; they are never on disk", at_least(1))
     upload_mb: int = setting(32, "MB of a request, at most", at_least(1))
-    upload_seconds: float = setting(30.0, "s in which a request must have arrived", above(0))
+    incoming_mb: int = setting(256, "MB of all requests at a time; later ones are told to come back", at_least(1))
+    upload_seconds: float = setting(30.0, "s in which a request must have arrived, and some of its answer be taken", above(0))
     recording_seconds: float = setting(300.0, "s of a recording, at most", above(0))
     read_seconds: float = setting(20.0, "s that reading and cleaning a file may take", above(0))
     read_mb: int = setting(2048, "MB of memory that it may take", at_least(512))
@@ -554,7 +555,10 @@ class ServeSettings:
                 f"host: {self.host!r} found without serve.token, which clients on other machines must know; give one, or "
                 "serve.insecure"
                 if open_to_all
-                else ""
+                else "",
+                f"incoming_mb: {self.incoming_mb} found, at least upload_mb {self.upload_mb} expected"
+                if self.incoming_mb < self.upload_mb
+                else "",
             ],
         )
 

@@ -7,6 +7,7 @@ import asyncio
 import math
 import threading
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -96,7 +97,12 @@ class Answerer:
     async def run(self, asked: Asked) -> AsyncIterator[None]:
         """Answers: goes on after every step that changed a row, until all have ended; if left early, slots get free."""
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
-        job = Job(asked.rows, lambda: loop.call_soon_threadsafe(changed.set))
+
+        def tell() -> None:
+            with suppress(RuntimeError):  # the loop has ended, and with it whoever waits
+                loop.call_soon_threadsafe(changed.set)
+
+        job = Job(asked.rows, tell)
         try:
             self.engine.submit(job)
         except BusyError:

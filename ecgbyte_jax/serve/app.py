@@ -7,7 +7,7 @@ import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -31,7 +31,7 @@ from ecgbyte_jax.serve.chat import ChatRequest, check_question, check_text, expe
 from ecgbyte_jax.serve.engine import Row
 from ecgbyte_jax.serve.errors import ApiError
 from ecgbyte_jax.serve.guard import Guard, Receive, Scope, Send
-from ecgbyte_jax.serve.reader import Described, Reader, Upload
+from ecgbyte_jax.serve.reader import PROCESSES, Described, Reader, Upload
 from ecgbyte_jax.serve.schema import describe_api, show_api
 from ecgbyte_jax.serve.static import Static
 from ecgbyte_jax.serve.store import Store
@@ -53,6 +53,9 @@ class Server:
     static: Static
     limits: ServeSettings
     foreign: bool
+    # Whoever waits for these holds none of the few threads, which prompts are made in too.
+    _reading: asyncio.Semaphore = field(init=False, default_factory=partial(asyncio.Semaphore, PROCESSES))
+    _looking: asyncio.Semaphore = field(init=False, default_factory=partial(asyncio.Semaphore, 1))
 
     def app(self) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
         """The ASGI application."""
@@ -131,12 +134,13 @@ class Server:
     async def send(self, request: Request) -> Response:
         """Reads a recording from a file."""
         uploads, described = await self._form(request)
-        recording = await self._read(uploads, described)
+        recording = await self._read(request, uploads, described)
         return JSONResponse(self._recording(self.store.add(recording), recording), 201)
 
     async def recording(self, request: Request) -> Response:
         """A recording that was sent before, or of the run."""
         id = request.path_params["id"]
+        await self._at_hand(request, id)
         recording = await asyncio.to_thread(self.store.get, id)
         return JSONResponse(self._recording(id, recording))
 
@@ -152,9 +156,9 @@ class Server:
         ids = []
         for recording in asked_for.recordings:
             if isinstance(recording, Upload):
-                recording = self.store.add(await self._read([recording], Described()))
+                recording = self.store.add(await self._read(request, [recording], Described()))
             ids.append(recording)
-        subject = await asyncio.to_thread(self.store.subject, tuple(ids))
+        subject = await self._subject(request, *ids)
         asked = await asyncio.to_thread(self.answerer.ask, subject, asked_for.turns, asked_for.segment, asked_for.most)
         head = {"id": f"chatcmpl-{secrets.token_urlsafe(12)}", "created": int(time.time()), "model": self.model}
         steps = self.answerer.run(asked)
@@ -177,19 +181,21 @@ class Server:
     async def attention(self, request: Request) -> Response:
         """Where an answer comes from."""
         body = expect(await _json(request), dict, "the request")
-        subject, question, segment = await self._subject(body)
+        subject, question, segment = await self._about(request, body)
         answer = check_text(expect(body.get("answer"), str, "answer"), self.limits, "answer")
         history, most = expect(body.get("history") or [], list, "history"), self.limits.messages // 2
         if len(history) > most:
             raise ApiError(400, f"history: {len(history)} questions found, at most {most} expected", "history")
         turns = [self._turn(turn) for turn in history]
         work = partial(attention_of, self.answerer, subject, (*turns, (question, "")), answer, segment)
-        return JSONResponse(await asyncio.to_thread(work))
+        async with self._looking:
+            await _expect_here(request)
+            return JSONResponse(await asyncio.to_thread(work))
 
     async def controls(self, request: Request) -> Response:
         """What an answer is compared to: the commonest one in training, and the one about another ECG."""
         body = expect(await _json(request), dict, "the request")
-        subject, question, segment = await self._subject(body)
+        subject, question, segment = await self._about(request, body)
         commonest = self.answerer.commonest.get(question)
         known = {"answer": commonest, "from": "training answers to this question"}
         other = await self._other(body["recordings"], subject, question, segment, request)
@@ -200,14 +206,14 @@ class Server:
         others = [id for id in self.store.demos if id not in ids][: len(ids)]
         if len(others) < len(ids):
             return None
-        other = await asyncio.to_thread(self.store.subject, tuple(others))
+        other = await self._subject(request, *others)
         place, most = min(segment, len(other.segments) - 1), self.answerer.settings.eval.max_new_tokens
         asked = await asyncio.to_thread(self.answerer.ask, other, ((question, ""),), place, most)
         await _unless_gone(request, _exhaust(self.answerer.run(asked)))
         (answer,) = self.answerer.reply(asked).answers
         return {"answer": answer.text, "probability": math.exp(answer.log_prob), "recording": other.name}
 
-    async def _subject(self, body: dict[str, Any]) -> tuple[Subject, str, int]:
+    async def _about(self, request: Request, body: dict[str, Any]) -> tuple[Subject, str, int]:
         """The recordings, the question and the segment of a request about an answer."""
         ids = expect(body.get("recordings"), list, "recordings")
         if not 1 <= len(ids) <= 2:
@@ -215,7 +221,7 @@ class Server:
         ids = tuple(expect(id, str, "recordings") for id in ids)
         question = check_question(expect(body.get("question"), str, "question"), self.limits, "question")
         segment = expect(body.get("segment"), int, "segment")
-        subject = await asyncio.to_thread(self.store.subject, ids)
+        subject = await self._subject(request, *ids)
         if not 0 <= segment < len(subject.segments):
             raise ApiError(400, f"segment {segment} found, 0 to {len(subject.segments) - 1} expected", "segment")
         return subject, question, segment
@@ -250,8 +256,22 @@ class Server:
         texts = {name: str(form.get(name) or "") for name in ("sample_rate", "leads", "units")}
         return uploads, _described(texts)
 
-    async def _read(self, uploads: list[Upload], described: Described) -> Recording:
-        recording = await asyncio.to_thread(self.reader.read, uploads, described)
+    async def _subject(self, request: Request, *ids: str) -> Subject:
+        for id in ids:
+            await self._at_hand(request, id)
+        return await asyncio.to_thread(self.store.subject, ids)
+
+    async def _at_hand(self, request: Request, id: str) -> None:
+        """Reads a demo recording that is not in memory."""
+        if self.store.unread(id):
+            async with self._reading:
+                await _expect_here(request)
+                await asyncio.to_thread(self.store.get, id)
+
+    async def _read(self, request: Request, uploads: list[Upload], described: Described) -> Recording:
+        async with self._reading:
+            await _expect_here(request)
+            recording = await asyncio.to_thread(self.reader.read, uploads, described)
         return with_foreign(recording) if self.foreign else recording
 
     def _recording(self, id: str, recording: Recording) -> dict[str, Any]:
@@ -372,6 +392,12 @@ async def _unless_gone(request: Request, work: Awaitable[None]) -> None:
     finally:
         doing.cancel()
         leaving.cancel()
+
+
+async def _expect_here(request: Request) -> None:
+    """Raises ClientDisconnect where the client has left while it waited for its turn."""
+    if await request.is_disconnected():
+        raise ClientDisconnect
 
 
 async def _left(request: Request) -> None:

@@ -72,6 +72,7 @@ class Engine:
         self._jobs: deque[Job] = deque()  # with rows that wait for a slot
         self._changed = threading.Condition()
         self._closing = False
+        self._failure: Exception | None = None  # that ended the thread
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def __enter__(self) -> "Engine":
@@ -85,8 +86,10 @@ class Engine:
         self._thread.join()
 
     def submit(self, job: Job) -> None:
-        """Lets a job wait for slots; raises BusyError where too many wait."""
+        """Lets a job wait for slots; raises BusyError where too many wait, and what ended the thread, if it has."""
         with self._changed:
+            if self._failure:
+                raise self._failure
             if len(self._jobs) >= self._queue:
                 raise BusyError
             job.waiting.extend(job.rows)
@@ -105,12 +108,24 @@ class Engine:
         return len(self._jobs)
 
     def _run(self) -> None:
-        with jax.set_mesh(self._mesh):
-            self._slots.warm()
-            while self._wait():
-                self._drop_cancelled()
-                for job in {id(job): job for job in (*self._fill(), *self._step())}.values():
-                    job.heard()
+        try:
+            with jax.set_mesh(self._mesh):
+                self._slots.warm()
+                while self._wait():
+                    self._drop_cancelled()
+                    for job in {id(job): job for job in (*self._fill(), *self._step())}.values():
+                        job.heard()
+        except Exception as error:  # such as no memory for the slots: or all would wait for ever
+            self._end(error)
+
+    def _end(self, error: Exception) -> None:
+        """Gives up all jobs, and those that come."""
+        with self._changed:
+            self._failure = error
+            jobs = {id(job): job for job in (*self._jobs, *(held[0] for held in self._rows if held))}.values()
+        for job in jobs:
+            job.failure = error
+            job.heard()
 
     def _wait(self) -> bool:
         """Whether there is something to do; waits for it."""

@@ -4,7 +4,7 @@ from starlette.responses import JSONResponse
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
-_UNREAD = (401, 403, 408, 413)  # given before all of a request has arrived, the rest of which nobody reads
+_UNREAD = (401, 403, 408, 413, 503)  # given before all of a request has arrived, the rest of which nobody reads
 
 
 class ApiError(Exception):

@@ -7,7 +7,8 @@ browser could ask it, by letting its own name point here (DNS rebinding).
 import asyncio
 import hmac
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -37,6 +38,7 @@ class Guard:
 
     def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], limits: ServeSettings):
         self._app, self._limits = app, limits
+        self._held = 0  # bytes of all requests that are being answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves a request, or refuses it."""
@@ -56,7 +58,8 @@ class Guard:
         except ApiError as error:
             await error.response()(scope, receive, send_guarded)
             return
-        await self._app(scope, self._limit(receive), send_guarded)
+        with self._holding() as hold:
+            await self._app(scope, self._limit(receive, hold), send_guarded)
 
     def _check(self, path: str, headers: Headers) -> None:
         """Raises ApiError for a request that is refused before its body is read."""
@@ -83,12 +86,31 @@ class Guard:
     def _too_large(self) -> ApiError:
         return ApiError(413, f"a request of more than {self._limits.upload_mb} MB found", None, "too_large")
 
-    def _limit(self, receive: Receive) -> Receive:
+    @contextmanager
+    def _holding(self) -> Iterator[Callable[[int], None]]:
+        """Counts the bytes of a request until it is answered; what it yields raises ApiError where there are too many."""
+        size = 0
+
+        def hold(count: int) -> None:
+            nonlocal size
+            size += count
+            self._held += count
+            if size > self._most:
+                raise self._too_large()
+            if self._held > self._limits.incoming_mb * 1_000_000:
+                raise ApiError(503, "too many large requests at a time found; send it again later", None, "busy", retry_after=1)
+
+        try:
+            yield hold
+        finally:
+            self._held -= size
+
+    def _limit(self, receive: Receive, hold: Callable[[int], None]) -> Receive:
         """Raises ApiError where a body is too large, or too slow."""
-        until, size, complete = time.monotonic() + self._limits.upload_seconds, 0, False
+        until, complete = time.monotonic() + self._limits.upload_seconds, False
 
         async def receive_limited() -> Scope:
-            nonlocal size, complete
+            nonlocal complete
             if complete:
                 return await receive()
             try:
@@ -98,9 +120,7 @@ class Guard:
                 raise ApiError(
                     408, f"a request that took more than {self._limits.upload_seconds:g} s to send found", None, "too_slow"
                 ) from None
-            size += len(message.get("body", b""))
-            if size > self._most:
-                raise self._too_large()
+            hold(len(message.get("body", b"")))
             complete = message["type"] == "http.disconnect" or not message.get("more_body", False)
             return message
 

@@ -25,7 +25,7 @@ from ecgbyte_jax.inputs.recording import Recording
 from ecgbyte_jax.settings import ServeSettings, SignalSettings
 
 _MEMORY = Path("/dev/shm")  # a file system in memory, where there is one
-_PROCESSES = 2
+PROCESSES = 2
 _START = 60.0  # s
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _ENDINGS = (".hea", ".dat", ".csv", ".npy", ".mat", ".dcm", ".edf", ".xml", ".scp")
@@ -64,12 +64,12 @@ class Reader:
         self._idle: Queue[_Process] = Queue()
 
     def __enter__(self) -> "Reader":
-        for _ in range(_PROCESSES):
+        for _ in range(PROCESSES):
             self._idle.put(_Process(self._limits.read_mb))
         return self
 
     def __exit__(self, *_: object) -> None:
-        for _ in range(_PROCESSES):
+        for _ in range(PROCESSES):
             self._idle.get().kill()
 
     def read(self, uploads: Sequence[Upload], described: Described = Described()) -> Recording:

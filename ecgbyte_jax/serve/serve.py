@@ -46,14 +46,18 @@ def serve(settings: Settings, workdir: Workdir) -> None:
         raise ConfigError(f"--stage=serve needs {error.name}, not installed: pip install 'ecgbyte-jax[serve]'") from error
     limits = settings.serve
     listener = _listen(limits.host, limits.port)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)  # uvicorn's own handlers hand on what they caught to these
     with opened(settings, workdir) as server:
+        from ecgbyte_jax.serve.connection import drop_unread, patient_for
+
+        drop_unread(listener, limits.upload_seconds)
         config = uvicorn.Config(
-            server.app(), log_level="warning", access_log=False, server_header=False, date_header=False, lifespan="off",
-            timeout_graceful_shutdown=round(limits.closing_seconds), proxy_headers=False, ws="none",
+            server.app(), http=patient_for(limits.upload_seconds), log_level="warning", access_log=False, server_header=False,
+            date_header=False, lifespan="off", timeout_graceful_shutdown=round(limits.closing_seconds), proxy_headers=False,
+            ws="none",
         )  # fmt: skip
         host, port = listener.getsockname()[:2]
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)  # uvicorn's own handlers hand on what they caught to these
         console.print(f"run        {workdir.root}: {server.answerer.worth.sentence}")
         console.print(f"serving    http://{f'[{host}]' if ':' in host else host}:{port}  (Ctrl-C ends)")
         asyncio.run(uvicorn.Server(config).serve([listener]))

@@ -1,4 +1,7 @@
-"""The recordings that users have sent, in memory, the latest used ones; and the run's demo recordings."""
+"""The recordings that users have sent, in memory, the latest used ones; and the run's demo recordings.
+
+Any pair of them may be asked about, so what the model reads of them is bounded by itself.
+"""
 
 import secrets
 import threading
@@ -28,7 +31,7 @@ class Store:
         self.demos = {demo.id: demo for demo in demos}
         self._trained, self._most = trained, most_bytes
         self._recordings: OrderedDict[str, Recording] = OrderedDict()
-        self._subjects: OrderedDict[tuple[str, ...], Subject] = OrderedDict()
+        self._subjects: OrderedDict[tuple[str, ...], tuple[Subject, int]] = OrderedDict()  # with their bytes
         self._lock = threading.Lock()
 
     def add(self, recording: Recording) -> str:
@@ -62,12 +65,20 @@ class Store:
         recordings = [self.get(id) for id in ids]
         with self._lock:
             if ids in self._subjects:
-                return self._subjects[ids]
+                self._subjects.move_to_end(ids)
+                return self._subjects[ids][0]
         subject = Subject.of(self._trained, recordings)
         with self._lock:
             if all(id in self._recordings for id in ids):
-                self._subjects[ids] = subject
+                self._subjects[ids] = subject, sum(ecg.nbytes for ecgs in subject.segments for ecg in ecgs)
+                while sum(size for _, size in self._subjects.values()) > self._most and len(self._subjects) > 1:
+                    self._subjects.popitem(last=False)
         return subject
+
+    def unread(self, id: str) -> bool:
+        """Whether it is a demo recording that is not in memory."""
+        with self._lock:
+            return id in self.demos and id not in self._recordings
 
     def _put(self, id: str, recording: Recording) -> None:
         self._recordings[id] = recording

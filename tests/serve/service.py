@@ -16,6 +16,7 @@ import uvicorn
 
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.serve.app import Server
+from ecgbyte_jax.serve.connection import patient_for
 from ecgbyte_jax.serve.serve import opened
 from ecgbyte_jax.settings import Settings, stored_config
 
@@ -75,7 +76,10 @@ def served(folder: Path, **limits: Any) -> Iterator[Client]:
 def listening(server: Server) -> Iterator[int]:
     """The port where it listens."""
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(server.app(), log_level="critical", lifespan="off", timeout_graceful_shutdown=5, ws="none")
+    http = patient_for(server.limits.upload_seconds)
+    config = uvicorn.Config(
+        server.app(), http=http, log_level="critical", lifespan="off", timeout_graceful_shutdown=5, ws="none"
+    )
     runner = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(runner.serve([listener])))
     thread.start()

@@ -6,10 +6,12 @@ import re
 import signal
 import socket
 import struct
+import threading
 import time
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +158,24 @@ def test_large_and_slow_requests_are_cut_short(client):
     with socket.create_connection(("127.0.0.1", client.port), timeout=10) as connection:
         connection.sendall(b"POST /v1/attention HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
         assert b" 408 " in connection.recv(1 << 16)
+    for begun in (b"", b"GET / HTTP/1.1\r\nHost: loc", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /"):
+        with socket.create_connection(("127.0.0.1", client.port), timeout=10) as connection, suppress(ConnectionResetError):
+            connection.sendall(begun)
+            while connection.recv(1 << 16):
+                pass
+
+
+def test_files_that_take_long_keep_no_question_waiting(client, good, monkeypatch):
+    read, go_on = Reader.read, threading.Event()
+    monkeypatch.setattr(Reader, "read", lambda *task: go_on.wait(60) and read(*task))
+    with ThreadPoolExecutor(33) as pool:  # more than the threads of any machine
+        waiting = [pool.submit(client.upload, ("a.csv", b"x")) for _ in range(33)]
+        try:
+            assert client.ask(QUESTION, good)["choices"]
+            assert not any(upload.done() for upload in waiting)
+        finally:
+            go_on.set()
+        assert {upload.result()[0] for upload in waiting} == {422}
 
 
 def test_malformed_requests_name_what_is_wrong(client, good):

@@ -1,0 +1,104 @@
+"""What could grow without end, or wait without end, in a server."""
+
+import asyncio
+import signal
+import socket
+import threading
+import time
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from ecgbyte_jax.errors import ConfigError, SettingsError
+from ecgbyte_jax.model.sharding import make_mesh
+from ecgbyte_jax.run.workdir import Workdir
+from ecgbyte_jax.serve import engine, serve, store
+from ecgbyte_jax.serve.connection import drop_unread
+from ecgbyte_jax.serve.engine import Engine, Job, Row
+from ecgbyte_jax.serve.errors import ApiError
+from ecgbyte_jax.serve.guard import Guard
+from ecgbyte_jax.serve.store import Store
+from ecgbyte_jax.settings import ServeSettings, Settings
+
+
+def test_requests_at_a_time_have_a_bound_together():
+    async def ask(release: asyncio.Event) -> None:
+        async def app(scope, receive, send) -> None:
+            await receive()
+            await release.wait()
+
+        guard = Guard(app, ServeSettings(upload_mb=1, incoming_mb=2))
+        scope = {"type": "http", "path": "/", "headers": [(b"host", b"localhost")]}
+
+        async def receive() -> dict:
+            return {"type": "http.request", "body": bytes(900_000), "more_body": False}
+
+        running = [asyncio.ensure_future(guard(scope, receive, None)) for _ in range(2)]
+        await asyncio.sleep(0.01)
+        with pytest.raises(ApiError, match="at a time") as refused:
+            await guard(scope, receive, None)
+        assert refused.value.status == 503 and refused.value.response().headers["retry-after"] == "1"
+        release.set()
+        await asyncio.gather(*running, guard(scope, receive, None))
+
+    asyncio.run(ask(asyncio.Event()))
+    with pytest.raises(SettingsError, match="incoming_mb: 1 found, at least upload_mb 2 expected"):
+        ServeSettings(upload_mb=2, incoming_mb=1)
+
+
+def test_a_client_that_takes_nothing_of_its_answer_is_dropped():
+    if not hasattr(socket, "TCP_USER_TIMEOUT"):
+        pytest.skip("this system has no such time")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        drop_unread(listener, 0.3)
+        with socket.create_connection(listener.getsockname()), listener.accept()[0] as answering:
+            answering.settimeout(30)
+            with pytest.raises(OSError, match="Connection timed out"):
+                answering.sendall(bytes(50_000_000))
+
+
+def test_pairs_of_recordings_stay_within_the_bytes_of_recordings(monkeypatch):
+    encoded = SimpleNamespace(segments=[[np.zeros(10)]])
+    monkeypatch.setattr(store, "Subject", SimpleNamespace(of=lambda trained, group: SimpleNamespace(**vars(encoded))))
+    kept = Store(None, 1000, [])
+    ids = [kept.add(SimpleNamespace(segments=np.zeros(1))) for _ in range(10)]
+    first = kept.subject((ids[0], ids[0]))
+    for id in ids:
+        for other in ids:
+            kept.subject((id, other))
+            assert kept.subject((id, other)) is kept.subject((id, other))
+    assert len(kept._subjects) == 1000 // 80 and kept.subject((ids[0], ids[0])) is not first
+    kept.remove(ids[0])
+    assert not any(ids[0] in pair for pair in kept._subjects)
+
+
+def test_what_ends_the_engine_ends_every_wait_for_it(monkeypatch):
+    class Full:
+        def __init__(self, *_: object) -> None: ...
+
+        def warm(self) -> None:
+            time.sleep(0.1)
+            raise MemoryError("no room for the slots")
+
+    monkeypatch.setattr(engine, "Slots", Full)
+    model = SimpleNamespace(config=SimpleNamespace(rope_scaling=None))
+    heard, mesh = threading.Event(), make_mesh(1, 1, 1, jax.devices()[:1])
+    with Engine(model, mesh, SimpleNamespace(vectors=0), (7,), 60, 6, 3, 10, 0) as answering:
+        job = Job([Row(np.zeros(3, np.int32), 1, None, 2)], heard.set)
+        answering.submit(job)
+        assert heard.wait(30) and isinstance(job.failure, MemoryError)
+        with pytest.raises(MemoryError):
+            answering.submit(job)
+
+
+def test_a_start_can_be_interrupted(monkeypatch, tmp_path):
+    def opened(*_: object) -> None:
+        assert signal.getsignal(signal.SIGINT) is before[0] and signal.getsignal(signal.SIGTERM) is before[1]
+        raise ConfigError("seen")
+
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(serve, "opened", opened)
+    with pytest.raises(ConfigError, match="seen"):
+        serve.serve(Settings(serve=ServeSettings(port=0)), Workdir(tmp_path))
