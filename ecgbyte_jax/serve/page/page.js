@@ -68,7 +68,7 @@ function askToken(why) {
   waiting ??= new Promise((resolve) => {
     if (why) $("token-why").textContent = why;
     dialog.addEventListener("close", () => {
-      sessionStorage.setItem("token", $("token").value.trim());
+      sessionStorage.setItem("token", $("token").value.trim().replace(/[^!-~]/g, "?")); // no header holds other signs
       $("token").value = "";
       waiting = null;
       resolve();
@@ -78,13 +78,15 @@ function askToken(why) {
   return waiting;
 }
 
-/** The data of a stream of server-sent events. */
+const BROKEN = "The answer broke off: the server has ended, or the connection to it.";
+
+/** The data of a stream of server-sent events; raises Refused where it ends too early. */
 async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
+    const { value, done } = await reader.read().catch((error) => { throw error.name === "AbortError" ? error : new Refused(BROKEN); });
+    if (done) throw new Refused(BROKEN);
     const lines = (rest + value).split(/\r?\n/);
     rest = lines.pop();
     for (const line of lines) {
@@ -116,14 +118,18 @@ const openStored = ({ id, name }) => open(name, null, () => {
   return call(`/v1/recordings/${encodeURIComponent(id)}`);
 });
 
+let opening = false;
+
 async function open(name, replaced, ask) {
+  if (opening) return; // as after a double click
+  opening = true;
   $("upload-error").replaceChildren();
   $("reading").classList.remove("spoken");
   $("reading").textContent = `Reading ${name} …`;
   $("upload").setAttribute("aria-busy", "true");
   try {
     const recording = await (await ask()).json();
-    if (replaced) close(replaced);
+    if (slots.includes(replaced)) close(replaced);
     add(recording);
     $("reading").textContent = `${recording.name} is open.`;
     $("reading").classList.add("spoken"); // as all can see
@@ -135,6 +141,7 @@ async function open(name, replaced, ask) {
       $(error.field).focus();
     }
   } finally {
+    opening = false;
     $("upload").removeAttribute("aria-busy");
     $("file").value = "";
   }
@@ -385,8 +392,10 @@ class Answer {
   paint(word) {
     const found = this.attention.get(this.shown);
     if (!found) return;
+    const said = this.ecg?.segments?.[this.shown]?.answer ?? this.text;
+    if (said.trim() !== this.text) word = null; // this segment has another answer, whose words are not in sight
     const weights = word === null ? found.answer : (found.by_word?.[word] ?? found.answer);
-    const text = word === null ? this.ecg?.segments?.[this.shown]?.answer ?? this.text : this.words[word].map((token) => token.text).join("").trim();
+    const text = word === null ? said : this.words[word].map((token) => token.text).join("").trim();
     slots.forEach(({ trace }, i) => trace.paint(weights[i] && {
       name: `${word === null ? "the answer" : "the word"} “${text}”`, rate: found.rate_hz, start: found.segment.start_s, weights: weights[i], seen: found.seen?.[i],
     }));
@@ -496,6 +505,8 @@ function keyed(event) {
     event.preventDefault();
     active = open ? (active + (event.key === "ArrowDown" ? 1 : -1) + shown + (active < 0 && event.key === "ArrowUp" ? 1 : 0)) % shown : 0;
     list(true);
+  } else if (event.key === "Enter" && asking) {
+    event.preventDefault(); // pressed twice, it asks once; the button stops
   } else if (event.key === "Enter" && open && active >= 0) {
     event.preventDefault();
     choose(matching()[active]);
@@ -540,9 +551,11 @@ $("ask").addEventListener("submit", (event) => {
   list(false);
   ask($("question").value.trim());
 });
+$("go").addEventListener("click", (event) => { if (asking && event.detail > 1) event.preventDefault(); }); // a double click asks once
 $("question").addEventListener("input", () => { active = -1; list(true); });
 $("question").addEventListener("click", () => list(true));
-$("question").addEventListener("blur", () => { active = -1; list(false); if (slots.length === 1) $("hint").textContent = ""; });
+// The hint stays: without its line the button would move from under the mouse that presses it.
+$("question").addEventListener("blur", () => { active = -1; list(false); });
 $("question").addEventListener("keydown", keyed);
 $("part").addEventListener("change", () => { if ($("part").value !== "") for (const { trace } of slots) trace.mark(Number($("part").value)); });
 // A file may be dropped anywhere: onto an open recording it takes its place.
