@@ -19,7 +19,7 @@ from ecgbyte_jax.errors import EcgByteError
 from ecgbyte_jax.inputs.recording import read_recording
 
 _FLAGS = re.compile(r"--(sample_rate|leads|units)\b=?")
-_QUOTED = re.compile(r"'[^']*'(?= found)")  # from the file: it may be somebody's name
+_QUOTED = re.compile(r"""('(?:[^'\\]|\\.)*'|"[^"]*")(?= found)""")  # from the file: it may be somebody's name
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from ecgbyte_jax.errors import ConfigError, ScoresError, TokenizerError
 from ecgbyte_jax.files import file_digest, write_whole
 from ecgbyte_jax.run.stage import Stage, content_digest, json_digest, outputs_digest
 from ecgbyte_jax.run.workdir import MARKER, Workdir
-from ecgbyte_jax.settings import DataSettings, Settings
+from ecgbyte_jax.settings import DataSettings, ServeSettings, Settings
 
 # The examples and signals of a run: what the symbols and the ECG tokenizer depend on.
 _TOKENIZER = (
@@ -376,14 +376,14 @@ def reported(settings: Settings, workdir: Workdir, inputs: Iterable[Path], proce
 def keep_settings(settings: Settings, workdir: Workdir, stage: str) -> None:
     """Writes the parts of the settings that this stage has worked with into config.json, and leaves the others there.
 
-    Parts of stages that have not run yet are those of this command, so that the file by itself can continue the run. A headline
-    leaves those of a training that was here before it.
+    Parts of stages that have not run yet are those of this command, so that the file by itself can continue the run; but where
+    it is served, and with which token, is of a command alone. A headline leaves those of a training that was here before it.
     """
     try:
         kept = json.loads(workdir.config.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         kept = {}
-    given = asdict(settings)
+    given = asdict(settings) | {"serve": asdict(ServeSettings())}
     parts = ("headline",) if stage == "headline" and workdir.train_marker.exists() else _KEPT[stage]
     written = given | kept | {part: given[part] for part in parts}
     if stage == "train" and settings.ecg_input.kind == "encoder":

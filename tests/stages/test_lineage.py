@@ -7,7 +7,7 @@ import pytest
 
 from ecgbyte_jax.encoders.config import EcgInputConfig, EncoderConfig
 from ecgbyte_jax.run.workdir import Workdir
-from ecgbyte_jax.settings import Settings, stored_config
+from ecgbyte_jax.settings import ServeSettings, Settings, stored_config
 from ecgbyte_jax.stages import lineage
 from ecgbyte_jax.stages.lineage import CHANGES_NO_OUTPUT, FIELDS, depends_on
 
@@ -99,6 +99,13 @@ def test_a_training_leaves_the_settings_of_its_encoders_own_training_in_config_j
     other = replace(second, encoder=EncoderConfig("merl", "resnet18"))
     lineage.keep_settings(other, workdir, "train")
     assert Settings.of(stored_config(workdir.config)).encoder == other.encoder
+
+
+def test_a_servers_token_is_not_written_into_config_json(tmp_path):
+    """Which is exported, shown and copied; and its address alone would ask every later command for the token."""
+    settings, workdir = Settings(serve=ServeSettings(host="0.0.0.0", token="secret")), Workdir(tmp_path)
+    lineage.keep_settings(settings, workdir, "train")
+    assert "secret" not in workdir.config.read_text() and Settings.of(stored_config(workdir.config)).serve == ServeSettings()
 
 
 def test_a_headline_leaves_its_settings_to_be_gone_on_with_unless_a_training_has_left_its_own(tmp_path):
