@@ -67,6 +67,10 @@ class Store:
             if ids in self._subjects:
                 self._subjects.move_to_end(ids)
                 return self._subjects[ids][0]
+        rates = sorted({recording.clean_rate for recording in recordings})
+        if len(rates) > 1:
+            found = " and ".join(f"{rate:g}" for rate in rates)
+            raise ApiError(400, f"recordings at {found} Hz found, of one rate expected by signal.target_rate 0", "recordings")
         subject = Subject.of(self._trained, recordings)
         with self._lock:
             if all(id in self._recordings for id in ids):

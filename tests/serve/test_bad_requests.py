@@ -207,6 +207,8 @@ def test_malformed_requests_name_what_is_wrong(client, good):
     for body in (b"", b"{", b"[" * 100_000, b"\xff", b"null", b"3"):
         status, _, answer = client.send("POST", chat, body)
         assert status == 400 and json.loads(answer)["error"]["message"]
+    status, _, answer = client.send("POST", chat, b"[" + b"[]," * 300_000 + b"[]]")
+    assert status == 400 and json.loads(answer)["error"]["code"] == "too_many_values"
     assert client.post(chat, client.chat(QUESTION, "rec-unknown"))[0] == 404
     file = {"type": "file", "file": {"filename": "x.npy", "file_data": "!"}}
     assert client.post(chat, base | {"messages": [{"role": "user", "content": [file]}]})[0] == 400

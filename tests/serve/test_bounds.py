@@ -63,7 +63,10 @@ def test_pairs_of_recordings_stay_within_the_bytes_of_recordings(monkeypatch):
     encoded = SimpleNamespace(segments=[[np.zeros(10)]])
     monkeypatch.setattr(store, "Subject", SimpleNamespace(of=lambda trained, group: SimpleNamespace(**vars(encoded))))
     kept = Store(None, 1000, [])
-    ids = [kept.add(SimpleNamespace(segments=np.zeros(1))) for _ in range(10)]
+    ids = [kept.add(SimpleNamespace(segments=np.zeros(1), clean_rate=250.0)) for _ in range(10)]
+    other_rate = kept.add(SimpleNamespace(segments=np.zeros(1), clean_rate=500.0))
+    with pytest.raises(ApiError, match="recordings at 250 and 500 Hz found"):
+        kept.subject((ids[0], other_rate))
     first = kept.subject((ids[0], ids[0]))
     for id in ids:
         for other in ids:
