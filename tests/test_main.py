@@ -236,7 +236,7 @@ def test_init_copies_the_experiments_whose_own_common_file_counts(tmp_path):
     assert done.returncode == 0 and "demo" in done.stdout and "common" not in done.stdout, done.stderr
     assert "experiments/ is there already" in ecgbyte("init").stderr
     (tmp_path / "experiments/common.py").write_text(
-        "def get_defaults(): raise ValueError('mine')\ndef parse_argument(_): pass\n"
+        "def get_defaults(): raise ValueError('mine')\ndef parse_argument(*_): pass\n"
     )
     for given in (["--config=experiments/demo.py"], ["--config", "experiments/demo.py"]):
         assert "mine" in ecgbyte(*given).stderr
