@@ -131,13 +131,13 @@ def test_a_run_is_refused_beside_another_and_a_look_is_not(tmp_path, monkeypatch
     process, config = hold(tmp_path), small_config()
     config.train.valid_answers = 1  # for the headline
     for stage in pipeline.STAGES:
-        if stage in ("inspect", "ask"):
+        if stage in ("inspect", "ask", "serve"):
             pipeline.run(config, tmp_path, [stage])
         else:
             with pytest.raises(LockedError, match=f"process {process.pid}"):
                 pipeline.run(config, tmp_path, [stage])
     process.communicate()
-    assert ran == ["inspect", "ask"]
+    assert ran == ["inspect", "ask", "serve"]
 
 
 @pytest.mark.slow
