@@ -94,7 +94,9 @@ class Server:
         return self.static.response(request.path_params["name"])
 
     async def healthz(self, request: Request) -> Response:
-        """That the server is up, and how many questions wait."""
+        """That the server can answer, and how many questions wait; raises ApiError where it has to be started again."""
+        if self.answerer.engine.ended:
+            raise ApiError(503, "a fault has ended what answers questions; the server's log has why: start it again")
         return JSONResponse({"status": "ok", "waiting": self.answerer.engine.waiting})
 
     async def openapi(self, request: Request) -> Response:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import jax
 import numpy as np
+from jax.errors import JaxRuntimeError
 from jax.sharding import Mesh
 
 from ecgbyte_jax.inputs.prompt import PromptIds
@@ -107,6 +108,11 @@ class Engine:
         """Jobs with rows that have no slot yet."""
         return len(self._jobs)
 
+    @property
+    def ended(self) -> bool:
+        """Whether a fault has ended the thread."""
+        return self._failure is not None
+
     def _run(self) -> None:
         try:
             with jax.set_mesh(self._mesh):
@@ -115,7 +121,7 @@ class Engine:
                     self._drop_cancelled()
                     for job in {id(job): job for job in (*self._fill(), *self._step())}.values():
                         job.heard()
-        except Exception as error:  # such as no memory for the slots: or all would wait for ever
+        except Exception as error:  # the thread ends, and all who wait are told, or they would wait for ever
             self._end(error)
 
     def _end(self, error: Exception) -> None:
@@ -164,7 +170,7 @@ class Engine:
             try:
                 tokens += self._read(slot, row)
                 self._rows[slot] = taken
-            except Exception as error:  # of one prompt: the others go on
+            except JaxRuntimeError as error:  # such as no memory for one prompt: the others go on
                 job.failure = error
                 job.cancelled = True
                 failed.append(job)
@@ -193,7 +199,7 @@ class Engine:
             return []
         try:
             tokens, log_probs = self._slots.step(self._last, running, self._lengths)
-        except Exception as error:
+        except JaxRuntimeError as error:
             return self._fail(error)
         heard = []
         for slot, held in enumerate(self._rows):

@@ -154,7 +154,7 @@ class _Process:
             raise _EndedError("reading it takes too long; send a shorter recording")
         data = os.read(pipe, min(count, 1 << 20))
         if not data:
-            raise _EndedError("reading it takes too much memory or time, or crashes its reader")
+            raise _EndedError("reading it takes too much memory or time, or it is damaged in a way that ends its reader")
         return data
 
 

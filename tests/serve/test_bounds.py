@@ -15,6 +15,7 @@ from ecgbyte_jax.errors import ConfigError, SettingsError
 from ecgbyte_jax.model.sharding import make_mesh
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.serve import engine, serve, store
+from ecgbyte_jax.serve.app import Server
 from ecgbyte_jax.serve.connection import drop_unread
 from ecgbyte_jax.serve.engine import Engine, Job, Row
 from ecgbyte_jax.serve.errors import ApiError
@@ -94,6 +95,10 @@ def test_what_ends_the_engine_ends_every_wait_for_it(monkeypatch):
         assert heard.wait(30) and isinstance(job.failure, MemoryError)
         with pytest.raises(MemoryError):
             answering.submit(job)
+        assert answering.ended
+        server = SimpleNamespace(answerer=SimpleNamespace(engine=answering))
+        with pytest.raises(ApiError, match="start it again"):
+            asyncio.run(Server.healthz(server, None))
 
 
 def test_a_start_can_be_interrupted(monkeypatch, tmp_path):

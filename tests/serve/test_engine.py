@@ -15,7 +15,7 @@ from ecgbyte_jax.model.generate import generate
 from ecgbyte_jax.model.sharding import make_mesh
 from ecgbyte_jax.serve import slots
 from ecgbyte_jax.serve.engine import BusyError, Engine, Job, Row
-from ecgbyte_jax.serve.slots import cut
+from ecgbyte_jax.serve.slots import Read, cut
 from tests.model import test_delta_net, test_generate, test_vectors
 
 PLAIN, MOST, LONGEST = replace(test_generate.CONFIG, layers=2), 6, 60
@@ -107,17 +107,23 @@ def test_one_prompt_that_fails_and_a_step_that_fails_leave_the_others_their_answ
     good, bad = (Row(np.full(count, 9, np.int32), 3, None, MOST) for count in (5, 6))
     with start(model) as engine:
         read = engine._slots.read
-        fails = lambda ids, length, *rest, **how: read(ids, 6 // (6 - length), *rest, **how)  # noqa: E731
-        monkeypatch.setattr(engine._slots, "read", fails)
+
+        def fails(*_: object, **__: object) -> None:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no memory")
+
+        def some_fail(ids: np.ndarray, length: int, *rest: object, **how: object) -> Read:
+            return (fails if length == 6 else read)(ids, length, *rest, **how)
+
+        monkeypatch.setattr(engine._slots, "read", some_fail)
         failed = threading.Event()
         job = Job([bad], failed.set)
         engine.submit(job)
-        assert failed.wait(600) and isinstance(job.failure, ZeroDivisionError)
+        assert failed.wait(600) and isinstance(job.failure, jax.errors.JaxRuntimeError)
         monkeypatch.undo()
-        monkeypatch.setattr(engine._slots, "step", lambda *_: 1 / 0)
+        monkeypatch.setattr(engine._slots, "step", fails)
         failed.clear()
         engine.submit(broken := Job([Row(good.prompt, 3, None, MOST)], failed.set))
-        assert failed.wait(600) and isinstance(broken.failure, ZeroDivisionError)
+        assert failed.wait(600) and isinstance(broken.failure, jax.errors.JaxRuntimeError)
         monkeypatch.undo()
         answer(engine, [good])
     assert [good.tokens] == generated(model, [good])
