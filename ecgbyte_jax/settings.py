@@ -67,7 +67,7 @@ _TOKEN = Rule(lambda text: bool(re.fullmatch(r"[!-~]*", text)), "letters, digits
 LOOPBACK = ("127.0.0.1", "::1", "localhost")  # which other machines do not reach
 
 SHOWN = ("own", "shuffled", "zeros", "none")  # see `inputs.controls.open_shown`
-SHOWN_AS = {"shuffled": "other patients' ECGs", "zeros": "zeros", "none": "nothing"}  # in the place of own ECGs
+SHOWN_AS = {"shuffled": "other patients' ECGs", "zeros": "zeros", "none": "nothing"}  # in place of own ECGs
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class DataSettings:
     wording: str = setting("template", "ecg_qa: template or paraphrased questions", one_of("template", "paraphrased"))
     folds: int = setting(
         0,
-        "above 0: cross-validation by patient with this many folds, stratified by label where there is one, in the place of "
+        "above 0: cross-validation by patient with this many folds, stratified by label where there is one, in place of "
         "any other split; 5 and 10 follow PTB-XL's own folds",
         Rule(lambda count: count == 0 or count >= 3, "0, or 3 or more"),
     )
@@ -533,11 +533,11 @@ class ServeSettings:
     token: str = setting("", 'what clients must send as "Authorization: Bearer TOKEN"; "": nothing', _TOKEN)
     insecure: bool = setting(False, "listen without a token to other machines too")
     slots: int = setting(32, "segments answered together", at_least(1))
-    queue: int = setting(64, "questions that may wait; later ones are told to come back", at_least(1))
+    queue: int = setting(64, "questions that may wait; further ones are refused until there is room", at_least(1))
     cache_mb: int = setting(256, "MB of ECGs that were read for a question, kept for the next", at_least(0))
     recordings_mb: int = setting(256, "MB of recordings kept, the latest used; they are never on disk", at_least(1))
     upload_mb: int = setting(32, "MB of a request, at most", at_least(1))
-    incoming_mb: int = setting(256, "MB of all requests at a time; later ones are told to come back", at_least(1))
+    incoming_mb: int = setting(256, "MB of all requests at a time; further ones are refused until there is room", at_least(1))
     upload_seconds: float = setting(30.0, "s in which a request must have arrived, and some of its answer be taken", above(0))
     recording_seconds: float = setting(300.0, "s of a recording, at most", above(0))
     read_seconds: float = setting(20.0, "s that reading and cleaning a file may take", above(0))

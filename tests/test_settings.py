@@ -284,7 +284,7 @@ def test_flags_can_change_every_part_of_a_stored_mixture(tmp_path):
 
 
 def test_a_mixture_names_the_corpus_that_is_unknown_or_has_tests_alone():
-    for name, message in (("mine", "data.parts.mine.corpus: 'mine' found"), ("ecg_bench", "has test questions alone")):
+    for name, message in (("mine", "data.parts.mine.corpus: 'mine' found"), ("ecg_bench", "has only test questions")):
         with pytest.raises(SettingsError, match=message):
             check_data(replace(Settings().data, corpus="mixture", mixture={"ptbxl": 1.0, name: 1.0}))
 

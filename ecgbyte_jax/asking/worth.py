@@ -24,7 +24,7 @@ class Worth:
         data = "synthetic ECGs" if settings.data.synthetic_records else settings.data.corpus
         warnings, shown = [], settings.data.ecg
         if shown != "own":
-            warnings.append(f"it is a control, trained with {SHOWN_AS[shown]} in the place of each question's ECG (data.ecg)")
+            warnings.append(f"it is a control, trained with {SHOWN_AS[shown]} in place of each question's ECG (data.ecg)")
         results = read_json(workdir.results)
         if results is None or "verdict" not in results:
             unknown = "not evaluated, so what its answers are worth is unknown: run --stage=eval"

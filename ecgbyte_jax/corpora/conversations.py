@@ -86,26 +86,32 @@ def read_linked(
             id = f"{folder}/{file.stem}/{number}" if folder else str(number)
             try:
                 known, record, turns = _conversation(entry, name)
-                recording = find(known, record)
-                if recording is None:
-                    yield Rejected(id, str(root / known), f"{MISSING}: {record!r} is not in this set")
-                elif isinstance(recording, Rejected):
-                    yield Rejected(id, recording.file, recording.reason)
+                recording = find(id, known, record)
+                if isinstance(recording, Rejected):
+                    yield recording
                 else:
                     yield from one_by_one(id, recording, turns, question_type=folder or known)
             except ExampleError as error:
                 yield Rejected(id, str(file), f"entry {number}: {error}")
 
 
-def open_sets(root: Path, sample_rate: int) -> Callable[[str, str], Recording | Rejected | None]:
-    """Finds recordings by set and name, as `locate` gives them, each set read once; None where it is not there.
+def open_sets(root: Path, sample_rate: int) -> Callable[[str, str, str], Recording | Rejected]:
+    """Finds recordings for an example's id by set and name, as `locate` gives them, each set read once.
 
-    root, sample_rate: as in `read_linked`. Raises CorpusError where there is no such folder.
+    A recording that is not there, or is unusable, rejects the example. root, sample_rate: as in `read_linked`. Raises
+    CorpusError where there is no such folder.
     """
     if not root.is_dir():
         raise CorpusError(f"data.root: no folder '{root}', with the sets in {sorted(RECORD_NAMES)} expected")
     open_set = cache(partial(_recordings, root, sample_rate))
-    return lambda known, name: _mimic(root, name) if known == "mimic" else open_set(known).get(name)
+
+    def find(id: str, known: str, name: str) -> Recording | Rejected:
+        recording = _mimic(root, name) if known == "mimic" else open_set(known).get(name)
+        if recording is None:
+            return Rejected(id, str(root / known), f"{MISSING}: {name!r} is not in this set")
+        return replace(recording, id=id) if isinstance(recording, Rejected) else recording
+
+    return find
 
 
 def _conversation(entry: object, folder: str) -> tuple[str, str, list[tuple[str, str]]]:

@@ -117,12 +117,12 @@ def _gather(
                 if example.question in closed:
                     answers.setdefault(record, set()).add(f"{example.question} {example.answer}")
                 continue
-            told, fold = example.strata[place]
-            labels[record] = max(told, labels.get(record, ()))  # the same for any order, where two sets tell of it
+            strata, fold = example.strata[place]
+            labels[record] = max(strata, labels.get(record, ()))  # the same for any order, where two sets tell of it
             if fold and _OWN % count == 0:
                 fold = (fold - 1) * count // _OWN + 1
                 own[patient] = min(own.get(patient, fold), fold)
-    return owned, {record: told or tuple(sorted(answers.get(record, ()))) for record, told in labels.items()}, own
+    return owned, {record: known or tuple(sorted(answers.get(record, ()))) for record, known in labels.items()}, own
 
 
 def _closed(examples: Iterable[Example]) -> set[str]:

@@ -80,7 +80,7 @@ def check_data(data: DataSettings) -> None:
         except SettingsError as error:
             problems += [problem.replace("data.", f"data.parts.{name}.", 1) for problem in error.problems]
         if (corpus := data.part(name).corpus) in TESTS:
-            problems.append(f"data.mixture.{name}: {corpus!r} found, which has test questions alone; weight 0 expected")
+            problems.append(f"data.mixture.{name}: {corpus!r} found, which has only test questions; weight 0 expected")
     if data.corpus not in CORPORA:
         problems.append(f"data.corpus: {data.corpus!r} found, one of {(*CORPORA,)} expected")
     if not set(data.question_types) <= set(QUESTION_TYPES):

@@ -184,7 +184,7 @@ class EcgInputConfig:
         '("elf_base") or of each of its spans ("elf_patch"), or two convolutions ("elf_conv")',
         one_of(*INPUTS),
     )
-    vectors: int = setting(1, "encoder, elf_patch: vectors that an ECG becomes, each in the place of a token", at_least(1))
+    vectors: int = setting(1, "encoder, elf_patch: vectors that an ECG becomes, each in place of a token", at_least(1))
     connector: str = setting(
         "linear",
         'encoder: from its features to the vectors: "linear", "mlp" (both of the mean of consecutive ones), "query": attention',

@@ -1,4 +1,4 @@
-"""From the signal of an ECG to vectors that a language model reads in the place of its tokens.
+"""From the signal of an ECG to vectors that a language model reads in place of its tokens.
 
 Axes: B batch, L samples, N vectors of an ECG, T features of an encoder, D their width, H width of the language model, F
 filters.

@@ -56,7 +56,7 @@ def save_ecg_input(ecg_input: EcgInput, folder: Path, described: dict[str, Any],
         "width": width,
         "reads": "clean segments float32 [segments, 12, samples] in mV, leads as in input.json",
         "scaling": published if encoder.get("published_scaling") else otherwise,
-        "gives": "float32 [segments, vectors, width], in the place of the embeddings between <sig_start> and <sig_end>",
+        "gives": "float32 [segments, vectors, width], in place of the embeddings between <sig_start> and <sig_end>",
     }
     (folder / _CONFIG).write_text(f"{json.dumps(described | about, indent=1)}\n", encoding="utf-8")
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 
 _ORDERS = 4  # n-grams of 1 to 4 words
-_SMOOTHING = 0.1  # in the place of no match
+_SMOOTHING = 0.1  # in place of no match
 
 
 def bleu_counts(reference: list[str], hypothesis: list[str]) -> list[int]:

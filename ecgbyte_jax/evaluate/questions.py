@@ -39,7 +39,7 @@ class Batch:
 def choose(settings: Settings, prepared: Prepared) -> list[Item]:
     """The questions to be answered, those with the shortest ECGs first and all about the same ECGs together.
 
-    They show what `eval.ecg` says in the place of their own ECGs.
+    They show what `eval.ecg` says in place of their own ECGs.
     Raises ScoresError for one without a reference, ConfigError for one whose ECGs no other patient's can replace.
     """
     dataset = _open_asked(settings, prepared, settings.eval.split)

@@ -26,7 +26,7 @@ class Card:
     base: the pretrained model's hub id or ""; file: its GGUF file's name or ""; quantized: `model.quantize`;
     results: of the evaluation of this very checkpoint, or None and `unevaluated` says why; temperature: its answers';
     question: one of the training's; cut: how many test segments did not fit into a prompt; vectors: as which the model reads an
-    ECG, or 0; shown: what it was trained with in the place of each question's ECG, or ""; apart: whether its patients are in
+    ECG, or 0; shown: what it was trained with in place of each question's ECG, or ""; apart: whether its patients are in
     training too.
     """
 

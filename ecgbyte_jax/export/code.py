@@ -29,7 +29,7 @@ Copied from ecgbyte-jax {ecgbyte_jax.__version__} (MIT License, Copyright (c) 20
 def write_code(folder: Path, vectors: bool = False) -> None:
     """Writes the package's modules as the flat folder `ecgbyte_numpy`, which import each other relatively. Raises OSError.
 
-    vectors: with the map from signals to the vectors that a model reads in the place of tokens.
+    vectors: with the map from signals to the vectors that a model reads in place of tokens.
     """
     write_whole(folder / _FOLDER / "__init__.py", [_ABOUT.encode()])
     patterns = (*_COPIED, _MAP) if vectors else _COPIED

@@ -97,7 +97,7 @@ def _vectors(ids: PromptIds) -> dict:
     return {
         "vectors": ids.vectors,
         "place_id": ids.place,
-        "read_as": f"each segment by the map in {FOLDER} as vectors, in the place of the embeddings of as many place_id",
+        "read_as": f"each segment by the map in {FOLDER} as vectors, in place of the embeddings of as many place_id",
     }
 
 

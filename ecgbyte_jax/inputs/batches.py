@@ -28,7 +28,7 @@ def open_split(
 
 
 def open_outlines(folder: Path, manifest: Manifest, split: str) -> grain.MapDataset:
-    """As `open_split`, but a sequence has the numbers of its ECGs, which `open_ecgs` reads, in the place of their tokens."""
+    """As `open_split`, but a sequence has the numbers of its ECGs, which `open_ecgs` reads, in place of their tokens."""
     return _open(folder, manifest, split, np.asarray)
 
 

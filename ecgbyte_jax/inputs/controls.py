@@ -19,7 +19,7 @@ from ecgbyte_jax.inputs.signals import open_signals
 
 
 def open_shown(prepared: Prepared, split: str, shown: str, samples: int, seed: int) -> grain.MapDataset:
-    """The sequences of a split, with the ECGs that `shown` says in the place of their own ones, as a model reads them.
+    """The sequences of a split, with the ECGs that `shown` says in place of their own ones, as a model reads them.
 
     shown: "own"; "shuffled": those of another patient, the same for all questions about an ECG; "zeros": 0 mV everywhere, for
     the `samples` of a segment; "none": no token between <sig_start> and <sig_end>. Raises ShardsError as `open_split` does,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Prepared:
     """The shards' folder and manifest, the tokenizers, the ids of prompts and their form.
 
-    Where `ids.vectors` is above 0, a model reads the clean segments in `workdir.signals` in the place of their tokens.
+    Where `ids.vectors` is above 0, a model reads the clean segments in `workdir.signals` in place of their tokens.
     """
 
     shards: Path

@@ -1,6 +1,6 @@
 """The sequence that a model sees: texts' ids with the ECGs' tokens between their <sig_start> and <sig_end>.
 
-A model that reads vectors of an ECG in the place of its tokens is given as many ids of a token of their own, over which these
+A model that reads vectors of an ECG in place of its tokens is given as many ids of a token of their own, over which these
 are laid, and the ECG itself.
 
 Plainly [pad...] bos <sig_start> ECG <sig_end> question answer eos (`inputs/plain.py`), or as a chat (`inputs/chat.py`). A
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class PromptIds:
     """The ids of a prompt other than its texts'; ecg int32 [ECG vocabulary] maps compact ids to text ids; bos may be None.
 
-    vectors: how many a model reads in the place of an ECG's tokens; 0: it reads the tokens.
+    vectors: how many a model reads in place of an ECG's tokens; 0: it reads the tokens.
     """
 
     bos: int | None

@@ -91,7 +91,7 @@ class Rotary:
 
 @dataclass(frozen=True)
 class DeltaConfig:
-    """Gated delta nets (Yang et al. 2024) in the place of attention in these layers.
+    """Gated delta nets (Yang et al. 2024) in place of attention in these layers.
 
     key_heads: of queries and keys; value_heads: value_heads / key_heads consecutive ones belong to a key head; key_dim,
     value_dim: widths of a head; conv_width: tokens that the convolution reaches over, its own among them.

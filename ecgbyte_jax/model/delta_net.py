@@ -1,4 +1,4 @@
-"""The gated delta net (Yang et al. 2024, "Gated Delta Networks"): a recurrent layer in the place of attention.
+"""The gated delta net (Yang et al. 2024, "Gated Delta Networks"): a recurrent layer in place of attention.
 
 Axes: B batch, T tokens, D width, K key heads, R value heads of a key head, C key width, V value width, W width of the
 convolution, M chunks of N tokens.

@@ -224,7 +224,7 @@ def _open_folders(settings: Settings, workdir: Workdir, synthetic: Stage) -> Fol
     data, folders = settings.data, Folders.of(settings, workdir)
     if data.corpus in TESTS and not (settings.tokenizer.file and settings.model.pretrained):
         raise ConfigError(
-            f"data.corpus: {data.corpus!r} has test questions alone, so it needs a trained model's tokenizers: give "
+            f"data.corpus: {data.corpus!r} has only test questions, so it needs a trained model's tokenizers: give "
             "--config=experiments/ecgbench.py:RUN, or ecg_reasoning.py:RUN, with a run that --stage=export has exported, or "
             "tokenizer.file and model.pretrained"
         )

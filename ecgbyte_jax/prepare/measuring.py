@@ -47,7 +47,7 @@ class Task:
 def answer(
     items: Iterable[Example | Rejected | Unmeasured], settings: Settings, cache: Path, made_by: str
 ) -> list[Example | Rejected]:
-    """The items, with the questions about every recording that is to be measured in the place of the last of them.
+    """The items, with the questions about every recording that is to be measured in place of the last of them.
 
     cache: the folder of all caches; made_by: as of `record_key`. Raises ConfigError if NeuroKit2 is not installed, and
     CorpusError if files are temporarily unreadable.

@@ -1,6 +1,6 @@
 """The energy that the hardware's own counters report: of NVIDIA GPUs through their driver, of processors through Linux.
 
-They count whole GPUs and whole processors, whoever else uses them. Where nothing reports energy, there is no figure.
+They count whole GPUs and whole processors, including what other programs use. Where nothing reports energy, there is no figure.
 """
 
 import math

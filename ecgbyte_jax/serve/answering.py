@@ -99,7 +99,7 @@ class Answerer:
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
 
         def tell() -> None:
-            with suppress(RuntimeError):  # the loop has ended, and with it whoever waits
+            with suppress(RuntimeError):  # the event loop has ended, so nobody waits any more
                 loop.call_soon_threadsafe(changed.set)
 
         job = Job(asked.rows, tell)

@@ -205,7 +205,7 @@ class Server:
         return JSONResponse({"commonest": None if commonest is None else known, "other": other})
 
     async def _other(self, ids: list[str], subject: Subject, question: str, segment: int, request: Request) -> dict | None:
-        """The answer about demo recordings in the place of those asked about."""
+        """The answer about demo recordings in place of those asked about."""
         others = [id for id in self.store.demos if id not in ids][: len(ids)]
         if len(others) < len(ids):
             return None

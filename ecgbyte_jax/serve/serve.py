@@ -34,7 +34,7 @@ _DEMOS = 6
 
 
 def serve(settings: Settings, workdir: Workdir) -> None:
-    """Answers requests until it is told to end; those that run are then finished.
+    """Answers requests until SIGTERM or Ctrl-C, after which it finishes those under way.
 
     Raises ConfigError where the extra `serve` is not installed or the address cannot be listened on.
     """

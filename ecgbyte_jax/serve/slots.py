@@ -1,8 +1,8 @@
 """The compiled programs of continuous batching: a piece of a prompt, a prompt into its slot, the next token of every slot.
 
-A prompt is read by itself, in pieces of few sizes, whoever else is served; then its keys and values are laid into a slot, and
-every step feeds one token to each slot. The new tokens of all slots share a ring of columns: a slot that was filled at step s
-uses the columns s, s + 1, ... mod N, and is emptied before it comes round to its first.
+A prompt is read alone, in pieces of a few sizes; then its keys and values are laid into a slot, and every step feeds one token
+to each slot. The new tokens of all slots share a ring of columns: a slot that was filled at step s uses the columns s, s + 1,
+... mod N, and is emptied before it comes round to its first.
 
 Axes: B slots, P places of a prompt, Q of a piece, N new tokens at most, L samples, E ECGs.
 """

@@ -46,7 +46,7 @@ def compare(runs: list[str], out: Path) -> None:
     A run is its folder, or that of one of its evaluations with a name. Raises ScoresError for a run without evaluation, for
     other splits or references, and where `out` holds another comparison or cannot be written.
 
-    Runs of one cross-validation, which differ in `data.fold` alone, are joined: each patient is in the test split of one of
+    Runs of one cross-validation, which differ only in `data.fold`, are joined: each patient is in the test split of one of
     them, and intervals are over the patients of all. Raises ScoresError where a fold is missing or there twice.
     """
     if out.suffix.lower() == ".csv" or out.is_dir() or out.with_suffix(".csv").is_dir():
@@ -116,7 +116,7 @@ def _differing(systems: dict[str, list[Evaluated]]) -> str:
     first, second = ([*systems.values()][place][0] for place in (0, 1))
     ours, theirs = _system(first), _system(second)
     names = [name for name in ours if ours[name] != theirs[name]]
-    return f"; {second.name} differs from {first.name} in {', '.join(names)}, but data.fold alone may differ within a system"
+    return f"; {second.name} differs from {first.name} in {', '.join(names)}, but only data.fold may differ within a system"
 
 
 def _join(folds: list[Evaluated]) -> Evaluated:

@@ -94,7 +94,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "pretrain.patience_delta",
         "pretrain_optim",
     ),
-    # Parts of `train` and of answers where a model reads vectors in the place of ECG tokens.
+    # Parts of `train` and of answers where a model reads vectors in place of ECG tokens.
     "ecg input": ("ecg_input",),
     "encoder": tuple(f"encoder.{name}" for name in FEATURES_BY),
     "early stopping of pretrain": ("pretrain.checkpoint_every", "pretrain.valid_batches"),
@@ -377,7 +377,8 @@ def keep_settings(settings: Settings, workdir: Workdir, stage: str) -> None:
     """Writes the parts of the settings that this stage has worked with into config.json, and leaves the others there.
 
     Parts of stages that have not run yet are those of this command, so that the file by itself can continue the run; but where
-    it is served, and with which token, is of a command alone. A headline leaves those of a training that was here before it.
+    it is served, and with which token, concerns one command only. A headline leaves those of a training that was here
+    before it.
     """
     try:
         kept = json.loads(workdir.config.read_text(encoding="utf-8"))

@@ -65,7 +65,7 @@ def run(
         check_data(settings.data)
     if settings.data.corpus in TESTS and (trained := [name for name in _TRAINERS if name in stages]):
         raise ConfigError(
-            f"--stage: {trained} found with data.corpus {settings.data.corpus!r}, which has test questions alone; "
+            f"--stage: {trained} found with data.corpus {settings.data.corpus!r}, which has only test questions; "
             "--stage=prepare,eval expected, of a model that was trained in another run"
         )
     if "headline" in stages:

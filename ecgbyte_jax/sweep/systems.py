@@ -80,7 +80,7 @@ def chosen(settings: Settings) -> Sequence[str]:
 
 
 def settings_of(settings: Settings, name: str, seed: int) -> Settings:
-    """The experiment with a system in the place of its own, and the seed of its training.
+    """The experiment with a system in place of its own, and the seed of its training.
 
     An encoder is tiny where that of the experiment is, and otherwise of its published size. A linear or an MLP connector makes
     the most vectors, up to `ecg_input.vectors`, that divide the encoder's features. What is trained without ECGs is asked

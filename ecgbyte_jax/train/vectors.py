@@ -1,4 +1,4 @@
-"""Where a model reads vectors in the place of ECG tokens: how many, and the map that makes them, with its encoder's weights."""
+"""Where a model reads vectors in place of ECG tokens: how many, and the map that makes them, with its encoder's weights."""
 
 from contextlib import closing
 from dataclasses import asdict, replace

@@ -1,4 +1,4 @@
-"""ECGBench as a test of models that were trained elsewhere: what is read, what is told, what is refused."""
+"""ECGBench as a test of models that were trained elsewhere: what is read, printed and refused."""
 
 import json
 from dataclasses import asdict
@@ -74,7 +74,7 @@ def test_recordings_in_the_training_split_of_their_own_set_are_counted(sets, con
 
 
 def test_a_benchmark_without_a_trained_model_or_with_a_training_is_refused(sets, config):
-    with pytest.raises(ConfigError, match=r"has test questions alone, so it needs a trained model's tokenizers"):
+    with pytest.raises(ConfigError, match=r"has only test questions, so it needs a trained model's tokenizers"):
         config.data.corpus, config.data.synthetic_records, config.data.root = "ecg_bench", 0, str(sets)
         settings = Settings.of(config)
         open_corpus(settings, Workdir(sets / "w"), lineage.synthetic(settings, Workdir(sets / "w")))

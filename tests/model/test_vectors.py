@@ -1,4 +1,4 @@
-"""A decoder that reads vectors of an ECG in the place of its tokens."""
+"""A decoder that reads vectors of an ECG in place of its tokens."""
 
 from dataclasses import replace
 from functools import partial

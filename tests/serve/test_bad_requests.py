@@ -112,7 +112,7 @@ REFUSED = {
     "a day": (lambda h: ("ecg.npy", npy(np.tile(wave(h)[:, ::10].astype(np.float16), 35)), "", "50"), "at most 300 s expected"),
     "text with quotes": (lambda h: ("ecg.hea", b"O'Mustermann \"E'\" 1\n"), r"ecg\.hea: a text found"),
     "text with one quote": (lambda h: ("ecg.csv", b"I,II\nMustermann,E'rika\n"), r"ecg\.csv, row 2: a text found"),
-    "text in the place of samples": (lambda h: ("ecg.csv", b"I,II\nMustermann,Erika\n"), r"ecg\.csv, row 2: a text found"),
+    "text in place of samples": (lambda h: ("ecg.csv", b"I,II\nMustermann,Erika\n"), r"ecg\.csv, row 2: a text found"),
 }
 
 

@@ -1,4 +1,4 @@
-"""The page in a headless browser with a server that answers as it is told: what no run can be made to do."""
+"""The page in a headless browser, with a stub for a server, whose answers the tests choose."""
 
 import base64
 import json

@@ -56,7 +56,7 @@ def events(body: bytes) -> list[dict]:
     return [json.loads(line) for line in lines[:-1]]
 
 
-def test_answers_are_those_of_ask_whoever_else_is_served(client, finished, files, ids):
+def test_answers_equal_those_of_ask_while_others_are_served(client, finished, files, ids):
     questions = list(client.server.answerer.familiar.questions)
     config = stored_config(finished[0] / "config.json")
     expected = asked(config, finished[0], [str(file.with_suffix("")) for file in files], questions)

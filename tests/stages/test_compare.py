@@ -222,8 +222,8 @@ def test_folds_that_are_missing_doubled_or_of_other_settings_or_data_are_refused
     for runs, message in (
         ([one, two], r"folds \[1, 2\] of 3 found in .*, each of 1 to 3 once expected$"),
         ([one, two, again, three], r"folds \[1, 2, 2, 3\] of 3 found"),
-        ([one, two, other], r"other differs from .*f1 in train.epochs, but data.fold alone may differ"),
-        ([one, two, fewer], r"fewer differs from .*f1 in eval.max_sequences, but data.fold alone may differ"),
+        ([one, two, other], r"other differs from .*f1 in train.epochs, but only data.fold may differ"),
+        ([one, two, fewer], r"fewer differs from .*f1 in eval.max_sequences, but only data.fold may differ"),
         ([one, two, overlapping], r"patient '5' is in split 'test' of .*f2 and of .*overlapping; folds of the same data"),
         ([one, two, three, whole], r"whole has no data.folds, others have"),
     ):

@@ -1,4 +1,4 @@
-"""Runs of models that read vectors of an ECG in the place of its tokens, from the shards to answers."""
+"""Runs of models that read vectors of an ECG in place of its tokens, from the shards to answers."""
 
 import json
 import shutil
@@ -310,7 +310,7 @@ def test_a_control_s_answers_come_with_a_warning(trained):
     settings = Settings.of(vector_config())
     assert not [text for text in Worth.of(settings, trained).warnings if "control" in text]
     (warning, *_) = Worth.of(Settings.of(vector_config(**{"data.ecg": "zeros"})), trained).warnings
-    assert warning == "it is a control, trained with zeros in the place of each question's ECG (data.ecg)"
+    assert warning == "it is a control, trained with zeros in place of each question's ECG (data.ecg)"
 
 
 def test_perturbed_signals_are_asked_with(trained):

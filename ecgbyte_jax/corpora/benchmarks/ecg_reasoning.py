@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ecgbyte_jax.corpora.benchmarks.ecg_bench import OWN_SPLIT
 from ecgbyte_jax.corpora.conversations import open_sets
-from ecgbyte_jax.corpora.example import MISSING, Example, Recording, Rejected
+from ecgbyte_jax.corpora.example import Example, Recording, Rejected
 from ecgbyte_jax.corpora.tables import read_jsonl
 from ecgbyte_jax.errors import CorpusError, ExampleError
 
@@ -36,11 +36,9 @@ def read_reasoning(path: Path, root: Path, sample_rate: int) -> Iterator[Example
                 if isinstance(item, str):
                     raise ExampleError(item)
                 folder, name = _recording(item)
-                recording = find(folder, name)
-                if recording is None:
-                    yield Rejected(id, str(root / folder), f"{MISSING}: {name!r} is not in this set")
-                elif isinstance(recording, Rejected):
-                    yield Rejected(id, recording.file, recording.reason)
+                recording = find(id, folder, name)
+                if isinstance(recording, Rejected):
+                    yield recording
                 else:
                     yield from _examples(id, recording, item)
             except (KeyError, TypeError, AttributeError) as error:

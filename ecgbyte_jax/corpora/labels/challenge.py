@@ -63,7 +63,7 @@ def read_labelled(root: Path, challenge: ChallengeSet) -> Iterator[Labelled | Re
     """Yields every recording of the set in `root`, by name, or what is wrong with it.
 
     The sets do not tell patients: a recording is one, and is split by a hash of its name (`split_of`). Early copies have
-    abbreviations in the place of codes; without headers CPSC 2018 is in its first release. A code without a name, here or in
+    abbreviations in place of codes; without headers CPSC 2018 is in its first release. A code without a name, here or in
     CSN's own table, is its own name. Raises CorpusError if there is no recording.
     """
     headers = [path for path in root.rglob("*.hea") if challenge.names.fullmatch(path.stem)]

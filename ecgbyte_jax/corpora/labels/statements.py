@@ -17,7 +17,7 @@ from ecgbyte_jax.corpora.tables import read_csv
 from ecgbyte_jax.errors import CorpusError
 
 LABEL_SETS = {"superclasses": "diagnostic_class", "subclasses": "diagnostic_subclass", "statements": ""}  # and their columns
-# Of classes that are not statements themselves, whose description names them; the file has their codes alone.
+# Of classes that are not statements themselves, whose description names them; the file has only their codes.
 _CLASSES = {
     "MI": "myocardial infarction",
     "STTC": "ST/T change",
