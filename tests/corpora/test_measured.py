@@ -113,6 +113,8 @@ def test_the_faster_of_two_patients_in_one_split_is_asked_for_where_it_is_clear(
     (found,) = make_examples(measured)
     assert [r.name for r in found.records] == ["b", "c"] and found.answer == "the first"
     assert found.segment == 0 and len(found.patients) == 2
+    nearly = [Measured(unmeasured(n, n), [Segment((), rate)]) for n, rate in (("a", 60.0), ("b", 65.0))]
+    assert not [*make_examples(nearly)]
     assert not [*make_examples([Measured(unmeasured("a", "P", types=("single-query",)), [Segment((), 60.0)]), measured[2]])]
 
 
