@@ -44,8 +44,12 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture
-def optimised() -> Iterator[None]:
-    """Compiles with all of XLA's optimisations, as users do: what is compared to the last digits is rounded in their order."""
+def optimised(monkeypatch) -> Iterator[None]:
+    """Compiles with all of XLA's optimisations, as users do, here and in processes that are started.
+
+    What is compared to the last digits is rounded in their order, and a real model computes for longer than it compiles.
+    """
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
     with_few = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     yield

@@ -53,12 +53,12 @@ def assert_same(config, first, second):
 
 
 @pytest.mark.slow
-def test_six_kills_at_random_moments_change_nothing(config, workdirs):
+def test_ten_kills_at_random_moments_change_nothing(config, workdirs):
     whole, killed = workdirs
     more = ("--config.train.epochs=3", "--config.train.checkpoint_every=2")
     finish(start(whole, *more))
     rng, at = random.Random(0), 0
-    for _ in range(6):
+    for _ in range(10):
         process = start(killed, *more)
         # In a step, in a save (every second step begins one), or just after its end.
         at = min(at + rng.randrange(1, 8), 46)

@@ -38,6 +38,7 @@ def start(file: Path, workdir: Path, stages: str):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 def test_twenty_steps_lower_the_loss_survive_a_kill_and_are_exported(file, tmp_path):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
     transformers = pytest.importorskip("transformers")
