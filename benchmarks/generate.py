@@ -1,8 +1,8 @@
 """Tokens per second of generation, compared with transformers in PyTorch: `python -m benchmarks.generate`.
 
-Both have the same random weights and prompts and decode greedily without a stop id. `--layers=16 --width=2048 --vocab=128256
---dtype=bfloat16` has Llama-3.2-1B's shape, for a GPU. `--gb_s`, the device's memory bandwidth, adds how close decoding comes to
-the bound that reading the weights and the cache sets.
+Both have the same random weights and prompts and decode greedily without a stop id. `--layers=16 --width=2048 --mlp=8192
+--vocab=128256 --dtype=bfloat16` has Llama-3.2-1B's shape, for a GPU. `--gb_s`, the device's memory bandwidth, adds how close
+decoding comes to the bound that reading the weights and the cache sets.
 """
 
 import argparse
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--gb_s", type=float, default=0.0, help="memory bandwidth of the device in GB/s")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        make_folder(Path(folder), arguments.layers, arguments.width, arguments.vocab, arguments.dtype)
+        make_folder(Path(folder), arguments.layers, arguments.width, arguments.vocab, arguments.dtype, arguments.mlp)
         ours, theirs = load_both(Path(folder), arguments.dtype)
     print(f"{machine()}; {arguments.layers} layers x {arguments.width}, {arguments.dtype}, ", end="")
     print(f"prompts of {arguments.prompt} tokens, {arguments.new} new ones\n")

@@ -21,6 +21,7 @@ def model_parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--mlp", type=int, default=0, help="width of the MLPs; 0: three times the model's")
     parser.add_argument("--vocab", type=int, default=6000)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--prompt", type=int, default=400, help="tokens per row")
@@ -28,11 +29,11 @@ def model_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def make_folder(folder: Path, layers: int, width: int, vocab: int, dtype: str) -> None:
-    """Writes a Llama with random weights and heads of 64 in transformers' format."""
+def make_folder(folder: Path, layers: int, width: int, vocab: int, dtype: str, mlp: int = 0) -> None:
+    """Writes a Llama with random weights and heads of 64 in transformers' format; mlp: 0 is three times the width."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=vocab, hidden_size=width, num_hidden_layers=layers, intermediate_size=3 * width, head_dim=64,
+        vocab_size=vocab, hidden_size=width, num_hidden_layers=layers, intermediate_size=mlp or 3 * width, head_dim=64,
         num_attention_heads=width // 64, num_key_value_heads=max(1, width // 256), max_position_embeddings=4096,
         tie_word_embeddings=True, bos_token_id=None, eos_token_id=None,
     )  # fmt: skip

@@ -15,7 +15,7 @@ import jax
 from flax import nnx
 
 from benchmarks.peers import machine, make_folder, model_parser
-from benchmarks.train_step import LENGTH, Variant, ours
+from benchmarks.train_step import Variant, ours
 from ecgbyte_jax.model.config import DecoderConfig
 from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.model.lora import quantize_kernels
@@ -25,6 +25,7 @@ SHAPES = {
     "SmolLM2-135M": DecoderConfig(49152, 576, 30, 9, 3, 64, 1536, rope_theta=1e5, **_OF_BOTH),
     "Llama-3.1-8B": DecoderConfig(128256, 4096, 32, 32, 8, 128, 14336, rope_theta=5e5, tied_embeddings=False, **_OF_BOTH),
 }
+LENGTH = 1024
 FORMS = [("float32", ""), ("bfloat16", ""), ("bfloat16", "int8"), ("bfloat16", "nf4")]
 
 
@@ -41,7 +42,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             make_folder(Path(folder), arguments.layers, arguments.width, arguments.vocab, dtype)
             form = {"dtype": dtype, "quantize": kind, "only": "padded", "rows": rows}
-            form |= {"scan_layers": True, "remat": "", "attention": "auto"}
+            form |= {"scan_layers": True, "remat": "", "attention": "auto", "length": LENGTH, "full": False}
             works.append(ours(Namespace(folder=folder, examples=arguments.examples, vocab=arguments.vocab, **form)))
         works[-1].epoch()
     seconds = [min(turns) for turns in zip(*[[epoch_seconds(work) for work in works] for _ in range(arguments.repeats)])]

@@ -1,8 +1,9 @@
 """Training speed, compared with transformers and PEFT in PyTorch: `python -m benchmarks.train_step`.
 
 All have the same random weights, LoRA of rank 16 on all kernels, optimizer, and examples as long as 2 s ECGs with question and
-answer. Each line is measured in a process of its own. With `--layers=16 --width=2048 --vocab=128256 --dtype=bfloat16
---scan_layers --batch 2 8 --examples=96` the model has Llama-3.2-1B's shape, for a GPU.
+answer. Each line is measured in a process of its own. With `--layers=16 --width=2048 --mlp=8192 --vocab=128256
+--dtype=bfloat16 --batch 2 8 --examples=96` the model has Llama-3.2-1B's shape, for a GPU. `--full` trains all weights instead,
+kept in float32 and computed with in `--dtype`.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -23,7 +25,7 @@ from benchmarks.peers import machine, make_folder, model_parser
 from ecgbyte_jax.inputs.plan import Layout, Plan
 from ecgbyte_jax.inputs.prompt import lay_out
 from ecgbyte_jax.model.build import build_model, count
-from ecgbyte_jax.model.config import KERNELS, LoraConfig, ModelConfig
+from ecgbyte_jax.model.config import LoraConfig, ModelConfig
 from ecgbyte_jax.model.sharding import make_mesh, put_batch
 from ecgbyte_jax.run.console import peak_memory
 from ecgbyte_jax.settings import DataSettings, OptimSettings
@@ -31,11 +33,10 @@ from ecgbyte_jax.train.optim import make_optimizer
 from ecgbyte_jax.train.step import make_step, start_state
 from ecgbyte_jax.train.utilisation import peak_flops, step_flops
 
-LENGTH = 1024
 LAYOUTS = {
-    "padded": Layout(LENGTH),
-    "buckets": Layout(LENGTH, buckets=DataSettings().length_buckets),
-    "packed": Layout(LENGTH, packing=True),
+    "padded": Layout,
+    "buckets": partial(Layout, buckets=DataSettings().length_buckets),
+    "packed": partial(Layout, packing=True),
 }
 
 
@@ -44,14 +45,16 @@ def main() -> None:
     if arguments.only:
         print(json.dumps(measure(arguments)))
         return
-    print(f"{machine()}; {arguments.layers} layers x {arguments.width}, {arguments.dtype}, LoRA 16, rows of {LENGTH} tokens")
-    mean = example_lengths(arguments.examples)[:, 0].mean()
+    trained = "all weights" if arguments.full else "LoRA 16"
+    form = f"{arguments.layers} layers x {arguments.width}, {arguments.dtype}, {trained}, rows of {arguments.length} tokens"
+    print(f"{machine()}; {form}")
+    mean = example_lengths(arguments)[:, 0].mean()
     print(f"{arguments.examples} examples of {mean:.0f} tokens on average, best of {arguments.repeats} repeats\n")
     print("| variant | rows per step | examples/s | real tokens/s | ratio | first step | peak memory | MFU |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     first = None
     with tempfile.TemporaryDirectory() as name:
-        make_folder(Path(name), arguments.layers, arguments.width, arguments.vocab, arguments.dtype)
+        make_folder(Path(name), arguments.layers, arguments.width, arguments.vocab, kept_dtype(arguments), arguments.mlp)
         for variant, batch in variants(arguments):
             result = run_alone(variant, batch, name)
             first = first or result.get("examples_per_s")
@@ -87,6 +90,8 @@ def parse() -> argparse.Namespace:
     parser = model_parser(__doc__)
     parser.set_defaults(batch=[2])
     parser.add_argument("--examples", type=int, default=24)
+    parser.add_argument("--length", type=int, default=1024, help="tokens of a row at most")
+    parser.add_argument("--full", action="store_true", help="train all weights, without LoRA")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), help="of this project's rows")
     parser.add_argument("--scan_layers", action="store_true", help="stacked layers, in this project")
@@ -102,10 +107,15 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def example_lengths(examples: int) -> np.ndarray:
+def kept_dtype(arguments: argparse.Namespace) -> str:
+    """Of the weights: all are trained in float32, or lie frozen under LoRA as they are computed with."""
+    return "float32" if arguments.full else arguments.dtype
+
+
+def example_lengths(arguments: argparse.Namespace) -> np.ndarray:
     """(tokens, answer tokens) of each example, int32 [n, 2]."""
-    rng = np.random.default_rng(0)
-    tokens = np.clip(rng.normal(420, 60, examples), 200, LENGTH)
+    rng, examples = np.random.default_rng(0), arguments.examples
+    tokens = np.clip(rng.normal(420, 60, examples), 200, arguments.length)
     return np.stack([tokens, rng.integers(3, 25, examples)], axis=1).astype(np.int32)
 
 
@@ -147,11 +157,11 @@ def measure(arguments: argparse.Namespace) -> dict:
 
 
 def planned(arguments: argparse.Namespace, layout: Layout) -> Plan:
-    return Plan(example_lengths(arguments.examples), layout, arguments.rows, 1.0, seed=0)
+    return Plan(example_lengths(arguments), layout, arguments.rows, 1.0, seed=0)
 
 
 def laid_out(plan: Plan, step: int, arguments: argparse.Namespace) -> dict[str, np.ndarray]:
-    lengths = example_lengths(arguments.examples)
+    lengths = example_lengths(arguments)
     rows = [[example(int(n), lengths, arguments.vocab) for n in row] for row in plan[step].rows]
     laid = [lay_out(row, plan[step].length, plan.answer_tokens, 0) for row in rows]
     return {name: np.stack([row[name] for row in laid]) for name in laid[0]}
@@ -160,15 +170,16 @@ def laid_out(plan: Plan, step: int, arguments: argparse.Namespace) -> dict[str, 
 def ours(arguments: argparse.Namespace) -> Variant:
     mesh = make_mesh(-1, 1, 1)
     jax.set_mesh(mesh)
-    form = {"dtype": arguments.dtype, "param_dtype": arguments.dtype}
+    form = {"dtype": arguments.dtype, "param_dtype": kept_dtype(arguments)}
     form |= {"remat": arguments.remat, "attention": arguments.attention, "quantize": arguments.quantize}
     form |= {"scan_from": int(arguments.scan_layers)}
     model = ModelConfig(pretrained=arguments.folder, vocab_multiple=1, **form)
-    parts = build_model(model, LoraConfig(16, 32.0, 0.05, KERNELS), 0, LENGTH, arguments.vocab, mesh)
+    lora = LoraConfig(rank=0 if arguments.full else 16, dropout=0.05)
+    parts = build_model(model, lora, 0, arguments.length, arguments.vocab, mesh)
     decoder = parts.config
     optimizer, _ = make_optimizer(OptimSettings(), decoder.width, 1000)
-    step = make_step(parts, optimizer, dropout=0.05)
-    plan = planned(arguments, LAYOUTS[arguments.only])
+    step = make_step(parts, optimizer, dropout=lora.dropout)
+    plan = planned(arguments, LAYOUTS[arguments.only](arguments.length))
     batches = [put_batch(laid_out(plan, number, arguments), mesh) for number in range(len(plan))]
     held = [start_state(parts.trained, optimizer, mesh), 0]
 
@@ -199,16 +210,19 @@ def theirs(arguments: argparse.Namespace) -> Variant:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     attention = "eager" if "eager" in arguments.only else "sdpa"
-    kind = getattr(torch, arguments.dtype)
+    kind = getattr(torch, kept_dtype(arguments))
     model = transformers.AutoModelForCausalLM.from_pretrained(arguments.folder, dtype=kind, attn_implementation=attention)
-    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    model = peft.get_peft_model(model, peft.LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, target_modules=targets)).to(
-        device
+    if not arguments.full:
+        targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        model = peft.get_peft_model(model, peft.LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, target_modules=targets))
+    model = model.to(device)
+    computing = partial(
+        torch.autocast, device, getattr(torch, arguments.dtype), enabled=kept_dtype(arguments) != arguments.dtype
     )
     run = torch.compile(model) if "compiled" in arguments.only else model
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=1e-4, betas=(0.9, 0.99), weight_decay=1e-2)
-    plan = planned(arguments, LAYOUTS["padded"])
+    plan = planned(arguments, Layout(arguments.length))
 
     def batch(number: int) -> dict[str, torch.Tensor]:
         laid = laid_out(plan, number, arguments)
@@ -224,7 +238,9 @@ def theirs(arguments: argparse.Namespace) -> Variant:
 
     def take(batch: dict[str, torch.Tensor]) -> None:
         optimizer.zero_grad()
-        run(**batch, use_cache=False).loss.backward()
+        with computing():
+            loss = run(**batch, use_cache=False).loss
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
 
