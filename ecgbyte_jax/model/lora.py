@@ -29,7 +29,8 @@ class LowRankPath(nnx.Module):
         """Maps [..., n_in] to [..., n_out], without dropout where `key` is None."""
         if key is not None and self.dropout > 0:
             x = jnp.where(_draw_kept(key, self.dropout, x.shape), x * (1 / (1 - self.dropout)), 0)
-        return self.scale * _low_rank(x, self.a[...].astype(self.dtype), self.b[...].astype(self.dtype))
+        # The scale goes into the narrow factor: GPUs then add the product to the kernel's as they compute it.
+        return _low_rank(x, self.a[...].astype(self.dtype), (self.scale * self.b[...]).astype(self.dtype))
 
 
 @jax.custom_vjp
