@@ -5,6 +5,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ import torch
 import transformers
 
 from ecgbyte_jax.model.hf import load_pretrained
+from ecgbyte_jax.model.kernels.fused import kernel_for
 from ecgbyte_jax.run.console import peak_memory
 
 
@@ -42,7 +44,9 @@ def make_folder(folder: Path, layers: int, width: int, vocab: int, dtype: str, m
 
 def load_both(folder: Path, dtype: str) -> tuple:
     """(our model, PyTorch's model) with the same weights, both on the GPU where there is one."""
-    ours, _ = load_pretrained(folder, dtype=dtype, param_dtype=dtype)
+    ours, config = load_pretrained(folder, dtype=dtype, param_dtype=dtype)
+    kernel, _ = kernel_for(jax.default_backend(), config.head_dim, dtype)
+    ours.config = replace(config, attention_kernel=kernel)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
     return ours, theirs.to("cuda" if torch.cuda.is_available() else "cpu")
 

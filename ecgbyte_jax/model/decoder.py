@@ -18,8 +18,9 @@ from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.model.attention import Attention, Mix, Part, attend, causal_mask, count_positions, within
 from ecgbyte_jax.model.config import BATCH_AXES, KEPT, TENSOR_AXIS, DecoderConfig, DynamicScaling
 from ecgbyte_jax.model.delta_net import DeltaNet, State, empty_state
+from ecgbyte_jax.model.kernels.decode import decode_attention, decodes, padded
 from ecgbyte_jax.model.kernels.fused import fused_attention
-from ecgbyte_jax.model.layers import MLP, Linear, Norm, apply_norm, normal, soft_cap, split_key
+from ecgbyte_jax.model.layers import MLP, Linear, Norm, apply_norm, float32_product, normal, soft_cap, split_key
 from ecgbyte_jax.model.rope import Rope, example_lengths, layer_ropes, rope_chooser
 
 
@@ -44,13 +45,23 @@ class Cache:
 
     @classmethod
     def empty(cls, config: DecoderConfig, batch: int, length: int, past: Sequence["Cache"] = ()) -> "Cache":
-        """A cache with room for `length` tokens in each of `batch` rows, which follow those of `past`."""
+        """A cache with room for at least `length` tokens in each of `batch` rows, which follow those of `past`."""
+        length = padded(length) if config.attention_kernel == "flash" else length
         keys = jnp.zeros((batch, config.kv_heads, config.head_dim, length), config.dtype)
         values = jnp.zeros((batch, config.kv_heads, length, config.head_dim), config.dtype)
         there = jnp.zeros((batch, length), bool)
         keys, values = _split_heads(keys, config), _split_heads(values, config)
         count = len(config.attention_layers)
         return cls((keys,) * count, (values,) * count, there, there.astype(jnp.int32), _last_states(config, past, batch))
+
+    def widened(self, length: int) -> "Cache":
+        """The cache with room for `length` tokens, those that it has at the front."""
+
+        def widen(x: jax.Array, axis: int) -> jax.Array:
+            return jnp.pad(x, [(0, length - x.shape[axis] if at == axis else 0) for at in range(x.ndim)])
+
+        keys, values = (tuple(widen(x, axis) for x in layers) for layers, axis in ((self.keys, 3), (self.values, 2)))
+        return Cache(keys, values, widen(self.there, 1), widen(self.positions, 1), self.states)
 
     def put(self, tokens: "Cache", place: jax.Array) -> "Cache":
         """The cache with `tokens` written from index `place` on."""
@@ -215,11 +226,10 @@ class Decoder(nnx.Module):
         """Maps hidden states [B, T, D] to float32 logits [B, T, V], -inf for rows that are no token."""
         dtype = self.config.dtype
         kernel = self.embedding[...].T if self.head is None else self.head.kernel[...]  # [D, V]
-        logits = jnp.einsum("btd,dv->btv", hidden, kernel.astype(dtype), preferred_element_type=jnp.float32)
+        logits = float32_product(hidden, kernel.astype(dtype))
         new = self.new_rows if self.head is None else self.new_head_rows
         if new is not None:
-            new_logits = jnp.einsum("btd,vd->btv", hidden, new[...].astype(dtype), preferred_element_type=jnp.float32)
-            logits = jnp.concatenate([logits, new_logits], axis=-1)
+            logits = jnp.concatenate([logits, float32_product(hidden, new[...].T.astype(dtype))], axis=-1)
         logits = soft_cap(logits, self.config.logit_cap)
         if self.config.spare_rows:
             tokens = self.config.vocab_size - self.config.spare_rows
@@ -255,7 +265,14 @@ class Decoder(nnx.Module):
 
     def _attend_to(self, past: Sequence[Part], masks: Sequence[jax.Array]) -> Mix:
         """Attention to parts of the past and to the tokens' own, with a mask for each."""
-        return lambda q, k, v: attend(q, [*past, (k, v)], masks, self.config)
+
+        def mix(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            if q.shape[1] == 1 and past and decodes(self.config, len(q), [len(keys) for keys, _ in past]):
+                seen = [mask[:, 0, 0] for mask in masks]
+                return decode_attention(q, (k, v), [(*part, there) for part, there in zip(past, seen)], self.config)
+            return attend(q, [*past, (k, v)], masks, self.config)
+
+        return mix
 
     def _run_blocks(
         self, x: jax.Array, segment_ids: jax.Array, positions: jax.Array, dropout_key: jax.Array | None

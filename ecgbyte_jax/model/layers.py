@@ -4,6 +4,7 @@ Axes: D width, F MLP width.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +56,24 @@ class Linear(nnx.Module):
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype)
         return y if self.lora is None else y + self.lora(x, key)
+
+
+@jax.custom_vjp
+def float32_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Multiplies x [B, T, D] by kernel [D, V] in float32; the gradients come from products in the dtype of x, as in PyTorch."""
+    return jnp.einsum("btd,dv->btv", x, kernel, preferred_element_type=jnp.float32)
+
+
+def _float32_product_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return float32_product(x, kernel), (x, kernel)
+
+
+def _float32_product_backward(kept: tuple[jax.Array, jax.Array], y_bar: jax.Array) -> tuple[jax.Array, jax.Array]:
+    _, gradients = jax.vjp(partial(jnp.einsum, "btd,dv->btv"), *kept)
+    return gradients(y_bar.astype(kept[0].dtype))  # bfloat16: products of float32 take accelerators several times as long
+
+
+float32_product.defvjp(_float32_product_forward, _float32_product_backward)
 
 
 class Norm(nnx.Module):

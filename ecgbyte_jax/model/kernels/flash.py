@@ -18,9 +18,9 @@ from jax.experimental.pallas import triton
 
 from ecgbyte_jax.model.config import ATTENTION
 
-_UNSEEN = -1e30  # a score; the first key that is seen makes all weights of unseen ones 0
-_LOG2_E = math.log2(math.e)  # GPUs have a fast 2^x
-_TILE, _LEAST = 64, 16  # tokens of a tile; the least size of a product on tensor cores
+UNSEEN = -1e30  # a score; the first key that is seen makes all weights of unseen ones 0
+LOG2_E = math.log2(math.e)  # GPUs have a fast 2^x
+TILE, LEAST = 64, 16  # tokens of a tile; the least size of a product on tensor cores
 _TILE_BYTES = 2**14  # several tiles are in shared memory, of which the smallest GPUs have 100 KB
 
 
@@ -42,8 +42,8 @@ def flash_attention(
     of the scores, see `layers.soft_cap`. interpret: without a GPU, which is slow.
     """
     tokens, width = q.shape[1], q.shape[3]
-    padded_width = max(_LEAST, pl.next_power_of_2(width))
-    block = min(_TILE, max(_LEAST, pl.next_power_of_2(tokens)), max(_LEAST, _TILE_BYTES // (padded_width * q.dtype.itemsize)))
+    padded_width = max(LEAST, pl.next_power_of_2(width))
+    block = min(TILE, max(LEAST, pl.next_power_of_2(tokens)), max(LEAST, _TILE_BYTES // (padded_width * q.dtype.itemsize)))
     more, wider = -tokens % block, padded_width - width
     q = jnp.pad(q, ((0, 0), (0, more), (0, 0), (0, wider)))
     k = jnp.pad(k, ((0, 0), (0, 0), (0, wider), (0, more)))
@@ -162,13 +162,13 @@ def _forward_kernel(q_ref: Any, k_ref: Any, v_ref: Any, first_ref: Any, o_ref: A
         mixed, total, highest = so_far
         here = pl.ds(j * block, block)
         scores, _ = _scores(q, k_ref[:, here], how)
-        scores = jnp.where(_seen(queries, first[:, None], _row(j, block)), scores, _UNSEEN)
+        scores = jnp.where(_seen(queries, first[:, None], _row(j, block)), scores, UNSEEN)
         higher = jnp.maximum(highest, jnp.max(scores, axis=1))
         weights, kept = jnp.exp2(scores - higher[:, None]), jnp.exp2(highest - higher)
-        mixed = mixed * kept[:, None] + _dot(weights.astype(q.dtype), v_ref[here, :])
+        mixed = mixed * kept[:, None] + dot(weights.astype(q.dtype), v_ref[here, :])
         return mixed, total * kept + jnp.sum(weights, axis=1), higher
 
-    start = jnp.zeros(q.shape, jnp.float32), jnp.zeros(block, jnp.float32), jnp.full(block, _UNSEEN, jnp.float32)
+    start = jnp.zeros(q.shape, jnp.float32), jnp.zeros(block, jnp.float32), jnp.full(block, UNSEEN, jnp.float32)
     mixed, total, highest = jax.lax.fori_loop(jnp.min(first) // block, number + 1, add, start)
     o_ref[...] = (mixed / total[:, None]).astype(o_ref.dtype)
     sums_ref[...] = highest + jnp.log2(total)
@@ -186,7 +186,7 @@ def _query_gradient_kernel(
         k = k_ref[:, here]
         seen = _seen(queries, first[:, None], _row(j, block))
         _, slope = _weights_and_slopes(q, k, gradient, v_ref[here, :].T, sums[:, None], inner[:, None], seen, how)
-        return dq + _dot(slope.astype(q.dtype), k.T)
+        return dq + dot(slope.astype(q.dtype), k.T)
 
     dq = jax.lax.fori_loop(jnp.min(first) // block, number + 1, add, jnp.zeros(q.shape, jnp.float32))
     dq_ref[...] = dq.astype(dq_ref.dtype)
@@ -209,7 +209,7 @@ def _key_gradients_kernel(
         sums, inner = sums_ref[group, here], inner_ref[group, here]
         # With the keys as rows nothing that was computed here is transposed.
         weights, slope = _weights_and_slopes(k, q.T, v, gradient.T, sums[None, :], inner[None, :], seen, how)
-        return dk + _dot(slope.astype(q.dtype), q), dv + _dot(weights.astype(q.dtype), gradient)
+        return dk + dot(slope.astype(q.dtype), q), dv + dot(weights.astype(q.dtype), gradient)
 
     start = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
     dk, dv = jax.lax.fori_loop(0, groups * (end - number), add, start)
@@ -218,11 +218,11 @@ def _key_gradients_kernel(
 
 def _scores(left: jax.Array, right: jax.Array, how: Settings) -> tuple[jax.Array, jax.Array | float]:
     """The scores left @ right times log2(e), and their derivative by the scaled product."""
-    scores = how.scale * _dot(left, right)
+    scores = how.scale * dot(left, right)
     if not how.cap:
-        return scores * _LOG2_E, 1.0
+        return scores * LOG2_E, 1.0
     share = jnp.tanh(scores / how.cap)
-    return share * (how.cap * _LOG2_E), 1 - share**2
+    return share * (how.cap * LOG2_E), 1 - share**2
 
 
 def _weights_and_slopes(
@@ -236,7 +236,7 @@ def _weights_and_slopes(
     """
     scores, derivative = _scores(left, right, how)
     weights = jnp.where(seen, jnp.exp2(scores - sums), 0.0)
-    return weights, how.scale * derivative * weights * (_dot(left_gradient, right_gradient) - inner)
+    return weights, how.scale * derivative * weights * (dot(left_gradient, right_gradient) - inner)
 
 
 def _row(number: jax.Array, block: int) -> jax.Array:
@@ -249,6 +249,7 @@ def _seen(queries: jax.Array, first: jax.Array, keys: jax.Array) -> jax.Array:
     return (keys <= queries) & (keys >= first)
 
 
-def _dot(left: jax.Array, right: jax.Array) -> jax.Array:
+def dot(left: jax.Array, right: jax.Array) -> jax.Array:
+    """The product of two tiles, float32."""
     precision = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else None
     return jax.lax.dot(left, right, precision=precision, preferred_element_type=jnp.float32)
