@@ -1,9 +1,10 @@
 """What a server of a run takes: `python -m benchmarks.serve runs/demo` (several minutes; `--minutes=10` for the load test).
 
 It starts `main.py --stage=serve` in a process of its own, and measures as a client: the time from the upload of an ECG to its
-first answer, and to the next one about it; 32 clients at once, each with ECGs of its own, without and with clients that vanish
-or send half a request; and the server's memory over many requests. Tokens of all segments count. Batched evaluation is
-`evaluate.answers.Answerer` in this process, before the server runs.
+first answer, and to the next one about it; 32 clients at once, each with ECGs of its own, that ask about an ECG for long, or
+send another after every four questions, beside others that vanish or send half a request; and the server's memory over many
+requests. Tokens of all segments count. Batched evaluation is `evaluate.answers.Answerer` in this process, before the server
+runs; its ECGs have been cleaned and encoded, which a server does with every ECG that is sent.
 """
 
 import argparse
@@ -46,16 +47,19 @@ def main() -> None:
         first, following = zip(*(server.first_and_next(number) for number in range(5)))
         show("first answer, from the upload: median of 5", f"{np.median(first):.2f} s")
         show("next answer about the same ECG: median of 5", f"{np.median(following):.3f} s")
-        for what, disturb in (("", False), (", beside vanished and slow clients", True)):
-            load = server.load(arguments.clients, 60 * arguments.minutes, disturb)
+        for what, questions, disturb in (
+            (", 100 questions an ECG", 100, False),
+            (", 4 an ECG, beside vanished and slow ones", 4, True),
+        ):
+            load = server.load(arguments.clients, 60 * arguments.minutes, questions, disturb)
             show(f"{arguments.clients} clients{what}: answers, errors", f"{load.answers}, {load.errors}")
             show(f"{arguments.clients} clients{what}: tokens/s", f"{load.rate:.0f}")
             show("... as a share of batched evaluation's", f"{load.rate / batched:.2f} of {batched:.0f}")
             median, high = np.percentile(load.first, [50, 95])
             show("... first token, p50, p95", f"{median:.3f} s, {high:.3f} s, ratio {high / median:.1f}")
-        server.load(arguments.clients, float("inf"), False, arguments.requests // 5)  # until what is kept has its full size
+        server.load(arguments.clients, float("inf"), 4, most=arguments.requests // 5)  # until what is kept has its full size
         before = server.resident()
-        done = server.load(arguments.clients, float("inf"), False, arguments.requests)
+        done = server.load(arguments.clients, float("inf"), 4, most=arguments.requests)
         after = server.resident()
         show(f"memory before and after {done.answers} requests", f"{before:.0f} MB, {after:.0f} MB")
 
@@ -159,23 +163,23 @@ class Server:
         self.ask(connection, recording, 1)
         return between - start, time.perf_counter() - between
 
-    def load(self, clients: int, seconds: float, disturb: bool, most: int = sys.maxsize) -> Load:
-        """Clients that each send an ECG and ask four questions about it, again and again."""
+    def load(self, clients: int, seconds: float, questions: int, disturb: bool = False, most: int = sys.maxsize) -> Load:
+        """Clients that each send an ECG and ask so many questions about it, again and again."""
         load = Load()
 
         def work(client: int) -> None:
             connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
-            number = client
+            asked, recording = 0, ""
             while time.perf_counter() - load.start < seconds and load.answers < most:
-                recording = self.upload(connection, number)
-                for asked in range(4):
-                    first, status, tokens = self.ask(connection, recording, number + asked)
-                    with load.lock:
-                        load.first.append(first)
-                        load.answers += status == 200
-                        load.errors += status != 200
-                        load.tokens += tokens
-                number += clients
+                if asked % questions == 0:
+                    recording = self.upload(connection, client + asked // questions * clients)
+                first, status, tokens = self.ask(connection, recording, client + asked)
+                with load.lock:
+                    load.first.append(first)
+                    load.answers += status == 200
+                    load.errors += status != 200
+                    load.tokens += tokens
+                asked += 1
 
         def be_bad(client: int) -> None:
             connection = http.client.HTTPConnection("127.0.0.1", self.port)

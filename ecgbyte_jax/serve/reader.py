@@ -109,7 +109,7 @@ class _Process:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=os.environ | alone,
             start_new_session=True,
         )  # fmt: skip
-        self._ready = False
+        self._ready, self._received = False, bytearray()
 
     def ask(self, task: dict[str, Any], seconds: float) -> tuple[dict[str, Any], np.ndarray]:
         """What is read of a file in `seconds` at most; raises _EndedError."""
@@ -135,27 +135,30 @@ class _Process:
         self._process.stdout.close()
 
     def _line(self, until: float) -> bytes:
-        line = b""
-        while not line.endswith(b"\n"):
-            line += self._some(1, until)
-        return line
+        while (end := self._received.find(b"\n") + 1) == 0:
+            self._receive(until)
+        return self._taken(end)
 
     def _bytes(self, count: int, until: float) -> bytes:
-        parts = []
-        while count:
-            parts.append(self._some(count, until))
-            count -= len(parts[-1])
-        return b"".join(parts)
+        while len(self._received) < count:
+            self._receive(until)
+        return self._taken(count)
 
-    def _some(self, count: int, until: float) -> bytes:
-        """Up to `count` bytes, one at least."""
+    def _taken(self, count: int) -> bytes:
+        """The first bytes of what was received, which are no longer among it."""
+        taken = bytes(self._received[:count])
+        del self._received[:count]
+        return taken
+
+    def _receive(self, until: float) -> None:
+        """Waits for more of what the process writes."""
         pipe = self._process.stdout.fileno()
         if not select.select([pipe], [], [], max(until - time.monotonic(), 0))[0]:
             raise _EndedError("reading it takes too long; send a shorter recording")
-        data = os.read(pipe, min(count, 1 << 20))
+        data = os.read(pipe, 1 << 20)
         if not data:
             raise _EndedError("reading it takes too much memory or time, or it is damaged in a way that ends its reader")
-        return data
+        self._received += data
 
 
 @contextmanager

@@ -47,9 +47,9 @@ def serve(settings: Settings, workdir: Workdir) -> None:
     limits = settings.serve
     listener = _listen(limits.host, limits.port)
     with opened(settings, workdir) as server:
-        from ecgbyte_jax.serve.connection import drop_unread, patient_for
+        from ecgbyte_jax.serve.connection import patient_for, set_options
 
-        drop_unread(listener, limits.upload_seconds)
+        set_options(listener, limits.upload_seconds)
         config = uvicorn.Config(
             server.app(), http=patient_for(limits.upload_seconds), log_level="warning", access_log=False, server_header=False,
             date_header=False, lifespan="off", timeout_graceful_shutdown=round(limits.closing_seconds), proxy_headers=False,

@@ -44,12 +44,26 @@ class _Running:
     cache: Cache
 
 
+@dataclass(frozen=True, eq=False)
+class _Form:
+    """A model but for its weights, hashed by its identity: the hash of a graph takes longer than many a program."""
+
+    graphdef: nnx.GraphDef
+    tree: jax.tree_util.PyTreeDef
+
+    def model(self, weights: list[jax.Array]) -> Decoder:
+        """The model with these weights."""
+        return nnx.merge(self.graphdef, jax.tree.unflatten(self.tree, weights))
+
+
 class Slots:
     """B slots of one model. Its methods are called by one thread, in the context of the model's mesh."""
 
     def __init__(self, model: Decoder, count: int, longest: int, most: int, whole: bool):
         """longest: tokens of a prompt; most: N; whole: the ECGs of a prompt are read as one piece, for they are vectors."""
-        self._graphdef, self._state = nnx.split(unstack(model))
+        graphdef, state = nnx.split(unstack(model))
+        self._weights, tree = jax.tree.flatten(state)
+        self._form = _Form(graphdef, tree)
         self._places = max(sum(cut(first, whole)) + sum(cut(longest - first)) for first in range(longest + 1))
         self._longest, self._empty = longest, Read(Cache.empty(model.config, 1, self._places), 0)
         self._config, self._count, self._most = model.config, count, most
@@ -81,7 +95,7 @@ class Slots:
         ids, there = np.pad(ids, (padding, 0)), np.arange(padding + len(ids)) >= padding
         for size in sizes:
             piece = ids[None, :size], there[None, :size]
-            cache = _read(self._graphdef, self._state, cache, *piece, np.int32(column), np.int32([length]), signals)
+            cache = _read(self._form, self._weights, cache, *piece, np.int32(column), np.int32([length]), signals)
             ids, there, column = ids[size:], there[size:], column + size
         return Read(cache, column)
 
@@ -95,7 +109,7 @@ class Slots:
         running: bool [B], False where a slot is empty; lengths: int32 [B], of the complete prompts.
         """
         fed = last, running, lengths
-        self._running, token, log_prob = _step(self._graphdef, self._state, self._prompts, self._running, *fed)
+        self._running, token, log_prob = _step(self._form, self._weights, self._prompts, self._running, *fed)
         return np.asarray(token), np.asarray(log_prob)
 
 
@@ -116,8 +130,8 @@ def cut(count: int, whole: bool = False) -> tuple[int, ...]:
 
 @partial(jax.jit, static_argnums=0, compiler_options=_OPTIONS)
 def _read(
-    graphdef: nnx.GraphDef,
-    state: nnx.State,
+    form: _Form,
+    weights: list[jax.Array],
     row: Cache,
     ids: jax.Array,
     there: jax.Array,
@@ -126,8 +140,7 @@ def _read(
     signals: jax.Array | None,
 ) -> Cache:
     """The cache [1, P] with a piece [1, Q] of a prompt from a column on."""
-    model: Decoder = nnx.merge(graphdef, state)
-    return row.put(model.extend(ids, there, (row,), length, signals)[1], column)
+    return row.put(form.model(weights).extend(ids, there, (row,), length, signals)[1], column)
 
 
 @partial(jax.jit, donate_argnums=(0, 1))
@@ -143,15 +156,15 @@ def _fill(prompts: Cache, running: _Running, row: Cache, slot: jax.Array) -> tup
 
 @partial(jax.jit, static_argnums=0, donate_argnums=3, compiler_options=_OPTIONS)
 def _step(
-    graphdef: nnx.GraphDef,
-    state: nnx.State,
+    form: _Form,
+    weights: list[jax.Array],
     prompts: Cache,
     running: _Running,
     last: jax.Array,
     there: jax.Array,
     lengths: jax.Array,
 ) -> tuple[_Running, jax.Array, jax.Array]:
-    model: Decoder = nnx.merge(graphdef, state)
+    model = form.model(weights)
     hidden, fed = model.extend(last[:, None], there[:, None], (prompts, running.cache), lengths)
     logits = model.logits(hidden)[:, 0]  # [B, V]
     token = logits.argmax(axis=-1).astype(jnp.int32)

@@ -16,7 +16,7 @@ from ecgbyte_jax.model.sharding import make_mesh
 from ecgbyte_jax.run.workdir import Workdir
 from ecgbyte_jax.serve import engine, serve, store
 from ecgbyte_jax.serve.app import Server
-from ecgbyte_jax.serve.connection import drop_unread
+from ecgbyte_jax.serve.connection import set_options
 from ecgbyte_jax.serve.engine import Engine, Job, Row
 from ecgbyte_jax.serve.errors import ApiError
 from ecgbyte_jax.serve.guard import Guard
@@ -53,11 +53,18 @@ def test_a_client_that_takes_nothing_of_its_answer_is_dropped():
     if not hasattr(socket, "TCP_USER_TIMEOUT"):
         pytest.skip("this system has no such time")
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        drop_unread(listener, 0.3)
+        set_options(listener, 0.3)
         with socket.create_connection(listener.getsockname()), listener.accept()[0] as answering:
             answering.settimeout(30)
             with pytest.raises(OSError, match="Connection timed out"):
                 answering.sendall(bytes(50_000_000))
+
+
+def test_an_answer_does_not_wait_for_its_beginning_to_be_acknowledged():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        set_options(listener, 30.0)
+        with socket.create_connection(listener.getsockname()), listener.accept()[0] as answering:
+            assert answering.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_pairs_of_recordings_stay_within_the_bytes_of_recordings(monkeypatch):
