@@ -140,7 +140,8 @@ def progress(what: str, total: int, begun: int = 0) -> Iterator[Callable[..., No
     seconds and one at the end.
     """
     state = _Progress(what, total, begun, done=begun)
-    with _bar(state) if console.is_terminal else _log(state):
+    # A notebook asks for colours (FORCE_COLOR), by which rich takes its files for terminals.
+    with _bar(state) if console.is_terminal and console.file.isatty() else _log(state):
         try:
             yield state.report
         finally:

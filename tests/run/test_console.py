@@ -95,6 +95,14 @@ def test_without_a_terminal_a_line_comes_every_few_seconds_and_one_at_the_end(pr
     assert last.startswith("train: 1000 of 1000, ") and last.endswith("/s, took 0:00:00, loss 0.1")
 
 
+def test_a_notebook_that_asks_for_colours_gets_lines_and_no_bar(printed, monkeypatch):
+    monkeypatch.setattr(logbook.console, "_force_terminal", True)  # as FORCE_COLOR does
+    with logbook.progress("train", 2) as report:
+        report(2)
+    assert logbook.console.is_terminal and "\x1b" not in printed.getvalue()
+    assert printed.getvalue().startswith("train: 2 of 2, ")
+
+
 def test_without_log_lines_only_the_last_is_written(printed, monkeypatch):
     monkeypatch.setattr(logbook.console, "log_every", 0.0)
     with logbook.progress("train", 2) as report:
