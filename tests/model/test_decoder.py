@@ -13,6 +13,7 @@ from ecgbyte_jax.model import lora as lora_module
 from ecgbyte_jax.model.config import KERNELS, DecoderConfig, DynamicScaling, LongScaling
 from ecgbyte_jax.model.decoder import Decoder
 from ecgbyte_jax.model.generate import generate
+from ecgbyte_jax.model.layers import float32_product
 from ecgbyte_jax.model.lora import LoraConfig, LowRankPath, add_lora, kernels, merge_lora, unmerge_lora
 
 CONFIG = DecoderConfig(
@@ -33,6 +34,23 @@ def ids(rng) -> np.ndarray:
 def test_logits_are_float32_of_the_vocabulary(ids):
     logits = make(dtype="bfloat16", param_dtype="bfloat16")(ids)
     assert logits.shape == (3, 12, 50) and logits.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_head_s_gradients_are_products_in_the_model_s_dtype(rng, dtype):
+    x, kernel = (jnp.array(rng.normal(size=shape), dtype) for shape in ((2, 5, 24), (24, 50)))
+    weights = jnp.array(rng.normal(size=(2, 5, 50)), jnp.float32)
+
+    def weighted(x, kernel, product=float32_product):
+        return jnp.sum(weights * product(x, kernel))
+
+    dots = [line for line in str(jax.make_jaxpr(jax.grad(weighted, (0, 1)))(x, kernel)).splitlines() if "dot_general" in line]
+    found = jax.grad(weighted, (0, 1))(x, kernel)
+    exact = jax.grad(weighted, (0, 1))(*(operand.astype(jnp.float32) for operand in (x, kernel)), jnp.matmul)
+    for ours, right in zip(found, exact, strict=True):
+        assert ours.dtype == dtype
+        np.testing.assert_allclose(ours.astype(jnp.float32), right, rtol=0, atol=1e-5 if dtype == "float32" else 0.1)
+    assert all(f":{'f32' if dtype == 'float32' else 'bf16'}[" in line for line in dots[-2:])
 
 
 def test_a_token_sees_only_earlier_tokens(ids):
