@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from ecgbyte_jax.model import generate as generation
 from ecgbyte_jax.model.attention import attend
 from ecgbyte_jax.model.config import DecoderConfig
 from ecgbyte_jax.model.decoder import Decoder
@@ -66,7 +67,7 @@ def test_the_kernel_is_split_over_a_mesh(layout):
 
 def attention(dtype: str, config: DecoderConfig, fused: bool) -> np.ndarray:
     """Of one token of each of 4 rows to a part of 2 rows, one of 4, and itself."""
-    keys = iter(jax.random.split(jax.random.key(0), 8))
+    keys = iter(jax.random.split(jax.random.key(0), 9))
 
     def draw(*shape: int) -> jax.Array:
         return jax.random.normal(next(keys), shape).astype(jnp.bfloat16).astype(dtype)
@@ -97,11 +98,12 @@ def test_plain_attention_computes_what_the_kernel_cannot():
         assert decodes(FLASH, 4, [2]) and not decodes(FLASH, 4, [1]) and not decodes(FLASH, 3, [3])
 
 
-def test_a_model_with_the_kernel_runs_it_for_every_layer_and_copies_no_cache():
-    model, (ids, mask) = Decoder(FLASH, nnx.Rngs(0)), prompts(4, 70)
-    program = str(jax.make_jaxpr(lambda: generate(model, ids, mask, 20))())
-    loop = program[program.index("while[") :]
-    assert loop.count("pallas_call[") == FLASH.layers
-    room = padded(72 - 1), padded(20)  # 70 tokens, rounded up to 72; the last is fed with the new ones
-    assert all(f"[4,2,16,{places}]" in loop for places in room)
-    assert not any(f"[4,2,16,{places}] = pad" in loop for places in (71, 20, *room))
+def test_the_kernel_runs_once_for_every_layer_and_finds_no_cut_tile():
+    graphdef, state = nnx.split(Decoder(FLASH, nnx.Rngs(0)))
+    parts = [(jnp.zeros((4, 70), jnp.int32), jnp.ones((4, 70), bool))]
+    greedy, key = generation._Sampling(0.0, 0, 1.0), jax.random.key(0)
+    program = str(generation._generate.trace(graphdef, state, parts, None, key, 20, (), 0, greedy).jaxpr)
+    assert program.count("pallas_call[") == FLASH.layers
+    # The prompt's last token is fed with the new ones; the parts of the cache are widened once, and not for every token.
+    assert program.count(":f32[4,2,16,128] = pad[") == program.count(":f32[4,2,128,16] = pad[") == FLASH.layers
+    assert padded(69) == 128 and padded(20) == 64 and ":f32[4,2,16,64] = pad[" not in program

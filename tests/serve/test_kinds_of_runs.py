@@ -37,7 +37,7 @@ def conversations(folder: Path) -> ConfigDict:
     config.data.root, config.data.table = str(folder), str(folder / "table.jsonl")
     llama = tiny_llama.write_llama(folder / "llama", chat_tokenizer("chatml"), np.random.default_rng(0))
     config.model.pretrained, config.prompt.format, config.prompt.max_length = str(llama), "chat", 256
-    config.model.train_new_embeddings, config.lora.rank = True, 4
+    config.model.train_new_embeddings, config.lora.rank, config.train.epochs = True, 4, 1.0
     return config
 
 
@@ -81,7 +81,9 @@ def test_every_kind_of_run_answers_as_ask_does(make, tmp_path):
         with ThreadPoolExecutor(4) as pool:
             answers = [*pool.map(lambda pair: client.ask(*pair), pairs)]
         again = client.ask(*pairs[0])  # after what was read of its ECG
-        status, attention = client.post("/v1/attention", client.chat(*pairs[0]))
+        status, attention = client.post(
+            "/v1/attention", {"recordings": [ids[0]], "question": QUESTIONS[0], "answer": "yes", "segment": 0}
+        )
     found = [answer["choices"][0]["message"]["content"] for answer in answers]
     assert found == [text for answers in expected for text in answers]
     assert again["choices"][0]["message"]["content"] == found[0]
