@@ -121,7 +121,7 @@ class DecoderConfig:
     dtype: of the computation, param_dtype: of the stored weights. remat: "" (everything) or what of `KEPT` a block keeps for
     the backward pass. scan_layers: the blocks' parameters are stacked, and one compiled block runs over them; with `delta`
     there are blocks of two kinds, and ConfigError is raised. attention_kernel: "" or the fused kernel (see `kernels.fused`) by
-    which a row's tokens attend to each other where there is no cache.
+    which a row's tokens attend to each other where there is no cache; with "flash" one new token attends to a cache by one too.
     """
 
     vocab_size: int
@@ -230,7 +230,7 @@ class ModelConfig:
     )
     attention: str = setting(
         "auto",
-        'training: "auto": a fused kernel on GPUs and TPUs, which keeps no scores; "plain": as on CPUs',
+        '"auto": fused kernels on GPUs and TPUs, which keep no scores; "plain": as on CPUs',
         one_of("auto", "plain"),
     )
     quantize: str = setting(

@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding
 from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.model.config import LongScaling
 from ecgbyte_jax.model.decoder import Cache, Decoder, unstack
-from ecgbyte_jax.model.kernels.decode import padded
+from ecgbyte_jax.model.kernels.decode import decodes, padded
 
 # For GPUs, XLA joins products that share an operand, and would copy the weights and the cache for that, for every token.
 _OPTIONS = {"xla_gpu_dot_merger_threshold_mb": 0}
@@ -311,7 +311,7 @@ def _generate(
     for ids, mask in [*shared, (input_ids[:, :-1], there[:, :-1])]:
         if ids.shape[1]:
             past += (_prefill(model, ids, mask, past, lengths.reshape(len(ids), -1)[:, 0], None if past else signals),)
-    if model.config.attention_kernel == "flash":  # which would copy parts of other lengths for every token
+    if decodes(model.config, rows, [len(part.there) for part in past]):  # by a kernel, for which other lengths are copied
         past = tuple(part.widened(padded(part.there.shape[1])) for part in past)
     start = _Decoding(
         step=jnp.int32(0),

@@ -47,8 +47,9 @@ def generated(config: DecoderConfig, shared: bool, layout: tuple[int, ...] = ())
         {"windows": (20, 0), "attention_cap": 5.0, "query_scale": 0.2},
         pytest.param({"kv_heads": 4, "head_dim": 32}, marks=pytest.mark.slow),
         pytest.param({"kv_heads": 1}, marks=pytest.mark.slow),
+        pytest.param({"heads": 2, "kv_heads": 1, "head_dim": 256}, marks=pytest.mark.slow),
     ],
-    ids=["grouped", "window and cap", "a key head a head", "one key head"],
+    ids=["grouped", "window and cap", "a key head a head", "one key head", "wide heads"],
 )
 def test_the_kernel_generates_what_plain_attention_does(changes, shared):
     plain, fused = (generated(replace(config, **changes), shared) for config in (CONFIG, FLASH))

@@ -16,7 +16,7 @@ from jax.experimental.pallas import triton
 from jax.sharding import PartitionSpec
 
 from ecgbyte_jax.model.config import BATCH_AXES, TENSOR_AXIS, DecoderConfig
-from ecgbyte_jax.model.kernels.flash import LEAST, LOG2_E, TILE, UNSEEN, dot
+from ecgbyte_jax.model.kernels.flash import LEAST, LOG2_E, TILE, TILE_BYTES, UNSEEN, dot
 from ecgbyte_jax.model.kernels.fused import platform
 
 Part = tuple[jax.Array, jax.Array, jax.Array]  # keys [P, K, C, S], values [P, K, S, C], bool [B, S]: what each row sees
@@ -33,7 +33,7 @@ def decodes(config: DecoderConfig, batch: int, rows: Sequence[int]) -> bool:
 
 
 def padded(tokens: int) -> int:
-    """So many places of a cache have no tile that is cut."""
+    """The length rounded up to whole tiles."""
     return -(-tokens // TILE) * TILE
 
 
@@ -89,6 +89,7 @@ def _attend(q: jax.Array, *arrays: jax.Array, config: DecoderConfig) -> jax.Arra
 def _kernel(q_ref: Any, own_key_ref: Any, own_value_ref: Any, *refs: Any, scale: float, cap: float) -> None:
     *parts, mixed_ref = refs
     q = q_ref[...]
+    tile = min(TILE, max(LEAST, TILE_BYTES // (q.shape[1] * q.dtype.itemsize)))
 
     def scored(products: jax.Array) -> jax.Array:
         """Scores times log2(e), as GPUs have a fast 2^x."""
@@ -97,7 +98,7 @@ def _kernel(q_ref: Any, own_key_ref: Any, own_value_ref: Any, *refs: Any, scale:
 
     def add(j: jax.Array, so_far: tuple[jax.Array, ...], *, keys: Any, values: Any, seen: Any) -> tuple[jax.Array, ...]:
         mixed, total, highest = so_far
-        here = pl.ds(j * TILE, TILE)
+        here = pl.ds(j * tile, tile)
         scores = jnp.where(seen[here][None, :], scored(dot(q, keys[:, here])), UNSEEN)
         higher = jnp.maximum(highest, jnp.max(scores, axis=1))
         weights, kept = jnp.exp2(scores - higher[:, None]), jnp.exp2(highest - higher)
@@ -109,6 +110,6 @@ def _kernel(q_ref: Any, own_key_ref: Any, own_value_ref: Any, *refs: Any, scale:
     so_far = own_value, jnp.ones(q.shape[0], jnp.float32), scored(own)
     for keys, values, seen in zip(parts[::3], parts[1::3], parts[2::3]):
         step = partial(add, keys=keys, values=values, seen=seen)
-        so_far = jax.lax.fori_loop(0, seen.shape[0] // TILE, step, so_far)
+        so_far = jax.lax.fori_loop(0, seen.shape[0] // tile, step, so_far)
     mixed, total, _ = so_far
     mixed_ref[...] = (mixed / total[:, None]).astype(mixed_ref.dtype)
