@@ -41,8 +41,8 @@ def patient_for(seconds: float) -> type[asyncio.Protocol]:
 def set_options(listener: socket.socket, seconds: float) -> None:
     """Closes the connections of this listener whose client has taken nothing of its answer in this time, where systems can.
 
-    Answers are sent as they are written: asyncio sees to that only for sockets that name their protocol, and else the end of
-    an answer waits 40 ms for the client's system to acknowledge its beginning (Nagle's algorithm).
+    Answers are sent as they are written: asyncio sees to that only for sockets that name their protocol, and otherwise the
+    end of an answer waits 40 ms for the client's system to acknowledge its beginning (Nagle's algorithm).
     """
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):

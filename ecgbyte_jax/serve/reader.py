@@ -109,7 +109,7 @@ class _Process:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=os.environ | alone,
             start_new_session=True,
         )  # fmt: skip
-        self._ready, self._received = False, bytearray()
+        self._ready, self._received, self._most = False, bytearray(), megabytes * 1_000_000
 
     def ask(self, task: dict[str, Any], seconds: float) -> tuple[dict[str, Any], np.ndarray]:
         """What is read of a file in `seconds` at most; raises _EndedError."""
@@ -151,12 +151,12 @@ class _Process:
         return taken
 
     def _receive(self, until: float) -> None:
-        """Waits for more of what the process writes."""
+        """Waits for more of what the process writes; a line or an answer that never ends runs out of time or of room."""
         pipe = self._process.stdout.fileno()
         if not select.select([pipe], [], [], max(until - time.monotonic(), 0))[0]:
             raise _EndedError("reading it takes too long; send a shorter recording")
         data = os.read(pipe, 1 << 20)
-        if not data:
+        if not data or time.monotonic() > until or len(self._received) > self._most:
             raise _EndedError("reading it takes too much memory or time, or it is damaged in a way that ends its reader")
         self._received += data
 
