@@ -20,7 +20,7 @@ from ecgbyte_jax.model.hf import load_pretrained
 def main() -> None:
     arguments = model_parser(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as name:
-        make_folder(Path(name), arguments.layers, arguments.width, arguments.vocab, arguments.dtype)
+        make_folder(Path(name), arguments.layers, arguments.width, arguments.vocab, arguments.dtype, arguments.mlp)
         ours, theirs = load_both(Path(name), arguments.dtype)
         scanned, _ = load_pretrained(name, dtype=arguments.dtype, param_dtype=arguments.dtype, scan_layers=True)
     print(f"{machine()}; {arguments.layers} layers x {arguments.width}, {arguments.dtype}, {arguments.prompt} tokens per row\n")

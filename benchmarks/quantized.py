@@ -40,7 +40,7 @@ def main() -> None:
     works = []
     for dtype, kind in FORMS:
         with tempfile.TemporaryDirectory() as folder:
-            make_folder(Path(folder), arguments.layers, arguments.width, arguments.vocab, dtype)
+            make_folder(Path(folder), arguments.layers, arguments.width, arguments.vocab, dtype, arguments.mlp)
             form = {"dtype": dtype, "quantize": kind, "only": "padded", "rows": rows}
             form |= {"scan_layers": True, "remat": "", "attention": "auto", "length": LENGTH, "full": False}
             works.append(ours(Namespace(folder=folder, examples=arguments.examples, vocab=arguments.vocab, **form)))

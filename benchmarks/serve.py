@@ -1,8 +1,8 @@
 """What a server of a run takes: `python -m benchmarks.serve runs/demo` (several minutes; `--minutes=10` for the load test).
 
 It starts `main.py --stage=serve` in a process of its own, and measures as a client: the time from the upload of an ECG to its
-first answer, and to the next one about it; 32 clients at once, each with ECGs of its own, that ask about an ECG for long, or
-send another after every four questions, beside others that vanish or send half a request; and the server's memory over many
+first answer, and to the next one about it; 32 clients at once, each with ECGs of its own, that ask about one ECG many times,
+or send another after every four questions, beside others that vanish or send half a request; and the server's memory over many
 requests. Tokens of all segments count. Batched evaluation is `evaluate.answers.Answerer` in this process, before the server
 runs; its ECGs have been cleaned and encoded, which a server does with every ECG that is sent.
 """
@@ -164,7 +164,7 @@ class Server:
         return between - start, time.perf_counter() - between
 
     def load(self, clients: int, seconds: float, questions: int, disturb: bool = False, most: int = sys.maxsize) -> Load:
-        """Clients that each send an ECG and ask so many questions about it, again and again."""
+        """Clients that each send an ECG and ask `questions` questions about it, again and again."""
         load = Load()
 
         def work(client: int) -> None:

@@ -3,7 +3,7 @@
 All have the same random weights, LoRA of rank 16 on all kernels, optimizer, and examples as long as 2 s ECGs with question and
 answer. Each line is measured in a process of its own. With `--layers=16 --width=2048 --mlp=8192 --vocab=128256
 --dtype=bfloat16 --batch 2 8 --examples=96` the model has Llama-3.2-1B's shape, for a GPU. `--full` trains all weights instead,
-kept in float32 and computed with in `--dtype`.
+kept in float32, with computation in `--dtype`.
 """
 
 import argparse
@@ -90,7 +90,7 @@ def parse() -> argparse.Namespace:
     parser = model_parser(__doc__)
     parser.set_defaults(batch=[2])
     parser.add_argument("--examples", type=int, default=24)
-    parser.add_argument("--length", type=int, default=1024, help="tokens of a row at most")
+    parser.add_argument("--length", type=int, default=1024, help="most tokens of a row")
     parser.add_argument("--full", action="store_true", help="train all weights, without LoRA")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), help="of this project's rows")
