@@ -5,6 +5,7 @@ A generated token's attention is short, and launching kernels is most of its tim
 Axes: B batch, P rows of a part of the cache, S its tokens, H query heads, K key/value heads, G = H / K, C head width.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -15,9 +16,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jax.sharding import PartitionSpec
 
-from ecgbyte_jax.model.config import BATCH_AXES, TENSOR_AXIS, DecoderConfig
-from ecgbyte_jax.model.kernels.flash import LEAST, LOG2_E, TILE, TILE_BYTES, UNSEEN, dot
-from ecgbyte_jax.model.kernels.fused import platform
+from ecgbyte_jax.model.config import DecoderConfig
+from ecgbyte_jax.model.kernels.flash import LEAST, LOG2_E, TILE, UNSEEN, dot, tile_of
+from ecgbyte_jax.model.kernels.fused import mesh_axes, platform
 
 Part = tuple[jax.Array, jax.Array, jax.Array]  # keys [P, K, C, S], values [P, K, S, C], bool [B, S]: what each row sees
 
@@ -25,9 +26,7 @@ Part = tuple[jax.Array, jax.Array, jax.Array]  # keys [P, K, C, S], values [P, K
 def decodes(config: DecoderConfig, batch: int, rows: Sequence[int]) -> bool:
     """Whether the kernel attends for B rows to parts with these numbers of rows, on the current mesh."""
     mesh = jax.sharding.get_abstract_mesh()
-    parts = 1
-    for axis in BATCH_AXES:
-        parts *= mesh.shape.get(axis, 1)
+    parts = math.prod(mesh.shape[axis] for axis in mesh_axes(config)[0])
     fits = config.head_dim >= LEAST and pl.next_power_of_2(config.head_dim) == config.head_dim
     return config.attention_kernel == "flash" and fits and not any(count % parts for count in (batch, *rows))
 
@@ -50,13 +49,10 @@ def decode_attention(q: jax.Array, own: tuple[jax.Array, jax.Array], parts: Sequ
         more = padded(seen.shape[1]) - seen.shape[1]
         arrays += [jnp.pad(keys, [(0, 0)] * 3 + [(0, more)]), jnp.pad(values, [(0, 0)] * 2 + [(0, more), (0, 0)])]
         arrays.append(jnp.pad(seen, [(0, 0), (0, more)]))
-    mesh = jax.sharding.get_abstract_mesh()
-    rows = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)
-    attend = partial(_attend, config=config)
-    if rows:
-        splits = TENSOR_AXIS in mesh.axis_names and config.kv_heads % mesh.shape[TENSOR_AXIS] == 0
-        by_head = PartitionSpec(rows, TENSOR_AXIS if splits else None)
-        specs = tuple(by_head if array.ndim > 2 else PartitionSpec(rows) for array in arrays)
+    (on_rows, on_heads), attend = mesh_axes(config), partial(_attend, config=config)
+    if on_rows:
+        by_head = PartitionSpec(on_rows, on_heads)
+        specs = tuple(by_head if array.ndim > 2 else PartitionSpec(on_rows) for array in arrays)
         attend = jax.shard_map(attend, in_specs=specs, out_specs=by_head, check_vma=False)
     return attend(*arrays).reshape(b, 1, h, c)
 
@@ -89,7 +85,7 @@ def _attend(q: jax.Array, *arrays: jax.Array, config: DecoderConfig) -> jax.Arra
 def _kernel(q_ref: Any, own_key_ref: Any, own_value_ref: Any, *refs: Any, scale: float, cap: float) -> None:
     *parts, mixed_ref = refs
     q = q_ref[...]
-    tile = min(TILE, max(LEAST, TILE_BYTES // (q.shape[1] * q.dtype.itemsize)))
+    tile = tile_of(q.shape[1], q.dtype)
 
     def scored(products: jax.Array) -> jax.Array:
         """Scores times log2(e), as GPUs have a fast 2^x."""

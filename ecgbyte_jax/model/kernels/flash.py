@@ -21,7 +21,7 @@ from ecgbyte_jax.model.config import ATTENTION
 UNSEEN = -1e30  # a score; the first key that is seen makes all weights of unseen ones 0
 LOG2_E = math.log2(math.e)  # GPUs have a fast 2^x
 TILE, LEAST = 64, 16  # tokens of a tile; the least size of a product on tensor cores
-TILE_BYTES = 2**14  # several tiles are in shared memory, of which the smallest GPUs have 100 KB
+_TILE_BYTES = 2**14  # several tiles are in shared memory, of which the smallest GPUs have 100 KB
 
 
 class Settings(NamedTuple):
@@ -43,7 +43,7 @@ def flash_attention(
     """
     tokens, width = q.shape[1], q.shape[3]
     padded_width = max(LEAST, pl.next_power_of_2(width))
-    block = min(TILE, max(LEAST, pl.next_power_of_2(tokens)), max(LEAST, TILE_BYTES // (padded_width * q.dtype.itemsize)))
+    block = min(tile_of(padded_width, q.dtype), max(LEAST, pl.next_power_of_2(tokens)))
     more, wider = -tokens % block, padded_width - width
     q = jnp.pad(q, ((0, 0), (0, more), (0, 0), (0, wider)))
     k = jnp.pad(k, ((0, 0), (0, 0), (0, wider), (0, more)))
@@ -51,6 +51,11 @@ def flash_attention(
     own = jnp.broadcast_to(jnp.arange(tokens, tokens + more, dtype=jnp.int32), (len(q), more))
     mixed = _flash(q, k, v, jnp.concatenate([first, own], axis=1), Settings(scale, cap, block, interpret))
     return mixed[:, :tokens, :, :width]
+
+
+def tile_of(width: int, dtype: Any) -> int:
+    """The tokens of a tile of keys or values of this width, which divide `TILE`."""
+    return min(TILE, max(LEAST, _TILE_BYTES // (width * jnp.dtype(dtype).itemsize)))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -118,7 +123,7 @@ _flash.defvjp(_residuals, _backward)
 
 def _call(kernel: Callable, how: Settings, grid: tuple[int, ...], inputs: list, outputs: list, shapes: list) -> Callable:
     """The kernel over a grid; warps and stages were the fastest of nine choices for heads of 64 on an H100."""
-    narrow = inputs[0].block_shape[-1] * how.block * shapes[0].dtype.itemsize <= TILE_BYTES // 2
+    narrow = inputs[0].block_shape[-1] * how.block * shapes[0].dtype.itemsize <= _TILE_BYTES // 2
     warps, stages = (4, 3) if narrow else (8, 2)
     return pl.pallas_call(
         partial(kernel, how=how),

@@ -36,16 +36,20 @@ def fused_attention(
     segment_ids: int32 [B, T], the example's number, 0 on padding; an example's tokens are consecutive. window: int32 [], how
     far back a query sees, 0: no limit. Each device computes its own rows and heads.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    rows = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)
-    attend = partial(_attend, config=config)
+    (rows, heads), attend = mesh_axes(config), partial(_attend, config=config)
     if not rows:
         return attend(q, k, v, segment_ids, window)
-    parts = mesh.shape[TENSOR_AXIS] if TENSOR_AXIS in mesh.axis_names else 1
-    heads = TENSOR_AXIS if config.kv_heads % parts == 0 else None
     by_token, by_head = PartitionSpec(rows, None, heads), PartitionSpec(rows, heads)
     specs = (by_token, by_head, by_head, PartitionSpec(rows), PartitionSpec())
     return jax.shard_map(attend, in_specs=specs, out_specs=by_token, check_vma=False)(q, k, v, segment_ids, window)
+
+
+def mesh_axes(config: DecoderConfig) -> tuple[tuple[str, ...], str | None]:
+    """The axes of the current mesh that rows, and key heads, are split over; none outside a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    rows = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)
+    splits = TENSOR_AXIS in mesh.axis_names and config.kv_heads % mesh.shape[TENSOR_AXIS] == 0
+    return rows, TENSOR_AXIS if splits else None
 
 
 def _attend(
