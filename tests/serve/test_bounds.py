@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import socket
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ import pytest
 from ecgbyte_jax.errors import ConfigError, SettingsError
 from ecgbyte_jax.model.sharding import make_mesh
 from ecgbyte_jax.run.workdir import Workdir
-from ecgbyte_jax.serve import engine, serve, store
+from ecgbyte_jax.serve import engine, reader, serve, store
 from ecgbyte_jax.serve.app import Server
 from ecgbyte_jax.serve.connection import set_options
 from ecgbyte_jax.serve.engine import Engine, Job, Row
@@ -65,6 +66,42 @@ def test_an_answer_does_not_wait_for_its_beginning_to_be_acknowledged():
         set_options(listener, 30.0)
         with socket.create_connection(listener.getsockname()), listener.accept()[0] as answering:
             assert answering.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def started(monkeypatch, tmp_path, code: str) -> reader._Process:
+    """A reader's process that runs this code instead, with room for 1 MB."""
+    program = tmp_path / "program"
+    program.write_text(f"#!{sys.executable}\n{code}")
+    program.chmod(0o755)
+    monkeypatch.setattr(reader.sys, "executable", str(program))
+    return reader._Process(1)
+
+
+def test_what_a_reader_writes_in_pieces_is_put_together(monkeypatch, tmp_path):
+    code = """
+import struct, sys, time
+answer = b'ready\\n' + b'{"shape": [1, 1, 2]}\\n' + struct.pack('<2d', 1.5, 2.5) + b'{"error": "none"}\\n'
+for place in range(0, len(answer), 5):
+    sys.stdout.buffer.write(answer[place : place + 5])
+    sys.stdout.buffer.flush()
+    time.sleep(0.005)
+sys.stdin.read()
+"""
+    process = started(monkeypatch, tmp_path, code)
+    about, segments = process.ask({}, 30.0)
+    assert about == {"shape": [1, 1, 2]} and segments.tolist() == [[[1.5, 2.5]]]
+    assert process.ask({}, 30.0)[0] == {"error": "none"}
+    process.kill()
+
+
+@pytest.mark.parametrize("piece", [1 << 16, 1])
+def test_a_reader_that_never_ends_a_line_is_given_up(monkeypatch, tmp_path, piece):
+    code = f"import sys\nprint('ready', flush=True)\nwhile True: sys.stdout.buffer.write(bytes({piece})); sys.stdout.flush()"
+    process, start = started(monkeypatch, tmp_path, code), time.monotonic()
+    with pytest.raises(reader._EndedError, match="takes too"):
+        process.ask({}, 60.0 if piece > 1 else 1.0)
+    assert time.monotonic() - start < 50 and len(process._received) <= 2_100_000
+    process.kill()
 
 
 def test_pairs_of_recordings_stay_within_the_bytes_of_recordings(monkeypatch):
