@@ -19,7 +19,7 @@ from ecgbyte_jax.model.attention import Attention, Mix, Part, attend, causal_mas
 from ecgbyte_jax.model.config import BATCH_AXES, KEPT, TENSOR_AXIS, DecoderConfig, DynamicScaling
 from ecgbyte_jax.model.delta_net import DeltaNet, State, empty_state
 from ecgbyte_jax.model.kernels.decode import decode_attention, decodes, padded
-from ecgbyte_jax.model.kernels.fused import fused_attention
+from ecgbyte_jax.model.kernels.fused import fused_attention, splits
 from ecgbyte_jax.model.layers import MLP, Linear, Norm, apply_norm, float32_product, normal, soft_cap, split_key
 from ecgbyte_jax.model.rope import Rope, example_lengths, layer_ropes, rope_chooser
 
@@ -194,6 +194,7 @@ class Decoder(nnx.Module):
         if lengths is None:
             lengths = before[:, 0] + jnp.sum(there, axis=1)
         x, ropes = self._enter(input_ids, positions, signals), layer_ropes(self.config, positions, lengths[:, None])
+        fused = bool(self.config.attention_kernel) and not past and splits(self.config, (b,))
         past_states, keys, values, states = iter(_last_states(self.config, past, b)), [], [], []
         for block, rope, window in zip(self.layers(), ropes, self.config.layer_windows):
             if block.attention is None:
@@ -205,8 +206,11 @@ class Decoder(nnx.Module):
                 if self.config.windows
                 else masks
             )
-            parts = [(part.keys[len(keys)], part.values[len(keys)]) for part in past]
-            x, (k, v) = block(x, (rope, self._attend_to(parts, near)), None)
+            if fused:
+                mix = self._attend_fused(segment_ids, jnp.int32(window))
+            else:
+                mix = self._attend_to([(part.keys[len(keys)], part.values[len(keys)]) for part in past], near)
+            x, (k, v) = block(x, (rope, mix), None)
             keys.append(_split_heads(k, self.config))
             values.append(_split_heads(v, self.config))
         return self.norm(x), Cache(tuple(keys), tuple(values), there, positions, tuple(states))
@@ -263,6 +267,10 @@ class Decoder(nnx.Module):
         numbers = jnp.maximum(jnp.cumsum(here, axis=1) - 1, 0)
         return jnp.where(here[..., None], jnp.take_along_axis(vectors, numbers[..., None], axis=1), x)
 
+    def _attend_fused(self, segment_ids: jax.Array, window: jax.Array) -> Mix:
+        """Attention to the tokens' own keys by the platform's kernel; segment_ids int32 [B, T], window int32 []."""
+        return partial(fused_attention, segment_ids=segment_ids, window=window, config=self.config)
+
     def _attend_to(self, past: Sequence[Part], masks: Sequence[jax.Array]) -> Mix:
         """Attention to parts of the past and to the tokens' own, with a mask for each."""
 
@@ -285,7 +293,7 @@ class Decoder(nnx.Module):
             if block.attention is None:
                 return block(x, (segment_ids, None), key)[0]
             if config.attention_kernel:
-                mix = partial(fused_attention, segment_ids=segment_ids, window=window, config=config)
+                mix = self._attend_fused(segment_ids, window)
             else:
                 mix = self._attend_to([], [within(mask, positions, positions, window) if config.windows else mask])
             return block(x, (rope, mix), key)[0]

@@ -20,6 +20,7 @@ from ecgbyte_jax.errors import ConfigError
 from ecgbyte_jax.model.config import LongScaling
 from ecgbyte_jax.model.decoder import Cache, Decoder, unstack
 from ecgbyte_jax.model.kernels.decode import decodes, padded
+from ecgbyte_jax.model.kernels.fused import platform
 
 # For GPUs, XLA joins products that share an operand, and would copy the weights and the cache for that, for every token.
 _OPTIONS = {"xla_gpu_dot_merger_threshold_mb": 0}
@@ -374,7 +375,7 @@ def _prefill(
 
     On a single CPU device a large batch is split into parts that run in parallel and fit the CPU's caches: a quarter faster.
     """
-    lone = jax.default_backend() == "cpu" and jax.device_count() == 1 and not past
+    lone = platform() == "cpu" and jax.device_count() == 1 and not past
     pieces = max((n for n in (1, 2, 4) if lone and len(ids) % n == 0 and ids.size >= n * _PIECE), default=1)
     shown = [None] * pieces if signals is None else jnp.split(signals, pieces)
     split = zip(*(jnp.split(rows, pieces) for rows in (ids, there, lengths)), shown)

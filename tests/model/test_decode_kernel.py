@@ -1,4 +1,4 @@
-"""The kernel that attends from one token to a cache, interpreted, beside plain attention."""
+"""The kernels of generation, interpreted, beside plain attention: for the prompt, and from one token to a cache."""
 
 from dataclasses import replace
 
@@ -99,12 +99,20 @@ def test_plain_attention_computes_what_the_kernel_cannot():
         assert decodes(FLASH, 4, [2]) and not decodes(FLASH, 4, [1]) and not decodes(FLASH, 3, [3])
 
 
-def test_the_kernel_runs_once_for_every_layer_and_finds_no_cut_tile():
+@pytest.mark.parametrize("shared", [False, True], ids=["alone", "shared prefixes"])
+@pytest.mark.parametrize("changes", [{}, {"windows": (20, 0), "attention_cap": 5.0}], ids=["grouped", "window and cap"])
+def test_prompts_through_tpus_kernel_are_continued_as_through_plain_attention(changes, shared):
+    plain, fused = (generated(replace(CONFIG, attention_kernel=kernel, **changes), shared) for kernel in ("", "splash"))
+    np.testing.assert_array_equal(fused[0], plain[0])
+    np.testing.assert_allclose(fused[1], plain[1], atol=1e-5)
+
+
+def test_one_kernel_a_layer_runs_for_the_prompt_and_for_a_token_and_finds_no_cut_tile():
     graphdef, state = nnx.split(Decoder(FLASH, nnx.Rngs(0)))
     parts = [(jnp.zeros((4, 70), jnp.int32), jnp.ones((4, 70), bool))]
     greedy, key = generation._Sampling(0.0, 0, 1.0), jax.random.key(0)
     program = str(generation._generate.trace(graphdef, state, parts, None, key, 20, (), 0, greedy).jaxpr)
-    assert program.count("pallas_call[") == FLASH.layers
+    assert program.count("pallas_call[") == 2 * FLASH.layers
     # The prompt's last token is fed with the new ones; the parts of the cache are widened once, and not for every token.
     assert program.count(":f32[4,2,16,128] = pad[") == program.count(":f32[4,2,128,16] = pad[") == FLASH.layers
     assert padded(69) == 128

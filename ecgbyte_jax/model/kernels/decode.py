@@ -5,7 +5,6 @@ A generated token's attention is short, and launching kernels is most of its tim
 Axes: B batch, P rows of a part of the cache, S its tokens, H query heads, K key/value heads, G = H / K, C head width.
 """
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -18,17 +17,15 @@ from jax.sharding import PartitionSpec
 
 from ecgbyte_jax.model.config import DecoderConfig
 from ecgbyte_jax.model.kernels.flash import LEAST, LOG2_E, TILE, UNSEEN, dot, tile_of
-from ecgbyte_jax.model.kernels.fused import mesh_axes, platform
+from ecgbyte_jax.model.kernels.fused import mesh_axes, platform, splits
 
 Part = tuple[jax.Array, jax.Array, jax.Array]  # keys [P, K, C, S], values [P, K, S, C], bool [B, S]: what each row sees
 
 
 def decodes(config: DecoderConfig, batch: int, rows: Sequence[int]) -> bool:
     """Whether the kernel attends for B rows to parts with these numbers of rows, on the current mesh."""
-    mesh = jax.sharding.get_abstract_mesh()
-    parts = math.prod(mesh.shape[axis] for axis in mesh_axes(config)[0])
     fits = config.head_dim >= LEAST and pl.next_power_of_2(config.head_dim) == config.head_dim
-    return config.attention_kernel == "flash" and fits and not any(count % parts for count in (batch, *rows))
+    return config.attention_kernel == "flash" and fits and splits(config, (batch, *rows))
 
 
 def padded(tokens: int) -> int:

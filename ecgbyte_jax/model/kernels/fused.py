@@ -3,6 +3,8 @@
 Axes: B batch, T tokens, H query heads, K key/value heads, C head width.
 """
 
+import math
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -50,6 +52,13 @@ def mesh_axes(config: DecoderConfig) -> tuple[tuple[str, ...], str | None]:
     rows = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)
     splits = TENSOR_AXIS in mesh.axis_names and config.kv_heads % mesh.shape[TENSOR_AXIS] == 0
     return rows, TENSOR_AXIS if splits else None
+
+
+def splits(config: DecoderConfig, rows: Sequence[int]) -> bool:
+    """Whether the current mesh splits arrays of these numbers of rows evenly, as a kernel that runs on each device needs."""
+    mesh = jax.sharding.get_abstract_mesh()
+    parts = math.prod(mesh.shape[axis] for axis in mesh_axes(config)[0])
+    return not any(count % parts for count in rows)
 
 
 def _attend(
