@@ -180,13 +180,13 @@ class Decoder(nnx.Module):
     ) -> tuple[jax.Array, Cache]:
         """The last hidden states [B, T, D] of ids [B, T] that follow the tokens of `past`, and the cache of these ids.
 
-        there: bool [B, T], False on padding. The parts of the past follow one another, each with its own padding; a part has B
-        rows, or P rows each shared by B / P consecutive ones. lengths: int32 [B], see `layer_ropes`; by default those so far.
-        signals: see `embed`.
+        there: bool [B, T], False on padding, which is at a row's ends. The parts of the past follow one another, each with its
+        own padding; a part has B rows, or P rows each shared by B / P consecutive ones. lengths: int32 [B], see `layer_ropes`;
+        by default those so far. signals: see `embed`.
         """
         (b, t), segment_ids = input_ids.shape, there.astype(jnp.int32)
         past_there = [jnp.repeat(part.there, b // len(part.there), axis=0) for part in past]  # [B, S]
-        before = sum((jnp.sum(part, axis=1, keepdims=True) for part in past_there), jnp.int32(0))
+        before = sum((jnp.sum(part, axis=1, keepdims=True) for part in past_there), jnp.zeros((b, 1), jnp.int32))
         positions = before + count_positions(segment_ids)  # [B, T]
         masks = [jnp.broadcast_to(part[:, None, None], (b, 1, t, part.shape[1])) for part in past_there]
         masks.append(causal_mask(segment_ids))
@@ -201,14 +201,12 @@ class Decoder(nnx.Module):
                 x, state = block(x, (segment_ids, next(past_states)), None)
                 states.append(state)
                 continue
-            near = (
-                [within(mask, positions, at, window) for mask, at in zip(masks, key_positions)]
-                if self.config.windows
-                else masks
-            )
             if fused:
-                mix = self._attend_fused(segment_ids, jnp.int32(window))
+                mix = self._attend_fused(segment_ids, window)
             else:
+                near = masks
+                if self.config.windows:
+                    near = [within(mask, positions, at, window) for mask, at in zip(masks, key_positions)]
                 mix = self._attend_to([(part.keys[len(keys)], part.values[len(keys)]) for part in past], near)
             x, (k, v) = block(x, (rope, mix), None)
             keys.append(_split_heads(k, self.config))
@@ -267,8 +265,8 @@ class Decoder(nnx.Module):
         numbers = jnp.maximum(jnp.cumsum(here, axis=1) - 1, 0)
         return jnp.where(here[..., None], jnp.take_along_axis(vectors, numbers[..., None], axis=1), x)
 
-    def _attend_fused(self, segment_ids: jax.Array, window: jax.Array) -> Mix:
-        """Attention to the tokens' own keys by the platform's kernel; segment_ids int32 [B, T], window int32 []."""
+    def _attend_fused(self, segment_ids: jax.Array, window: jax.Array | int) -> Mix:
+        """Attention to the tokens' own keys by the platform's kernel; segment_ids int32 [B, T], window a number or int32 []."""
         return partial(fused_attention, segment_ids=segment_ids, window=window, config=self.config)
 
     def _attend_to(self, past: Sequence[Part], masks: Sequence[jax.Array]) -> Mix:

@@ -71,6 +71,12 @@ def test_padding_on_the_left_changes_nothing(ids, tied):
     np.testing.assert_allclose(model(padded, mask)[:, 5:], model(ids), atol=1e-5)
 
 
+def test_tokens_without_a_past_extend_to_the_states_of_the_whole_sequence(ids):
+    model, there = make(), np.ones(ids.shape, bool)
+    there[1, :4] = False
+    np.testing.assert_allclose(model.extend(ids, there)[0][there], model.hidden(ids, there)[there], atol=1e-6)
+
+
 def test_given_positions_are_used(ids):
     model = make()
     np.testing.assert_array_equal(model(ids, None, np.tile(np.arange(12), (3, 1))), model(ids))

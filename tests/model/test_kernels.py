@@ -98,6 +98,31 @@ def test_a_token_s_first_seen_place_follows_examples_padding_and_window():
     assert first_seen(ids, jnp.int32(2)).tolist() == [[0, 1, 2, 2, 3, 5, 5, 7]]
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(("tensor", "kv_heads"), [(4, 1), (4, 2), (2, 4)])
+def test_each_device_attends_for_its_own_heads_alone(kernel, tensor, kv_heads):
+    """Also where there are fewer key heads than devices."""
+    config = replace(CONFIG, kv_heads=kv_heads, attention_kernel=kernel)
+    q, ids = jnp.ones((1, 20, 4, 16)), jnp.ones((1, 20), jnp.int32)
+    with jax.set_mesh(make_mesh(1, 1, tensor, jax.devices()[:tensor])):
+        k, v = jnp.ones((1, kv_heads, 16, 20)), jnp.ones((1, kv_heads, 20, 16))
+        program = jax.make_jaxpr(lambda *inputs: fused_attention(*inputs, ids, 0, config))(q, k, v)
+    (mapped,) = (equation for equation in program.eqns if equation.primitive.name == "shard_map")
+    shapes = {variable.aval.shape for variable in mapped.params["jaxpr"].invars}
+    heads, key_heads = 4 // tensor, max(kv_heads // tensor, 1)
+    assert shapes >= {(1, 20, heads, 16), (1, key_heads, 16, 20), (1, key_heads, 20, 16)}
+
+
+def test_a_known_window_leaves_one_kernel_of_those_for_several_windows():
+    config = replace(CONFIG, windows=(6, 0), attention_kernel="splash")
+    q, k, v, ids = jnp.ones((1, 20, 4, 16)), jnp.ones((1, 2, 16, 20)), jnp.ones((1, 2, 20, 16)), jnp.ones((1, 20), jnp.int32)
+    traced, known = (
+        str(jax.make_jaxpr(lambda *inputs, window=window: fused_attention(*inputs, ids, window, config))(q, k, v))
+        for window in (jnp.int32(6), 6)
+    )
+    assert [program.count("pallas_call[") for program in (traced, known)] == [2, 1]
+
+
 def test_each_platform_has_its_kernel_or_a_reason():
     assert kernel_for("cuda", 64, "bfloat16") == ("flash", "") == kernel_for("gpu", 256, "float32")
     assert kernel_for("tpu", 64, "bfloat16") == ("splash", "")

@@ -5,6 +5,7 @@ Axes: B batch, T tokens, H query heads, K key/value heads, C head width.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -31,13 +32,17 @@ def kernel_for(platform: str, head_dim: int, dtype: str) -> tuple[str, str]:
 
 
 def fused_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, window: jax.Array, config: DecoderConfig
+    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, window: jax.Array | int, config: DecoderConfig
 ) -> jax.Array:
     """Attends from q [B, T, H, C] to k [B, K, C, T] and v [B, K, T, C] of the same tokens -> [B, T, H, C].
 
-    segment_ids: int32 [B, T], the example's number, 0 on padding; an example's tokens are consecutive. window: int32 [], how
-    far back a query sees, 0: no limit. Each device computes its own rows and heads.
+    segment_ids: int32 [B, T], the example's number, 0 on padding; an example's tokens are consecutive. window: int32 [] or a
+    number, how far back a query sees, 0: no limit. Each device computes its own rows and heads.
     """
+    if isinstance(window, int):  # no kernels for the other layers' windows, to choose from on the device
+        window, config = jnp.int32(window), replace(config, windows=(window,) * config.layers)
+    config, copies = _with_split_heads(config)
+    k, v = (jnp.repeat(part, copies, axis=1) if copies > 1 else part for part in (k, v))
     (rows, heads), attend = mesh_axes(config), partial(_attend, config=config)
     if not rows:
         return attend(q, k, v, segment_ids, window)
@@ -52,6 +57,16 @@ def mesh_axes(config: DecoderConfig) -> tuple[tuple[str, ...], str | None]:
     rows = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)
     splits = TENSOR_AXIS in mesh.axis_names and config.kv_heads % mesh.shape[TENSOR_AXIS] == 0
     return rows, TENSOR_AXIS if splits else None
+
+
+def _with_split_heads(config: DecoderConfig) -> tuple[DecoderConfig, int]:
+    """The config with so many copies of each key head that the mesh splits them as the query heads, and this number."""
+    mesh = jax.sharding.get_abstract_mesh()
+    devices = mesh.shape.get(TENSOR_AXIS, 1)
+    copies = devices // math.gcd(devices, config.kv_heads)
+    if config.heads % (config.kv_heads * copies):
+        return config, 1
+    return replace(config, kv_heads=config.kv_heads * copies), copies
 
 
 def splits(config: DecoderConfig, rows: Sequence[int]) -> bool:
