@@ -100,7 +100,11 @@ def test_plain_attention_computes_what_the_kernel_cannot():
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["alone", "shared prefixes"])
-@pytest.mark.parametrize("changes", [{}, {"windows": (20, 0), "attention_cap": 5.0}], ids=["grouped", "window and cap"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, pytest.param({"windows": (20, 0), "attention_cap": 5.0}, marks=pytest.mark.slow)],
+    ids=["grouped", "window and cap"],
+)
 def test_prompts_through_tpus_kernel_are_continued_as_through_plain_attention(changes, shared):
     plain, fused = (generated(replace(CONFIG, attention_kernel=kernel, **changes), shared) for kernel in ("", "splash"))
     np.testing.assert_array_equal(fused[0], plain[0])
