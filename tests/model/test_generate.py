@@ -152,6 +152,20 @@ def test_a_prefill_in_pieces_changes_nothing(model, rng, monkeypatch):
     np.testing.assert_allclose(log_probs, at_once[1], atol=1e-5)
 
 
+@pytest.mark.parametrize(("platform", "rows"), [("cpu", 1), ("cuda", 4)])
+def test_a_prefill_is_in_pieces_on_the_cpu_alone_also_where_one_compiles_for_a_gpu(model, monkeypatch, platform, rows):
+    shapes, extend = [], Decoder.extend
+    monkeypatch.setattr(Decoder, "extend", lambda self, ids, *rest: shapes.append(ids.shape) or extend(self, ids, *rest))
+    monkeypatch.setattr(module, "_PIECE", 39)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)  # of the host that compiles
+    monkeypatch.setattr(module, "platform", lambda: platform)
+    parts = [(jnp.zeros((4, 40), jnp.int32), jnp.ones((4, 40), bool))]
+    key, greedy = jax.random.key(0), module._Sampling(0.0, 0, 1.0)
+    module._generate.clear_cache()
+    module._generate.trace(*nnx.split(model), parts, None, key, 2, (), 0, greedy)
+    assert shapes[0] == (rows, 39)
+
+
 def test_shared_prefixes_count_towards_the_model_s_positions(model):
     shared = left_padded([[1] * 60, [2] * 10], 64)
     generate(model, *left_padded([[3] * 5, [3] * 15], 16), 15, shared=shared)
