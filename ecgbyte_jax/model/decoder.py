@@ -19,7 +19,7 @@ from ecgbyte_jax.model.attention import Attention, Mix, Part, attend, causal_mas
 from ecgbyte_jax.model.config import BATCH_AXES, KEPT, TENSOR_AXIS, DecoderConfig, DynamicScaling
 from ecgbyte_jax.model.delta_net import DeltaNet, State, empty_state
 from ecgbyte_jax.model.kernels.decode import decode_attention, decodes, padded
-from ecgbyte_jax.model.kernels.fused import fused_attention, splits
+from ecgbyte_jax.model.kernels.fused import fused_attention, splits_rows
 from ecgbyte_jax.model.layers import MLP, Linear, Norm, apply_norm, float32_product, normal, soft_cap, split_key
 from ecgbyte_jax.model.rope import Rope, example_lengths, layer_ropes, rope_chooser
 
@@ -194,7 +194,7 @@ class Decoder(nnx.Module):
         if lengths is None:
             lengths = before[:, 0] + jnp.sum(there, axis=1)
         x, ropes = self._enter(input_ids, positions, signals), layer_ropes(self.config, positions, lengths[:, None])
-        fused = bool(self.config.attention_kernel) and not past and splits(self.config, (b,))
+        fused = bool(self.config.attention_kernel) and not past and splits_rows(b)
         past_states, keys, values, states = iter(_last_states(self.config, past, b)), [], [], []
         for block, rope, window in zip(self.layers(), ropes, self.config.layer_windows):
             if block.attention is None:

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 
 from ecgbyte_jax.model.config import DecoderConfig
 from ecgbyte_jax.model.kernels.flash import LEAST, LOG2_E, TILE, UNSEEN, dot, tile_of
-from ecgbyte_jax.model.kernels.fused import mesh_axes, platform, splits
+from ecgbyte_jax.model.kernels.fused import mesh_axes, platform, splits_rows
 
 Part = tuple[jax.Array, jax.Array, jax.Array]  # keys [P, K, C, S], values [P, K, S, C], bool [B, S]: what each row sees
 
@@ -25,7 +25,7 @@ Part = tuple[jax.Array, jax.Array, jax.Array]  # keys [P, K, C, S], values [P, K
 def decodes(config: DecoderConfig, batch: int, rows: Sequence[int]) -> bool:
     """Whether the kernel attends for B rows to parts with these numbers of rows, on the current mesh."""
     fits = config.head_dim >= LEAST and pl.next_power_of_2(config.head_dim) == config.head_dim
-    return config.attention_kernel == "flash" and fits and splits(config, (batch, *rows))
+    return config.attention_kernel == "flash" and fits and splits_rows(batch, *rows)
 
 
 def padded(tokens: int) -> int:

@@ -4,7 +4,6 @@ Axes: B batch, T tokens, H query heads, K key/value heads, C head width.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -41,8 +40,10 @@ def fused_attention(
     """
     if isinstance(window, int):  # no kernels for the other layers' windows, to choose from on the device
         window, config = jnp.int32(window), replace(config, windows=(window,) * config.layers)
-    config, copies = _with_split_heads(config)
-    k, v = (jnp.repeat(part, copies, axis=1) if copies > 1 else part for part in (k, v))
+    copies = _key_copies(config)
+    if copies > 1:
+        config = replace(config, kv_heads=copies * config.kv_heads)
+        k, v = (jnp.repeat(part, copies, axis=1) for part in (k, v))
     (rows, heads), attend = mesh_axes(config), partial(_attend, config=config)
     if not rows:
         return attend(q, k, v, segment_ids, window)
@@ -59,21 +60,18 @@ def mesh_axes(config: DecoderConfig) -> tuple[tuple[str, ...], str | None]:
     return rows, TENSOR_AXIS if splits else None
 
 
-def _with_split_heads(config: DecoderConfig) -> tuple[DecoderConfig, int]:
-    """The config with so many copies of each key head that the mesh splits them as the query heads, and this number."""
-    mesh = jax.sharding.get_abstract_mesh()
-    devices = mesh.shape.get(TENSOR_AXIS, 1)
+def _key_copies(config: DecoderConfig) -> int:
+    """How often each key head is needed, so that the current mesh splits the key heads as it does the query heads."""
+    devices = jax.sharding.get_abstract_mesh().shape.get(TENSOR_AXIS, 1)
     copies = devices // math.gcd(devices, config.kv_heads)
-    if config.heads % (config.kv_heads * copies):
-        return config, 1
-    return replace(config, kv_heads=config.kv_heads * copies), copies
+    return 1 if config.heads % (config.kv_heads * copies) else copies
 
 
-def splits(config: DecoderConfig, rows: Sequence[int]) -> bool:
+def splits_rows(*counts: int) -> bool:
     """Whether the current mesh splits arrays of these numbers of rows evenly, as a kernel that runs on each device needs."""
-    mesh = jax.sharding.get_abstract_mesh()
-    parts = math.prod(mesh.shape[axis] for axis in mesh_axes(config)[0])
-    return not any(count % parts for count in rows)
+    shape = jax.sharding.get_abstract_mesh().shape
+    parts = math.prod(shape.get(axis, 1) for axis in BATCH_AXES)
+    return not any(count % parts for count in counts)
 
 
 def _attend(
